@@ -1,0 +1,1 @@
+//! Limosa: live flows move between sites without stopping.

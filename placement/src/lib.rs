@@ -1,0 +1,1 @@
+//! Delay model, solver, and the replicated placement state machine.

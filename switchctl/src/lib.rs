@@ -1,0 +1,1 @@
+//! Rules of a site, OpenFlow, and the embedded switch.

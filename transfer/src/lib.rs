@@ -1,0 +1,1 @@
+//! Record codec, move protocol, and QUIC between nodes.
