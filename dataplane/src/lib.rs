@@ -1,1 +1,3 @@
-//! The worker.
+//! The worker: network functions, flow table, packet I/O.
+
+pub mod control;

@@ -4,6 +4,7 @@ mod id;
 pub mod nat;
 mod prefix;
 mod record;
+pub mod steer;
 pub mod trie;
 
 pub use id::{Epoch, Micros, MoveId, ServiceId, ServiceIdError, SiteId, WorkerId};

@@ -1,0 +1,478 @@
+//! What the site's agent and a worker say to one another over a Unix stream socket.
+//!
+//! Each message is a little-endian `u32` length and that many bytes of postcard. Both processes are of one
+//! version: the first message of each side is `Hello`, and another [`VERSION`] ends the connection with an
+//! error that names both. The worker keeps all state of its groups and moves when the agent goes away; an
+//! agent that comes (back) asks for [`Request::Status`] and goes on from there. Every request may be
+//! repeated: the worker answers as if it had been the first time.
+
+use std::net::IpAddr;
+
+use flow::nat::NatSpec;
+use flow::{Batch, Epoch, GroupId, MoveId, Prefix, ServiceId, SiteId, Token, WorkerId};
+use serde::{Deserialize, Serialize};
+
+/// Version of this vocabulary.
+pub const VERSION: u32 = 1;
+
+/// Longest message, in bytes. A longer one ends the connection.
+pub const MESSAGE_LEN_MAX: usize = 4 << 20;
+
+/// Most records in one [`Event::Records`] or [`Request::Install`].
+pub const BATCH_LEN_MAX: usize = 4096;
+
+/// Whether packets of one flow may pass one another during a move.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Ordering {
+    /// The target holds packets until it has everything the source changed.
+    #[default]
+    Strict,
+    /// The target serves at once from its shadow; what both counted is joined afterwards.
+    Relaxed,
+}
+
+/// A service as a worker needs it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServiceSpec {
+    /// Its number.
+    pub service: ServiceId,
+    /// What it does.
+    pub function: Function,
+    /// Idle timeouts.
+    pub timeouts: Timeouts,
+}
+
+/// The network function of a service.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Function {
+    /// NAT44 with deterministic blocks.
+    Nat44(NatSpec),
+}
+
+/// Idle timeouts in seconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Timeouts {
+    /// UDP. At least 120; 300 recommended (RFC 4787, REQ-5).
+    pub udp_s: u32,
+    /// TCP established. At least 7,440 (RFC 5382, REQ-5).
+    pub tcp_established_s: u32,
+    /// TCP half-open or closing. At least 240 (RFC 5382, REQ-5).
+    pub tcp_transitory_s: u32,
+    /// ICMP echo. At least 60 (RFC 5508, REQ-2).
+    pub icmp_s: u32,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Self { udp_s: 300, tcp_established_s: 7_440, tcp_transitory_s: 240, icmp_s: 60 }
+    }
+}
+
+/// From the agent to the worker.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Request {
+    /// First message. Answered by [`Event::Hello`].
+    Hello {
+        /// [`VERSION`] of the agent.
+        version: u32,
+        /// The site of both.
+        site: SiteId,
+    },
+    /// Adds services or replaces their timeouts. A change of a service's addresses is refused while the
+    /// worker has groups of it.
+    Services(Vec<ServiceSpec>),
+    /// Answered by [`Event::Status`].
+    Status,
+    /// Answered by [`Event::Stats`]; loads and delays are those since the last one.
+    Stats,
+    /// Owns a group from now on, with whatever flows are here already. For the first placement of a group,
+    /// and for taking it back. Refused for a smaller epoch than the group had.
+    Serve {
+        /// The group.
+        group: GroupId,
+        /// The epoch to serve under.
+        epoch: Epoch,
+    },
+    /// Source: exports every flow of the group while serving it, then reports the round's end. What changes
+    /// from now on is dirty. Sent again, it starts afresh.
+    CopyStart {
+        /// The group.
+        group: GroupId,
+        /// The move.
+        move_id: MoveId,
+    },
+    /// Source: exports what is dirty, then reports the round's end.
+    CopyRound {
+        /// The group.
+        group: GroupId,
+        /// The move.
+        move_id: MoveId,
+    },
+    /// Source: the flip is committed. When markers of all awaited ingresses are in (early ones count), or
+    /// `bound_us` has passed since this request, stops serving, sends the cut along the data path, exports
+    /// the last changes and [`Event::Cut`]; from then on it relays. If the group is cut already: exports
+    /// everything and the same token once more.
+    Arm {
+        /// The group.
+        group: GroupId,
+        /// The move.
+        move_id: MoveId,
+        /// The epoch of the new owner.
+        epoch: Epoch,
+        /// Where to relay to; the own site for a move between its workers.
+        target: SiteId,
+        /// Ingress sites whose markers must come.
+        awaited: Vec<SiteId>,
+        /// Longest wait for them, in microseconds.
+        bound_us: u64,
+    },
+    /// Source: the move is off. Answered by [`Event::Disarmed`], which says whether the cut had happened.
+    /// If not, the group is served on and can no longer be cut for this move.
+    Disarm {
+        /// The group.
+        group: GroupId,
+        /// The move.
+        move_id: MoveId,
+    },
+    /// Source: the target serves. Frees the flows and relays for `relay_us` more, then forgets the group.
+    Forget {
+        /// The group.
+        group: GroupId,
+        /// The move.
+        move_id: MoveId,
+        /// The epoch of the new owner.
+        epoch: Epoch,
+        /// Where to relay to.
+        target: SiteId,
+        /// How long, in microseconds.
+        relay_us: u64,
+    },
+    /// Target: reserves room and holds packets of the group from now on (relaxed: see
+    /// [`Request::Open`]). Answered by [`Event::Prepared`] or [`Event::Refused`]. Sent again for the same
+    /// move, it empties the shadow and keeps what is held.
+    Prepare {
+        /// The group.
+        group: GroupId,
+        /// The move.
+        move_id: MoveId,
+        /// The epoch to serve under later.
+        epoch: Epoch,
+        /// The present owner's site, to relay to if the move is given up.
+        source: SiteId,
+        /// Flows to make room for.
+        flows: u64,
+        /// Strict or relaxed.
+        ordering: Ordering,
+    },
+    /// Target, relaxed only: the flip is committed; serve from the shadow at once.
+    Open {
+        /// The group.
+        group: GroupId,
+        /// The move.
+        move_id: MoveId,
+    },
+    /// Target: puts records into the shadow. Answered by [`Event::Installed`] when done.
+    Install {
+        /// The group.
+        group: GroupId,
+        /// The move.
+        move_id: MoveId,
+        /// Returned in the answer.
+        sequence: u64,
+        /// At most [`BATCH_LEN_MAX`].
+        batch: Batch,
+    },
+    /// Target: everything is installed. If flows and digest match the token, and the cut has come along the
+    /// data path or `cut_bound_us` has passed, serves what is held and then directly:
+    /// [`Event::Joined`]. If they do not match: [`Event::Mismatch`], and nothing has changed.
+    Join {
+        /// The group.
+        group: GroupId,
+        /// The move.
+        move_id: MoveId,
+        /// The source's token.
+        token: Token,
+        /// Longest wait for the cut, in microseconds.
+        cut_bound_us: u64,
+    },
+    /// Target: the source is dead and the log says so; serve the shadow as it is. [`Event::Joined`].
+    TakeOver {
+        /// The group.
+        group: GroupId,
+        /// The move.
+        move_id: MoveId,
+    },
+    /// Target: the move is off. Forgets the shadow, relays what is held to the source and relays on for
+    /// `relay_us`. Answered by [`Event::Abandoned`], which says whether it was too late.
+    Abandon {
+        /// The group.
+        group: GroupId,
+        /// The move.
+        move_id: MoveId,
+        /// How long to relay on, in microseconds.
+        relay_us: u64,
+    },
+}
+
+/// From the worker to the agent.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Event {
+    /// First message.
+    Hello {
+        /// [`VERSION`] of the worker.
+        version: u32,
+        /// Its number.
+        worker: WorkerId,
+        /// Flows it has room for.
+        capacity: u64,
+        /// Changes with every start of the process: an agent that sees another value knows that all is lost.
+        boot: u64,
+    },
+    /// All groups and services of the worker.
+    Status {
+        /// Services it knows.
+        services: Vec<ServiceId>,
+        /// Every group it has anything of, in order.
+        groups: Vec<GroupStatus>,
+    },
+    /// Counters, loads, delays.
+    Stats(Box<Stats>),
+    /// Source: a part of an export.
+    Records {
+        /// The group.
+        group: GroupId,
+        /// The move.
+        move_id: MoveId,
+        /// Rounds are counted from 0, the full copy.
+        round: u32,
+        /// At most [`BATCH_LEN_MAX`].
+        batch: Batch,
+    },
+    /// Source: the round's last record was sent.
+    RoundEnd {
+        /// The group.
+        group: GroupId,
+        /// The move.
+        move_id: MoveId,
+        /// The round.
+        round: u32,
+        /// Flows that became dirty meanwhile.
+        dirty: u64,
+        /// Flows of the group.
+        flows: u64,
+    },
+    /// Source: stopped serving; all changes were sent before this.
+    Cut {
+        /// The group.
+        group: GroupId,
+        /// The move.
+        move_id: MoveId,
+        /// The proof of completeness.
+        token: Token,
+        /// Ingresses whose marker had not come when the bound passed; empty when all had.
+        missing: Vec<SiteId>,
+    },
+    /// Source: answer to [`Request::Disarm`].
+    Disarmed {
+        /// The group.
+        group: GroupId,
+        /// The move.
+        move_id: MoveId,
+        /// The group had been cut: the target may serve, and the source relays on.
+        cut: bool,
+    },
+    /// Target: room is reserved and packets are held.
+    Prepared {
+        /// The group.
+        group: GroupId,
+        /// The move.
+        move_id: MoveId,
+    },
+    /// A request was refused; nothing has changed.
+    Refused {
+        /// The group.
+        group: GroupId,
+        /// The move, if it was about one.
+        move_id: Option<MoveId>,
+        /// Why, for people: names the field, the value and what would be right.
+        reason: String,
+    },
+    /// Target: the batch is in the shadow.
+    Installed {
+        /// The group.
+        group: GroupId,
+        /// The move.
+        move_id: MoveId,
+        /// As in the request.
+        sequence: u64,
+    },
+    /// Target: serves directly.
+    Joined {
+        /// The group.
+        group: GroupId,
+        /// The move.
+        move_id: MoveId,
+        /// Flows it serves.
+        flows: u64,
+        /// Packets that were held.
+        held: u64,
+        /// Longest time that one was held, in microseconds.
+        hold_us_max: u64,
+        /// The hold buffer was full and opened early.
+        opened_early: bool,
+    },
+    /// Target: the shadow differs from the token.
+    Mismatch {
+        /// The group.
+        group: GroupId,
+        /// The move.
+        move_id: MoveId,
+        /// What the shadow is.
+        have: Token,
+    },
+    /// Target: answer to [`Request::Abandon`].
+    Abandoned {
+        /// The group.
+        group: GroupId,
+        /// The move.
+        move_id: MoveId,
+        /// It had joined already and serves on.
+        joined: bool,
+    },
+    /// The services were taken over.
+    ServicesSet,
+    /// The group is served (answer to [`Request::Serve`]).
+    Serving {
+        /// The group.
+        group: GroupId,
+        /// The epoch.
+        epoch: Epoch,
+    },
+    /// The group is gone: the relay time after `Forget` or `Abandon` is over.
+    Gone {
+        /// The group.
+        group: GroupId,
+        /// The move.
+        move_id: MoveId,
+    },
+}
+
+/// One group of a worker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct GroupStatus {
+    /// The group.
+    pub group: GroupId,
+    /// The epoch it is served under, or will be.
+    pub epoch: Epoch,
+    /// The move in hand.
+    pub move_id: Option<MoveId>,
+    /// What the worker does with it.
+    pub phase: Phase,
+    /// Flows here.
+    pub flows: u64,
+}
+
+/// What a worker does with a group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Phase {
+    /// Serves it; no copy is in hand.
+    Serving,
+    /// Serves it and tracks changes for a copy.
+    Copying,
+    /// Serves it and waits for markers.
+    Draining,
+    /// Has given the token away, keeps the flows, relays.
+    Relaying,
+    /// Has forgotten the flows, relays.
+    Tombstone,
+    /// Holds packets, fills the shadow.
+    Shadow,
+    /// Relaxed: serves the shadow, expects the last changes.
+    Open,
+}
+
+/// Counters and what was seen on the way.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Stats {
+    /// Since the process started.
+    pub counters: Counters,
+    /// Per group with traffic or flows.
+    pub groups: Vec<GroupLoad>,
+    /// Round trips seen in TCP handshakes.
+    pub round_trips: Vec<RoundTrip>,
+    /// Share of time not spent idle since the last report, 0 to 1.
+    pub busy: f64,
+}
+
+/// Packets by fate, since the start of the process. Names are those of the metrics.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "each is a count of packets, or of flows, that its name says")]
+pub struct Counters {
+    pub received: u64,
+    pub sent: u64,
+    pub translated_out: u64,
+    pub translated_in: u64,
+    pub hairpinned: u64,
+    pub relayed: u64,
+    pub held: u64,
+    pub hold_opened_early: u64,
+    pub markers: u64,
+    pub dropped_malformed: u64,
+    pub dropped_no_group: u64,
+    pub dropped_no_mapping: u64,
+    pub dropped_port_block_exhausted: u64,
+    pub dropped_table_full: u64,
+    pub dropped_unsupported: u64,
+    pub dropped_ttl: u64,
+    pub dropped_bad_checksum: u64,
+    pub dropped_tx_full: u64,
+    pub icmp_sent: u64,
+    pub flows: u64,
+    pub flows_created: u64,
+    pub flows_expired: u64,
+    pub flows_exported: u64,
+    pub flows_imported: u64,
+}
+
+/// Load of one group since the last report.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct GroupLoad {
+    /// The group.
+    pub group: GroupId,
+    /// Flows now.
+    pub flows: u64,
+    /// Packets, both directions.
+    pub packets: u64,
+    /// IP bytes, both directions.
+    pub bytes: u64,
+    /// Packets from clients by the site where they came in.
+    pub inside_ingress: Vec<(SiteId, u64)>,
+    /// Packets from the world by the site where they came in.
+    pub outside_ingress: Vec<(SiteId, u64)>,
+}
+
+/// Handshake round trips of one prefix since the last report. The remote side runs from the worker to the
+/// server and back (SYN to SYN-ACK), the client side from the worker to the client and back (SYN-ACK to
+/// ACK). Handshakes with a retransmitted SYN or SYN-ACK are left out (Karn's rule).
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RoundTrip {
+    /// Clients: the group's prefix. Servers: the /24 or /48.
+    pub prefix: Prefix,
+    /// Which side.
+    pub remote: bool,
+    /// Samples.
+    pub count: u32,
+    /// Smallest, in microseconds.
+    pub min_us: u32,
+    /// Mean, in microseconds.
+    pub mean_us: u32,
+}
+
+/// The prefix that a server's round trips are collected under: /24 or /48.
+#[must_use]
+pub fn server_prefix(address: IpAddr) -> Option<Prefix> {
+    let len = if address.is_ipv4() { 24 } else { 48 };
+    Prefix::containing(address, len).ok()
+}
