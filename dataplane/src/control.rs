@@ -194,6 +194,12 @@ pub enum Request {
         move_id: MoveId,
         /// The source's token.
         token: Token,
+        /// Ingresses that had not flipped when the source cut. Direct packets of each stay held, per
+        /// ingress, until its marker has come, relayed by the source, or `late_bound_us` has passed after
+        /// its first direct packet: what the source relays before the marker is older.
+        missing: Vec<SiteId>,
+        /// See `missing`.
+        late_bound_us: u64,
         /// Longest wait for the cut, in microseconds.
         cut_bound_us: u64,
     },

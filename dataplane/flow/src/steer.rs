@@ -168,7 +168,7 @@ impl TunnelRole {
 pub const MARKER_PROTOCOL: u8 = 253;
 
 /// Bytes of [`MarkerBody`] on the wire.
-pub const MARKER_BODY_LEN: usize = 20;
+pub const MARKER_BODY_LEN: usize = 21;
 
 /// What follows the IP header of a marker or a cut. The tag says which of the two it is and from where.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -181,6 +181,8 @@ pub struct MarkerBody {
     pub service: ServiceId,
     /// The length of the group's prefix; the address is the source address of the packet.
     pub prefix_len: u8,
+    /// The site that sent it. A marker that an old owner relays is told apart by this.
+    pub from: SiteId,
 }
 
 impl MarkerBody {
@@ -195,7 +197,8 @@ impl MarkerBody {
         bytes[2] = self.service.get();
         bytes[3] = self.prefix_len;
         bytes[4..12].copy_from_slice(&self.move_id.0.to_be_bytes());
-        bytes[12..].copy_from_slice(&self.epoch.0.to_be_bytes());
+        bytes[12..20].copy_from_slice(&self.epoch.0.to_be_bytes());
+        bytes[20] = self.from.0;
         bytes
     }
 
@@ -211,6 +214,7 @@ impl MarkerBody {
             prefix_len: bytes[3],
             move_id: MoveId(u64::from_be_bytes(*bytes[4..].first_chunk()?)),
             epoch: Epoch(u64::from_be_bytes(*bytes[12..].first_chunk()?)),
+            from: SiteId(bytes[20]),
         })
     }
 }
@@ -259,7 +263,13 @@ mod tests {
 
         #[test]
         fn a_cut_off_marker_is_refused(len in 0usize..MARKER_BODY_LEN) {
-            let body = MarkerBody { move_id: MoveId(1), epoch: Epoch(2), service: ServiceId::default(), prefix_len: 24 };
+            let body = MarkerBody {
+                move_id: MoveId(1),
+                epoch: Epoch(2),
+                service: ServiceId::default(),
+                prefix_len: 24,
+                from: SiteId(3),
+            };
             prop_assert_eq!(MarkerBody::decode(&body.encode()[..len]), None);
         }
     }
