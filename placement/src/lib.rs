@@ -1,1 +1,3 @@
 //! Delay model, solver, and the replicated placement state machine.
+
+pub mod core;

@@ -1,0 +1,559 @@
+//! The transitions of the replicated state.
+//!
+//! ```text
+//! Stable(S,e) ── Preparing(S to D,e+1) ── Switching ── Stable(D,e+1)
+//!                        └── Abort: Stable(S,e)   └── TakeBack: Stable(S,e+2)
+//! ```
+//!
+//! Always true: one owner per group and epoch; an epoch never shrinks; at most one move per group. Work per
+//! command is bounded by the groups it names, or makes.
+
+use flow::nat::NatSlices;
+use flow::{Epoch, GroupId, MoveId, SiteId};
+
+use super::command::{
+    Applied, Command, ENDPOINT_LEN_MAX, GROUPS_PER_SERVICE_MAX, MOVES_PER_COMMAND_MAX, NAME_LEN_MAX, Outcome,
+    Proof, Proposal, Rejected, Started, clip,
+};
+use super::model::{
+    AUDIT_LEN_MAX, Admin, AuditEntry, Change, Cluster, FINISHED_LEN_MAX, FinishedMove, Group, Move,
+    MoveOutcome, MovePhase, MoveReason, MoveSummary, Service, Site, SiteSpec, Timeouts, cut,
+};
+use super::policy::Policy;
+
+/// One command on its way: where it stands in the log, and what it has changed.
+struct Step {
+    index: u64,
+    at_ms: u64,
+    changes: Vec<Change>,
+}
+
+impl Cluster {
+    /// Applies one log entry. The same entries give the same state at every node.
+    pub fn apply(&mut self, index: u64, proposal: &Proposal) -> Applied {
+        let mut step = Step { index, at_ms: proposal.at_ms, changes: Vec::new() };
+        let result = self.transition(&mut step, &proposal.command);
+        if !step.changes.is_empty() {
+            self.revision = index;
+        }
+        if !step.changes.is_empty() || result.is_err() {
+            self.note(index, proposal, result.as_ref().err());
+        }
+        Applied { result, changes: step.changes }
+    }
+
+    fn transition(&mut self, step: &mut Step, command: &Command) -> Result<Outcome, Rejected> {
+        match command {
+            Command::PutSite(spec) => self.put_site(step, spec)?,
+            Command::SetAdmin { site, admin } => self.change_site(step, *site, |site| site.admin = *admin)?,
+            Command::SetAlive { site, alive } => self.change_site(step, *site, |site| site.alive = *alive)?,
+            Command::PutService { service, owner } => self.put_service(step, service, *owner)?,
+            Command::PutPolicy { policy, expected_version } => {
+                self.put_policy(step, policy, *expected_version)?
+            }
+            Command::StartMoves { moves, reason } => return self.start_moves(step, moves, *reason),
+            Command::Switch { move_id, by } => self.switch(step, *move_id, *by)?,
+            Command::Served { move_id, by, summary } => self.served(step, *move_id, *by, *summary)?,
+            Command::Abort { move_id, by, reason } => self.abort(step, *move_id, *by, reason)?,
+            Command::TakeBack { move_id, by, proof } => self.take_back(step, *move_id, *by, *proof)?,
+            Command::TakeOver { move_id } => self.take_over(step, *move_id)?,
+            Command::Reassign { groups } => self.reassign(step, groups)?,
+        }
+        Ok(Outcome::Done)
+    }
+
+    fn note(&mut self, index: u64, proposal: &Proposal, refused: Option<&Rejected>) {
+        self.audit.push_back(AuditEntry {
+            index,
+            at_ms: proposal.at_ms,
+            actor: clip(&proposal.actor).to_owned(),
+            action: proposal.command.summary(),
+            refused: refused.map(ToString::to_string),
+        });
+        while self.audit.len() > AUDIT_LEN_MAX {
+            self.audit.pop_front();
+        }
+    }
+
+    // Configuration
+
+    fn put_site(&mut self, step: &mut Step, spec: &SiteSpec) -> Result<(), Rejected> {
+        check_len("name", &spec.name, NAME_LEN_MAX)?;
+        check_len("endpoint", &spec.endpoint, ENDPOINT_LEN_MAX)?;
+        check_coordinates(spec)?;
+        if let Some(other) = self.sites.values().find(|site| site.name == spec.name && site.id != spec.id) {
+            return Err(Rejected::NameTaken { name: spec.name.clone(), by: format!("site {}", other.id) });
+        }
+        let present = self.sites.get(&spec.id);
+        let site = Site {
+            id: spec.id,
+            name: spec.name.clone(),
+            latitude: spec.latitude,
+            longitude: spec.longitude,
+            endpoint: spec.endpoint.clone(),
+            capacity_pps: spec.capacity_pps,
+            admin: present.map_or(Admin::Active, |site| site.admin),
+            alive: present.is_some_and(|site| site.alive),
+        };
+        self.set_site(step, site);
+        Ok(())
+    }
+
+    fn change_site(
+        &mut self,
+        step: &mut Step,
+        id: SiteId,
+        change: impl FnOnce(&mut Site),
+    ) -> Result<(), Rejected> {
+        let mut site = self.sites.get(&id).ok_or(Rejected::NoSite(id))?.clone();
+        change(&mut site);
+        self.set_site(step, site);
+        Ok(())
+    }
+
+    fn set_site(&mut self, step: &mut Step, site: Site) {
+        if self.sites.get(&site.id) != Some(&site) {
+            step.changes.push(Change::Site(site.clone()));
+            self.sites.insert(site.id, site);
+        }
+    }
+
+    fn put_service(
+        &mut self,
+        step: &mut Step,
+        service: &Service,
+        owner: Option<SiteId>,
+    ) -> Result<(), Rejected> {
+        check_len("name", &service.name, NAME_LEN_MAX)?;
+        check_timeouts(&service.timeouts)?;
+        if let Some(other) = self.services.values().find(|s| s.name == service.name && s.id != service.id) {
+            return Err(Rejected::NameTaken {
+                name: service.name.clone(),
+                by: format!("service {}", other.id),
+            });
+        }
+        match self.services.get(&service.id) {
+            Some(present) if present == service => return Ok(()),
+            Some(present) => check_fixed(present, service)?,
+            None => self.make_groups(step, service, owner)?,
+        }
+        // Watchers must know a service before they hear of its groups.
+        step.changes.insert(0, Change::Service(service.clone()));
+        self.services.insert(service.id, service.clone());
+        Ok(())
+    }
+
+    fn make_groups(
+        &mut self,
+        step: &mut Step,
+        service: &Service,
+        owner: Option<SiteId>,
+    ) -> Result<(), Rejected> {
+        let slices = NatSlices::new(service.nat.clone())?;
+        self.check_overlap(service)?;
+        if !(8..=32).contains(&service.group_len) {
+            return Err(Rejected::GroupLen { given: service.group_len });
+        }
+        let prefixes = cut(&slices.spec().clients, service.group_len, GROUPS_PER_SERVICE_MAX)
+            .ok_or(Rejected::TooManyGroups { group_len: service.group_len, max: GROUPS_PER_SERVICE_MAX })?;
+        let mut owners = self.first_owners(owner)?;
+        for prefix in prefixes {
+            let id = GroupId { service: service.id, prefix };
+            let owner = self.policy.pin(&id).or_else(|| owners.next()).ok_or(Rejected::NoActiveSite)?;
+            self.set_group(step, Group { id, owner, epoch: Epoch(1), move_id: None, changed: step.index });
+        }
+        Ok(())
+    }
+
+    fn check_overlap(&self, service: &Service) -> Result<(), Rejected> {
+        let all = |nat: &flow::nat::NatSpec| nat.clients.iter().chain(&nat.pool).copied().collect::<Vec<_>>();
+        let new = all(&service.nat);
+        for other in self.services.values() {
+            for present in all(&other.nat) {
+                if let Some(&new) = new.iter().find(|new| new.overlaps(&present)) {
+                    return Err(Rejected::Overlap { new, present, service: other.id });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// First owners of new groups, without end: the given one, or all that may have groups, in turn, each as
+    /// often as its share of the capacity. Sites that are alive come before those that never were.
+    fn first_owners(&self, owner: Option<SiteId>) -> Result<impl Iterator<Item = SiteId> + use<>, Rejected> {
+        let mut shares: Vec<(SiteId, u64)> = match owner {
+            Some(id) if self.sites.contains_key(&id) => vec![(id, 1)],
+            Some(id) => return Err(Rejected::NoSite(id)),
+            None => {
+                let active: Vec<&Site> = self.sites.values().filter(|s| s.admin == Admin::Active).collect();
+                let any_alive = active.iter().any(|site| site.alive);
+                let usable = active.iter().filter(|site| site.alive || !any_alive);
+                usable.map(|site| (site.id, site.capacity_pps.max(1))).collect()
+            }
+        };
+        if shares.is_empty() {
+            return Err(Rejected::NoActiveSite);
+        }
+        shares.sort_unstable();
+        let mut given = vec![0u64; shares.len()];
+        Ok(std::iter::from_fn(move || {
+            // The site that would have the least per unit of capacity after one more.
+            let next = (0..shares.len()).min_by(|&a, &b| {
+                let fill =
+                    |n: usize| u128::from(given[n] + 1) * u128::from(shares[if n == a { b } else { a }].1);
+                fill(a).cmp(&fill(b)).then(a.cmp(&b))
+            })?;
+            given[next] += 1;
+            Some(shares[next].0)
+        }))
+    }
+
+    fn put_policy(&mut self, step: &mut Step, policy: &Policy, expected: u64) -> Result<(), Rejected> {
+        policy.validate()?;
+        if *policy == self.policy && expected + 1 == self.policy_version {
+            return Ok(());
+        }
+        if expected != self.policy_version {
+            return Err(Rejected::PolicyVersion { expected, current: self.policy_version });
+        }
+        for rule in policy.pins.iter().chain(&policy.denies) {
+            self.sites.get(&rule.site).ok_or(Rejected::NoSite(rule.site))?;
+            self.services.get(&rule.service).ok_or(Rejected::NoService(rule.service))?;
+        }
+        self.policy = policy.clone();
+        self.policy_version += 1;
+        step.changes.push(Change::Policy { policy: policy.clone(), version: self.policy_version });
+        Ok(())
+    }
+
+    // Moves
+
+    fn start_moves(
+        &mut self,
+        step: &mut Step,
+        moves: &[(GroupId, SiteId)],
+        reason: MoveReason,
+    ) -> Result<Outcome, Rejected> {
+        check_count("moves", moves.len())?;
+        let mut planned: Vec<Move> = Vec::new();
+        let mut started = Vec::with_capacity(moves.len());
+        for &(group, to) in moves {
+            let twin = planned.iter().find(|planned| planned.group == group);
+            let move_id = match twin.or_else(|| self.move_of(&group)) {
+                Some(present) if present.to == to => Some(present.id),
+                Some(present) => return Err(Rejected::Moving { group, move_id: present.id, to: present.to }),
+                None => match self.plan(step.index, planned.len(), group, to, reason)? {
+                    Some(plan) => {
+                        let id = plan.id;
+                        planned.push(plan);
+                        Some(id)
+                    }
+                    None => None,
+                },
+            };
+            started.push(Started { group, move_id });
+        }
+        let max = self.policy.moves_in_flight_max;
+        if !planned.is_empty() && self.moves.len() + planned.len() > max as usize {
+            return Err(Rejected::Budget { in_flight: self.moves.len(), asked: planned.len(), max });
+        }
+        for plan in planned {
+            self.begin(step, plan);
+        }
+        Ok(Outcome::Moves(started))
+    }
+
+    /// The n-th new move of a command; `None` when the group is there already.
+    fn plan(
+        &self,
+        index: u64,
+        n: usize,
+        group: GroupId,
+        to: SiteId,
+        reason: MoveReason,
+    ) -> Result<Option<Move>, Rejected> {
+        let present = self.groups.get(&group).ok_or(Rejected::NoGroup(group))?;
+        if present.owner == to {
+            return Ok(None);
+        }
+        self.check_target(&group, to)?;
+        let source = self.sites.get(&present.owner).ok_or(Rejected::NoSite(present.owner))?;
+        if !source.alive {
+            return Err(Rejected::SourceDead { group, site: source.id });
+        }
+        let service = self.services.get(&group.service).ok_or(Rejected::NoService(group.service))?;
+        Ok(Some(Move {
+            id: MoveId(index * MOVES_PER_COMMAND_MAX as u64 + n as u64),
+            group,
+            from: present.owner,
+            to,
+            epoch: present.epoch.next(),
+            phase: MovePhase::Preparing,
+            ordering: service.ordering,
+            ingresses: Vec::new(),
+            take_over: false,
+            reason,
+            started: index,
+        }))
+    }
+
+    fn check_target(&self, group: &GroupId, to: SiteId) -> Result<(), Rejected> {
+        let target = self.sites.get(&to).ok_or(Rejected::NoSite(to))?;
+        if !target.takes_groups() {
+            return Err(Rejected::TargetClosed { site: to, admin: target.admin, alive: target.alive });
+        }
+        if let Some(pin) = self.policy.pin(group).filter(|&pin| pin != to) {
+            return Err(Rejected::Pinned { group: *group, pin });
+        }
+        if self.policy.denies(group, to) {
+            return Err(Rejected::Denied { group: *group, site: to });
+        }
+        Ok(())
+    }
+
+    fn begin(&mut self, step: &mut Step, plan: Move) {
+        step.changes.push(Change::Move(plan.clone()));
+        if let Some(group) = self.groups.get(&plan.group).copied() {
+            self.set_group(step, Group { move_id: Some(plan.id), ..group });
+        }
+        self.moves.insert(plan.id, plan);
+    }
+
+    fn switch(&mut self, step: &mut Step, id: MoveId, by: SiteId) -> Result<(), Rejected> {
+        let Some(present) = self.moves.get(&id) else {
+            // A move that was taken to its end, or back, had been switched.
+            return self
+                .ended_as(id, |outcome| *outcome == MoveOutcome::Done || *outcome == MoveOutcome::TakenBack);
+        };
+        check_party(present, by, present.from, "the source")?;
+        if present.phase == MovePhase::Switching {
+            return Ok(());
+        }
+        let mut next = present.clone();
+        next.phase = MovePhase::Switching;
+        next.ingresses = self.sites.values().filter(|site| site.alive).map(|site| site.id).collect();
+        self.set_move(step, next);
+        Ok(())
+    }
+
+    fn served(
+        &mut self,
+        step: &mut Step,
+        id: MoveId,
+        by: SiteId,
+        summary: MoveSummary,
+    ) -> Result<(), Rejected> {
+        let Some(present) = self.moves.get(&id) else {
+            return self.ended_as(id, |outcome| *outcome == MoveOutcome::Done);
+        };
+        check_party(present, by, present.to, "the target")?;
+        check_switching(present, "it can be served only after Switching is committed")?;
+        let (to, epoch) = (present.to, present.epoch);
+        self.end(step, id, MoveOutcome::Done, Some(summary), |group| {
+            (group.owner, group.epoch) = (to, epoch)
+        });
+        Ok(())
+    }
+
+    fn abort(
+        &mut self,
+        step: &mut Step,
+        id: MoveId,
+        by: Option<SiteId>,
+        reason: &str,
+    ) -> Result<(), Rejected> {
+        let Some(present) = self.moves.get(&id) else {
+            return self.ended_as(id, |outcome| matches!(outcome, MoveOutcome::Aborted { .. }));
+        };
+        if let Some(by) = by.filter(|&by| by != present.from && by != present.to) {
+            return Err(Rejected::NotParty { move_id: id, by, right: parties(present) });
+        }
+        if present.phase == MovePhase::Switching {
+            let right = "it can only be served, or taken back with proof".to_owned();
+            return Err(Rejected::Phase { move_id: id, phase: present.phase, right });
+        }
+        self.end(step, id, MoveOutcome::Aborted { reason: clip(reason).to_owned() }, None, |_| {});
+        Ok(())
+    }
+
+    fn take_back(&mut self, step: &mut Step, id: MoveId, by: SiteId, proof: Proof) -> Result<(), Rejected> {
+        let Some(present) = self.moves.get(&id) else {
+            return self.ended_as(id, |outcome| *outcome == MoveOutcome::TakenBack);
+        };
+        match proof {
+            Proof::NeverCut => check_party(present, by, present.from, "the source")?,
+            Proof::NeverAccepted if by == present.from || by == present.to => {}
+            Proof::NeverAccepted => {
+                return Err(Rejected::NotParty { move_id: id, by, right: parties(present) });
+            }
+        }
+        check_switching(present, "abort it instead")?;
+        if present.take_over && by != present.to {
+            // The target may serve its shadow by now, whatever the source knows.
+            return Err(Rejected::TakenOver { move_id: id, to: present.to });
+        }
+        let epoch = present.epoch.next();
+        self.end(step, id, MoveOutcome::TakenBack, None, |group| group.epoch = epoch);
+        Ok(())
+    }
+
+    fn take_over(&mut self, step: &mut Step, id: MoveId) -> Result<(), Rejected> {
+        let Some(present) = self.moves.get(&id) else {
+            return self.ended_as(id, |outcome| *outcome == MoveOutcome::Done);
+        };
+        if present.take_over {
+            return Ok(());
+        }
+        check_switching(present, "abort it instead")?;
+        if self.sites.get(&present.from).is_some_and(|site| site.alive) {
+            return Err(Rejected::SourceAlive { group: present.group, site: present.from });
+        }
+        let next = Move { take_over: true, ..present.clone() };
+        self.set_move(step, next);
+        Ok(())
+    }
+
+    fn reassign(&mut self, step: &mut Step, groups: &[(GroupId, SiteId)]) -> Result<(), Rejected> {
+        check_count("groups", groups.len())?;
+        let mut next = Vec::with_capacity(groups.len());
+        for &(id, to) in groups {
+            let group = self.groups.get(&id).ok_or(Rejected::NoGroup(id))?;
+            if group.owner == to {
+                continue;
+            }
+            if let Some(present) = self.move_of(&id) {
+                return Err(Rejected::Moving { group: id, move_id: present.id, to: present.to });
+            }
+            if self.sites.get(&group.owner).is_some_and(|site| site.alive) {
+                return Err(Rejected::SourceAlive { group: id, site: group.owner });
+            }
+            self.check_target(&id, to)?;
+            next.push(Group { owner: to, epoch: group.epoch.next(), changed: step.index, ..*group });
+        }
+        for group in next {
+            self.set_group(step, group);
+        }
+        Ok(())
+    }
+
+    /// The answer to a repeated command about a move that is over.
+    fn ended_as(&self, id: MoveId, same: impl Fn(&MoveOutcome) -> bool) -> Result<(), Rejected> {
+        let finished = self.finished(id).ok_or(Rejected::NoMove(id))?;
+        if same(&finished.outcome) {
+            return Ok(());
+        }
+        Err(Rejected::Ended { move_id: id, outcome: finished.outcome.clone() })
+    }
+
+    fn end(
+        &mut self,
+        step: &mut Step,
+        id: MoveId,
+        outcome: MoveOutcome,
+        summary: Option<MoveSummary>,
+        change: impl FnOnce(&mut Group),
+    ) {
+        let Some(last) = self.moves.remove(&id) else { return };
+        if let Some(mut group) = self.groups.get(&last.group).copied() {
+            let before = (group.owner, group.epoch);
+            group.move_id = None;
+            change(&mut group);
+            if (group.owner, group.epoch) != before {
+                group.changed = step.index;
+            }
+            self.set_group(step, group);
+        }
+        step.changes.push(Change::MoveEnded { id, group: last.group, outcome: outcome.clone() });
+        self.finished.push_back(FinishedMove {
+            last,
+            outcome,
+            summary,
+            ended: step.index,
+            at_ms: step.at_ms,
+        });
+        while self.finished.len() > FINISHED_LEN_MAX {
+            self.finished.pop_front();
+        }
+    }
+
+    fn set_group(&mut self, step: &mut Step, group: Group) {
+        step.changes.push(Change::Group(group));
+        self.groups.insert(group.id, group);
+    }
+
+    fn set_move(&mut self, step: &mut Step, next: Move) {
+        step.changes.push(Change::Move(next.clone()));
+        self.moves.insert(next.id, next);
+    }
+}
+
+fn parties(present: &Move) -> String {
+    format!("sites {} and {}", present.from, present.to)
+}
+
+fn check_party(present: &Move, by: SiteId, right: SiteId, role: &str) -> Result<(), Rejected> {
+    if by == right {
+        return Ok(());
+    }
+    Err(Rejected::NotParty { move_id: present.id, by, right: format!("{role}, site {right}") })
+}
+
+fn check_switching(present: &Move, right: &str) -> Result<(), Rejected> {
+    if present.phase == MovePhase::Switching {
+        return Ok(());
+    }
+    Err(Rejected::Phase { move_id: present.id, phase: present.phase, right: right.to_owned() })
+}
+
+fn check_len(field: &str, text: &str, max: usize) -> Result<(), Rejected> {
+    if (1..=max).contains(&text.len()) {
+        return Ok(());
+    }
+    Err(Rejected::Length { field: field.to_owned(), len: text.len(), max })
+}
+
+fn check_count(field: &str, len: usize) -> Result<(), Rejected> {
+    if (1..=MOVES_PER_COMMAND_MAX).contains(&len) {
+        return Ok(());
+    }
+    Err(Rejected::Count { field: field.to_owned(), len, max: MOVES_PER_COMMAND_MAX })
+}
+
+fn check_coordinates(spec: &SiteSpec) -> Result<(), Rejected> {
+    let one = |field: &str, value: Option<f64>, other: Option<f64>, max: f64| {
+        let right =
+            value.is_none_or(|value| (-max..=max).contains(&value)) && value.is_some() == other.is_some();
+        if right {
+            return Ok(());
+        }
+        let value = value.map_or_else(|| "missing".to_owned(), |value| value.to_string());
+        Err(Rejected::Coordinate { field: field.to_owned(), value, right: format!("-{max} to {max}") })
+    };
+    one("latitude", spec.latitude, spec.longitude, 90.0)?;
+    one("longitude", spec.longitude, spec.latitude, 180.0)
+}
+
+fn check_timeouts(timeouts: &Timeouts) -> Result<(), Rejected> {
+    // Tests and labs may go below the standards' values, but nothing works below these.
+    let all = [
+        ("udp_s", timeouts.udp_s),
+        ("tcp_established_s", timeouts.tcp_established_s),
+        ("tcp_transitory_s", timeouts.tcp_transitory_s),
+        ("icmp_s", timeouts.icmp_s),
+    ];
+    match all.iter().find(|(_, given)| *given == 0) {
+        Some((field, given)) => Err(Rejected::Timeout { field: (*field).to_owned(), given: *given, min: 1 }),
+        None => Ok(()),
+    }
+}
+
+fn check_fixed(present: &Service, service: &Service) -> Result<(), Rejected> {
+    let fixed = |field: &str| Err(Rejected::Fixed { service: service.id, field: field.to_owned() });
+    if present.nat != service.nat {
+        return fixed("nat");
+    }
+    if present.group_len != service.group_len {
+        return fixed("group_len");
+    }
+    Ok(())
+}

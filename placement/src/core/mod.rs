@@ -1,0 +1,20 @@
+//! The pure part: replicated state machine, delay model, solver, and what the leader does.
+//!
+//! No socket, thread, clock, environment or unseeded random.
+
+mod apply;
+mod command;
+mod model;
+mod policy;
+#[cfg(test)]
+mod tests;
+
+pub use command::{
+    Applied, Command, ENDPOINT_LEN_MAX, GROUPS_PER_SERVICE_MAX, MOVES_PER_COMMAND_MAX, NAME_LEN_MAX, Outcome,
+    Proof, Proposal, REASON_LEN_MAX, Rejected, Started,
+};
+pub use model::{
+    AUDIT_LEN_MAX, Admin, AuditEntry, Change, Cluster, FINISHED_LEN_MAX, FinishedMove, Group, Move,
+    MoveOutcome, MovePhase, MoveReason, MoveSummary, Ordering, Service, Site, SiteSpec, Timeouts,
+};
+pub use policy::{Policy, PolicyError, RULES_LEN_MAX, Rule};

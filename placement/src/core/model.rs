@@ -1,0 +1,421 @@
+//! What is replicated: sites, services, groups, moves, policy, and what happened lately.
+//!
+//! Everything here is plain data in deterministic order. JSON shows maps as lists of their values.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use flow::nat::NatSpec;
+use flow::{Epoch, GroupId, MoveId, Prefix, ServiceId, SiteId};
+use serde::{Deserialize, Serialize};
+
+use super::policy::Policy;
+
+/// Finished moves that are remembered: so long a repeated command finds its outcome.
+pub const FINISHED_LEN_MAX: usize = 1024;
+/// Audit entries that are kept.
+pub const AUDIT_LEN_MAX: usize = 1024;
+
+/// The replicated state. Changed only by [`Cluster::apply`].
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Cluster {
+    /// The log index of the last command that changed anything.
+    pub revision: u64,
+    /// All sites.
+    #[serde(with = "values")]
+    pub sites: BTreeMap<SiteId, Site>,
+    /// All services.
+    #[serde(with = "values")]
+    pub services: BTreeMap<ServiceId, Service>,
+    /// All groups: the leaves of the services' client prefixes.
+    #[serde(with = "values")]
+    pub groups: BTreeMap<GroupId, Group>,
+    /// Moves that have not ended.
+    #[serde(with = "values")]
+    pub moves: BTreeMap<MoveId, Move>,
+    /// What the operator wants of the solver.
+    pub policy: Policy,
+    /// Grows by one with each new policy.
+    pub policy_version: u64,
+    /// Who did what, oldest first; at most [`AUDIT_LEN_MAX`].
+    pub audit: VecDeque<AuditEntry>,
+    /// Moves that ended, oldest first; at most [`FINISHED_LEN_MAX`].
+    pub finished: VecDeque<FinishedMove>,
+}
+
+/// What an operator says of a site.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SiteSpec {
+    /// Its number.
+    pub id: SiteId,
+    /// Its name, unique.
+    pub name: String,
+    /// Degrees north, -90 to 90.
+    #[serde(default)]
+    pub latitude: Option<f64>,
+    /// Degrees east, -180 to 180.
+    #[serde(default)]
+    pub longitude: Option<f64>,
+    /// Where its agent listens (QUIC), `HOST:PORT`.
+    pub endpoint: String,
+    /// Packets per second that its workers carry.
+    pub capacity_pps: u64,
+}
+
+/// A point of presence.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Site {
+    /// Its number.
+    pub id: SiteId,
+    /// Its name, unique.
+    pub name: String,
+    /// Degrees north.
+    pub latitude: Option<f64>,
+    /// Degrees east.
+    pub longitude: Option<f64>,
+    /// Where its agent listens (QUIC).
+    pub endpoint: String,
+    /// Packets per second that its workers carry.
+    pub capacity_pps: u64,
+    /// What the operator allows.
+    pub admin: Admin,
+    /// Whether its agent holds a lease. False until the first report.
+    pub alive: bool,
+}
+
+impl Site {
+    /// Whether groups may be moved here.
+    #[must_use]
+    pub fn takes_groups(&self) -> bool {
+        self.alive && self.admin == Admin::Active
+    }
+
+    /// Latitude and longitude, if both are known.
+    #[must_use]
+    pub fn coordinates(&self) -> Option<(f64, f64)> {
+        self.latitude.zip(self.longitude)
+    }
+}
+
+/// What the operator allows a site.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Admin {
+    /// Everything.
+    #[default]
+    Active,
+    /// Keeps its groups, gets no more.
+    Cordoned,
+    /// Is being emptied.
+    Draining,
+}
+
+/// Whether packets of one flow may pass one another during a move.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Ordering {
+    /// Never.
+    #[default]
+    Strict,
+    /// They may; nobody waits.
+    Relaxed,
+}
+
+/// A network function with its addresses.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Service {
+    /// Its number.
+    pub id: ServiceId,
+    /// Its name, unique.
+    pub name: String,
+    /// Clients, pool and port blocks. Fixed once the service exists.
+    pub nat: NatSpec,
+    /// Idle timeouts.
+    #[serde(default)]
+    pub timeouts: Timeouts,
+    /// Order of packets during moves.
+    #[serde(default)]
+    pub ordering: Ordering,
+    /// Client prefixes are cut into groups of this length; a longer one is a group by itself. Fixed.
+    pub group_len: u8,
+}
+
+/// Idle timeouts in seconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Timeouts {
+    /// UDP. At least 120; 300 recommended (RFC 4787, REQ-5).
+    pub udp_s: u32,
+    /// TCP established. At least 7,440 (RFC 5382, REQ-5).
+    pub tcp_established_s: u32,
+    /// TCP half-open or closing. At least 240 (RFC 5382, REQ-5).
+    pub tcp_transitory_s: u32,
+    /// ICMP echo. At least 60 (RFC 5508, REQ-2).
+    pub icmp_s: u32,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Self { udp_s: 300, tcp_established_s: 7_440, tcp_transitory_s: 240, icmp_s: 60 }
+    }
+}
+
+/// The unit of placement. Its owner is the one decider under its epoch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Group {
+    /// Which.
+    pub id: GroupId,
+    /// The site that serves it; during a move the source, until the target reports that it serves.
+    pub owner: SiteId,
+    /// The owner's fencing token. Starts at 1.
+    pub epoch: Epoch,
+    /// The move in hand.
+    pub move_id: Option<MoveId>,
+    /// The revision of the last change of owner or epoch.
+    pub changed: u64,
+}
+
+/// A move that has not ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Move {
+    /// Which.
+    pub id: MoveId,
+    /// Of what.
+    pub group: GroupId,
+    /// The source.
+    pub from: SiteId,
+    /// The target.
+    pub to: SiteId,
+    /// The target's epoch.
+    pub epoch: Epoch,
+    /// How far it is committed.
+    pub phase: MovePhase,
+    /// Order of packets.
+    pub ordering: Ordering,
+    /// The sites that must flip; empty while preparing, fixed when switching is committed.
+    pub ingresses: Vec<SiteId>,
+    /// The source is dead: the target serves its shadow.
+    pub take_over: bool,
+    /// Why.
+    pub reason: MoveReason,
+    /// The revision of its intent.
+    pub started: u64,
+}
+
+/// How far a move is committed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MovePhase {
+    /// The source serves and copies; every failure goes back.
+    Preparing,
+    /// The ingresses flip; every failure goes forward, unless taken back with proof.
+    Switching,
+}
+
+/// Why a group moves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MoveReason {
+    /// An operator said so.
+    Operator,
+    /// Its owner is being drained.
+    Drain,
+    /// Another site is nearer.
+    Delay,
+    /// Its owner has more load than capacity.
+    Load,
+}
+
+/// What the target reports of a move that succeeded.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct MoveSummary {
+    /// Flows moved.
+    pub flows: u64,
+    /// Bytes sent.
+    pub bytes_on_wire: u64,
+    /// The same before coding.
+    pub bytes_raw: u64,
+    /// Time of the copy before the flip, in microseconds.
+    pub precopy_us: u64,
+    /// Longest time a packet was held, in microseconds.
+    pub hold_us_max: u64,
+    /// Packets held.
+    pub held: u64,
+    /// Copy rounds.
+    pub rounds: u32,
+}
+
+/// How a move ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MoveOutcome {
+    /// The target serves.
+    Done,
+    /// The source went on; nothing was switched.
+    Aborted {
+        /// Why, for people.
+        reason: String,
+    },
+    /// The source serves again under an epoch above the target's.
+    TakenBack,
+}
+
+/// A move that ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FinishedMove {
+    /// As it was at the end.
+    #[serde(rename = "move")]
+    pub last: Move,
+    /// How it ended.
+    pub outcome: MoveOutcome,
+    /// Of a move that succeeded.
+    pub summary: Option<MoveSummary>,
+    /// The revision of the end.
+    pub ended: u64,
+    /// When its end was proposed, in milliseconds since 1970, by the proposer's clock.
+    pub at_ms: u64,
+}
+
+/// One command that took effect or was refused.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AuditEntry {
+    /// Its log index.
+    pub index: u64,
+    /// When it was proposed, in milliseconds since 1970, by the proposer's clock.
+    pub at_ms: u64,
+    /// Who proposed it.
+    pub actor: String,
+    /// The command, in short.
+    pub action: String,
+    /// Why it was refused, if it was.
+    pub refused: Option<String>,
+}
+
+/// One thing that is different now. Watchers replace what they have by what it says.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Change {
+    /// A site as it is now.
+    Site(Site),
+    /// A service as it is now.
+    Service(Service),
+    /// A group as it is now.
+    Group(Group),
+    /// A move as it is now.
+    Move(Move),
+    /// A move is over.
+    MoveEnded {
+        /// Which.
+        id: MoveId,
+        /// Of what.
+        group: GroupId,
+        /// How.
+        outcome: MoveOutcome,
+    },
+    /// The policy as it is now.
+    Policy {
+        /// What it says.
+        policy: Policy,
+        /// Its number.
+        version: u64,
+    },
+}
+
+impl Cluster {
+    /// All there is, as changes: for watchers that start from nothing. Groups come after the sites and
+    /// services that they name, moves last.
+    #[must_use]
+    pub fn snapshot_changes(&self) -> Vec<Change> {
+        let policy = Change::Policy { policy: self.policy.clone(), version: self.policy_version };
+        std::iter::once(policy)
+            .chain(self.sites.values().cloned().map(Change::Site))
+            .chain(self.services.values().cloned().map(Change::Service))
+            .chain(self.groups.values().copied().map(Change::Group))
+            .chain(self.moves.values().cloned().map(Change::Move))
+            .collect()
+    }
+
+    /// The move in hand of a group.
+    #[must_use]
+    pub fn move_of(&self, group: &GroupId) -> Option<&Move> {
+        self.moves.get(&self.groups.get(group)?.move_id?)
+    }
+
+    /// How a move ended, if it did so lately.
+    #[must_use]
+    pub fn finished(&self, id: MoveId) -> Option<&FinishedMove> {
+        self.finished.iter().rev().find(|finished| finished.last.id == id)
+    }
+
+    /// The site with this name.
+    #[must_use]
+    pub fn site_named(&self, name: &str) -> Option<&Site> {
+        self.sites.values().find(|site| site.name == name)
+    }
+}
+
+/// The groups that a service's client prefixes are cut into, or `None` when there would be more than `max`.
+pub(crate) fn cut(clients: &[Prefix], len: u8, max: usize) -> Option<Vec<Prefix>> {
+    let mut groups = Vec::new();
+    for client in clients {
+        let bits = len.saturating_sub(client.len());
+        let count = 1u128.checked_shl(u32::from(bits))?;
+        if groups.len() as u128 + count > max as u128 {
+            return None;
+        }
+        let size = client.size() >> bits;
+        let len = len.max(client.len());
+        groups.extend(
+            (0..count).filter_map(|n| client.nth(n * size)).filter_map(|first| Prefix::new(first, len).ok()),
+        );
+    }
+    Some(groups)
+}
+
+/// What a value is filed under.
+trait Keyed {
+    /// The kind of key.
+    type Key: Ord;
+    /// The key.
+    fn key(&self) -> Self::Key;
+}
+
+macro_rules! keyed {
+    ($($value:ty => $key:ty),*) => {$(
+        impl Keyed for $value {
+            type Key = $key;
+            fn key(&self) -> $key {
+                self.id
+            }
+        }
+    )*};
+}
+keyed!(Site => SiteId, Service => ServiceId, Group => GroupId, Move => MoveId);
+
+/// Maps as lists of their values, since a JSON key must be a text.
+mod values {
+    use std::collections::BTreeMap;
+
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    use super::Keyed;
+
+    pub(super) fn serialize<S, V>(map: &BTreeMap<V::Key, V>, serializer: S) -> Result<S::Ok, S::Error>
+    where
+        S: Serializer,
+        V: Keyed + Serialize,
+    {
+        serializer.collect_seq(map.values())
+    }
+
+    pub(super) fn deserialize<'de, D, V>(deserializer: D) -> Result<BTreeMap<V::Key, V>, D::Error>
+    where
+        D: Deserializer<'de>,
+        V: Keyed + Deserialize<'de>,
+    {
+        let values = Vec::<V>::deserialize(deserializer)?;
+        Ok(values.into_iter().map(|value| (value.key(), value)).collect())
+    }
+}
