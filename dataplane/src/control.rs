@@ -19,7 +19,7 @@ pub const VERSION: u32 = 1;
 pub const MESSAGE_LEN_MAX: usize = 4 << 20;
 
 /// Most records in one [`Event::Records`] or [`Request::Install`].
-pub const BATCH_LEN_MAX: usize = 4096;
+pub const BATCH_LEN_MAX: usize = 16_384;
 
 /// Whether packets of one flow may pass one another during a move.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]

@@ -4,6 +4,7 @@ mod id;
 pub mod nat;
 mod prefix;
 mod record;
+pub mod sample;
 pub mod steer;
 pub mod trie;
 

@@ -1,0 +1,139 @@
+//! The move protocol as two sans-IO machines: [`Source`] gives a group away, [`Target`] takes it.
+//!
+//! Neither knows a socket, a worker, or the log. Inputs come through `handle`, time through an argument, and what is
+//! to be done comes out of `poll_action`, in the order in which it must be done. Work per call is bounded by
+//! the records it is given. A machine can be made anew at any point of a move, from the committed phase and what the
+//! worker says that it does with the group: that is how an agent goes on after a crash.
+
+mod source;
+mod target;
+
+use std::sync::Arc;
+
+use flow::{Batch, Epoch, GroupId, MoveId, SiteId, Token};
+
+pub use source::{Source, SourceAction, SourceInput};
+pub use target::{Target, TargetAction, TargetInput};
+
+/// What both sides know of a move from the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MoveSpec {
+    /// The move.
+    pub id: MoveId,
+    /// What moves.
+    pub group: GroupId,
+    /// The present owner.
+    pub from: SiteId,
+    /// The next owner.
+    pub to: SiteId,
+    /// The epoch of the next owner.
+    pub epoch: Epoch,
+    /// The target serves at once and joins later.
+    pub relaxed: bool,
+}
+
+/// From source to target. `session` names one full copy: a new one starts from nothing.
+#[derive(Clone, Debug, PartialEq)]
+pub enum ToTarget {
+    /// First message on every connection.
+    Offer {
+        /// The copy that goes on, or begins.
+        session: u64,
+        /// Flows to make room for.
+        flows: u64,
+    },
+    /// Records, in sequence from 0.
+    Chunk {
+        /// The copy.
+        session: u64,
+        /// Its place.
+        sequence: u64,
+        /// The records.
+        batch: Arc<Batch>,
+    },
+    /// The source has stopped serving. Repeated on a new connection.
+    Handover {
+        /// The copy.
+        session: u64,
+        /// Number of chunks before this.
+        chunks: u64,
+        /// The proof of completeness.
+        token: Token,
+        /// Ingresses whose marker is still to come.
+        missing: Vec<SiteId>,
+        /// For the record: time from the first record to this, and rounds.
+        precopy_us: u64,
+        /// Rounds of copying.
+        rounds: u32,
+    },
+}
+
+/// From target to source.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ToSource {
+    /// Send on from this chunk.
+    Accept {
+        /// The copy.
+        session: u64,
+        /// The first chunk that the target does not have.
+        next: u64,
+    },
+    /// The target does not take the group, and never will in this move.
+    Refuse {
+        /// For people.
+        reason: String,
+    },
+    /// Chunks below this are installed.
+    Ack {
+        /// The copy.
+        session: u64,
+        /// The first that is not.
+        next: u64,
+    },
+    /// The target serves.
+    Joined,
+    /// What was installed is not what the token says: copy once more.
+    Mismatch {
+        /// The copy.
+        session: u64,
+    },
+    /// The target has not heard of the move yet; offer again in a moment.
+    Unknown,
+}
+
+/// How a move ended, by the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// The target owns the group.
+    Done,
+    /// Aborted before switching: the source owns it under the old epoch.
+    Aborted,
+    /// Taken back: the source owns it under this epoch.
+    TakenBack(Epoch),
+}
+
+/// Why taking back is safe.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Proof {
+    /// The source's worker never gave the token away, and no longer can.
+    NeverCut,
+    /// The target said that it never accepted, and never will.
+    NeverAccepted,
+}
+
+/// What a finished move was like, as the target saw it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Summary {
+    /// Flows that the target serves.
+    pub flows: u64,
+    /// Bytes of chunks as sent.
+    pub bytes_on_wire: u64,
+    /// From the first record to the handover, in microseconds.
+    pub precopy_us: u64,
+    /// Rounds of copying.
+    pub rounds: u32,
+    /// Packets that were held.
+    pub held: u64,
+    /// Longest hold, in microseconds.
+    pub hold_us_max: u64,
+}

@@ -1,0 +1,479 @@
+//! The side that takes a group.
+//!
+//! ```text
+//! Idle ─Offer→ Preparing ─Prepared→ Shadow ─all installed, Handover→ Joining ─Joined→ Serving ─Ended→ over
+//!                  └─ refused by the worker: Refused for the rest of the move
+//! ```
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use flow::{Batch, Micros, SiteId, Token};
+
+use super::{Ending, MoveSpec, Summary, ToSource, ToTarget};
+
+/// Copies that did not match their token before the target gives up: one is a bug or a flipped bit, three are a
+/// difference in configuration.
+const MISMATCHES_MAX: u32 = 3;
+
+/// What happened.
+#[derive(Clone, Debug, PartialEq)]
+pub enum TargetInput {
+    /// The source said something; `wire_len` is what it took on the wire.
+    Peer {
+        /// The message.
+        message: ToTarget,
+        /// Bytes on the wire.
+        wire_len: u64,
+    },
+    /// The worker holds packets and has room.
+    Prepared,
+    /// The worker refused.
+    Refused(String),
+    /// The worker has installed this chunk.
+    Installed(u64),
+    /// The worker serves.
+    Joined {
+        /// Flows that it serves.
+        flows: u64,
+        /// Packets that were held.
+        held: u64,
+        /// Longest hold, in microseconds.
+        hold_us_max: u64,
+    },
+    /// The worker's shadow is not what the token says.
+    Mismatch,
+    /// The log says: switching.
+    Switching,
+    /// The log says: the source is dead, serve the shadow.
+    TakeOver,
+    /// The log says: over.
+    Ended(Ending),
+}
+
+/// What is to be done.
+#[derive(Clone, Debug, PartialEq)]
+pub enum TargetAction {
+    /// Say this to the source.
+    Send(ToSource),
+    /// Worker: make room, hold packets, start from an empty shadow.
+    Prepare {
+        /// Flows to make room for.
+        flows: u64,
+    },
+    /// Worker: put the chunk with this number into the shadow.
+    Install(u64, Arc<Batch>),
+    /// Worker (relaxed): serve the shadow.
+    Open,
+    /// Worker: serve if the shadow is what the token says.
+    Join {
+        /// The token.
+        token: Token,
+        /// Ingresses whose marker is still to come.
+        missing: Vec<SiteId>,
+    },
+    /// Worker: serve the shadow as it is.
+    TakeOver,
+    /// Worker: give the shadow up and relay to the source.
+    Abandon,
+    /// Log: the target serves.
+    ProposeServed(Summary),
+}
+
+#[derive(Clone, Debug, PartialEq)]
+enum State {
+    Idle,
+    Preparing,
+    Shadow,
+    Joining,
+    Serving,
+    Refused(String),
+    Over,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+struct Handover {
+    chunks: u64,
+    token: Token,
+    missing: Vec<SiteId>,
+}
+
+/// The machine. One per move at the target's site.
+#[derive(Debug)]
+pub struct Target {
+    spec: MoveSpec,
+    state: State,
+    session: Option<u64>,
+    received: u64,
+    installed: u64,
+    handover: Option<Handover>,
+    switching: bool,
+    mismatches: u32,
+    summary: Summary,
+    actions: VecDeque<TargetAction>,
+}
+
+impl Target {
+    /// A machine for a move that the log has in hand. `serving`: the worker says that it has joined already, and
+    /// only the report was lost.
+    #[must_use]
+    pub fn new(spec: MoveSpec, serving: Option<u64>) -> Self {
+        let mut target = Self {
+            spec,
+            state: State::Idle,
+            session: None,
+            received: 0,
+            installed: 0,
+            handover: None,
+            switching: false,
+            mismatches: 0,
+            summary: Summary::default(),
+            actions: VecDeque::new(),
+        };
+        if let Some(flows) = serving {
+            target.joined(flows, 0, 0);
+        }
+        target
+    }
+
+    /// The move.
+    #[must_use]
+    pub fn spec(&self) -> &MoveSpec {
+        &self.spec
+    }
+
+    /// Whether the log has spoken; nothing more will come out once the actions are taken.
+    #[must_use]
+    pub fn is_over(&self) -> bool {
+        self.state == State::Over
+    }
+
+    /// Whether the worker holds packets for the group, so that the switch may deliver to it.
+    #[must_use]
+    pub fn is_prepared(&self) -> bool {
+        matches!(self.state, State::Shadow | State::Joining | State::Serving)
+    }
+
+    /// Takes one input. Time plays no part: who waits is the source, and the worker's holds have their own bounds.
+    pub fn handle(&mut self, input: TargetInput, _now: Micros) {
+        if self.state == State::Over {
+            return;
+        }
+        match input {
+            TargetInput::Peer { message, wire_len } => self.peer_said(message, wire_len),
+            TargetInput::Prepared => self.prepared(),
+            TargetInput::Refused(reason) => self.refused(reason),
+            TargetInput::Installed(sequence) => self.installed(sequence),
+            TargetInput::Joined { flows, held, hold_us_max } => self.joined(flows, held, hold_us_max),
+            TargetInput::Mismatch => self.mismatch(),
+            TargetInput::Switching => self.switching(),
+            TargetInput::TakeOver => self.take_over(),
+            TargetInput::Ended(ending) => self.ended(ending),
+        }
+    }
+
+    /// The next thing to do.
+    pub fn poll_action(&mut self) -> Option<TargetAction> {
+        self.actions.pop_front()
+    }
+
+    fn peer_said(&mut self, message: ToTarget, wire_len: u64) {
+        match message {
+            ToTarget::Offer { session, flows } => self.offered(session, flows),
+            ToTarget::Chunk { session, sequence, batch } => self.chunk(session, sequence, batch, wire_len),
+            ToTarget::Handover { session, chunks, token, missing, precopy_us, rounds } => {
+                if self.session == Some(session) && self.state == State::Shadow {
+                    self.summary = Summary { precopy_us, rounds, ..self.summary };
+                    self.handover = Some(Handover { chunks, token, missing });
+                    self.join_when_complete();
+                }
+            }
+        }
+    }
+
+    fn offered(&mut self, session: u64, flows: u64) {
+        match &self.state {
+            State::Serving => self.send(ToSource::Joined),
+            State::Refused(reason) => {
+                let reason = reason.clone();
+                self.send(ToSource::Refuse { reason });
+            }
+            State::Shadow | State::Joining if self.session == Some(session) => self.accept(),
+            State::Idle | State::Preparing | State::Shadow | State::Joining => {
+                self.session = Some(session);
+                self.state = State::Preparing;
+                self.received = 0;
+                self.installed = 0;
+                self.handover = None;
+                self.summary = Summary::default();
+                self.actions.push_back(TargetAction::Prepare { flows });
+            }
+            State::Over => {}
+        }
+    }
+
+    fn accept(&mut self) {
+        if let Some(session) = self.session {
+            self.send(ToSource::Accept { session, next: self.received });
+        }
+    }
+
+    fn prepared(&mut self) {
+        if self.state == State::Preparing {
+            self.state = State::Shadow;
+            if self.switching && self.spec.relaxed {
+                self.actions.push_back(TargetAction::Open);
+            }
+            self.accept();
+        }
+    }
+
+    fn refused(&mut self, reason: String) {
+        if matches!(self.state, State::Preparing | State::Shadow | State::Joining) {
+            self.send(ToSource::Refuse { reason: reason.clone() });
+            self.state = State::Refused(reason);
+        }
+    }
+
+    fn chunk(&mut self, session: u64, sequence: u64, batch: Arc<Batch>, wire_len: u64) {
+        if self.state != State::Shadow || self.session != Some(session) || sequence < self.received {
+            return;
+        }
+        if sequence > self.received {
+            // Asks again from the first that is missing.
+            return self.accept();
+        }
+        self.received += 1;
+        self.summary.bytes_on_wire += wire_len;
+        self.actions.push_back(TargetAction::Install(sequence, batch));
+    }
+
+    fn installed(&mut self, sequence: u64) {
+        // While a new session is being prepared, answers of the old one still come.
+        if self.state != State::Shadow || sequence != self.installed {
+            return;
+        }
+        self.installed += 1;
+        if let Some(session) = self.session {
+            self.send(ToSource::Ack { session, next: self.installed });
+        }
+        self.join_when_complete();
+    }
+
+    fn join_when_complete(&mut self) {
+        let Some(handover) = self.handover.as_ref().filter(|h| h.chunks == self.installed) else { return };
+        let Handover { token, missing, .. } = handover.clone();
+        self.state = State::Joining;
+        self.actions.push_back(TargetAction::Join { token, missing });
+    }
+
+    fn joined(&mut self, flows: u64, held: u64, hold_us_max: u64) {
+        if self.state == State::Serving {
+            return;
+        }
+        self.state = State::Serving;
+        self.summary = Summary { flows, held, hold_us_max, ..self.summary };
+        self.send(ToSource::Joined);
+        self.actions.push_back(TargetAction::ProposeServed(self.summary));
+    }
+
+    fn mismatch(&mut self) {
+        let (State::Joining, Some(session)) = (&self.state, self.session) else { return };
+        self.mismatches += 1;
+        if self.mismatches >= MISMATCHES_MAX {
+            return self.refused(format!("{MISMATCHES_MAX} copies did not match their token"));
+        }
+        self.state = State::Idle;
+        self.session = None;
+        self.send(ToSource::Mismatch { session });
+    }
+
+    fn switching(&mut self) {
+        if !std::mem::replace(&mut self.switching, true) && self.spec.relaxed && self.state == State::Shadow {
+            self.actions.push_back(TargetAction::Open);
+        }
+    }
+
+    fn take_over(&mut self) {
+        if !matches!(self.state, State::Serving | State::Refused(_)) {
+            self.actions.push_back(TargetAction::TakeOver);
+        }
+    }
+
+    fn ended(&mut self, ending: Ending) {
+        if ending != Ending::Done {
+            self.actions.push_back(TargetAction::Abandon);
+        }
+        self.state = State::Over;
+    }
+
+    fn send(&mut self, message: ToSource) {
+        self.actions.push_back(TargetAction::Send(message));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use flow::Epoch;
+
+    fn target(relaxed: bool) -> Target {
+        let spec = MoveSpec {
+            id: flow::MoveId(1),
+            group: "1:100.64.0.0/24".parse().unwrap(),
+            from: SiteId(1),
+            to: SiteId(2),
+            epoch: Epoch(2),
+            relaxed,
+        };
+        Target::new(spec, None)
+    }
+
+    fn feed(target: &mut Target, inputs: impl IntoIterator<Item = TargetInput>) -> Vec<TargetAction> {
+        for input in inputs {
+            target.handle(input, Micros(0));
+        }
+        std::iter::from_fn(|| target.poll_action()).collect()
+    }
+
+    fn peer(message: ToTarget) -> TargetInput {
+        TargetInput::Peer { message, wire_len: 10 }
+    }
+
+    fn offer(session: u64) -> TargetInput {
+        peer(ToTarget::Offer { session, flows: 3 })
+    }
+
+    fn chunk(sequence: u64) -> TargetInput {
+        peer(ToTarget::Chunk { session: 5, sequence, batch: Arc::default() })
+    }
+
+    fn token() -> Token {
+        Token { epoch: Epoch(2), flows: 3, digest: 9 }
+    }
+
+    fn handover(chunks: u64) -> TargetInput {
+        let (token, missing) = (token(), vec![SiteId(3)]);
+        peer(ToTarget::Handover { session: 5, chunks, token, missing, precopy_us: 1, rounds: 2 })
+    }
+
+    fn accept(next: u64) -> TargetAction {
+        TargetAction::Send(ToSource::Accept { session: 5, next })
+    }
+
+    fn ack(next: u64) -> TargetAction {
+        TargetAction::Send(ToSource::Ack { session: 5, next })
+    }
+
+    fn join() -> TargetAction {
+        TargetAction::Join { token: token(), missing: vec![SiteId(3)] }
+    }
+
+    fn shadow() -> Target {
+        let mut target = target(false);
+        let expected = [TargetAction::Prepare { flows: 3 }, accept(0)];
+        assert_eq!(feed(&mut target, [offer(5), TargetInput::Prepared]), expected);
+        target
+    }
+
+    fn joining() -> Target {
+        let mut target = shadow();
+        let did = feed(&mut target, [chunk(0), handover(1), TargetInput::Installed(0)]);
+        assert_eq!(did, [TargetAction::Install(0, Arc::default()), ack(1), join()]);
+        target
+    }
+
+    #[test]
+    fn it_joins_only_when_every_chunk_before_the_token_is_installed() {
+        let mut target = shadow();
+        assert_eq!(feed(&mut target, [handover(1)]), []);
+        assert_eq!(feed(&mut target, [chunk(0)]), [TargetAction::Install(0, Arc::default())]);
+        assert_eq!(feed(&mut target, [TargetInput::Installed(0)]), [ack(1), join()]);
+    }
+
+    #[test]
+    fn an_empty_group_joins_on_the_token_alone() {
+        assert_eq!(feed(&mut shadow(), [handover(0)]), [join()]);
+    }
+
+    #[test]
+    fn the_report_carries_what_the_move_was_like() {
+        let joined = TargetInput::Joined { flows: 3, held: 4, hold_us_max: 50 };
+        let summary = Summary { flows: 3, bytes_on_wire: 10, precopy_us: 1, rounds: 2, held: 4, hold_us_max: 50 };
+        let expected = [TargetAction::Send(ToSource::Joined), TargetAction::ProposeServed(summary)];
+        assert_eq!(feed(&mut joining(), [joined]), expected);
+    }
+
+    #[test]
+    fn chunks_twice_or_of_another_session_are_ignored_and_gaps_asked_again() {
+        let mut target = shadow();
+        feed(&mut target, [chunk(0)]);
+        assert_eq!(feed(&mut target, [chunk(0)]), []);
+        assert_eq!(feed(&mut target, [chunk(2)]), [accept(1)]);
+        let stranger = peer(ToTarget::Chunk { session: 6, sequence: 1, batch: Arc::default() });
+        assert_eq!(feed(&mut target, [stranger]), []);
+    }
+
+    #[test]
+    fn the_same_session_resumes_and_another_starts_from_an_empty_shadow() {
+        let mut target = shadow();
+        feed(&mut target, [chunk(0)]);
+        assert_eq!(feed(&mut target, [offer(5)]), [accept(1)]);
+        assert_eq!(feed(&mut target, [offer(6)]), [TargetAction::Prepare { flows: 3 }]);
+        // An answer about the old shadow must not count for the new one.
+        assert_eq!(feed(&mut target, [TargetInput::Installed(0)]), []);
+    }
+
+    #[test]
+    fn a_refusal_holds_for_the_rest_of_the_move() {
+        let mut target = target(false);
+        let refuse = TargetAction::Send(ToSource::Refuse { reason: "full".into() });
+        let did = feed(&mut target, [offer(5), TargetInput::Refused("full".into())]);
+        assert_eq!(did, [TargetAction::Prepare { flows: 3 }, refuse.clone()]);
+        assert_eq!(feed(&mut target, [offer(6)]), [refuse]);
+    }
+
+    #[test]
+    fn the_third_mismatch_refuses() {
+        let mut target = joining();
+        let mismatch = TargetAction::Send(ToSource::Mismatch { session: 5 });
+        assert_eq!(feed(&mut target, [TargetInput::Mismatch]), [mismatch]);
+        for _ in 1..MISMATCHES_MAX {
+            feed(&mut target, [offer(5), TargetInput::Prepared, handover(0), TargetInput::Mismatch]);
+        }
+        assert!(matches!(target.state, State::Refused(_)));
+    }
+
+    #[test]
+    fn one_that_serves_already_says_so() {
+        let mut serving = joining();
+        feed(&mut serving, [TargetInput::Joined { flows: 3, held: 0, hold_us_max: 0 }]);
+        assert_eq!(feed(&mut serving, [offer(9)]), [TargetAction::Send(ToSource::Joined)]);
+        let mut reborn = Target::new(*serving.spec(), Some(3));
+        let summary = Summary { flows: 3, ..Summary::default() };
+        let expected = [TargetAction::Send(ToSource::Joined), TargetAction::ProposeServed(summary)];
+        assert_eq!(feed(&mut reborn, []), expected);
+    }
+
+    #[test]
+    fn relaxed_opens_at_the_flip_whichever_comes_first() {
+        let mut early = target(true);
+        let did = feed(&mut early, [TargetInput::Switching, offer(5), TargetInput::Prepared]);
+        assert_eq!(did, [TargetAction::Prepare { flows: 3 }, TargetAction::Open, accept(0)]);
+        let mut late = target(true);
+        feed(&mut late, [offer(5), TargetInput::Prepared]);
+        assert_eq!(feed(&mut late, [TargetInput::Switching, TargetInput::Switching]), [TargetAction::Open]);
+    }
+
+    #[test]
+    fn an_ending_without_the_group_gives_the_shadow_up() {
+        assert_eq!(feed(&mut shadow(), [TargetInput::Ended(Ending::Aborted)]), [TargetAction::Abandon]);
+        assert_eq!(feed(&mut shadow(), [TargetInput::Ended(Ending::TakenBack(Epoch(3)))]), [TargetAction::Abandon]);
+        assert_eq!(feed(&mut joining(), [TargetInput::Ended(Ending::Done)]), []);
+    }
+
+    #[test]
+    fn a_dead_source_is_taken_over() {
+        assert_eq!(feed(&mut shadow(), [TargetInput::TakeOver]), [TargetAction::TakeOver]);
+    }
+}
