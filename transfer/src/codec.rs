@@ -16,8 +16,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use flow::nat::NatSlices;
 use flow::{
-    Batch, Endpoint, Epoch, Family, Fixed, FlowKey, FlowRecord, GroupId, Joinable, Prefix, Protocol, ServiceId, SiteId,
-    TcpState,
+    Batch, Endpoint, Epoch, Family, Fixed, FlowKey, FlowRecord, GroupId, Joinable, Prefix, Protocol,
+    ServiceId, SiteId, TcpState,
 };
 
 use crate::columns::{Reader, put_signed, put_varint, split_planes};
@@ -166,7 +166,11 @@ impl Decoder {
     ///
     /// # Errors
     /// A [`CodecError`] that says what is wrong.
-    pub fn decode(&mut self, bytes: &[u8], slices: Option<&NatSlices>) -> Result<(ChunkHeader, Batch), CodecError> {
+    pub fn decode(
+        &mut self,
+        bytes: &[u8],
+        slices: Option<&NatSlices>,
+    ) -> Result<(ChunkHeader, Batch), CodecError> {
         let parsed = parse_header(bytes)?;
         let columns = self
             .zstd
@@ -310,7 +314,8 @@ fn write_columns(out: &mut Vec<u8>, group: Prefix, batch: &Batch, slices: Option
     let remotes = Remotes::of(keys());
     write_remotes(out, &remotes.order);
     write_keys(out, group, keys(), &remotes);
-    let versions = batch.upserts.iter().map(|r| r.version).chain(batch.removals.iter().map(|&(_, version)| version));
+    let versions =
+        batch.upserts.iter().map(|r| r.version).chain(batch.removals.iter().map(|&(_, version)| version));
     column(out, |c| versions.for_each(|version| put_varint(c, version.into())));
     write_values(out, &batch.upserts, slices);
 }
@@ -375,16 +380,21 @@ fn same_run(a: &FlowKey, b: &FlowKey) -> bool {
 
 fn write_values(out: &mut Vec<u8>, records: &[FlowRecord], slices: Option<&NatSlices>) {
     column(out, |c| {
-        split_planes(c, records.iter().map(|r| {
-            let Fixed::Nat44 { outside_port } = r.fixed;
-            outside_port.wrapping_sub(predicted_port(&r.key, slices))
-        }));
+        split_planes(
+            c,
+            records.iter().map(|r| {
+                let Fixed::Nat44 { outside_port } = r.fixed;
+                outside_port.wrapping_sub(predicted_port(&r.key, slices))
+            }),
+        );
     });
     column(out, |c| c.extend(records.iter().map(|r| r.joined.tcp as u8)));
     column(out, |c| c.extend(records.iter().map(|r| r.joined.ingress.0)));
     column(out, |c| records.iter().for_each(|r| put_varint(c, r.joined.remaining_s.into())));
     column(out, |c| records.iter().for_each(|r| put_varint(c, r.joined.packets_out.into())));
-    column(out, |c| records.iter().for_each(|r| put_signed(c, r.joined.packets_out.into(), r.joined.packets_in.into())));
+    column(out, |c| {
+        records.iter().for_each(|r| put_signed(c, r.joined.packets_out.into(), r.joined.packets_in.into()))
+    });
     let counts = |count: fn(&Joinable) -> (u64, u64)| {
         let mut sizes = PacketSizes::default();
         records.iter().map(move |r| {
@@ -392,8 +402,12 @@ fn write_values(out: &mut Vec<u8>, records: &[FlowRecord], slices: Option<&NatSl
             (sizes.predict_then_learn(&r.key, packets, |_| Some(bytes)).unwrap_or((0, 0)), bytes)
         })
     };
-    column(out, |c| counts(|j| (j.packets_out, j.bytes_out)).for_each(|((p, _), b)| put_signed(c, p.into(), b.into())));
-    column(out, |c| counts(|j| (j.packets_in, j.bytes_in)).for_each(|((p, _), b)| put_signed(c, p.into(), b.into())));
+    column(out, |c| {
+        counts(|j| (j.packets_out, j.bytes_out)).for_each(|((p, _), b)| put_signed(c, p.into(), b.into()))
+    });
+    column(out, |c| {
+        counts(|j| (j.packets_in, j.bytes_in)).for_each(|((p, _), b)| put_signed(c, p.into(), b.into()))
+    });
 }
 
 /// Predicts a flow's bytes from its packets and the mean packet size of such flows so far. Both sides
@@ -428,7 +442,11 @@ fn predicted_port(key: &FlowKey, slices: Option<&NatSlices>) -> u16 {
     first.wrapping_add(slices.preferred_offset(subscriber, key.protocol, key.client.port))
 }
 
-fn read_columns(reader: &mut Reader<'_>, parsed: &Parsed, slices: Option<&NatSlices>) -> Result<Batch, CodecError> {
+fn read_columns(
+    reader: &mut Reader<'_>,
+    parsed: &Parsed,
+    slices: Option<&NatSlices>,
+) -> Result<Batch, CodecError> {
     let total = parsed.upserts + parsed.removals;
     let remotes = read_remotes(reader, total)?;
     let keys = read_keys(reader, parsed.header.group.prefix, total, &remotes)?;
@@ -449,11 +467,16 @@ fn read_columns(reader: &mut Reader<'_>, parsed: &Parsed, slices: Option<&NatSli
 
 fn read_remotes(reader: &mut Reader<'_>, total: usize) -> Result<Vec<Endpoint>, CodecError> {
     let error = CodecError::Column { column: "remote" };
-    let count = reader.varint().and_then(|n| usize::try_from(n).ok()).ok_or(CodecError::Column { column: "remote" })?;
+    let count = reader
+        .varint()
+        .and_then(|n| usize::try_from(n).ok())
+        .ok_or(CodecError::Column { column: "remote" })?;
     at_most("remote endpoints", count, total)?;
-    let families = reader.column().filter(|c| c.len() == count).ok_or(CodecError::Column { column: "family" })?;
+    let families =
+        reader.column().filter(|c| c.len() == count).ok_or(CodecError::Column { column: "family" })?;
     let mut addresses = reader.column().map(Reader::new).ok_or(CodecError::Column { column: "remote" })?;
-    let ports = reader.column().filter(|c| c.len() == 2 * count).ok_or(CodecError::Column { column: "port" })?;
+    let ports =
+        reader.column().filter(|c| c.len() == 2 * count).ok_or(CodecError::Column { column: "port" })?;
     let mut last = 0u128;
     let mut remotes = Vec::with_capacity(count);
     for (i, &family) in families.iter().enumerate() {
@@ -476,16 +499,23 @@ fn read_keys(
     remotes: &[Endpoint],
 ) -> Result<Vec<FlowKey>, CodecError> {
     let mut clients = reader.column().map(Reader::new).ok_or(CodecError::Column { column: "client" })?;
-    let protocols = reader.column().filter(|c| c.len() == total).ok_or(CodecError::Column { column: "protocol" })?;
-    let ports = reader.column().filter(|c| c.len() == 2 * total).ok_or(CodecError::Column { column: "client port" })?;
-    let ranks = reader.column().filter(|c| c.len() == 2 * total).ok_or(CodecError::Column { column: "remote" })?;
+    let protocols =
+        reader.column().filter(|c| c.len() == total).ok_or(CodecError::Column { column: "protocol" })?;
+    let ports = reader
+        .column()
+        .filter(|c| c.len() == 2 * total)
+        .ok_or(CodecError::Column { column: "client port" })?;
+    let ranks =
+        reader.column().filter(|c| c.len() == 2 * total).ok_or(CodecError::Column { column: "remote" })?;
     let mut keys: Vec<FlowKey> = Vec::with_capacity(total);
     let mut bits = address_bits(group.address());
     for i in 0..total {
         bits = clients.signed(bits).ok_or(CodecError::Column { column: "client" })?;
         let address = address_from(group.family(), bits).ok_or(CodecError::Column { column: "client" })?;
-        let protocol = Protocol::from_number(protocols[i]).ok_or(CodecError::Column { column: "protocol" })?;
-        let remote = *remotes.get(usize::from(plane(ranks, i))).ok_or(CodecError::Column { column: "remote" })?;
+        let protocol =
+            Protocol::from_number(protocols[i]).ok_or(CodecError::Column { column: "protocol" })?;
+        let remote =
+            *remotes.get(usize::from(plane(ranks, i))).ok_or(CodecError::Column { column: "remote" })?;
         let mut key = FlowKey { protocol, client: Endpoint { address, port: plane(ports, i) }, remote };
         if let Some(last) = keys.last().filter(|last| same_run(last, &key)) {
             key.client.port = key.client.port.wrapping_add(last.client.port);
@@ -497,7 +527,8 @@ fn read_keys(
 
 fn read_numbers(reader: &mut Reader<'_>, column: &'static str, count: usize) -> Result<Vec<u32>, CodecError> {
     let mut numbers = reader.column().map(Reader::new).ok_or(CodecError::Column { column })?;
-    let read: Option<Vec<u32>> = (0..count).map(|_| numbers.varint().and_then(|n| u32::try_from(n).ok())).collect();
+    let read: Option<Vec<u32>> =
+        (0..count).map(|_| numbers.varint().and_then(|n| u32::try_from(n).ok())).collect();
     read.filter(|_| numbers.is_empty()).ok_or(CodecError::Column { column })
 }
 
@@ -507,9 +538,13 @@ fn read_values(
     slices: Option<&NatSlices>,
 ) -> Result<Vec<(Fixed, Joinable)>, CodecError> {
     let count = keys.len();
-    let ports = reader.column().filter(|c| c.len() == 2 * count).ok_or(CodecError::Column { column: "outside port" })?;
+    let ports = reader
+        .column()
+        .filter(|c| c.len() == 2 * count)
+        .ok_or(CodecError::Column { column: "outside port" })?;
     let tcp = reader.column().filter(|c| c.len() == count).ok_or(CodecError::Column { column: "tcp" })?;
-    let ingress = reader.column().filter(|c| c.len() == count).ok_or(CodecError::Column { column: "ingress" })?;
+    let ingress =
+        reader.column().filter(|c| c.len() == count).ok_or(CodecError::Column { column: "ingress" })?;
     let remaining = read_numbers(reader, "remaining", count)?;
     let mut counters = Vec::with_capacity(4);
     for _ in 0..4 {
@@ -523,11 +558,16 @@ fn read_values(
             remaining_s: remaining[i],
             tcp: TcpState::from_number(tcp[i]).ok_or(CodecError::Column { column: "tcp" })?,
             ingress: SiteId(ingress[i]),
-            ..read_counters(&mut counters, key, &mut sizes).ok_or(CodecError::Column { column: "counters" })?
+            ..read_counters(&mut counters, key, &mut sizes)
+                .ok_or(CodecError::Column { column: "counters" })?
         };
         values.push((Fixed::Nat44 { outside_port }, joined));
     }
-    if counters.iter().all(Reader::is_empty) { Ok(values) } else { Err(CodecError::Column { column: "counters" }) }
+    if counters.iter().all(Reader::is_empty) {
+        Ok(values)
+    } else {
+        Err(CodecError::Column { column: "counters" })
+    }
 }
 
 /// The four counters of a record; the other fields stay at their default.
@@ -610,7 +650,8 @@ mod tests {
 
     #[test]
     fn the_largest_values_of_every_field_fit_the_bound() {
-        let endpoint = Endpoint { address: "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff".parse().unwrap(), port: 65_535 };
+        let endpoint =
+            Endpoint { address: "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff".parse().unwrap(), port: 65_535 };
         let other = Endpoint { address: "::1".parse().unwrap(), port: 1 };
         let record = |client, remote| FlowRecord {
             key: FlowKey { protocol: Protocol::Icmp6, client, remote },

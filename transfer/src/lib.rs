@@ -3,3 +3,7 @@
 pub mod codec;
 mod columns;
 pub mod core;
+pub mod name;
+pub mod quic;
+pub mod tls;
+pub mod wire;

@@ -105,7 +105,9 @@ pub enum SliceError {
         prefix: Prefix,
     },
     /// No whole block fits an address.
-    #[error("ports_per_subscriber is {ports}, but {room} ports are free from first_port {first}: use 1 to {room}")]
+    #[error(
+        "ports_per_subscriber is {ports}, but {room} ports are free from first_port {first}: use 1 to {room}"
+    )]
     Block {
         /// What was given.
         ports: u16,
@@ -189,7 +191,8 @@ impl NatSlices {
     /// The inside address of a subscriber.
     #[must_use]
     pub fn client(&self, subscriber: Subscriber) -> Option<Ipv4Addr> {
-        (subscriber.0 < self.subscribers).then(|| address_at(&self.spec.clients, &self.client_starts, subscriber.0))
+        (subscriber.0 < self.subscribers)
+            .then(|| address_at(&self.spec.clients, &self.client_starts, subscriber.0))
     }
 
     /// The ports of a subscriber.
@@ -211,7 +214,8 @@ impl NatSlices {
     #[must_use]
     pub fn owner(&self, address: Ipv4Addr, port: u16) -> Option<Subscriber> {
         let index = index_of(&self.spec.pool, &self.pool_starts, address)?;
-        let block = u32::from(port.checked_sub(self.spec.first_port)?) / u32::from(self.spec.ports_per_subscriber);
+        let block =
+            u32::from(port.checked_sub(self.spec.first_port)?) / u32::from(self.spec.ports_per_subscriber);
         if block >= self.blocks_per_address {
             return None;
         }
@@ -260,7 +264,8 @@ impl NatSlices {
     fn next_step(&self, at: u64, end: u64) -> (u64, Option<u32>) {
         let per_address = u64::from(self.blocks_per_address);
         // The last address in use may have blocks that nobody owns; they count as part of it.
-        let end_whole = if end == u64::from(self.subscribers) { end.next_multiple_of(per_address) } else { end };
+        let end_whole =
+            if end == u64::from(self.subscribers) { end.next_multiple_of(per_address) } else { end };
         let whole = (end_whole - at) / per_address;
         if at % per_address == 0 && whole > 0 {
             let addresses = u32::try_from(whole).unwrap_or(u32::MAX);
@@ -387,7 +392,10 @@ mod tests {
     #[test]
     fn each_misdeed_is_named_with_its_values() {
         let error = |spec| NatSlices::new(spec).unwrap_err().to_string();
-        assert_eq!(error(spec(&[], &["192.0.2.0/24"], 512)), "clients is empty: give at least one IPv4 prefix");
+        assert_eq!(
+            error(spec(&[], &["192.0.2.0/24"], 512)),
+            "clients is empty: give at least one IPv4 prefix"
+        );
         assert!(error(spec(&["2001:db8::/64"], &["192.0.2.0/24"], 512)).contains("not IPv4"));
         assert!(error(spec(&["10.0.0.0/8", "10.1.0.0/16"], &["192.0.2.0/24"], 512)).contains("overlap"));
         assert!(error(spec(&["10.0.0.0/24"], &["10.0.0.0/30"], 512)).contains("overlap"));
@@ -434,7 +442,8 @@ mod tests {
             let at = |base: u32, i: usize, len| {
                 Prefix::containing(IpAddr::V4((base + ((i as u32) << 16)).into()), len).unwrap()
             };
-            let clients: Vec<_> = clients.iter().enumerate().map(|(i, &len)| at(0x6440_0000, i, len)).collect();
+            let clients: Vec<_> =
+                clients.iter().enumerate().map(|(i, &len)| at(0x6440_0000, i, len)).collect();
             let pool = pool.iter().enumerate().map(|(i, &len)| at(0xc633_0000, i, len)).collect();
             let mut spec = NatSpec { clients, pool, ports_per_subscriber: ports, first_port: 1024, port_key };
             loop {

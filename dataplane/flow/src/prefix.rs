@@ -166,7 +166,8 @@ impl Prefix {
     /// Whether the address is inside.
     #[must_use]
     pub fn contains(&self, address: IpAddr) -> bool {
-        Family::of(address) == self.family && bits_of(address) & !host_mask(self.family, self.len) == self.bits
+        Family::of(address) == self.family
+            && bits_of(address) & !host_mask(self.family, self.len) == self.bits
     }
 
     /// Whether the other prefix is this one or inside it.
@@ -317,7 +318,10 @@ mod tests {
     #[test]
     fn host_bits_are_refused_and_the_prefix_that_was_meant_is_named() {
         let error = "10.0.0.1/24".parse::<Prefix>().unwrap_err();
-        assert_eq!(error.to_string(), "10.0.0.1/24 has bits set below its length: 10.0.0.0/24 was probably meant");
+        assert_eq!(
+            error.to_string(),
+            "10.0.0.1/24 has bits set below its length: 10.0.0.0/24 was probably meant"
+        );
         assert!("10.0.0.0/33".parse::<Prefix>().is_err());
         assert!("10.0.0.0".parse::<Prefix>().is_err());
         assert!("::/129".parse::<Prefix>().is_err());

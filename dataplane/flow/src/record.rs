@@ -161,7 +161,9 @@ impl Joinable {
 /// One side may have seen only one FIN and the other the other: both together are `BothFin`.
 fn join_tcp(a: TcpState, b: TcpState) -> TcpState {
     match (a, b) {
-        (TcpState::ClientFin, TcpState::RemoteFin) | (TcpState::RemoteFin, TcpState::ClientFin) => TcpState::BothFin,
+        (TcpState::ClientFin, TcpState::RemoteFin) | (TcpState::RemoteFin, TcpState::ClientFin) => {
+            TcpState::BothFin
+        }
         _ => a.max(b),
     }
 }

@@ -40,7 +40,12 @@ impl Seeded {
     }
 
     /// Log-uniform in `1..=end`: each decade is as likely as any other.
-    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss, reason = "a sample")]
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        clippy::cast_precision_loss,
+        reason = "a sample"
+    )]
     pub fn log_uniform(&mut self, end: u64) -> u64 {
         ((end as f64).ln() * self.fraction()).exp() as u64
     }
@@ -83,7 +88,12 @@ pub fn flows(slices: &NatSlices, count: usize, seed: u64) -> Vec<FlowRecord> {
     flows
 }
 
-fn flow(slices: &NatSlices, subscriber: crate::nat::Subscriber, servers: u64, rng: &mut Seeded) -> Option<FlowRecord> {
+fn flow(
+    slices: &NatSlices,
+    subscriber: crate::nat::Subscriber,
+    servers: u64,
+    rng: &mut Seeded,
+) -> Option<FlowRecord> {
     let (protocol, remote_port) = match rng.below(100) {
         0..62 => (Protocol::Tcp, 443),
         62..70 => (Protocol::Tcp, 80),

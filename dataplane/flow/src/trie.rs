@@ -147,7 +147,9 @@ impl<T> GroupTrie<T> {
         for depth in root.len()..prefix.len() {
             match node {
                 Node::Leaf(_) => return None,
-                Node::Branch(halves) => node = &mut halves[usize::from(Prefix::bit_at(prefix.address(), depth))],
+                Node::Branch(halves) => {
+                    node = &mut halves[usize::from(Prefix::bit_at(prefix.address(), depth))]
+                }
             }
         }
         Some(node)
@@ -184,7 +186,10 @@ mod tests {
     #[test]
     fn roots_may_not_overlap() {
         let error = trie().add_root(prefix("100.64.1.0/24"), 3).unwrap_err();
-        assert_eq!(error, TrieError::Overlap { new: prefix("100.64.1.0/24"), present: prefix("100.64.0.0/16") });
+        assert_eq!(
+            error,
+            TrieError::Overlap { new: prefix("100.64.1.0/24"), present: prefix("100.64.0.0/16") }
+        );
     }
 
     #[test]
@@ -193,7 +198,10 @@ mod tests {
         assert_eq!(trie.split(&prefix("100.64.0.0/17")), Err(TrieError::NoLeaf(prefix("100.64.0.0/17"))));
         let (low, _) = trie.split(&prefix("100.64.0.0/16")).unwrap();
         trie.split(&low).unwrap();
-        assert_eq!(trie.merge(&prefix("100.64.0.0/16"), 9), Err(TrieError::NotTwoLeaves(prefix("100.64.0.0/16"))));
+        assert_eq!(
+            trie.merge(&prefix("100.64.0.0/16"), 9),
+            Err(TrieError::NotTwoLeaves(prefix("100.64.0.0/16")))
+        );
         trie.merge(&low, 9).unwrap();
         trie.merge(&prefix("100.64.0.0/16"), 8).unwrap();
         assert_eq!(trie.leaf(&prefix("100.64.0.0/16")), Some(&8));

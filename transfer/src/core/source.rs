@@ -263,7 +263,8 @@ impl Source {
             ToSource::Mismatch { session } if session == self.session => self.restart(),
             ToSource::Refuse { reason } => self.give_up(&reason, true),
             // About a session that is over, or told for information: the log will say the same.
-            ToSource::Accept { .. } | ToSource::Ack { .. } | ToSource::Mismatch { .. } | ToSource::Joined => {}
+            ToSource::Accept { .. } | ToSource::Ack { .. } | ToSource::Mismatch { .. } | ToSource::Joined => {
+            }
         }
     }
 
@@ -380,7 +381,9 @@ impl Source {
         self.frozen = true;
         if self.state != State::Draining {
             // The worker had been armed in another life or session: this session exports it once more.
-            return if self.state == State::Copying { self.restart() };
+            return if self.state == State::Copying {
+                self.restart()
+            };
         }
         self.flush();
         self.state = State::HandedOver;
@@ -523,8 +526,10 @@ mod tests {
 
     fn handed_over() -> Source {
         let mut source = resting();
-        let inputs =
-            [SourceInput::Switching(vec![SiteId(1)]), SourceInput::Cut { token: token(), missing: Vec::new() }];
+        let inputs = [
+            SourceInput::Switching(vec![SiteId(1)]),
+            SourceInput::Cut { token: token(), missing: Vec::new() },
+        ];
         let did = feed(&mut source, inputs);
         assert_eq!(did[0], SourceAction::Arm(vec![SiteId(1)]));
         assert!(matches!(did[1], SourceAction::Send(ToTarget::Handover { chunks: 1, .. })));

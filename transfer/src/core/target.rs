@@ -399,7 +399,8 @@ mod tests {
     #[test]
     fn the_report_carries_what_the_move_was_like() {
         let joined = TargetInput::Joined { flows: 3, held: 4, hold_us_max: 50 };
-        let summary = Summary { flows: 3, bytes_on_wire: 10, precopy_us: 1, rounds: 2, held: 4, hold_us_max: 50 };
+        let summary =
+            Summary { flows: 3, bytes_on_wire: 10, precopy_us: 1, rounds: 2, held: 4, hold_us_max: 50 };
         let expected = [TargetAction::Send(ToSource::Joined), TargetAction::ProposeServed(summary)];
         assert_eq!(feed(&mut joining(), [joined]), expected);
     }
@@ -468,7 +469,10 @@ mod tests {
     #[test]
     fn an_ending_without_the_group_gives_the_shadow_up() {
         assert_eq!(feed(&mut shadow(), [TargetInput::Ended(Ending::Aborted)]), [TargetAction::Abandon]);
-        assert_eq!(feed(&mut shadow(), [TargetInput::Ended(Ending::TakenBack(Epoch(3)))]), [TargetAction::Abandon]);
+        assert_eq!(
+            feed(&mut shadow(), [TargetInput::Ended(Ending::TakenBack(Epoch(3)))]),
+            [TargetAction::Abandon]
+        );
         assert_eq!(feed(&mut joining(), [TargetInput::Ended(Ending::Done)]), []);
     }
 
