@@ -1,1 +1,15 @@
 //! Rules of a site, OpenFlow, and the embedded switch.
+//!
+//! [`core`] is pure: the rule model, the compiler from a site's plan to rules, the marker packet and the
+//! driver of one switch. [`ofp`] is the OpenFlow 1.4 codec. [`session`] connects the driver to a switch over
+//! a socket. [`softswitch`] is a small OpenFlow switch, usable where no Open vSwitch is wanted.
+
+pub mod core;
+pub mod ofp;
+pub mod session;
+pub mod softswitch;
+
+pub use core::compile::{GroupPlan, Ports, SitePlan, compile};
+pub use core::marker::{MarkerError, OldPath, marker_out, marker_packet};
+pub use core::rules::{Action, FlowMod, Match, PacketOut, PortNo, Rule, RuleKey, RuleSet, Vlan, diff};
+//pub use session::{Session, SessionOptions, SwitchAddr, SwitchEvent, SwitchHandle};

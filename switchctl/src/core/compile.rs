@@ -1,0 +1,393 @@
+//! From the plan of a site to the rules of its switch.
+//!
+//! | table | holds |
+//! |---|---|
+//! | 0 | what a packet is, by port, tag and tunnel role; pushes the tag that a worker will see |
+//! | 1 | from clients, by source prefix: to the local worker or into a tunnel |
+//! | 2 | from the world, by outside slice: the same |
+//! | 3 | from tunnels and relays, by source prefix: to the local worker |
+//! | 4 | from tunnels and relays, by outside slice: to the local worker |
+//!
+//! The tag that table 0 pushes travels with the packet, so tables 3 and 4 need no rule per peer. A packet from
+//! a tunnel only ever reaches table 3 or 4 or the inside port: it never leaves by a tunnel, so switches
+//! cannot loop. What a worker sends to outside goes through table 2 as well, so that hairpin traffic is
+//! steered again (RFC 4787, section 6); only when no pool has its destination does it leave.
+//!
+//! Sibling prefixes of one service with the same target become one rule, up to the client prefixes that the
+//! operator wrote; so the number of rules follows the borders of the placement. The tunnel key and the
+//! cookie of such a rule carry the highest epoch.
+//!
+//! # Limits of matching
+//!
+//! OpenFlow cannot match the identifier of ICMP, and later fragments carry no ports. An outside address that
+//! belongs to one group as a whole is matched by address alone, whatever the protocol. On an address that
+//! several groups share, TCP and UDP are told apart by port, and *everything else (ICMP, later fragments, other
+//! protocols) goes to the owner of the lowest block of that address that has a plan*. The worker there knows
+//! whose it is and relays it, so it costs a detour, never a packet.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use flow::nat::{NatSlices, OutsideMatch};
+use flow::steer::{Side, Tag, TunnelKey, TunnelRole};
+use flow::{Epoch, Family, GroupId, Prefix, ServiceId, SiteId, WorkerId};
+
+use super::rules::{
+    Action, ETH_IPV4, Match, PROTO_TCP, PROTO_UDP, PortNo, Rule, RuleKey, RuleSet, Vlan,
+};
+
+/// Classifies.
+pub const TABLE_CLASSIFY: u8 = 0;
+/// Steers what came from clients.
+pub const TABLE_INSIDE: u8 = 1;
+/// Steers what came from the world.
+pub const TABLE_OUTSIDE: u8 = 2;
+/// Delivers to local workers what came from clients of any site.
+pub const TABLE_LOCAL_INSIDE: u8 = 3;
+/// Delivers to local workers what came from the world at any site.
+pub const TABLE_LOCAL_OUTSIDE: u8 = 4;
+
+/// Rules of table 0, and of prefixes: this plus the prefix length, so that the longest wins.
+const PRIORITY: u16 = 1_000;
+/// Outside rules with ports; above every rule by address alone.
+const PRIORITY_PORTS: u16 = 2_000;
+/// Addresses of a pool that have no plan.
+const PRIORITY_POOL: u16 = 100;
+/// What a worker sends to the world and no pool has.
+const PRIORITY_LEAVE: u16 = 10;
+
+/// The ports of a site's switch.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Ports {
+    /// Towards clients.
+    pub inside: PortNo,
+    /// Towards the world.
+    pub outside: PortNo,
+    /// One tunnel per peer site.
+    pub tunnels: BTreeMap<SiteId, PortNo>,
+    /// One per worker.
+    pub workers: BTreeMap<WorkerId, PortNo>,
+}
+
+impl Ports {
+    /// Number of the inside port by convention.
+    pub const INSIDE: PortNo = PortNo(1);
+    /// Number of the outside port by convention.
+    pub const OUTSIDE: PortNo = PortNo(2);
+
+    /// Number of a worker's port by convention: 100 + worker, and for the 900th and above 1400 + worker, behind
+    /// the tunnels.
+    #[must_use]
+    pub fn worker(worker: WorkerId) -> PortNo {
+        PortNo(if worker.0 < 900 { 100 + u32::from(worker.0) } else { 1_400 + u32::from(worker.0) })
+    }
+
+    /// Number of a tunnel's port by convention: 1000 + site.
+    #[must_use]
+    pub fn tunnel(site: SiteId) -> PortNo {
+        PortNo(1_000 + u32::from(site.0))
+    }
+
+    /// All ports with their numbers by convention.
+    #[must_use]
+    pub fn conventional(
+        peers: impl IntoIterator<Item = SiteId>,
+        workers: impl IntoIterator<Item = WorkerId>,
+    ) -> Self {
+        Self {
+            inside: Self::INSIDE,
+            outside: Self::OUTSIDE,
+            tunnels: peers.into_iter().map(|site| (site, Self::tunnel(site))).collect(),
+            workers: workers.into_iter().map(|worker| (worker, Self::worker(worker))).collect(),
+        }
+    }
+}
+
+/// What a site knows about one group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GroupPlan {
+    /// Its epoch.
+    pub epoch: Epoch,
+    /// Where this site's ingress sends it now.
+    pub steer: SiteId,
+    /// Which local worker gets what comes by tunnel, by relay, or when `steer` is this site.
+    pub local: Option<WorkerId>,
+}
+
+/// Everything that a site's rules follow from.
+#[derive(Clone, Debug)]
+pub struct SitePlan {
+    /// The site.
+    pub site: SiteId,
+    /// Its switch.
+    pub ports: Ports,
+    /// Services that have outside slices; groups of others are steered by client prefix alone.
+    pub services: BTreeMap<ServiceId, NatSlices>,
+    /// The groups. Those without an entry are dropped by the switch.
+    pub groups: BTreeMap<GroupId, GroupPlan>,
+}
+
+/// The cookie of a group's rules: service (6 bits), low 32 bits of the epoch, 26 bits of a hash of the prefix.
+/// Cookie 0 is for rules that belong to no group.
+#[must_use]
+pub fn cookie(group: &GroupId, epoch: Epoch) -> u64 {
+    u64::from(group.service.get()) << 58 | (epoch.0 & 0xffff_ffff) << 26 | prefix_hash(&group.prefix)
+}
+
+/// FNV-1a over address and length, folded to 26 bits.
+fn prefix_hash(prefix: &Prefix) -> u64 {
+    let mut hash = 0xcbf2_9ce4_8422_2325_u64;
+    let mut add = |byte: u8| hash = (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
+    match prefix.address() {
+        IpAddr::V4(address) => address.octets().into_iter().for_each(&mut add),
+        IpAddr::V6(address) => address.octets().into_iter().for_each(&mut add),
+    }
+    add(prefix.len());
+    (hash >> 26 ^ hash >> 52 ^ hash) & 0x03ff_ffff
+}
+
+/// Compiles a plan. Work is about linear in groups and rules.
+#[must_use]
+pub fn compile(plan: &SitePlan) -> RuleSet {
+    let mut compiler = Compiler { plan, rules: RuleSet::new() };
+    compiler.classify_ingress();
+    compiler.classify_tunnels();
+    compiler.classify_workers();
+    compiler.guard_pools();
+    compiler.steer(TABLE_INSIDE, TABLE_OUTSIDE, |group| plan.target(group));
+    compiler.steer(TABLE_LOCAL_INSIDE, TABLE_LOCAL_OUTSIDE, |group| plan.local_target(group));
+    compiler.rules
+}
+
+/// Where the packets of a group go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Target {
+    Worker(PortNo),
+    Tunnel(PortNo),
+    /// Nowhere known: no rule.
+    Nowhere,
+}
+
+impl SitePlan {
+    fn target(&self, group: &GroupPlan) -> Target {
+        if group.steer == self.site {
+            return self.local_target(group);
+        }
+        self.ports.tunnels.get(&group.steer).map_or(Target::Nowhere, |&port| Target::Tunnel(port))
+    }
+
+    fn local_target(&self, group: &GroupPlan) -> Target {
+        let port = group.local.and_then(|worker| self.ports.workers.get(&worker));
+        port.map_or(Target::Nowhere, |&port| Target::Worker(port))
+    }
+
+    /// Whether groups may merge into a rule for this prefix: outside slices exist only inside the client
+    /// prefixes of the service.
+    fn may_merge_into(&self, group: &GroupId) -> bool {
+        self.services.get(&group.service).is_none_or(|slices| {
+            slices.spec().clients.iter().any(|whole| whole.covers(&group.prefix))
+        })
+    }
+}
+
+/// Groups that became one rule.
+#[derive(Clone, Copy, Debug)]
+struct Merged {
+    group: GroupId,
+    epoch: Epoch,
+    target: Target,
+}
+
+/// Merges siblings with the same target, from the leaves up.
+fn aggregate(plan: &SitePlan, target: impl Fn(&GroupPlan) -> Target) -> Vec<Merged> {
+    let mut stack: Vec<Merged> = Vec::new();
+    for (&group, entry) in &plan.groups {
+        stack.push(Merged { group, epoch: entry.epoch, target: target(entry) });
+        while let [.., low, high] = stack.as_slice()
+            && let Some(merged) = merge(plan, low, high)
+        {
+            stack.truncate(stack.len() - 2);
+            stack.push(merged);
+        }
+    }
+    stack.retain(|merged| merged.target != Target::Nowhere);
+    stack
+}
+
+fn merge(plan: &SitePlan, low: &Merged, high: &Merged) -> Option<Merged> {
+    let same = low.group.service == high.group.service && low.target == high.target;
+    if !same || low.group.prefix.sibling() != Some(high.group.prefix) {
+        return None;
+    }
+    let group = GroupId { service: low.group.service, prefix: low.group.prefix.parent()? };
+    plan.may_merge_into(&group).then(|| Merged {
+        group,
+        epoch: low.epoch.max(high.epoch),
+        target: low.target,
+    })
+}
+
+struct Compiler<'a> {
+    plan: &'a SitePlan,
+    rules: RuleSet,
+}
+
+impl Compiler<'_> {
+    fn add(&mut self, table: u8, priority: u16, matches: Match, rule: Rule) {
+        self.rules.insert(RuleKey { table, priority, matches }, rule);
+    }
+
+    fn classify(&mut self, matches: Match, actions: Vec<Action>, goto: Option<u8>) {
+        self.add(TABLE_CLASSIFY, PRIORITY, matches, Rule { cookie: 0, actions, goto });
+    }
+
+    /// Tags from clients or the world would pass for ours, so only packets without one come in.
+    fn classify_ingress(&mut self) {
+        let own = self.plan.site;
+        let from = |port| Match::any().in_port(port).vlan(Vlan::Absent);
+        let tag = |side| vec![Action::PushVlan(Tag::Direct(side, own).vlan())];
+        self.classify(from(self.plan.ports.inside), tag(Side::Inside), Some(TABLE_INSIDE));
+        self.classify(from(self.plan.ports.outside), tag(Side::Outside), Some(TABLE_OUTSIDE));
+    }
+
+    fn classify_tunnels(&mut self) {
+        for (&peer, &port) in &self.plan.ports.tunnels {
+            let deliveries = [
+                (TunnelRole::Direct(Side::Inside), Tag::Direct(Side::Inside, peer), TABLE_LOCAL_INSIDE),
+                (TunnelRole::Direct(Side::Outside), Tag::Direct(Side::Outside, peer), TABLE_LOCAL_OUTSIDE),
+                (TunnelRole::Relayed(Side::Inside), Tag::Relayed(Side::Inside, peer), TABLE_LOCAL_INSIDE),
+                (TunnelRole::Relayed(Side::Outside), Tag::Relayed(Side::Outside, peer), TABLE_LOCAL_OUTSIDE),
+                (TunnelRole::Marker, Tag::Marker(peer), TABLE_LOCAL_INSIDE),
+                (TunnelRole::Cut, Tag::Cut(peer), TABLE_LOCAL_INSIDE),
+            ];
+            for (role, tag, table) in deliveries {
+                self.classify(from_tunnel(port, role), vec![Action::PushVlan(tag.vlan())], Some(table));
+            }
+            let to_client = vec![Action::Output(self.plan.ports.inside)];
+            self.classify(from_tunnel(port, TunnelRole::ToClient), to_client, None);
+        }
+    }
+
+    fn classify_workers(&mut self) {
+        let plan = self.plan;
+        for &port in plan.ports.workers.values() {
+            let from = |tag: Tag| Match::any().in_port(port).vlan(Vlan::Tag(tag.vlan()));
+            // Hairpin packets may be for the worker that sent them.
+            let as_from_outside = vec![Action::SetInPort(PortNo::ANY)];
+            self.classify(from(Tag::ToOutside), as_from_outside, Some(TABLE_OUTSIDE));
+            self.classify_worker_local(from);
+            for (&peer, &tunnel) in &plan.ports.tunnels {
+                let roles = [
+                    (Tag::ToClient(peer), TunnelRole::ToClient),
+                    (Tag::Relay(Side::Inside, peer), TunnelRole::Relayed(Side::Inside)),
+                    (Tag::Relay(Side::Outside, peer), TunnelRole::Relayed(Side::Outside)),
+                    (Tag::SendCut(peer), TunnelRole::Cut),
+                ];
+                for (tag, role) in roles {
+                    // The worker's tag names neither service nor epoch, so the key has none.
+                    let actions = into_tunnel(TunnelKey::new(role, ServiceId::default(), Epoch(0)), tunnel);
+                    self.classify(from(tag), actions, None);
+                }
+            }
+        }
+    }
+
+    fn classify_worker_local(&mut self, from: impl Fn(Tag) -> Match) {
+        let own = self.plan.site;
+        let to_client = vec![Action::PopVlan, Action::Output(self.plan.ports.inside)];
+        self.classify(from(Tag::ToClient(own)), to_client, None);
+        let retags = [
+            (Tag::Relay(Side::Inside, own), Tag::Relayed(Side::Inside, own), TABLE_LOCAL_INSIDE),
+            (Tag::Relay(Side::Outside, own), Tag::Relayed(Side::Outside, own), TABLE_LOCAL_OUTSIDE),
+            (Tag::SendCut(own), Tag::Cut(own), TABLE_LOCAL_INSIDE),
+        ];
+        for (tag, to, table) in retags {
+            self.classify(from(tag), vec![Action::SetVlan(to.vlan())], Some(table));
+        }
+    }
+
+    /// Addresses of a pool without a plan are dropped, wherever they come from; everything else that a
+    /// worker sent to the world leaves.
+    fn guard_pools(&mut self) {
+        let plan = self.plan;
+        for prefix in plan.services.values().flat_map(|slices| &slices.spec().pool) {
+            self.add(TABLE_OUTSIDE, PRIORITY_POOL, Match::any().ip_dst(prefix), Rule::default());
+        }
+        let leave = Rule {
+            cookie: 0,
+            actions: vec![Action::PopVlan, Action::Output(plan.ports.outside)],
+            goto: None,
+        };
+        let from_worker = Match::any().vlan(Vlan::Tag(Tag::ToOutside.vlan()));
+        self.add(TABLE_OUTSIDE, PRIORITY_LEAVE, from_worker, leave);
+    }
+
+    fn steer(&mut self, inside: u8, outside: u8, target: impl Fn(&GroupPlan) -> Target) {
+        let plan = self.plan;
+        // Per shared address: its lowest block that has a plan, and the rule for what has no ports.
+        let mut shared: BTreeMap<Prefix, (u16, Rule)> = BTreeMap::new();
+        for merged in aggregate(plan, target) {
+            let prefix = &merged.group.prefix;
+            let priority = PRIORITY + u16::from(prefix.len());
+            self.add(inside, priority, Match::any().ip_src(prefix), self.rule(&merged, inside, Side::Inside));
+            let Some(slices) = plan.services.get(&merged.group.service) else { continue };
+            let rule = self.rule(&merged, outside, Side::Outside);
+            for slice in slices.slice(prefix) {
+                self.outside_rule(outside, &slice, &rule);
+                if slice.port_mask != 0 {
+                    let lowest = shared.entry(slice.addresses).or_insert_with(|| (slice.port, rule.clone()));
+                    if slice.port < lowest.0 {
+                        *lowest = (slice.port, rule.clone());
+                    }
+                }
+            }
+        }
+        for (address, (_, rule)) in shared {
+            let priority = PRIORITY + u16::from(address.len());
+            self.add(outside, priority, Match::any().ip_dst(&address), rule);
+        }
+    }
+
+    fn outside_rule(&mut self, table: u8, slice: &OutsideMatch, rule: &Rule) {
+        if slice.port_mask == 0 {
+            let priority = PRIORITY + u16::from(slice.addresses.len());
+            self.add(table, priority, Match::any().ip_dst(&slice.addresses), rule.clone());
+            return;
+        }
+        debug_assert_eq!(slice.addresses.family(), Family::V4, "only nat44 has slices");
+        for protocol in [PROTO_TCP, PROTO_UDP] {
+            let matches = Match::any()
+                .eth_type(ETH_IPV4)
+                .ip_dst(&slice.addresses)
+                .ip_proto(protocol)
+                .tp_dst(slice.port, slice.port_mask);
+            self.add(table, PRIORITY_PORTS, matches, rule.clone());
+        }
+    }
+
+    fn rule(&self, merged: &Merged, table: u8, side: Side) -> Rule {
+        let actions = match merged.target {
+            Target::Tunnel(port) => {
+                let key = TunnelKey::new(TunnelRole::Direct(side), merged.group.service, merged.epoch);
+                into_tunnel(key, port)
+            }
+            // In table 2 the packet may have come from a worker (hairpin), so its tag is not yet this one.
+            Target::Worker(port) if table == TABLE_OUTSIDE => {
+                let tag = Tag::Direct(side, self.plan.site);
+                vec![Action::SetVlan(tag.vlan()), Action::Output(port)]
+            }
+            Target::Worker(port) => vec![Action::Output(port)],
+            Target::Nowhere => Vec::new(),
+        };
+        Rule { cookie: cookie(&merged.group, merged.epoch), actions, goto: None }
+    }
+}
+
+fn from_tunnel(port: PortNo, role: TunnelRole) -> Match {
+    let key = u64::from(role.number() << 20);
+    Match::any().in_port(port).vlan(Vlan::Absent).tunnel_id(key, TunnelKey::ROLE_MASK.into())
+}
+
+fn into_tunnel(key: TunnelKey, port: PortNo) -> Vec<Action> {
+    vec![Action::PopVlan, Action::SetTunnel(key.vni().into()), Action::Output(port)]
+}

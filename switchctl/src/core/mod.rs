@@ -1,0 +1,6 @@
+//! Pure parts: input and time in, actions out.
+
+pub mod compile;
+pub mod driver;
+pub mod marker;
+pub mod rules;

@@ -1,0 +1,325 @@
+//! Matches, actions and instructions on the wire.
+
+use super::wire::{Reader, Writer};
+use super::{DecodeError, Unsupported};
+use crate::core::rules::{
+    Action, ETH_IPV4, ETH_IPV6, ETH_VLAN, Field, Match, PROTO_ICMP, PROTO_ICMPV6, PROTO_TCP, PROTO_UDP, PortNo,
+    Rule,
+};
+
+const CLASS_BASIC: u16 = 0x8000;
+
+const IN_PORT: u8 = 0;
+const ETH_TYPE: u8 = 5;
+const VLAN_VID: u8 = 6;
+const IP_PROTO: u8 = 10;
+const IPV4_SRC: u8 = 11;
+const IPV4_DST: u8 = 12;
+const TCP_SRC: u8 = 13;
+const TCP_DST: u8 = 14;
+const UDP_SRC: u8 = 15;
+const UDP_DST: u8 = 16;
+const ICMPV4_TYPE: u8 = 19;
+const ICMPV4_CODE: u8 = 20;
+const IPV6_SRC: u8 = 26;
+const IPV6_DST: u8 = 27;
+const ICMPV6_TYPE: u8 = 29;
+const ICMPV6_CODE: u8 = 30;
+const TUNNEL_ID: u8 = 38;
+
+/// The field and its bytes on the wire.
+fn field_of(number: u8) -> Option<(Field, usize)> {
+    Some(match number {
+        IN_PORT => (Field::InPort, 4),
+        ETH_TYPE => (Field::EthType, 2),
+        VLAN_VID => (Field::Vlan, 2),
+        IP_PROTO => (Field::IpProto, 1),
+        IPV4_SRC => (Field::IpSrc, 4),
+        IPV4_DST => (Field::IpDst, 4),
+        TCP_SRC | UDP_SRC => (Field::TpSrc, 2),
+        TCP_DST | UDP_DST => (Field::TpDst, 2),
+        ICMPV4_TYPE | ICMPV6_TYPE => (Field::TpSrc, 1),
+        ICMPV4_CODE | ICMPV6_CODE => (Field::TpDst, 1),
+        IPV6_SRC => (Field::IpSrc, 16),
+        IPV6_DST => (Field::IpDst, 16),
+        TUNNEL_ID => (Field::TunnelId, 8),
+        _ => return None,
+    })
+}
+
+/// Numbers of source, destination, port-like first and second field in this match: they depend on the
+/// EtherType and the IP protocol.
+fn numbers(matches: &Match) -> [(Field, Option<u8>); 9] {
+    let v6 = matches.exact_value(Field::EthType) == Some(ETH_IPV6.into());
+    let v4 = matches.exact_value(Field::EthType) == Some(ETH_IPV4.into());
+    let (src, dst) = match (v4, v6) {
+        (true, _) => (Some(IPV4_SRC), Some(IPV4_DST)),
+        (_, true) => (Some(IPV6_SRC), Some(IPV6_DST)),
+        _ => (None, None),
+    };
+    let protocol = matches.exact_value(Field::IpProto).and_then(|protocol| u8::try_from(protocol).ok());
+    let (first, second) = match protocol {
+        Some(PROTO_TCP) => (Some(TCP_SRC), Some(TCP_DST)),
+        Some(PROTO_UDP) => (Some(UDP_SRC), Some(UDP_DST)),
+        Some(PROTO_ICMP) => (Some(ICMPV4_TYPE), Some(ICMPV4_CODE)),
+        Some(PROTO_ICMPV6) => (Some(ICMPV6_TYPE), Some(ICMPV6_CODE)),
+        _ => (None, None),
+    };
+    [
+        (Field::InPort, Some(IN_PORT)),
+        (Field::EthType, Some(ETH_TYPE)),
+        (Field::Vlan, Some(VLAN_VID)),
+        (Field::IpProto, Some(IP_PROTO)),
+        (Field::IpSrc, src),
+        (Field::IpDst, dst),
+        (Field::TpSrc, first),
+        (Field::TpDst, second),
+        (Field::TunnelId, Some(TUNNEL_ID)),
+    ]
+}
+
+/// The ones of a field's whole mask on the wire.
+fn full_mask(number: u8, len: usize) -> u128 {
+    if number == VLAN_VID {
+        return 0x1fff;
+    }
+    if len == 16 { u128::MAX } else { (1 << (8 * len)) - 1 }
+}
+
+fn put_value(w: &mut Writer, value: u128, len: usize) {
+    w.bytes(&value.to_be_bytes()[16 - len..]);
+}
+
+fn put_field(w: &mut Writer, number: u8, value: u128, mask: Option<u128>) {
+    let Some((_, len)) = field_of(number) else { return };
+    w.u16(CLASS_BASIC);
+    w.u8(number << 1 | u8::from(mask.is_some()));
+    #[expect(clippy::cast_possible_truncation, reason = "at most 32")]
+    w.u8((len * if mask.is_some() { 2 } else { 1 }) as u8);
+    put_value(w, value, len);
+    if let Some(mask) = mask {
+        put_value(w, mask, len);
+    }
+}
+
+/// Writes `ofp_match` with its padding. Fields that lack what they depend on (an address without EtherType)
+/// have no number on the wire and are left out.
+pub(crate) fn put_match(w: &mut Writer, matches: &Match) {
+    let start = w.len();
+    w.u16(1);
+    w.u16(0);
+    for (field, number) in numbers(matches) {
+        let (Some((value, mask)), Some(number)) = (matches.field(field), number) else { continue };
+        let full = field_of(number).map_or(0, |(_, len)| full_mask(number, len));
+        // OpenFlow 1.4, table 13: no tag is written as id 0 without a mask.
+        put_field(w, number, value, (mask != full).then_some(mask));
+    }
+    let len = w.len() - start;
+    w.set_u16(start + 2, len);
+    w.pad8(start);
+}
+
+fn value_of(bytes: &[u8]) -> u128 {
+    bytes.iter().fold(0, |value, &byte| value << 8 | u128::from(byte))
+}
+
+/// One field: its number, value and mask.
+fn take_field(r: &mut Reader<'_>) -> Result<(u8, u128, u128), DecodeError> {
+    let class = r.u16()?;
+    let number_and_flag = r.u8()?;
+    let len = usize::from(r.u8()?);
+    let (number, masked) = (number_and_flag >> 1, number_and_flag & 1 == 1);
+    let mut body = r.sub(len)?;
+    let known = if class == CLASS_BASIC { field_of(number) } else { None };
+    let (_, size) = known.ok_or(Unsupported::Field { class, number })?;
+    if len != size * if masked { 2 } else { 1 } {
+        return Err(DecodeError::FieldLength { number, len });
+    }
+    let value = value_of(body.take(size)?);
+    let full = full_mask(number, size);
+    let mask = if masked { value_of(body.rest()) & full } else { full };
+    Ok((number, value, mask))
+}
+
+/// Reads `ofp_match` with its padding.
+pub(crate) fn take_match(r: &mut Reader<'_>) -> Result<Match, DecodeError> {
+    let kind = r.u16()?;
+    let len = usize::from(r.u16()?);
+    if kind != 1 || len < 4 {
+        return Err(DecodeError::Match { kind, len });
+    }
+    let mut fields = r.sub(len - 4)?;
+    r.take(len.next_multiple_of(8) - len)?;
+    let mut matches = Match::any();
+    let mut bad = None;
+    while !fields.is_empty() {
+        let (number, value, mask) = take_field(&mut fields)?;
+        if value & !mask != 0 && number != VLAN_VID {
+            return Err(DecodeError::BitsOutsideMask { number });
+        }
+        if let Some((field, _)) = field_of(number) {
+            if matches.field(field).is_some() {
+                bad = Some(number);
+            }
+            matches = matches.masked(field, value, mask);
+        }
+    }
+    match bad {
+        Some(number) => Err(DecodeError::FieldTwice { number }),
+        None => check_needs(matches),
+    }
+}
+
+/// Refuses fields without what they depend on, so that every match that is read can be written again.
+fn check_needs(matches: Match) -> Result<Match, DecodeError> {
+    for (field, number) in numbers(&matches) {
+        if number.is_none() && matches.field(field).is_some() {
+            return Err(DecodeError::Needs(field));
+        }
+    }
+    Ok(matches)
+}
+
+const OUTPUT: u16 = 0;
+const PUSH_VLAN: u16 = 17;
+const POP_VLAN: u16 = 18;
+const SET_FIELD: u16 = 25;
+
+/// Writes a list of actions.
+pub(crate) fn put_actions(w: &mut Writer, actions: &[Action]) {
+    for action in actions {
+        match *action {
+            Action::PushVlan(id) => {
+                put_plain(w, PUSH_VLAN, ETH_VLAN);
+                put_set_vlan(w, id);
+            }
+            Action::PopVlan => put_plain(w, POP_VLAN, 0),
+            Action::SetVlan(id) => put_set_vlan(w, id),
+            Action::SetTunnel(key) => put_set(w, TUNNEL_ID, key.into()),
+            Action::SetInPort(port) => put_set(w, IN_PORT, port.0.into()),
+            Action::Output(port) => put_output(w, port),
+            Action::OutputInPort => put_output(w, PortNo::IN_PORT),
+        }
+    }
+}
+
+fn put_plain(w: &mut Writer, kind: u16, argument: u16) {
+    w.u16(kind);
+    w.u16(8);
+    w.u16(argument);
+    w.zeros(2);
+}
+
+fn put_output(w: &mut Writer, port: PortNo) {
+    w.u16(OUTPUT);
+    w.u16(16);
+    w.u32(port.0);
+    w.u16(0);
+    w.zeros(6);
+}
+
+fn put_set_vlan(w: &mut Writer, id: u16) {
+    put_set(w, VLAN_VID, u128::from(id & 0xfff | crate::core::rules::VLAN_PRESENT));
+}
+
+fn put_set(w: &mut Writer, number: u8, value: u128) {
+    let start = w.len();
+    w.u16(SET_FIELD);
+    w.u16(0);
+    put_field(w, number, value, None);
+    w.pad8(start);
+    let len = w.len() - start;
+    w.set_u16(start + 2, len);
+}
+
+/// Reads a list of actions that fills the reader.
+pub(crate) fn take_actions(mut r: Reader<'_>) -> Result<Vec<Action>, DecodeError> {
+    let mut actions = Vec::new();
+    while !r.is_empty() {
+        let (kind, len) = (r.u16()?, usize::from(r.u16()?));
+        if len < 8 || !len.is_multiple_of(8) {
+            return Err(DecodeError::ActionLength { kind, len });
+        }
+        let action = take_action(kind, r.sub(len - 4)?)?;
+        // A push and the id that follows are one action of ours.
+        match (actions.last_mut(), action) {
+            (Some(Action::PushVlan(id @ 0)), Action::SetVlan(new)) => *id = new,
+            _ => actions.push(action),
+        }
+    }
+    Ok(actions)
+}
+
+fn take_action(kind: u16, mut body: Reader<'_>) -> Result<Action, DecodeError> {
+    match kind {
+        OUTPUT if body.len() == 12 => match PortNo(body.u32()?) {
+            PortNo::IN_PORT => Ok(Action::OutputInPort),
+            port => Ok(Action::Output(port)),
+        },
+        PUSH_VLAN => match body.u16()? {
+            ETH_VLAN => Ok(Action::PushVlan(0)),
+            other => Err(Unsupported::EtherType(other).into()),
+        },
+        POP_VLAN => Ok(Action::PopVlan),
+        SET_FIELD => take_set(&mut body),
+        _ => Err(Unsupported::Action(kind).into()),
+    }
+}
+
+fn take_set(body: &mut Reader<'_>) -> Result<Action, DecodeError> {
+    let (number, value, mask) = take_field(body)?;
+    let len = field_of(number).map_or(0, |(_, len)| len);
+    if mask != full_mask(number, len) {
+        return Err(Unsupported::SetMasked(number).into());
+    }
+    #[expect(clippy::cast_possible_truncation, reason = "each value was read from that many bytes")]
+    match number {
+        VLAN_VID => Ok(Action::SetVlan(value as u16 & 0xfff)),
+        TUNNEL_ID => Ok(Action::SetTunnel(value as u64)),
+        IN_PORT => Ok(Action::SetInPort(PortNo(value as u32))),
+        _ => Err(Unsupported::SetField(number).into()),
+    }
+}
+
+const GOTO_TABLE: u16 = 1;
+const APPLY_ACTIONS: u16 = 4;
+
+/// Writes the instructions of a rule.
+pub(crate) fn put_instructions(w: &mut Writer, rule: &Rule) {
+    if !rule.actions.is_empty() {
+        let start = w.len();
+        w.u16(APPLY_ACTIONS);
+        w.u16(0);
+        w.zeros(4);
+        put_actions(w, &rule.actions);
+        let len = w.len() - start;
+        w.set_u16(start + 2, len);
+    }
+    if let Some(table) = rule.goto {
+        w.u16(GOTO_TABLE);
+        w.u16(8);
+        w.u8(table);
+        w.zeros(3);
+    }
+}
+
+/// Reads instructions that fill the reader.
+pub(crate) fn take_instructions(mut r: Reader<'_>) -> Result<(Vec<Action>, Option<u8>), DecodeError> {
+    let (mut actions, mut goto) = (Vec::new(), None);
+    while !r.is_empty() {
+        let (kind, len) = (r.u16()?, usize::from(r.u16()?));
+        if len < 8 {
+            return Err(DecodeError::ActionLength { kind, len });
+        }
+        let mut body = r.sub(len - 4)?;
+        match kind {
+            GOTO_TABLE => goto = Some(body.u8()?),
+            APPLY_ACTIONS => {
+                body.take(4)?;
+                actions.extend(take_actions(body)?);
+            }
+            _ => return Err(Unsupported::Instruction(kind).into()),
+        }
+    }
+    Ok((actions, goto))
+}

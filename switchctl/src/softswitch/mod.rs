@@ -1,0 +1,4 @@
+//! The embedded switch.
+
+pub mod packet;
+pub mod pipeline;
