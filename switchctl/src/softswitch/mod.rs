@@ -1,4 +1,276 @@
-//! The embedded switch.
+//! The embedded switch: a small OpenFlow 1.4 switch in one thread, for places without Open vSwitch.
+//!
+//! Frames come and go over `SOCK_SEQPACKET` Unix sockets (clients, the world, workers) and VXLAN over UDP (peer
+//! sites). Controllers connect to a Unix socket or to TCP; rules stay when they go.
+//!
+//! # Order
+//!
+//! One thread reads a frame and takes it through the tables and into the output queue before it reads the
+//! next, and executes controllers' messages in between. So frames of one input keep their order on each
+//! output, and once a change is answered by a barrier, no frame that was read before it can leave behind a
+//! packet-out that comes after it.
 
+mod control;
 pub mod packet;
 pub mod pipeline;
+mod ports;
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use flow::SiteId;
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout};
+use socket2::{Domain, Socket, Type};
+
+use crate::core::rules::PortNo;
+use control::Connection;
+use packet::Packet;
+use pipeline::Pipeline;
+use ports::{Port, Ports, Received};
+
+/// Frames that one port may send at once before the others have their turn.
+const FRAMES_PER_TURN: usize = 32;
+/// How often the stop flag is looked at when nothing happens.
+const STOP_POLL_MS: u16 = 20;
+/// Connections of controllers at one time; more are closed at once.
+const CONTROLLERS_MAX: usize = 16;
+/// Frames that wait for one port before more are dropped, by default: about 20 ms of small frames.
+pub const QUEUE_FRAMES: usize = 16_384;
+
+/// What to run.
+#[derive(Clone, Debug)]
+pub struct SwitchConfig {
+    /// The site: the datapath id that controllers see.
+    pub site: SiteId,
+    /// The name that controllers see.
+    pub name: String,
+    /// Path of the Unix socket that controllers connect to.
+    pub control: PathBuf,
+    /// Also listen here, if given. There is no authentication: loopback or a trusted network only.
+    pub control_tcp: Option<SocketAddr>,
+    /// The ports.
+    pub ports: Vec<PortConfig>,
+    /// Frames that wait for one port before more are dropped; [`QUEUE_FRAMES`] if in doubt.
+    pub queue_frames: usize,
+}
+
+/// A port.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PortConfig {
+    /// Its number.
+    pub number: PortNo,
+    /// Its name, at most 15 bytes.
+    pub name: String,
+    /// What it is.
+    pub kind: PortKind,
+}
+
+/// What a port is connected to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PortKind {
+    /// A `SOCK_SEQPACKET` Unix socket that the switch listens on, a frame per message. One peer at a time; a
+    /// new one replaces the old.
+    Socket {
+        /// Its path; what is there is replaced.
+        path: PathBuf,
+    },
+    /// VXLAN over UDP to one peer site.
+    Tunnel {
+        /// Where to receive.
+        local: SocketAddr,
+        /// Where to send. Frames are accepted from this IP address, from any UDP port.
+        remote: SocketAddr,
+    },
+}
+
+/// Why the switch does not run.
+#[derive(Debug, thiserror::Error)]
+pub enum SwitchError {
+    /// Two ports have one number, or a number is out of range.
+    #[error("port number {0} is taken, zero or reserved")]
+    PortNumber(PortNo),
+    /// A socket cannot be opened.
+    #[error("cannot listen on {at}: {source}")]
+    Listen {
+        /// Path or address.
+        at: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// Waiting failed; nothing can go on.
+    #[error("poll failed: {0}")]
+    Poll(Errno),
+}
+
+/// Runs a switch until `stop` is set, which it sees within some 20 ms.
+///
+/// # Errors
+/// [`SwitchError`] when it cannot start. Trouble with one peer or controller later ends that connection only.
+pub fn run(config: &SwitchConfig, stop: &AtomicBool) -> Result<(), SwitchError> {
+    let mut switch = Switch::new(config)?;
+    tracing::info!(name = config.name, ports = config.ports.len(), "switch runs");
+    while !stop.load(Ordering::Relaxed) {
+        switch.turn()?;
+    }
+    Ok(())
+}
+
+/// A listening Unix socket in place of whatever is at the path.
+fn listen_unix(path: &Path, kind: Type) -> Result<Socket, SwitchError> {
+    let open = || -> io::Result<Socket> {
+        match std::fs::remove_file(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let socket = Socket::new(Domain::UNIX, kind, None)?;
+        socket.bind(&socket2::SockAddr::unix(path)?)?;
+        socket.listen(16)?;
+        socket.set_nonblocking(true)?;
+        Ok(socket)
+    };
+    open().map_err(|source| SwitchError::Listen { at: path.display().to_string(), source })
+}
+
+fn listen_tcp(address: SocketAddr) -> Result<Socket, SwitchError> {
+    let open = || -> io::Result<Socket> {
+        let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
+        socket.set_reuse_address(true)?;
+        socket.bind(&address.into())?;
+        socket.listen(16)?;
+        socket.set_nonblocking(true)?;
+        Ok(socket)
+    };
+    open().map_err(|source| SwitchError::Listen { at: address.to_string(), source })
+}
+
+/// Everything that the one thread works on.
+struct Switch {
+    datapath: Datapath,
+    listeners: Vec<Socket>,
+    controllers: Vec<Connection>,
+    packet: Packet,
+}
+
+/// What controllers change and ask for.
+struct Datapath {
+    name: String,
+    id: u64,
+    pipeline: Pipeline,
+    ports: Ports,
+}
+
+/// What a file descriptor that is ready belongs to.
+#[derive(Clone, Copy)]
+enum Ready {
+    Listener(usize),
+    Controller(usize, PollFlags),
+    PortListener(usize),
+    Port(usize, PollFlags),
+}
+
+impl Switch {
+    fn new(config: &SwitchConfig) -> Result<Self, SwitchError> {
+        let ports = Ports::open(&config.ports, config.queue_frames)?;
+        let mut listeners = vec![listen_unix(&config.control, Type::STREAM)?];
+        if let Some(address) = config.control_tcp {
+            listeners.push(listen_tcp(address)?);
+        }
+        let id = 0x4c6d_0000_0000_0000 | u64::from(config.site.0);
+        let datapath = Datapath { name: config.name.clone(), id, pipeline: Pipeline::default(), ports };
+        Ok(Self { datapath, listeners, controllers: Vec::new(), packet: Packet::default() })
+    }
+
+    /// Waits for something and does all of it once.
+    fn turn(&mut self) -> Result<(), SwitchError> {
+        for ready in self.wait()? {
+            match ready {
+                Ready::Listener(at) => self.accept(at),
+                Ready::PortListener(at) => self.datapath.ports.at(at).accept(),
+                Ready::Port(at, events) => self.port(at, events),
+                Ready::Controller(at, events) => {
+                    self.controllers[at].turn(events, &mut self.datapath, &mut self.packet);
+                }
+            }
+        }
+        self.controllers.retain(Connection::is_open);
+        Ok(())
+    }
+
+    fn wait(&self) -> Result<Vec<Ready>, SwitchError> {
+        let sources: Vec<(Ready, BorrowedFd<'_>, PollFlags)> = self.sources().collect();
+        let mut fds: Vec<_> = sources.iter().map(|&(_, fd, events)| PollFd::new(fd, events)).collect();
+        match nix::poll::poll(&mut fds, PollTimeout::from(STOP_POLL_MS)) {
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(errno) => return Err(SwitchError::Poll(errno)),
+        }
+        let happened = |fd: &PollFd<'_>| fd.revents().unwrap_or(PollFlags::empty());
+        let ready = sources.iter().zip(&fds).filter(|(_, fd)| !happened(fd).is_empty());
+        Ok(ready
+            .map(|((ready, ..), fd)| match *ready {
+                Ready::Controller(at, _) => Ready::Controller(at, happened(fd)),
+                Ready::Port(at, _) => Ready::Port(at, happened(fd)),
+                other @ (Ready::Listener(_) | Ready::PortListener(_)) => other,
+            })
+            .collect())
+    }
+
+    fn sources(&self) -> impl Iterator<Item = (Ready, BorrowedFd<'_>, PollFlags)> {
+        let wanted = |writes: bool| if writes { PollFlags::POLLIN | PollFlags::POLLOUT } else { PollFlags::POLLIN };
+        let listeners = self.listeners.iter().enumerate();
+        let listeners = listeners.map(|(at, socket)| (Ready::Listener(at), socket.as_fd(), PollFlags::POLLIN));
+        let controllers = self.controllers.iter().enumerate().map(move |(at, connection)| {
+            let events = wanted(connection.has_output());
+            (Ready::Controller(at, events), connection.fd(), events)
+        });
+        let ports = self.datapath.ports.iter().enumerate().flat_map(move |(at, port)| {
+            let listener = port.listener().map(|fd| (Ready::PortListener(at), fd, PollFlags::POLLIN));
+            let events = wanted(port.has_queue());
+            let data = port.data().map(|fd| (Ready::Port(at, events), fd, events));
+            listener.into_iter().chain(data)
+        });
+        listeners.chain(controllers).chain(ports)
+    }
+
+    fn accept(&mut self, at: usize) {
+        match self.listeners[at].accept() {
+            Ok((socket, _)) if self.controllers.len() < CONTROLLERS_MAX => {
+                self.controllers.extend(Connection::new(socket));
+            }
+            Ok(_) => tracing::warn!(max = CONTROLLERS_MAX, "too many controllers, one was turned away"),
+            Err(error) => tracing::debug!(%error, "accept failed"),
+        }
+    }
+
+    fn port(&mut self, at: usize, events: PollFlags) {
+        if events.contains(PollFlags::POLLOUT) {
+            self.datapath.ports.at(at).flush();
+        }
+        if !events.intersects(PollFlags::POLLIN | PollFlags::POLLHUP | PollFlags::POLLERR) {
+            return;
+        }
+        for _ in 0..FRAMES_PER_TURN {
+            match self.datapath.ports.at(at).receive(&mut self.packet) {
+                Received::Frame { tunnel_id } => self.datapath.forward(at, tunnel_id, &mut self.packet),
+                Received::Skipped => {}
+                Received::Nothing => return,
+            }
+        }
+    }
+}
+
+impl Datapath {
+    fn forward(&mut self, at: usize, tunnel_id: u64, packet: &mut Packet) {
+        let in_port = self.ports.at(at).number();
+        let ports = &mut self.ports;
+        let mut out = |port, packet: &mut Packet, key| ports.send(port, packet, key);
+        self.pipeline.process(packet, in_port, tunnel_id, &mut out);
+    }
+
+    fn ports_of(&self, number: PortNo) -> impl Iterator<Item = &Port> {
+        self.ports.iter().filter(move |port| number == PortNo::ANY || number == port.number())
+    }
+}

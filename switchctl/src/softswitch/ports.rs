@@ -1,0 +1,290 @@
+//! The ports of the embedded switch: sockets, output queues, counters.
+
+use std::collections::{HashMap, VecDeque};
+use std::io::{self, ErrorKind, Read};
+use std::net::{SocketAddr, UdpSocket};
+use std::os::fd::{AsFd, BorrowedFd};
+
+use nix::sys::socket::{MsgFlags, setsockopt, sockopt};
+use socket2::{Socket, Type};
+
+use super::packet::{Packet, VXLAN_LEN};
+use super::{PortConfig, PortKind, SwitchError, listen_unix};
+use crate::core::rules::PortNo;
+use crate::ofp::PortStats;
+
+/// Socket buffers that are asked for: some 10 ms at 10 Gbit/s. The kernel may grant less.
+const SOCKET_BUFFER: usize = 8 << 20;
+
+/// All ports, found by number.
+pub(super) struct Ports {
+    list: Vec<Port>,
+    places: HashMap<PortNo, usize>,
+}
+
+impl Ports {
+    pub(super) fn open(configs: &[PortConfig], queue_max: usize) -> Result<Self, SwitchError> {
+        let mut ports = Self { list: Vec::new(), places: HashMap::new() };
+        for config in configs {
+            let number = config.number;
+            let taken = ports.places.insert(number, ports.list.len()).is_some();
+            if taken || number.0 == 0 || number >= PortNo::MAX {
+                return Err(SwitchError::PortNumber(number));
+            }
+            ports.list.push(Port::open(config, queue_max)?);
+        }
+        Ok(ports)
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Port> {
+        self.list.iter()
+    }
+
+    pub(super) fn at(&mut self, place: usize) -> &mut Port {
+        &mut self.list[place]
+    }
+
+    /// Sends by a port; a number that no port has is ignored, as OpenFlow wants it.
+    pub(super) fn send(&mut self, port: PortNo, packet: &mut Packet, tunnel_id: u64) {
+        if let Some(&place) = self.places.get(&port) {
+            self.list[place].send(packet, tunnel_id);
+        }
+    }
+}
+
+enum Link {
+    Socket { listener: Socket, peer: Option<Socket> },
+    Tunnel { socket: UdpSocket, remote: SocketAddr },
+}
+
+/// One port.
+pub(super) struct Port {
+    name: String,
+    link: Link,
+    /// Frames that the socket had no room for, the oldest first.
+    queue: VecDeque<Box<[u8]>>,
+    queue_max: usize,
+    stats: PortStats,
+}
+
+/// What a read brought.
+pub(super) enum Received {
+    /// A frame is in the packet.
+    Frame { tunnel_id: u64 },
+    /// Something that is no frame of ours was read and counted.
+    Skipped,
+    /// There is no more.
+    Nothing,
+}
+
+impl Port {
+    fn open(config: &PortConfig, queue_max: usize) -> Result<Self, SwitchError> {
+        let link = match &config.kind {
+            PortKind::Socket { path } => Link::Socket { listener: listen_unix(path, Type::SEQPACKET)?, peer: None },
+            PortKind::Tunnel { local, remote } => Link::Tunnel { socket: open_udp(*local)?, remote: *remote },
+        };
+        let stats = PortStats { port: config.number, ..PortStats::default() };
+        Ok(Self { name: config.name.clone(), link, queue: VecDeque::new(), queue_max, stats })
+    }
+
+    pub(super) fn number(&self) -> PortNo {
+        self.stats.port
+    }
+
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub(super) fn stats(&self) -> PortStats {
+        self.stats
+    }
+
+    pub(super) fn is_up(&self) -> bool {
+        !matches!(self.link, Link::Socket { peer: None, .. })
+    }
+
+    pub(super) fn has_queue(&self) -> bool {
+        !self.queue.is_empty()
+    }
+
+    pub(super) fn listener(&self) -> Option<BorrowedFd<'_>> {
+        match &self.link {
+            Link::Socket { listener, .. } => Some(listener.as_fd()),
+            Link::Tunnel { .. } => None,
+        }
+    }
+
+    pub(super) fn data(&self) -> Option<BorrowedFd<'_>> {
+        match &self.link {
+            Link::Socket { peer, .. } => peer.as_ref().map(Socket::as_fd),
+            Link::Tunnel { socket, .. } => Some(socket.as_fd()),
+        }
+    }
+
+    /// Takes a new peer in place of the old one.
+    pub(super) fn accept(&mut self) {
+        let Link::Socket { listener, .. } = &self.link else { return };
+        let socket = match listener.accept() {
+            Ok((socket, _)) => socket,
+            Err(error) => return tracing::debug!(port = self.name, %error, "accept failed"),
+        };
+        if let Err(error) = socket.set_nonblocking(true) {
+            return tracing::warn!(port = self.name, %error, "peer refused");
+        }
+        grow_buffers(&socket);
+        self.hang_up();
+        if let Link::Socket { peer, .. } = &mut self.link {
+            *peer = Some(socket);
+        }
+        tracing::info!(port = self.name, "peer connected");
+    }
+
+    /// Forgets the peer; what waited for it is lost and counted.
+    fn hang_up(&mut self) {
+        if let Link::Socket { peer, .. } = &mut self.link
+            && peer.take().is_some()
+        {
+            tracing::info!(port = self.name, lost = self.queue.len(), "peer gone");
+        }
+        self.stats.tx_dropped += self.queue.len() as u64;
+        self.queue.clear();
+    }
+
+    pub(super) fn receive(&mut self, packet: &mut Packet) -> Received {
+        let result = match &mut self.link {
+            Link::Socket { peer: None, .. } => return Received::Nothing,
+            Link::Socket { peer: Some(peer), .. } => peer.read(packet.receive_buffer()).map(|len| (len, None)),
+            Link::Tunnel { socket, .. } => {
+                socket.recv_from(packet.receive_buffer()).map(|(len, from)| (len, Some(from)))
+            }
+        };
+        match result {
+            // On a seqpacket socket no bytes are the end.
+            Ok((0, None)) => self.hang_up(),
+            Ok((len, from)) => return self.received(packet, len, from),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+            Err(error) if error.kind() == ErrorKind::Interrupted => return Received::Skipped,
+            Err(error) => self.failed(&error),
+        }
+        Received::Nothing
+    }
+
+    fn received(&mut self, packet: &mut Packet, len: usize, from: Option<SocketAddr>) -> Received {
+        let tunnel = match &self.link {
+            Link::Socket { .. } => Some((0, 0)),
+            Link::Tunnel { remote, .. } => {
+                let header = packet.receive_buffer()[..len].first_chunk();
+                let trusted = from.is_some_and(|from| from.ip().to_canonical() == remote.ip().to_canonical());
+                header.filter(|_| trusted).and_then(vxlan_key).map(|key| (key, VXLAN_LEN))
+            }
+        };
+        match tunnel {
+            Some((tunnel_id, skip)) if packet.received(len, skip) => {
+                self.stats.rx_packets += 1;
+                self.stats.rx_bytes += (len - skip) as u64;
+                Received::Frame { tunnel_id }
+            }
+            _ => {
+                self.stats.rx_dropped += 1;
+                Received::Skipped
+            }
+        }
+    }
+
+    /// Sends, or queues, or drops and counts.
+    fn send(&mut self, packet: &mut Packet, tunnel_id: u64) {
+        #[expect(clippy::cast_possible_truncation, reason = "a VXLAN network identifier has 24 bits")]
+        let bytes = match &self.link {
+            Link::Socket { peer: None, .. } => {
+                self.stats.tx_dropped += 1;
+                return;
+            }
+            Link::Socket { .. } => packet.frame(),
+            Link::Tunnel { .. } => packet.encapsulated((tunnel_id & 0xff_ffff) as u32),
+        };
+        if self.queue.is_empty() {
+            match self.write(bytes) {
+                Ok(()) => return self.sent(bytes.len()),
+                Err(error) if has_no_room(&error) => {}
+                Err(error) => {
+                    self.stats.tx_dropped += 1;
+                    return self.failed(&error);
+                }
+            }
+        }
+        if self.queue.len() < self.queue_max {
+            self.queue.push_back(bytes.into());
+        } else {
+            self.stats.tx_dropped += 1;
+        }
+    }
+
+    /// Sends what waits, as far as there is room.
+    pub(super) fn flush(&mut self) {
+        while let Some(frame) = self.queue.pop_front() {
+            match self.write(&frame) {
+                Ok(()) => self.sent(frame.len()),
+                Err(error) if has_no_room(&error) => return self.queue.push_front(frame),
+                Err(error) => {
+                    self.stats.tx_dropped += 1;
+                    self.failed(&error);
+                }
+            }
+        }
+    }
+
+    fn write(&self, bytes: &[u8]) -> io::Result<()> {
+        match &self.link {
+            Link::Socket { peer: Some(peer), .. } => {
+                peer.send_with_flags(bytes, MsgFlags::MSG_NOSIGNAL.bits()).map(drop)
+            }
+            Link::Socket { peer: None, .. } => Err(ErrorKind::NotConnected.into()),
+            Link::Tunnel { socket, remote } => socket.send_to(bytes, remote).map(drop),
+        }
+    }
+
+    fn sent(&mut self, len: usize) {
+        let header = if matches!(self.link, Link::Tunnel { .. }) { VXLAN_LEN } else { 0 };
+        self.stats.tx_packets += 1;
+        self.stats.tx_bytes += (len - header) as u64;
+    }
+
+    /// A Unix peer that is gone is forgotten; anything else concerns one frame only.
+    fn failed(&mut self, error: &io::Error) {
+        tracing::debug!(port = self.name, %error, "socket error");
+        let gone = [ErrorKind::BrokenPipe, ErrorKind::ConnectionReset, ErrorKind::NotConnected];
+        if gone.contains(&error.kind()) {
+            self.hang_up();
+        }
+    }
+}
+
+fn has_no_room(error: &io::Error) -> bool {
+    error.kind() == ErrorKind::WouldBlock || error.raw_os_error() == Some(nix::errno::Errno::ENOBUFS as i32)
+}
+
+/// The network identifier of a VXLAN header whose I flag is set (RFC 7348, section 5).
+fn vxlan_key(header: &[u8; VXLAN_LEN]) -> Option<u64> {
+    let key = u32::from_be_bytes([0, header[4], header[5], header[6]]);
+    (header[0] & 0x08 != 0).then_some(key.into())
+}
+
+fn open_udp(local: SocketAddr) -> Result<UdpSocket, SwitchError> {
+    let open = || -> io::Result<UdpSocket> {
+        let socket = UdpSocket::bind(local)?;
+        socket.set_nonblocking(true)?;
+        grow_buffers(&socket);
+        Ok(socket)
+    };
+    open().map_err(|source| SwitchError::Listen { at: local.to_string(), source })
+}
+
+/// Larger buffers, beyond the system's limit where we may; smaller ones only cost drops under bursts.
+fn grow_buffers<F: AsFd>(socket: &F) {
+    if setsockopt(socket, sockopt::RcvBufForce, &SOCKET_BUFFER).is_err() {
+        let _ = setsockopt(socket, sockopt::RcvBuf, &SOCKET_BUFFER);
+    }
+    if setsockopt(socket, sockopt::SndBufForce, &SOCKET_BUFFER).is_err() {
+        let _ = setsockopt(socket, sockopt::SndBuf, &SOCKET_BUFFER);
+    }
+}
