@@ -6,6 +6,8 @@
 //! agent that comes (back) asks for [`Request::Status`] and goes on from there. Every request may be
 //! repeated: the worker answers as if it had been the first time.
 
+pub mod codec;
+
 use std::net::IpAddr;
 
 use flow::nat::NatSpec;

@@ -1,0 +1,468 @@
+//! What a worker knows about one group: who serves it, what is held, what is still to be sent.
+
+use std::collections::{HashMap, VecDeque};
+
+use flow::{Batch, Epoch, FlowKey, GroupId, Joinable, Micros, MoveId, SiteId, Token};
+
+use crate::control::{Ordering, Phase};
+use crate::table::GroupFlows;
+
+/// Moves whose markers are remembered per group.
+const MARKED_MOVES_MAX: usize = 4;
+
+/// A set of sites.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sites([u64; 4]);
+
+impl Sites {
+    /// Adds one.
+    pub fn insert(&mut self, site: SiteId) {
+        self.0[usize::from(site.0 >> 6)] |= 1 << (site.0 & 63);
+    }
+
+    /// Whether it is in.
+    #[must_use]
+    pub fn contains(&self, site: SiteId) -> bool {
+        self.0[usize::from(site.0 >> 6)] & 1 << (site.0 & 63) != 0
+    }
+}
+
+/// Markers by move, the latest few moves.
+#[derive(Debug, Default)]
+pub struct Markers(VecDeque<(MoveId, Sites)>);
+
+impl Markers {
+    /// Notes the marker of an ingress.
+    pub fn note(&mut self, move_id: MoveId, site: SiteId) {
+        if let Some((_, sites)) = self.0.iter_mut().find(|(known, _)| *known == move_id) {
+            sites.insert(site);
+            return;
+        }
+        if self.0.len() == MARKED_MOVES_MAX {
+            self.0.pop_front();
+        }
+        let mut sites = Sites::default();
+        sites.insert(site);
+        self.0.push_back((move_id, sites));
+    }
+
+    /// Those of `wanted` whose marker has not come.
+    #[must_use]
+    pub fn missing(&self, move_id: MoveId, wanted: &[SiteId]) -> Vec<SiteId> {
+        let sites =
+            self.0.iter().find(|(known, _)| *known == move_id).map(|(_, sites)| *sites).unwrap_or_default();
+        wanted.iter().copied().filter(|site| !sites.contains(*site)).collect()
+    }
+}
+
+/// Who decides about the group's packets.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum State {
+    /// We do.
+    Serving,
+    /// We do, and changes are queued for a copy.
+    Copying,
+    /// We do until the markers are in.
+    Draining(Armed),
+    /// The target does; the flows are kept.
+    Relaying(Given),
+    /// Somebody else does; the flows are being forgotten. Relays until the time.
+    Tombstone {
+        /// To whom.
+        to: SiteId,
+        /// Until when.
+        until: Micros,
+    },
+    /// The source does; packets are held.
+    Shadow,
+    /// We do, relaxed, while the source's last changes come.
+    Open,
+}
+
+/// What ends the serving.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Armed {
+    /// The next epoch.
+    pub epoch: Epoch,
+    /// The next owner.
+    pub target: SiteId,
+    /// Whose markers must come.
+    pub awaited: Vec<SiteId>,
+    /// Cut without them then.
+    pub deadline: Micros,
+}
+
+/// What was given away.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Given {
+    /// To whom.
+    pub target: SiteId,
+    /// The proof.
+    pub token: Token,
+    /// Whose markers had not come.
+    pub missing: Vec<SiteId>,
+}
+
+/// The short form of the state that each packet looks at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// Translate.
+    Serve,
+    /// Keep until the join.
+    Hold,
+    /// Pass on, untouched.
+    Relay(SiteId),
+    /// Something is still queued ahead of it.
+    Queue,
+}
+
+/// A packet that waits, with when it came and who sent it.
+#[derive(Debug)]
+pub struct Held<B> {
+    /// The packet.
+    pub packet: B,
+    /// When it came.
+    pub since: Micros,
+    /// Its ingress, or the relaying site.
+    pub site: SiteId,
+}
+
+/// Direct packets of an ingress that had not flipped when the source cut.
+#[derive(Debug)]
+pub struct Late<B> {
+    /// The ingress.
+    pub site: SiteId,
+    /// Set by the first packet.
+    pub deadline: Option<Micros>,
+    /// In the order of arrival.
+    pub queue: VecDeque<Held<B>>,
+}
+
+/// Packets of a group that wait.
+#[derive(Debug)]
+pub struct Hold<B> {
+    /// Relayed by the source: older than the direct ones.
+    pub relayed: VecDeque<Held<B>>,
+    /// In the order of arrival.
+    pub direct: VecDeque<Held<B>>,
+    /// Ingresses that are behind.
+    pub late: Vec<Late<B>>,
+    /// Longest wait after the first packet of a late ingress.
+    pub late_bound: Micros,
+    /// Packets that were held in this move.
+    pub total: u64,
+    /// Longest time in microseconds.
+    pub us_max: u64,
+    /// The bound was reached.
+    pub opened_early: bool,
+}
+
+impl<B> Default for Hold<B> {
+    fn default() -> Self {
+        Self {
+            relayed: VecDeque::new(),
+            direct: VecDeque::new(),
+            late: Vec::new(),
+            late_bound: Micros(0),
+            total: 0,
+            us_max: 0,
+            opened_early: false,
+        }
+    }
+}
+
+impl<B> Hold<B> {
+    /// Whether packets wait that could be served.
+    #[must_use]
+    pub fn has_backlog(&self) -> bool {
+        !self.relayed.is_empty() || !self.direct.is_empty()
+    }
+
+    /// The next packet to be served.
+    pub fn pop(&mut self) -> Option<Held<B>> {
+        self.relayed.pop_front().or_else(|| self.direct.pop_front())
+    }
+
+    /// From the join on, packets of these ingresses wait apart.
+    pub fn set_late(&mut self, sites: &[SiteId], bound: Micros) {
+        self.late_bound = bound;
+        self.late =
+            sites.iter().map(|site| Late { site: *site, deadline: None, queue: VecDeque::new() }).collect();
+        if self.late.is_empty() {
+            return;
+        }
+        for held in std::mem::take(&mut self.direct) {
+            if let Err(held) = self.push_late(held) {
+                self.direct.push_back(held);
+            }
+        }
+    }
+
+    /// Queues a direct packet of a late ingress; gives back that of another.
+    ///
+    /// # Errors
+    /// The packet, when its ingress is not late.
+    pub fn push_late(&mut self, held: Held<B>) -> Result<(), Held<B>> {
+        let bound = self.late_bound;
+        match self.late.iter_mut().find(|late| late.site == held.site) {
+            Some(late) => {
+                late.deadline.get_or_insert(held.since.plus(bound));
+                late.queue.push_back(held);
+                Ok(())
+            }
+            None => Err(held),
+        }
+    }
+
+    /// The ingress has flipped: its packets join the others.
+    pub fn release(&mut self, site: SiteId) {
+        if let Some(at) = self.late.iter().position(|late| late.site == site) {
+            let late = self.late.remove(at);
+            self.direct.extend(late.queue);
+        }
+    }
+
+    /// Releases ingresses that were waited for long enough.
+    pub fn release_due(&mut self, now: Micros) {
+        let due = |late: &Late<B>| late.deadline.is_some_and(|deadline| deadline <= now);
+        let sites: Vec<SiteId> = self.late.iter().filter(|late| due(late)).map(|late| late.site).collect();
+        for site in sites {
+            self.release(site);
+        }
+    }
+}
+
+/// An export in hand.
+#[derive(Debug)]
+pub struct Export {
+    /// The round, from 0.
+    pub round: u32,
+    /// The full walk is not over.
+    pub walking: bool,
+    /// Entries of the dirty queue that belong to this round.
+    pub left: usize,
+    /// Records that wait to be sent.
+    pub batch: Batch,
+    /// A round is being sent.
+    pub running: bool,
+    /// It ends with the cut.
+    pub last: bool,
+}
+
+/// What was asked with a join.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Joining {
+    /// The source's token; `None` when the source is dead and its word is not awaited.
+    pub token: Option<Token>,
+    /// Ingresses that are behind.
+    pub missing: Vec<SiteId>,
+    /// See [`Hold::late_bound`].
+    pub late_bound: Micros,
+    /// Serve without the cut then.
+    pub cut_deadline: Micros,
+}
+
+/// The target's side of a move.
+#[derive(Debug)]
+pub struct Arrival {
+    /// The present owner.
+    pub source: SiteId,
+    /// Strict or relaxed.
+    pub ordering: Ordering,
+    /// Flows that room is kept for.
+    pub reserved: u64,
+    /// Flows and digest as the source knows them, once we serve too.
+    pub shadow: (u64, u64),
+    /// Removed flows and the version that must not be overtaken.
+    pub removed: HashMap<FlowKey, u32>,
+    /// Of flows that were served before the last changes came: what they were imported with.
+    pub bases: HashMap<u32, Joinable>,
+    /// The cut has come along the data path.
+    pub cut_seen: bool,
+    /// Batches that are queued.
+    pub installing: usize,
+    /// What was asked.
+    pub joining: Option<Joining>,
+}
+
+/// Counts since the last report.
+#[derive(Clone, Debug, Default)]
+pub struct Load {
+    /// Packets.
+    pub packets: u64,
+    /// IP bytes.
+    pub bytes: u64,
+    /// From clients, by ingress.
+    pub inside: Vec<(SiteId, u64)>,
+    /// From the world, by ingress.
+    pub outside: Vec<(SiteId, u64)>,
+}
+
+/// Counts a packet of a site; the sites of one group are few.
+pub fn count_site(counts: &mut Vec<(SiteId, u64)>, site: SiteId) {
+    match counts.iter_mut().find(|(known, _)| *known == site) {
+        Some((_, count)) => *count += 1,
+        None => counts.push((site, 1)),
+    }
+}
+
+/// A group of a worker.
+#[derive(Debug)]
+pub struct Group<B> {
+    /// Its mode, derived from the rest by [`Group::refresh_mode`].
+    pub mode: Mode,
+    /// Packets served now must leave a base behind (see [`Arrival::bases`]).
+    pub open: bool,
+    /// Which group.
+    pub id: GroupId,
+    /// Ticks that its clock is behind the worker's.
+    pub offset: u32,
+    /// Its clock stands still since this tick.
+    pub frozen: Option<u32>,
+    /// Its flows.
+    pub flows: GroupFlows,
+    /// The epoch it is served under, or will be.
+    pub epoch: Epoch,
+    /// The state.
+    pub state: State,
+    /// The move in hand.
+    pub move_id: Option<MoveId>,
+    /// The move by which it came here.
+    pub joined: Option<MoveId>,
+    /// A move that can no longer cut.
+    pub disarmed: Option<MoveId>,
+    /// Markers that came.
+    pub markers: Markers,
+    /// Packets that wait.
+    pub hold: Hold<B>,
+    /// Export in hand.
+    pub export: Option<Export>,
+    /// Version of the last batch exported or imported.
+    pub version: u32,
+    /// The target's side of a move.
+    pub arrival: Option<Arrival>,
+    /// The join of this move is to be reported when the backlog is served.
+    pub report_join: bool,
+    /// Flows are being removed.
+    pub purging: bool,
+    /// Where packets from clients came in last.
+    pub ingress: Option<SiteId>,
+    /// Counts.
+    pub load: Load,
+    /// In the list of groups with work to do.
+    pub active: bool,
+}
+
+impl<B> Group<B> {
+    /// A group that is served.
+    #[must_use]
+    pub fn new(id: GroupId, epoch: Epoch) -> Self {
+        Self {
+            mode: Mode::Serve,
+            open: false,
+            id,
+            offset: 0,
+            frozen: None,
+            flows: GroupFlows::default(),
+            epoch,
+            state: State::Serving,
+            move_id: None,
+            joined: None,
+            disarmed: None,
+            markers: Markers::default(),
+            hold: Hold::default(),
+            export: None,
+            version: 0,
+            arrival: None,
+            report_join: false,
+            purging: false,
+            ingress: None,
+            load: Load::default(),
+            active: false,
+        }
+    }
+
+    /// Whether this worker decides about its packets.
+    #[must_use]
+    pub fn serves(&self) -> bool {
+        matches!(self.state, State::Serving | State::Copying | State::Draining(_) | State::Open)
+    }
+
+    /// The state as the agent knows it.
+    #[must_use]
+    pub fn phase(&self) -> Phase {
+        match self.state {
+            State::Serving => Phase::Serving,
+            State::Copying => Phase::Copying,
+            State::Draining(_) => Phase::Draining,
+            State::Relaying(_) => Phase::Relaying,
+            State::Tombstone { .. } => Phase::Tombstone,
+            State::Shadow => Phase::Shadow,
+            State::Open => Phase::Open,
+        }
+    }
+
+    /// To be called after each change of the state or of what is held.
+    pub fn refresh_mode(&mut self) {
+        self.open = self.state == State::Open;
+        self.mode = match &self.state {
+            State::Shadow => Mode::Hold,
+            _ if self.hold.has_backlog() || !self.hold.late.is_empty() => Mode::Queue,
+            State::Serving | State::Copying | State::Draining(_) | State::Open => Mode::Serve,
+            State::Relaying(given) => Mode::Relay(given.target),
+            State::Tombstone { to, .. } => Mode::Relay(*to),
+        };
+    }
+
+    /// The group's clock at a tick of the worker's.
+    #[must_use]
+    pub fn clock(&self, tick: u32) -> u32 {
+        self.frozen.unwrap_or(tick).saturating_sub(self.offset)
+    }
+
+    /// Stops the clock, if it runs.
+    pub fn freeze(&mut self, tick: u32) {
+        self.frozen.get_or_insert(tick);
+    }
+
+    /// Lets the clock go on from where it stopped.
+    pub fn unfreeze(&mut self, tick: u32) {
+        if let Some(since) = self.frozen.take() {
+            self.offset += tick.saturating_sub(since);
+        }
+    }
+
+    /// Ends whatever export is in hand, and the tracking of changes.
+    pub fn stop_export(&mut self) {
+        self.export = None;
+        self.flows.track(false);
+    }
+
+    /// Flows and digest, as the source of a move must know them.
+    #[must_use]
+    pub fn have(&self) -> Token {
+        let (flows, digest) = match (&self.state, &self.arrival) {
+            (State::Open, Some(arrival)) => arrival.shadow,
+            _ => (self.flows.count, self.flows.digest),
+        };
+        Token { epoch: self.epoch, flows, digest }
+    }
+}
+
+impl Arrival {
+    /// The beginning of a move.
+    #[must_use]
+    pub fn new(source: SiteId, ordering: Ordering, reserved: u64, cut_seen: bool) -> Self {
+        Self {
+            source,
+            ordering,
+            reserved,
+            shadow: (0, 0),
+            removed: HashMap::new(),
+            bases: HashMap::new(),
+            cut_seen,
+            installing: 0,
+            joining: None,
+        }
+    }
+}

@@ -1,0 +1,321 @@
+//! The worker as a process: one thread, one switch socket, one agent at a time, one clock.
+//!
+//! It goes on forwarding without an agent, and waits for a switch that is gone. With a slow agent exports
+//! pause: nothing is queued without bound.
+
+use std::hash::BuildHasher;
+use std::io::{Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use flow::{Micros, SiteId, WorkerId};
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use crate::control::codec::{FrameDecoder, encode};
+use crate::control::{Event, Request, VERSION};
+use crate::io::{PacketIo, SeqpacketIo};
+use crate::worker::{Output, Settings, Wait, Worker};
+
+/// Bytes that may wait for the agent before exports pause.
+const AGENT_QUEUE_LEN: usize = 2 << 20;
+/// First and longest wait between attempts to reach the switch.
+const BACKOFF_MIN: Micros = Micros(10_000);
+const BACKOFF_MAX: Micros = Micros(1_000_000);
+/// Bursts between two looks at the agent's socket under load.
+const BURSTS_PER_CONTROL: u32 = 8;
+
+/// What a worker process needs to know.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WorkerConfig {
+    /// Its site.
+    pub site: SiteId,
+    /// Its number.
+    pub worker: WorkerId,
+    /// Where it listens for the agent; a file that is there is replaced.
+    pub control_path: PathBuf,
+    /// Where the switch listens, `SOCK_SEQPACKET`.
+    pub switch_path: PathBuf,
+    /// Flows that fit.
+    pub flow_capacity: usize,
+    /// Packets that may be held, over all groups.
+    pub hold_packets_max: usize,
+}
+
+/// Why a worker cannot start. What happens later is survived.
+#[derive(Debug, thiserror::Error)]
+pub enum WorkerError {
+    /// The control socket.
+    #[error("cannot listen on {path}: {source}")]
+    Listen {
+        /// Where.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// Waiting for sockets failed.
+    #[error("poll failed: {0}")]
+    Poll(Errno),
+}
+
+/// Microseconds of a monotonic clock since the process started the worker.
+#[derive(Clone, Copy, Debug)]
+struct Clock(std::time::Instant);
+
+impl Clock {
+    #[expect(clippy::disallowed_methods, reason = "the one place of this package that reads the clock")]
+    fn start() -> Self {
+        Self(std::time::Instant::now())
+    }
+
+    fn now(self) -> Micros {
+        Micros(u64::try_from(self.0.elapsed().as_micros()).unwrap_or(u64::MAX))
+    }
+}
+
+/// A random word: the standard library keys its hash maps from the system's source.
+fn random(nonce: u64) -> u64 {
+    std::hash::RandomState::new().hash_one(nonce)
+}
+
+/// Runs a worker until `stop` is set; looks at it ten times a second or more often.
+///
+/// # Errors
+/// [`WorkerError`], at the start.
+pub fn run(config: &WorkerConfig, stop: &AtomicBool) -> Result<(), WorkerError> {
+    let listen = |source| WorkerError::Listen { path: config.control_path.clone(), source };
+    // A file of an earlier run; that it is not there is the usual case.
+    let _ = std::fs::remove_file(&config.control_path);
+    let listener = UnixListener::bind(&config.control_path).map_err(listen)?;
+    listener.set_nonblocking(true).map_err(listen)?;
+    let mut process = Process::new(config, listener);
+    while !stop.load(Ordering::Relaxed) {
+        process.turn()?;
+    }
+    let _ = std::fs::remove_file(&config.control_path);
+    Ok(())
+}
+
+/// A connected agent.
+struct Agent {
+    stream: UnixStream,
+    decoder: FrameDecoder<Request>,
+    queue: Vec<u8>,
+    sent: usize,
+    greeted: bool,
+}
+
+struct Process<'a> {
+    config: &'a WorkerConfig,
+    clock: Clock,
+    listener: UnixListener,
+    agent: Option<Agent>,
+    io: SeqpacketIo,
+    connect_at: Micros,
+    backoff: Micros,
+    worker: Worker<Vec<u8>>,
+    rx: Vec<Vec<u8>>,
+    out: Output<Vec<u8>>,
+    bursts: u32,
+}
+
+impl<'a> Process<'a> {
+    fn new(config: &'a WorkerConfig, listener: UnixListener) -> Self {
+        let clock = Clock::start();
+        let settings = Settings {
+            site: config.site,
+            worker: config.worker,
+            flow_capacity: config.flow_capacity,
+            hold_packets_max: config.hold_packets_max,
+            keys: [random(0), random(1)],
+            boot: random(2),
+        };
+        Self {
+            config,
+            clock,
+            listener,
+            agent: None,
+            io: SeqpacketIo::new(),
+            connect_at: Micros(0),
+            backoff: BACKOFF_MIN,
+            worker: Worker::new(settings, clock.now()),
+            rx: Vec::new(),
+            out: Output::default(),
+            bursts: 0,
+        }
+    }
+
+    /// One burst, one slice, and now and then the agent; sleeps when there is nothing to do.
+    fn turn(&mut self) -> Result<(), WorkerError> {
+        let now = self.clock.now();
+        self.reach_switch(now);
+        let received = self.io.rx_burst(&mut self.rx).unwrap_or_else(|error| {
+            tracing::warn!(%error, "the switch is gone");
+            0
+        });
+        if received > 0 {
+            self.worker.burst(&mut self.rx, now, &mut self.out);
+        }
+        self.worker.slice(now, &mut self.out);
+        self.flush();
+        self.bursts = self.bursts.wrapping_add(1);
+        let idle = received == 0 && self.worker.wait() != Wait::Now;
+        if idle || self.bursts.is_multiple_of(BURSTS_PER_CONTROL) {
+            self.talk(now);
+        }
+        if idle && self.worker.wait() != Wait::Now { self.sleep() } else { Ok(()) }
+    }
+
+    fn flush(&mut self) {
+        if let Err(error) = self.io.tx_burst(&mut self.out.tx) {
+            tracing::warn!(%error, "the switch is gone");
+        }
+        self.io.recycle(&mut self.out.free);
+        let dropped = self.io.take_dropped();
+        if dropped > 0 {
+            self.worker.note_unsent(dropped);
+        }
+    }
+
+    fn reach_switch(&mut self, now: Micros) {
+        if self.io.socket().is_some() || now < self.connect_at {
+            return;
+        }
+        match self.io.connect(&self.config.switch_path) {
+            Ok(()) => {
+                tracing::info!(path = %self.config.switch_path.display(), "connected to the switch");
+                self.backoff = BACKOFF_MIN;
+            }
+            Err(error) => {
+                tracing::debug!(%error, path = %self.config.switch_path.display(), "cannot reach the switch");
+                self.backoff = Micros((self.backoff.0 * 2).min(BACKOFF_MAX.0));
+            }
+        }
+        self.connect_at = now.plus(self.backoff);
+    }
+
+    fn talk(&mut self, now: Micros) {
+        self.accept();
+        let Some(mut agent) = self.agent.take() else {
+            // Nobody listens: what was said to the last agent is void.
+            return;
+        };
+        let result = agent.receive(&mut self.worker, now).and_then(|()| {
+            self.worker.slice(now, &mut self.out);
+            agent.send(&mut self.worker)
+        });
+        match result {
+            Ok(()) => self.agent = Some(agent),
+            Err(reason) => tracing::info!(reason, "the agent is gone"),
+        }
+        self.flush();
+    }
+
+    fn accept(&mut self) {
+        if let Ok((stream, _)) = self.listener.accept()
+            && stream.set_nonblocking(true).is_ok()
+        {
+            tracing::info!("an agent has come");
+            self.worker.agent_connected();
+            let decoder = FrameDecoder::new();
+            self.agent = Some(Agent { stream, decoder, queue: Vec::new(), sent: 0, greeted: false });
+        }
+    }
+
+    fn sleep(&mut self) -> Result<(), WorkerError> {
+        let before = self.clock.now();
+        let timeout: u16 = match self.worker.wait() {
+            Wait::Now => return Ok(()),
+            Wait::Soon => 1,
+            Wait::Idle if self.io.socket().is_none() => 10,
+            Wait::Idle => 100,
+        };
+        let mut fds = vec![PollFd::new(self.listener.as_fd(), PollFlags::POLLIN)];
+        if let Some(agent) = &self.agent {
+            let mut flags = PollFlags::empty();
+            flags.set(PollFlags::POLLIN, !self.worker.is_backlogged());
+            flags.set(PollFlags::POLLOUT, !agent.queue.is_empty());
+            fds.push(PollFd::new(agent.stream.as_fd(), flags));
+        }
+        if let Some(socket) = self.io.socket().map(OwnedFd::as_fd) {
+            let mut flags = PollFlags::POLLIN;
+            flags.set(PollFlags::POLLOUT, self.io.is_waiting());
+            fds.push(PollFd::new(socket, flags));
+        }
+        match poll(&mut fds, PollTimeout::from(timeout)) {
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(error) => return Err(WorkerError::Poll(error)),
+        }
+        self.worker.note_idle(self.clock.now().since(before));
+        Ok(())
+    }
+}
+
+impl Agent {
+    fn receive(&mut self, worker: &mut Worker<Vec<u8>>, now: Micros) -> Result<(), String> {
+        let mut bytes = [0; 65_536];
+        while !worker.is_backlogged() && self.queue.len() < AGENT_QUEUE_LEN {
+            match self.decoder.next().map_err(|error| error.to_string())? {
+                Some(request) => {
+                    let greeting = self.greet(&request);
+                    if greeting.is_ok() || matches!(request, Request::Hello { .. }) {
+                        worker.handle(request, now);
+                    }
+                    if greeting.is_err() {
+                        // So that the agent can name both versions too.
+                        self.send(worker)?;
+                    }
+                    greeting?;
+                }
+                None => match self.stream.read(&mut bytes) {
+                    Ok(0) => return Err("closed".to_owned()),
+                    Ok(len) => self.decoder.push(&bytes[..len]),
+                    Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return Ok(()),
+                    Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                    Err(error) => return Err(error.to_string()),
+                },
+            }
+        }
+        Ok(())
+    }
+
+    fn greet(&mut self, request: &Request) -> Result<(), String> {
+        match request {
+            Request::Hello { version, .. } if *version == VERSION => {
+                self.greeted = true;
+                Ok(())
+            }
+            Request::Hello { version, .. } => {
+                Err(format!("the agent speaks version {version}, this worker {VERSION}"))
+            }
+            _ if self.greeted => Ok(()),
+            _ => Err("the agent did not say Hello first".to_owned()),
+        }
+    }
+
+    /// Encodes events while the queue is short, and writes what the socket takes.
+    fn send(&mut self, worker: &mut Worker<Vec<u8>>) -> Result<(), String> {
+        while self.queue.len() - self.sent < AGENT_QUEUE_LEN {
+            let Some(event) = worker.poll_event() else { break };
+            self.queue.extend(encode::<Event>(&event).map_err(|error| error.to_string())?);
+        }
+        while self.sent < self.queue.len() {
+            match self.stream.write(&self.queue[self.sent..]) {
+                Ok(len) => self.sent += len,
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => break,
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error.to_string()),
+            }
+        }
+        if self.sent == self.queue.len() {
+            self.queue.clear();
+            self.sent = 0;
+        } else if self.sent > AGENT_QUEUE_LEN / 2 {
+            self.queue.drain(..self.sent);
+            self.sent = 0;
+        }
+        Ok(())
+    }
+}

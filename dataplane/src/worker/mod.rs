@@ -1,0 +1,409 @@
+//! The worker's core: packets, requests and time in; packets and events out. No socket, thread or clock.
+//!
+//! Call [`Worker::burst`] with what came in, [`Worker::handle`] with what the agent asks, [`Worker::slice`]
+//! after each of them and when time passes, and then [`Worker::poll_event`] until it is empty. Work per call
+//! is bounded: a burst by its packets, a slice by [`SLICE_LEN`] steps.
+
+mod requests;
+mod serve;
+mod slices;
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+
+use flow::steer::{Side, Tag};
+use flow::{Batch, Epoch, GroupId, Micros, MoveId, Protocol, SiteId, WorkerId};
+
+use crate::control::{Counters, Event};
+use crate::group::{Group, Mode};
+use crate::io::PacketBuf;
+use crate::nat::{self, Service};
+use crate::packet::{self, Content, Headers, IcmpError, Parsed, Reject};
+use crate::rtt::RoundTrips;
+use crate::table::{NIL, Table, Tuple};
+
+/// Most packets that are looked up together.
+pub const BURST_LEN: usize = 32;
+
+/// Steps of one slice: records exported or installed, flows expired or removed, held packets served.
+pub const SLICE_LEN: usize = 64;
+
+/// Events that may wait for the agent before exports pause.
+const EVENTS_MAX: usize = 64;
+
+/// What a worker is made with.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Its site.
+    pub site: SiteId,
+    /// Its number.
+    pub worker: WorkerId,
+    /// Flows that fit.
+    pub flow_capacity: usize,
+    /// Packets that may be held, over all groups.
+    pub hold_packets_max: usize,
+    /// Random words that key the hash.
+    pub keys: [u64; 2],
+    /// Changes with every start.
+    pub boot: u64,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            site: SiteId(0),
+            worker: WorkerId(0),
+            flow_capacity: 1 << 20,
+            hold_packets_max: 65_536,
+            keys: [0x243f_6a88_85a3_08d3, 0x1319_8a2e_0370_7344],
+            boot: 0,
+        }
+    }
+}
+
+/// Packets that leave the worker: to the switch, in this order, and those that are done with.
+#[derive(Debug)]
+pub struct Output<B> {
+    /// To the switch.
+    pub tx: Vec<B>,
+    /// To be used again.
+    pub free: Vec<B>,
+}
+
+impl<B> Default for Output<B> {
+    fn default() -> Self {
+        Self { tx: Vec::new(), free: Vec::new() }
+    }
+}
+
+/// How soon [`Worker::slice`] is wanted when nothing else happens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Wait {
+    /// At once: there is work.
+    Now,
+    /// Within a millisecond: a bound of a move is running.
+    Soon,
+    /// Within a tenth of a second.
+    Idle,
+}
+
+/// A batch that waits to be installed.
+#[derive(Debug)]
+struct Install {
+    group: u32,
+    move_id: MoveId,
+    sequence: u64,
+    batch: Batch,
+    at: usize,
+}
+
+/// What was learnt about a packet before it is acted upon.
+#[derive(Clone, Copy, Debug)]
+struct Look {
+    parsed: Parsed,
+    side: Side,
+    tuple: Tuple,
+    hash: u32,
+    flow: u32,
+}
+
+/// A group's fence: what is remembered of it even when it is gone.
+#[derive(Clone, Copy, Debug, Default)]
+struct Fence {
+    epoch: Epoch,
+    cut: Option<MoveId>,
+}
+
+/// The worker.
+#[derive(Debug)]
+pub struct Worker<B> {
+    settings: Settings,
+    table: Table,
+    services: Vec<Service>,
+    groups: Vec<Group<B>>,
+    groups_free: Vec<u32>,
+    by_id: BTreeMap<GroupId, u32>,
+    /// Groups by prefix length, then address.
+    by_prefix: [Option<Box<HashMap<u32, u32>>>; 33],
+    fences: HashMap<GroupId, Fence>,
+    active: Vec<u32>,
+    installs: VecDeque<Install>,
+    events: VecDeque<Event>,
+    counters: Counters,
+    held: usize,
+    reserved: u64,
+    icmp_left: u32,
+    icmp_second: u64,
+    round_trips: RoundTrips,
+    idle: Micros,
+    reported: Micros,
+    /// Of the present slice.
+    tick: u32,
+    looks: Vec<Option<Look>>,
+}
+
+/// ICMP errors of our own that may be sent in a second (RFC 1812, section 4.3.2.8).
+const ICMP_PER_SECOND: u32 = 100;
+
+/// Ticks of 100 ms.
+#[expect(clippy::cast_possible_truncation, reason = "13 years")]
+fn tick(now: Micros) -> u32 {
+    (now.0 / 100_000) as u32
+}
+
+impl<B: PacketBuf> Worker<B> {
+    /// A worker without services or groups.
+    #[must_use]
+    pub fn new(settings: Settings, now: Micros) -> Self {
+        Self {
+            table: Table::new(settings.flow_capacity, settings.keys, tick(now)),
+            settings,
+            services: Vec::new(),
+            groups: Vec::new(),
+            groups_free: Vec::new(),
+            by_id: BTreeMap::new(),
+            by_prefix: [const { None }; 33],
+            fences: HashMap::new(),
+            active: Vec::new(),
+            installs: VecDeque::new(),
+            events: VecDeque::new(),
+            counters: Counters::default(),
+            held: 0,
+            reserved: 0,
+            icmp_left: ICMP_PER_SECOND,
+            icmp_second: 0,
+            round_trips: RoundTrips::default(),
+            idle: Micros(0),
+            reported: now,
+            tick: tick(now),
+            looks: Vec::with_capacity(BURST_LEN),
+        }
+    }
+
+    /// The next event for the agent.
+    pub fn poll_event(&mut self) -> Option<Event> {
+        self.events.pop_front()
+    }
+
+    /// Counters since the start.
+    #[must_use]
+    pub fn counters(&self) -> Counters {
+        Counters { flows: self.table.live() as u64, ..self.counters.clone() }
+    }
+
+    /// Notes time spent waiting, for the share of it in the reports.
+    pub fn note_idle(&mut self, span: Micros) {
+        self.idle = self.idle.plus(span);
+    }
+
+    /// Notes packets that could not be sent.
+    pub fn note_unsent(&mut self, packets: u64) {
+        self.counters.dropped_tx_full += packets;
+    }
+
+    /// Whether so many batches wait that no more requests should be read.
+    #[must_use]
+    pub fn is_backlogged(&self) -> bool {
+        self.installs.len() >= 8
+    }
+
+    /// An agent has come, perhaps another one than before: what waited for the old one is forgotten, and
+    /// exports in hand stop until it asks again.
+    pub fn agent_connected(&mut self) {
+        self.events.clear();
+        for group in &mut self.groups {
+            if let Some(export) = &mut group.export {
+                // The flows whose records are lost are clean now: only a full copy makes them good.
+                export.running = false;
+                export.walking = true;
+                export.batch = Batch::default();
+                group.flows.rewind();
+            }
+        }
+    }
+
+    /// Handles what came from the switch, in order; leaves `packets` empty.
+    pub fn burst(&mut self, packets: &mut Vec<B>, now: Micros, out: &mut Output<B>) {
+        let mut rest = packets.drain(..);
+        loop {
+            let chunk: [Option<B>; BURST_LEN] = std::array::from_fn(|_| rest.next());
+            if chunk[0].is_none() {
+                return;
+            }
+            self.chunk(chunk, now, out);
+        }
+    }
+
+    /// Three passes, so that the memory accesses of different packets overlap: index, flow, packet.
+    fn chunk(&mut self, chunk: [Option<B>; BURST_LEN], now: Micros, out: &mut Output<B>) {
+        let mut looks = std::mem::take(&mut self.looks);
+        looks.clear();
+        for packet in chunk.iter().flatten() {
+            let look = self.look(packet.data());
+            looks.push(look);
+        }
+        for look in looks.iter_mut().flatten().filter(|look| matches!(look.parsed.content, Content::Flow(_)))
+        {
+            look.flow = self.table.candidate(look.side == Side::Inside, look.hash).unwrap_or(NIL);
+        }
+        for look in looks.iter_mut().flatten().filter(|look| look.flow != NIL) {
+            if !self.table.is(look.side == Side::Inside, look.flow, &look.tuple) {
+                look.flow = NIL;
+            }
+        }
+        for (packet, look) in chunk.into_iter().flatten().zip(&looks) {
+            match look {
+                Some(look) => self.dispatch(packet, look, now, out),
+                None => out.free.push(packet),
+            }
+        }
+        self.looks = looks;
+    }
+
+    /// Parses and hashes; counts what is refused.
+    fn look(&mut self, frame: &[u8]) -> Option<Look> {
+        self.counters.received += 1;
+        match packet::parse(frame) {
+            Ok(parsed) => self.look_at(parsed),
+            Err(reject) => {
+                self.count_reject(reject);
+                None
+            }
+        }
+    }
+
+    fn count_reject(&mut self, reject: Reject) {
+        match reject {
+            Reject::Malformed => self.counters.dropped_malformed += 1,
+            Reject::Unsupported => self.counters.dropped_unsupported += 1,
+            Reject::Checksum => self.counters.dropped_bad_checksum += 1,
+        }
+    }
+
+    fn look_at(&mut self, parsed: Parsed) -> Option<Look> {
+        let none = Tuple { protocol: Protocol::Udp, client: 0, port: 0, remote: 0, remote_port: 0 };
+        let side = match (parsed.tag, parsed.content) {
+            (Tag::Direct(side, _) | Tag::Relayed(side, _), Content::Flow(_) | Content::Error(_)) => side,
+            (_, Content::Marker(..)) => {
+                return Some(Look { parsed, side: Side::Inside, tuple: none, hash: 0, flow: NIL });
+            }
+            _ => {
+                self.counters.dropped_malformed += 1;
+                return None;
+            }
+        };
+        let tuple = match parsed.content {
+            Content::Flow(headers) => self.tuple(side, &headers),
+            Content::Error(error) => self.error_tuple(side, &error),
+            Content::Marker(..) => None,
+        };
+        let Some(tuple) = tuple else {
+            self.counters.dropped_no_mapping += 1;
+            return None;
+        };
+        let hash = self.table.hash_of(side == Side::Inside, &tuple);
+        Some(Look { parsed, side, tuple, hash, flow: NIL })
+    }
+
+    fn tuple(&self, side: Side, headers: &Headers) -> Option<Tuple> {
+        let icmp = headers.protocol == Protocol::Icmp;
+        match side {
+            Side::Inside => Some(Tuple {
+                protocol: headers.protocol,
+                client: headers.source,
+                port: headers.source_port,
+                remote: headers.destination,
+                remote_port: if icmp { 0 } else { headers.destination_port },
+            }),
+            Side::Outside => Some(Tuple {
+                protocol: headers.protocol,
+                client: nat::owner(&self.services, headers.destination, headers.destination_port)?.client,
+                port: headers.destination_port,
+                remote: headers.source,
+                remote_port: if icmp { 0 } else { headers.source_port },
+            }),
+        }
+    }
+
+    /// The tuple of the packet that an error is about: it went the other way.
+    fn error_tuple(&self, side: Side, error: &IcmpError) -> Option<Tuple> {
+        let Headers { source, destination, source_port, destination_port, .. } = error.inner;
+        let turned = Headers {
+            source: destination,
+            destination: source,
+            source_port: destination_port,
+            destination_port: source_port,
+            ..error.inner
+        };
+        self.tuple(side, &turned)
+    }
+
+    /// The group of a client: the longest prefix that is here.
+    fn group_of(&self, client: u32) -> Option<u32> {
+        (0..=32u8).rev().find_map(|len| {
+            let prefixes = self.by_prefix[usize::from(len)].as_ref()?;
+            prefixes.get(&(client & mask(len))).copied()
+        })
+    }
+
+    /// Sends the packet where its group's mode says.
+    fn dispatch(&mut self, packet: B, look: &Look, now: Micros, out: &mut Output<B>) {
+        if let Content::Marker(body, source) = look.parsed.content {
+            self.marker(packet, look.parsed.tag, body, source, now, out);
+            return;
+        }
+        let known = if look.flow == NIL { None } else { Some(self.table.flow(look.flow).group) };
+        let Some(number) = known.or_else(|| self.group_of(look.tuple.client)) else {
+            self.counters.dropped_no_group += 1;
+            out.free.push(packet);
+            return;
+        };
+        self.note_direct(number, look);
+        match self.groups[number as usize].mode {
+            Mode::Serve => self.serve(packet, number, look, now, out),
+            Mode::Relay(site) => self.relay(packet, look.side, site, out),
+            Mode::Hold => self.hold(packet, number, look, now, out),
+            Mode::Queue => self.queue(packet, number, look, now, out),
+        }
+    }
+
+    fn note_direct(&mut self, number: u32, look: &Look) {
+        let group = &mut self.groups[number as usize];
+        let Tag::Direct(side, site) = look.parsed.tag else { return };
+        match side {
+            Side::Inside => {
+                group.ingress = Some(site);
+                crate::group::count_site(&mut group.load.inside, site);
+            }
+            Side::Outside => crate::group::count_site(&mut group.load.outside, site),
+        }
+    }
+
+    fn relay(&mut self, mut packet: B, side: Side, site: SiteId, out: &mut Output<B>) {
+        packet::set_tag(packet.data_mut(), Tag::Relay(side, site));
+        self.counters.relayed += 1;
+        self.send(packet, out);
+    }
+
+    fn send(&mut self, packet: B, out: &mut Output<B>) {
+        self.counters.sent += 1;
+        out.tx.push(packet);
+    }
+
+    /// Puts a group on the list of those with work to do.
+    fn activate(&mut self, number: u32) {
+        let group = &mut self.groups[number as usize];
+        if !group.active {
+            group.active = true;
+            self.active.push(number);
+        }
+    }
+}
+
+/// The network mask of a prefix length.
+fn mask(len: u8) -> u32 {
+    u32::MAX.checked_shl(32 - u32::from(len)).unwrap_or(0)
+}
+
+#[cfg(test)]
+#[path = "../tests/worker.rs"]
+mod tests;

@@ -1,0 +1,463 @@
+//! Packets of groups: translated, held, queued behind others, or counted as markers.
+
+use flow::steer::{MarkerBody, Side, Tag};
+use flow::{GroupId, Micros, Prefix, Protocol, SiteId, TcpState};
+
+use super::{BURST_LEN, ICMP_PER_SECOND, Look, NIL, Output, Worker, tick};
+use crate::control::Ordering;
+use crate::group::{Held, Mode, State};
+use crate::io::PacketBuf;
+use crate::nat::{self, tcp};
+use crate::packet::{self, Content, End, Headers, IcmpError};
+use crate::table::mapping::BindError;
+use crate::table::{NewFlow, flags};
+
+/// Held packets may go over the bound by this factor when the source relays them: sending those back
+/// would let them circle.
+const RELAYED_HOLD_FACTOR: usize = 4;
+
+impl<B: PacketBuf> Worker<B> {
+    /// Translates a packet of a group that we serve.
+    pub(super) fn serve(
+        &mut self,
+        mut packet: B,
+        number: u32,
+        look: &Look,
+        now: Micros,
+        out: &mut Output<B>,
+    ) {
+        let sent = match look.parsed.content {
+            Content::Flow(headers) => self.serve_flow(&mut packet, number, look, &headers, now, out),
+            Content::Error(error) => self.serve_error(&mut packet, look, &error),
+            Content::Marker(..) => false,
+        };
+        if sent {
+            self.send(packet, out);
+        } else {
+            out.free.push(packet);
+        }
+    }
+
+    fn serve_flow(
+        &mut self,
+        packet: &mut B,
+        number: u32,
+        look: &Look,
+        headers: &Headers,
+        now: Micros,
+        out: &mut Output<B>,
+    ) -> bool {
+        if headers.ttl <= 1 {
+            self.counters.dropped_ttl += 1;
+            return false;
+        }
+        let inside = look.side == Side::Inside;
+        // An earlier packet of the burst may have made the flow.
+        let found = if look.flow == NIL { self.table.find(inside, &look.tuple) } else { Some(look.flow) };
+        let flow = match found {
+            Some(flow) => {
+                self.advance(flow, number, look, headers, now);
+                flow
+            }
+            None => match self.open(number, look, headers, now) {
+                Some(flow) => flow,
+                None => {
+                    self.explain_exhausted(packet.data(), look, headers, now, out);
+                    return false;
+                }
+            },
+        };
+        self.account(flow, number, inside, headers);
+        self.rewrite(packet.data_mut(), flow, inside, headers);
+        true
+    }
+
+    fn account(&mut self, flow: u32, number: u32, inside: bool, headers: &Headers) {
+        let group = &mut self.groups[number as usize];
+        group.load.packets += 1;
+        group.load.bytes += u64::from(headers.ip_len);
+        self.table.count(flow, inside, headers.ip_len);
+        if group.flows.tracking {
+            self.table.mark_dirty(flow, &mut group.flows);
+        }
+    }
+
+    fn rewrite(&mut self, frame: &mut [u8], flow: u32, inside: bool, headers: &Headers) {
+        let entry = *self.table.flow(flow);
+        if inside {
+            packet::translate(frame, headers, End::Source, entry.outside, entry.outside_port);
+            packet::set_tag(frame, Tag::ToOutside);
+            self.counters.translated_out += 1;
+            self.counters.hairpinned += u64::from(entry.flags & flags::HAIRPIN != 0);
+        } else {
+            packet::translate(frame, headers, End::Destination, entry.client, entry.client_port);
+            packet::set_tag(frame, Tag::ToClient(SiteId(entry.ingress)));
+            self.counters.translated_in += 1;
+        }
+    }
+
+    /// A packet of a known flow: session machine, timer, ingress.
+    fn advance(&mut self, flow: u32, number: u32, look: &Look, headers: &Headers, now: Micros) {
+        if self.groups[number as usize].open {
+            self.keep_base(flow, number, now);
+        }
+        let inside = look.side == Side::Inside;
+        let group = &self.groups[number as usize];
+        let clock = group.clock(tick(now));
+        let service = group.id.service;
+        let entry = self.table.flow_mut(flow);
+        let (tcp, refresh) = match entry.protocol {
+            Protocol::Tcp => tcp::step(entry.tcp, inside, headers.tcp_flags),
+            Protocol::Udp | Protocol::Icmp | Protocol::Icmp6 => (TcpState::None, true),
+        };
+        entry.tcp = tcp;
+        let protocol = entry.protocol;
+        if refresh && let Some(known) = self.services.iter().find(|known| known.spec.service == service) {
+            entry.expires = clock.saturating_add(nat::lifetime(&known.spec.timeouts, protocol, tcp));
+        }
+        if let Tag::Direct(Side::Inside, site) = look.parsed.tag
+            && entry.ingress != site.0
+        {
+            entry.ingress = site.0;
+            let mapping = entry.mapping;
+            self.table.mappings.set_ingress(mapping, site.0);
+        }
+        if self.table.flow(flow).flags & flags::HANDSHAKE != 0 {
+            self.time_handshake(flow, number, inside, headers, now);
+        }
+    }
+
+    /// Relaxed: before the first packet of a shadow flow, notes what it came with.
+    fn keep_base(&mut self, flow: u32, number: u32, now: Micros) {
+        let group = &mut self.groups[number as usize];
+        let entry = self.table.flow(flow);
+        if entry.flags & (flags::IMPORTED | flags::TOUCHED) != flags::IMPORTED {
+            return;
+        }
+        let base = self.table.joined(flow, group.clock(tick(now)));
+        if let Some(arrival) = &mut group.arrival {
+            arrival.bases.insert(flow, base);
+        }
+        self.table.flow_mut(flow).flags |= flags::TOUCHED;
+    }
+
+    fn time_handshake(&mut self, flow: u32, number: u32, inside: bool, headers: &Headers, now: Micros) {
+        let prefix = self.groups[number as usize].id.prefix;
+        let remote = self.table.flow(flow).remote;
+        if self.round_trips.packet(flow, inside, headers.tcp_flags, prefix, remote, now) {
+            self.table.flow_mut(flow).flags &= !flags::HANDSHAKE;
+        }
+    }
+
+    /// A packet without a flow: opens one if it may.
+    fn open(&mut self, number: u32, look: &Look, headers: &Headers, now: Micros) -> Option<u32> {
+        let inside = look.side == Side::Inside;
+        let tcp = match headers.protocol {
+            Protocol::Tcp => tcp::first(inside, headers.tcp_flags),
+            Protocol::Udp | Protocol::Icmp | Protocol::Icmp6 => Some(TcpState::None),
+        };
+        let Some(tcp) = tcp else {
+            self.counters.dropped_no_mapping += 1;
+            return None;
+        };
+        if self.table.room() as u64 <= self.reserved {
+            self.counters.dropped_table_full += 1;
+            return None;
+        }
+        let (mapping, outside) = if inside { self.bind(number, look)? } else { self.mapped(look, headers)? };
+        let port = self.table.mappings.get(mapping).client_port;
+        self.insert(number, look, mapping, outside, port, tcp, now)
+    }
+
+    /// The mapping of a client's endpoint, made when it has none.
+    fn bind(&mut self, number: u32, look: &Look) -> Option<(u32, u32)> {
+        let service = self.groups[number as usize].id.service;
+        let known = self.services.iter().find(|known| known.spec.service == service)?;
+        let tuple = &look.tuple;
+        let (outside, range) = nat::range(&known.slices, tuple.protocol, tuple.client, tuple.port)?;
+        match self.table.mappings.bind(tuple.protocol, tuple.client, tuple.port, range) {
+            Ok(mapping) => Some((mapping, outside)),
+            Err(BindError::Exhausted | BindError::Conflict) => {
+                self.counters.dropped_port_block_exhausted += 1;
+                None
+            }
+        }
+    }
+
+    /// Endpoint-independent filtering: any remote may use a mapping that is there.
+    fn mapped(&mut self, look: &Look, headers: &Headers) -> Option<(u32, u32)> {
+        let tuple = &look.tuple;
+        let mapping = self.table.mappings.of_outside(tuple.protocol, tuple.client, tuple.port);
+        if mapping.is_none() {
+            self.counters.dropped_no_mapping += 1;
+        }
+        Some((mapping?, headers.destination))
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "all of it is the new flow")]
+    fn insert(
+        &mut self,
+        number: u32,
+        look: &Look,
+        mapping: u32,
+        outside: u32,
+        port: u16,
+        tcp: TcpState,
+        now: Micros,
+    ) -> Option<u32> {
+        let group = &mut self.groups[number as usize];
+        let service = group.id.service;
+        let known = self.services.iter().find(|known| known.spec.service == service)?;
+        let life = nat::lifetime(&known.spec.timeouts, look.tuple.protocol, tcp);
+        let ingress = match look.parsed.tag {
+            Tag::Direct(Side::Inside, site) => site.0,
+            _ if self.table.mappings.get(mapping).flows > 0 => self.table.mappings.get(mapping).ingress,
+            Tag::Relayed(_, site) => group.ingress.unwrap_or(site).0,
+            _ => group.ingress.unwrap_or(self.settings.site).0,
+        };
+        let hairpin = nat::in_pool(&self.services, look.tuple.remote);
+        let timed = tcp == TcpState::ClientInit;
+        let new = NewFlow {
+            tuple: crate::table::Tuple { port, ..look.tuple },
+            outside,
+            group: number,
+            mapping,
+            expires: group.clock(tick(now)).saturating_add(life),
+            expires_wall: tick(now).saturating_add(life),
+            tcp,
+            ingress,
+            flags: if hairpin { flags::HAIRPIN } else { 0 },
+        };
+        self.table.mappings.set_ingress(mapping, ingress);
+        let Some(flow) = self.table.insert(new, &mut group.flows) else {
+            self.table.mappings.remove_unused(mapping);
+            self.counters.dropped_table_full += 1;
+            return None;
+        };
+        self.counters.flows_created += 1;
+        if timed && self.round_trips.begin(flow, now) {
+            self.table.flow_mut(flow).flags |= flags::HANDSHAKE;
+        }
+        Some(flow)
+    }
+
+    /// Tells a client whose ports are all in use (RFC 6888, REQ-11), a limited number of times a second.
+    fn explain_exhausted(
+        &mut self,
+        frame: &[u8],
+        look: &Look,
+        headers: &Headers,
+        now: Micros,
+        out: &mut Output<B>,
+    ) {
+        let Tag::Direct(Side::Inside, site) = look.parsed.tag else { return };
+        let tuple = &look.tuple;
+        let Some(number) = self.group_of(tuple.client) else { return };
+        let service = self.groups[number as usize].id.service;
+        let Some(known) = self.services.iter().find(|known| known.spec.service == service) else { return };
+        let Some((outside, range)) = nat::range(&known.slices, tuple.protocol, tuple.client, tuple.port)
+        else {
+            return;
+        };
+        if !self.table.mappings.is_exhausted(tuple.protocol, tuple.client, range) || !self.may_send_icmp(now)
+        {
+            return;
+        }
+        let bytes = packet::build_unreachable(Tag::ToClient(site), outside, frame, headers);
+        self.counters.icmp_sent += 1;
+        self.send(B::from_bytes(&bytes), out);
+    }
+
+    fn may_send_icmp(&mut self, now: Micros) -> bool {
+        let second = now.0 / 1_000_000;
+        if second != self.icmp_second {
+            (self.icmp_second, self.icmp_left) = (second, ICMP_PER_SECOND);
+        }
+        let may = self.icmp_left > 0;
+        self.icmp_left = self.icmp_left.saturating_sub(1);
+        may
+    }
+
+    /// An ICMP error follows the mapping of the packet it is about, and changes nothing (RFC 5508, REQ-6).
+    fn serve_error(&mut self, packet: &mut B, look: &Look, error: &IcmpError) -> bool {
+        if error.outer.ttl <= 1 {
+            self.counters.dropped_ttl += 1;
+            return false;
+        }
+        let tuple = &look.tuple;
+        let inside = look.side == Side::Inside;
+        let mapping = if inside {
+            self.table.mappings.of_client(tuple.protocol, tuple.client, tuple.port)
+        } else {
+            self.table.mappings.of_outside(tuple.protocol, tuple.client, tuple.port)
+        };
+        let Some(mapping) = mapping.map(|mapping| *self.table.mappings.get(mapping)) else {
+            self.counters.dropped_no_mapping += 1;
+            return false;
+        };
+        let frame = packet.data_mut();
+        if inside {
+            let Some(outside) = self.outside_address(mapping.client) else { return false };
+            packet::translate_error(frame, error, End::Source, outside, (outside, mapping.outside_port));
+            packet::set_tag(frame, Tag::ToOutside);
+            self.counters.translated_out += 1;
+        } else {
+            let client = (mapping.client, mapping.client_port);
+            packet::translate_error(frame, error, End::Destination, mapping.client, client);
+            packet::set_tag(frame, Tag::ToClient(SiteId(mapping.ingress)));
+            self.counters.translated_in += 1;
+        }
+        true
+    }
+
+    fn outside_address(&self, client: u32) -> Option<u32> {
+        self.services.iter().find_map(|known| {
+            let subscriber = known.slices.subscriber(client.into())?;
+            Some(known.slices.block(subscriber)?.address.into())
+        })
+    }
+
+    /// Keeps a packet until the join. When the buffer is full it opens early: direct packets go to the
+    /// source, which serves them or relays them back to the queue of relayed ones.
+    pub(super) fn hold(&mut self, packet: B, number: u32, look: &Look, now: Micros, out: &mut Output<B>) {
+        let (direct, site) = match look.parsed.tag {
+            Tag::Direct(_, site) => (true, site),
+            Tag::Relayed(_, site) => (false, site),
+            _ => return out.free.push(packet),
+        };
+        let group = &mut self.groups[number as usize];
+        let full = self.held >= self.settings.hold_packets_max;
+        if full && direct {
+            group.hold.opened_early = true;
+            self.counters.hold_opened_early += 1;
+            if let Some(source) = group.arrival.as_ref().map(|arrival| arrival.source) {
+                return self.relay(packet, look.side, source, out);
+            }
+        }
+        if self.held >= self.settings.hold_packets_max * RELAYED_HOLD_FACTOR {
+            self.counters.dropped_table_full += 1;
+            return out.free.push(packet);
+        }
+        self.held += 1;
+        self.counters.held += 1;
+        group.hold.total += 1;
+        let held = Held { packet, since: now, site };
+        if direct {
+            group.hold.direct.push_back(held);
+        } else {
+            group.hold.relayed.push_back(held);
+        }
+    }
+
+    /// Puts a packet behind those that wait, unless it is older than they are.
+    pub(super) fn queue(&mut self, packet: B, number: u32, look: &Look, now: Micros, out: &mut Output<B>) {
+        let group = &mut self.groups[number as usize];
+        let (direct, site) = match look.parsed.tag {
+            Tag::Direct(_, site) => (true, site),
+            Tag::Relayed(_, site) => (false, site),
+            _ => return out.free.push(packet),
+        };
+        let held = Held { packet, since: now, site };
+        let held = if direct { group.hold.push_late(held) } else { Err(held) };
+        match held {
+            Ok(()) => {}
+            Err(held) if direct && group.hold.has_backlog() => group.hold.direct.push_back(held),
+            Err(held) if !direct && !group.hold.relayed.is_empty() => group.hold.relayed.push_back(held),
+            Err(held) => return self.settle(held.packet, number, look, now, out),
+        }
+        self.groups[number as usize].hold.total += 1;
+        self.held += 1;
+        self.counters.held += 1;
+    }
+
+    /// Serves or relays, whatever waits.
+    fn settle(&mut self, packet: B, number: u32, look: &Look, now: Micros, out: &mut Output<B>) {
+        match &self.groups[number as usize].state {
+            State::Relaying(given) => {
+                let target = given.target;
+                self.relay(packet, look.side, target, out);
+            }
+            State::Tombstone { to, .. } => {
+                let to = *to;
+                self.relay(packet, look.side, to, out);
+            }
+            State::Serving | State::Copying | State::Draining(_) | State::Open => {
+                self.serve(packet, number, look, now, out);
+            }
+            State::Shadow => self.hold(packet, number, look, now, out),
+        }
+    }
+
+    /// Serves some of what waits; returns how many.
+    pub(super) fn serve_backlog(
+        &mut self,
+        number: u32,
+        most: usize,
+        now: Micros,
+        out: &mut Output<B>,
+    ) -> usize {
+        let mut served = 0;
+        while served < most.max(BURST_LEN) {
+            let hold = &mut self.groups[number as usize].hold;
+            let Some(held) = hold.pop() else { break };
+            hold.us_max = hold.us_max.max(now.since(held.since).0);
+            self.held -= 1;
+            served += 1;
+            let Some(look) = packet::parse(held.packet.data()).ok().and_then(|parsed| self.look_at(parsed))
+            else {
+                out.free.push(held.packet);
+                continue;
+            };
+            self.settle(held.packet, number, &look, now, out);
+        }
+        served
+    }
+
+    /// A marker or a cut.
+    pub(super) fn marker(
+        &mut self,
+        packet: B,
+        tag: Tag,
+        body: MarkerBody,
+        source: u32,
+        now: Micros,
+        out: &mut Output<B>,
+    ) {
+        self.counters.markers += 1;
+        let prefix = Prefix::new(std::net::IpAddr::V4(source.into()), body.prefix_len).ok();
+        let id = prefix.map(|prefix| GroupId { service: body.service, prefix });
+        let Some(&number) = id.and_then(|id| self.by_id.get(&id)) else {
+            self.counters.dropped_no_group += 1;
+            return out.free.push(packet);
+        };
+        self.activate(number);
+        let group = &mut self.groups[number as usize];
+        if let Tag::Cut(_) = tag {
+            if group.move_id == Some(body.move_id)
+                && let Some(arrival) = &mut group.arrival
+            {
+                arrival.cut_seen = true;
+                group.freeze(tick(now));
+            }
+            return out.free.push(packet);
+        }
+        group.markers.note(body.move_id, body.from);
+        if group.joined == Some(body.move_id) && group.serves() {
+            group.hold.release(body.from);
+            group.refresh_mode();
+        }
+        match group.mode {
+            // The target must see which ingress has flipped now.
+            Mode::Relay(site) if !matches!(tag, Tag::Relayed(..)) => {
+                self.relay(packet, Side::Inside, site, out)
+            }
+            _ => out.free.push(packet),
+        }
+    }
+
+    /// Whether packets of this group are served before the source's last changes came.
+    pub(super) fn is_relaxed(&self, number: u32) -> bool {
+        let arrival = self.groups[number as usize].arrival.as_ref();
+        arrival.is_some_and(|arrival| arrival.ordering == Ordering::Relaxed)
+    }
+}
