@@ -12,4 +12,4 @@ pub mod softswitch;
 pub use core::compile::{GroupPlan, Ports, SitePlan, compile};
 pub use core::marker::{MarkerError, OldPath, marker_out, marker_packet};
 pub use core::rules::{Action, FlowMod, Match, PacketOut, PortNo, Rule, RuleKey, RuleSet, Vlan, diff};
-//pub use session::{Session, SessionOptions, SwitchAddr, SwitchEvent, SwitchHandle};
+pub use session::{Session, SessionOptions, SwitchAddr, SwitchEvent, SwitchHandle};

@@ -1,1 +1,382 @@
-//! stub
+//! The driver of one switch on a socket: connects, connects again, and carries commands and events.
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Buf, BytesMut};
+use flow::Micros;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::{TcpStream, UnixStream};
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
+
+use crate::core::driver::{Answer, Driver, Event, Output, Query, QueryId};
+use crate::core::rules::{PacketOut, RuleSet};
+use crate::ofp::{self, FlowStats, HEADER_LEN, Header, PortStats};
+
+pub use crate::core::driver::DriverError;
+
+/// Where a switch listens for its controller.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SwitchAddr {
+    /// A Unix stream socket. For Open vSwitch: `BRIDGE.mgmt` in its run directory.
+    Unix(PathBuf),
+    /// TCP.
+    Tcp(SocketAddr),
+}
+
+/// How to behave.
+#[derive(Clone, Debug)]
+pub struct SessionOptions {
+    /// Pause before the second attempt to connect; it doubles with each, up to `backoff_max`.
+    pub backoff_min: Duration,
+    /// Longest pause between attempts.
+    pub backoff_max: Duration,
+    /// The control socket of `ovs-vswitchd` (`ovs-vswitchd.PID.ctl`): with it, a rule counts as in force only
+    /// when `revalidator/wait` was answered. The embedded switch needs nothing of the kind.
+    pub ovs_control: Option<PathBuf>,
+}
+
+impl Default for SessionOptions {
+    fn default() -> Self {
+        Self {
+            backoff_min: Duration::from_millis(20),
+            backoff_max: Duration::from_secs(1),
+            ovs_control: None,
+        }
+    }
+}
+
+/// What happened at the switch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SwitchEvent {
+    /// The switch is there and its rules were read. Packets sent before may be lost: send markers again.
+    Connected {
+        /// Datapath id.
+        datapath: u64,
+        /// Rules that it had.
+        rules: usize,
+    },
+    /// The switch is gone; it keeps its rules, and the session tries to connect again.
+    Disconnected,
+    /// The datapath follows the rules with this tag, and so all that were set before.
+    InForce {
+        /// As it was set.
+        tag: u64,
+        /// How many rules had to change.
+        changes: usize,
+    },
+    /// Something was refused; see [`DriverError`] for what happens next.
+    Error(DriverError),
+}
+
+/// Why there are no statistics.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum QueryError {
+    /// There is no connection, or it ended before the answer, or the switch refused. Ask again later.
+    #[error("the switch is not connected or did not answer")]
+    Unavailable,
+}
+
+enum Command {
+    Rules(Arc<RuleSet>, u64),
+    Packets(Vec<PacketOut>),
+    Query(Query, oneshot::Sender<Answer>),
+}
+
+/// Commands one switch. Clones command the same; when the last is dropped the session ends, and the switch
+/// keeps its rules.
+#[derive(Clone, Debug)]
+pub struct SwitchHandle {
+    commands: mpsc::UnboundedSender<Command>,
+}
+
+impl SwitchHandle {
+    /// Sets the whole set of wanted rules; [`SwitchEvent::InForce`] answers with the tag of this or of a later set.
+    pub fn set_rules(&self, rules: Arc<RuleSet>, tag: u64) {
+        self.command(Command::Rules(rules, tag));
+    }
+
+    /// Sends packets in order, after the rules that were set before are in force.
+    pub fn packet_out(&self, packets: Vec<PacketOut>) {
+        self.command(Command::Packets(packets));
+    }
+
+    /// Counters of all ports.
+    ///
+    /// # Errors
+    /// [`QueryError::Unavailable`].
+    pub async fn port_stats(&self) -> Result<Vec<PortStats>, QueryError> {
+        match self.ask(Query::Ports).await {
+            Some(Answer::Ports(list)) => Ok(list),
+            _ => Err(QueryError::Unavailable),
+        }
+    }
+
+    /// All rules with counters.
+    ///
+    /// # Errors
+    /// [`QueryError::Unavailable`].
+    pub async fn flow_stats(&self) -> Result<Vec<FlowStats>, QueryError> {
+        match self.ask(Query::Flows).await {
+            Some(Answer::Flows(list)) => Ok(list),
+            _ => Err(QueryError::Unavailable),
+        }
+    }
+
+    async fn ask(&self, query: Query) -> Option<Answer> {
+        let (answer, answered) = oneshot::channel();
+        self.command(Command::Query(query, answer));
+        answered.await.ok()
+    }
+
+    /// The task lives as long as a handle does, so this fails only while the runtime shuts down.
+    fn command(&self, command: Command) {
+        if self.commands.send(command).is_err() {
+            tracing::debug!("the session has ended with its runtime");
+        }
+    }
+}
+
+/// A stream to a switch, whichever kind.
+trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
+impl<T: AsyncRead + AsyncWrite + Unpin + Send> Stream for T {}
+
+/// The task that drives one switch.
+#[derive(Debug)]
+pub struct Session {
+    target: SwitchAddr,
+    options: SessionOptions,
+    commands: mpsc::UnboundedReceiver<Command>,
+    events: mpsc::Sender<SwitchEvent>,
+    driver: Driver,
+    answers: Vec<(QueryId, oneshot::Sender<Answer>)>,
+    next_query: u64,
+    started: Instant,
+    settled: (mpsc::UnboundedSender<u64>, mpsc::UnboundedReceiver<u64>),
+}
+
+/// Why a connection was left.
+enum Left {
+    /// It ended, or was closed on purpose.
+    Lost,
+    /// Nobody commands any more.
+    Unwanted,
+}
+
+impl Session {
+    /// Starts to drive a switch, which need not be there yet. Must be called inside a tokio runtime. Events that
+    /// nobody reads hold up the session, not the switch.
+    #[must_use]
+    pub fn spawn(target: SwitchAddr, options: SessionOptions) -> (SwitchHandle, mpsc::Receiver<SwitchEvent>) {
+        let (commands, command_source) = mpsc::unbounded_channel();
+        let (events, event_source) = mpsc::channel(1_024);
+        let session = Self {
+            target,
+            options,
+            commands: command_source,
+            events,
+            driver: Driver::default(),
+            answers: Vec::new(),
+            next_query: 0,
+            started: Instant::now(),
+            settled: mpsc::unbounded_channel(),
+        };
+        tokio::spawn(session.run());
+        (SwitchHandle { commands }, event_source)
+    }
+
+    async fn run(mut self) {
+        let mut pause = self.options.backoff_min;
+        loop {
+            match self.connect().await {
+                Ok(mut stream) => {
+                    let began = Instant::now();
+                    if matches!(self.serve(&mut *stream).await, Left::Unwanted) {
+                        return;
+                    }
+                    self.driver.handle_disconnected();
+                    self.tell(&mut BytesMut::new()).await;
+                    // A switch that accepts and hangs up is one that is not there.
+                    if began.elapsed() > self.options.backoff_max {
+                        pause = self.options.backoff_min;
+                    }
+                }
+                Err(error) => tracing::debug!(%error, target = ?self.target, "switch not reached"),
+            }
+            if self.pause(pause).await.is_none() {
+                return;
+            }
+            pause = (pause * 2).min(self.options.backoff_max);
+        }
+    }
+
+    async fn connect(&self) -> io::Result<Box<dyn Stream>> {
+        Ok(match &self.target {
+            SwitchAddr::Unix(path) => Box::new(UnixStream::connect(path).await?),
+            SwitchAddr::Tcp(address) => {
+                let stream = TcpStream::connect(address).await?;
+                stream.set_nodelay(true)?;
+                Box::new(stream)
+            }
+        })
+    }
+
+    /// Waits, still taking commands; `None` when nobody commands any more.
+    async fn pause(&mut self, pause: Duration) -> Option<()> {
+        let until = Instant::now() + pause;
+        loop {
+            tokio::select! {
+                () = tokio::time::sleep_until(until) => return Some(()),
+                command = self.commands.recv() => self.command(command?),
+            }
+            self.tell(&mut BytesMut::new()).await;
+        }
+    }
+
+    /// Microseconds since the session began; the driver's clock.
+    fn now(&self) -> Micros {
+        Micros(u64::try_from(self.started.elapsed().as_micros()).unwrap_or(u64::MAX))
+    }
+
+    fn command(&mut self, command: Command) {
+        let now = self.now();
+        match command {
+            Command::Rules(rules, tag) => self.driver.set_rules(rules, tag, now),
+            Command::Packets(packets) => self.driver.packet_out(packets, now),
+            Command::Query(query, answer) => {
+                let id = QueryId(self.next_query);
+                self.next_query += 1;
+                self.answers.push((id, answer));
+                self.driver.query(id, query);
+            }
+        }
+    }
+
+    async fn serve(&mut self, stream: &mut dyn Stream) -> Left {
+        self.driver.handle_connected(self.now());
+        let (mut reader, mut writer) = tokio::io::split(stream);
+        let (mut input, mut output) = (BytesMut::with_capacity(64 << 10), BytesMut::new());
+        loop {
+            if !self.tell(&mut output).await {
+                return Left::Lost;
+            }
+            let wake = self.driver.poll_timeout().unwrap_or(Micros(u64::MAX >> 1));
+            let wake = self.started + Duration::from_micros(wake.0.min(u64::from(u32::MAX) * 1_000_000));
+            tokio::select! {
+                // Reading goes on while much is to be written, else two full sockets wait for one another.
+                read = reader.read_buf(&mut input) => match read {
+                    Ok(1..) => if self.received(&mut input).is_err() { return Left::Lost },
+                    Ok(0) | Err(_) => return Left::Lost,
+                },
+                written = writer.write(&output), if !output.is_empty() => match written {
+                    Ok(count) => output.advance(count),
+                    Err(_) => return Left::Lost,
+                },
+                command = self.commands.recv() => match command {
+                    Some(command) => self.command(command),
+                    None => return Left::Unwanted,
+                },
+                Some(number) = self.settled.1.recv() => self.driver.handle_settled(number, self.now()),
+                () = tokio::time::sleep_until(wake) => self.driver.handle_timeout(self.now()),
+            }
+        }
+    }
+
+    /// Hands whole messages to the driver.
+    fn received(&mut self, input: &mut BytesMut) -> Result<(), ofp::DecodeError> {
+        let mut at = 0;
+        while let Some(header) = Header::peek(&input[at..]) {
+            if header.len < HEADER_LEN {
+                return Err(ofp::DecodeError::RecordLength(header.len));
+            }
+            let Some(bytes) = input.get(at..at + header.len) else { break };
+            let now = self.now();
+            match ofp::decode(bytes) {
+                Ok((xid, message)) => self.driver.handle_message(xid, message, now),
+                Err(ofp::DecodeError::Unsupported(what)) => {
+                    tracing::debug!(%what, "the switch said something that is not understood");
+                    self.driver.handle_unreadable(header.xid, now);
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "the switch sent an invalid message");
+                    return Err(error);
+                }
+            }
+            at += header.len;
+        }
+        input.advance(at);
+        Ok(())
+    }
+
+    /// Carries out what the driver wants; false when the connection is to be closed.
+    async fn tell(&mut self, output: &mut BytesMut) -> bool {
+        while let Some(next) = self.driver.poll_output() {
+            match next {
+                Output::Send(xid, message) => output.extend_from_slice(&ofp::encode(xid, &message)),
+                Output::Settle(number) => self.settle(number),
+                Output::Close => return false,
+                Output::Event(event) => self.event(event).await,
+            }
+        }
+        true
+    }
+
+    async fn event(&mut self, event: Event) {
+        let event = match event {
+            Event::Connected { datapath, rules } => SwitchEvent::Connected { datapath, rules },
+            Event::Disconnected => SwitchEvent::Disconnected,
+            Event::InForce { tag, changes } => SwitchEvent::InForce { tag, changes },
+            Event::Error(error) => SwitchEvent::Error(error),
+            Event::Answer(id, answer) => {
+                if let Some(at) = self.answers.iter().position(|(asked, _)| *asked == id) {
+                    // Whoever asked may have gone.
+                    let _ = self.answers.swap_remove(at).1.send(answer);
+                }
+                return;
+            }
+        };
+        if self.events.send(event).await.is_err() {
+            tracing::debug!("nobody reads the events of this switch");
+        }
+    }
+
+    fn settle(&self, number: u64) {
+        let settled = self.settled.0.clone();
+        match self.options.ovs_control.clone() {
+            None => drop(settled.send(number)),
+            Some(path) => drop(tokio::spawn(async move {
+                // Unanswered, the rule is reported late rather than never.
+                if let Err(error) = tokio::time::timeout(OVS_WAIT_MAX, revalidator_wait(&path)).await
+                    .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+                {
+                    tracing::warn!(%error, path = %path.display(), "ovs-vswitchd did not confirm its datapath");
+                    tokio::time::sleep(OVS_WAIT_INSTEAD).await;
+                }
+                let _ = settled.send(number);
+            })),
+        }
+    }
+}
+
+/// How long `ovs-vswitchd` may take to settle its datapath.
+const OVS_WAIT_MAX: Duration = Duration::from_secs(5);
+/// What is waited instead when it cannot be asked: its revalidators run at least twice a second.
+const OVS_WAIT_INSTEAD: Duration = Duration::from_millis(1_000);
+
+/// Asks `ovs-vswitchd` over its control socket (JSON-RPC) to answer when its datapath follows the rules.
+async fn revalidator_wait(path: &std::path::Path) -> io::Result<()> {
+    let mut stream = UnixStream::connect(path).await?;
+    stream.write_all(br#"{"id":0,"method":"revalidator/wait","params":[]}"#).await?;
+    let mut answer = Vec::new();
+    // One small JSON object; it is complete when its braces are closed.
+    while !(answer.ends_with(b"}") || answer.ends_with(b"}\n")) {
+        if stream.read_buf(&mut answer).await? == 0 || answer.len() > 64 << 10 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+    }
+    Ok(())
+}

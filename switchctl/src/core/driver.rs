@@ -1,0 +1,585 @@
+//! The driver of one switch: turns a wanted set of rules into the fewest changes, as atomic bundles, and says
+//! when they are in force.
+//!
+//! Sans-IO. The caller reports with `handle_*` ([`Driver::handle_connected`], [`Driver::handle_disconnected`],
+//! [`Driver::handle_message`], [`Driver::handle_settled`], [`Driver::handle_timeout`]), commands with
+//! [`Driver::set_rules`], [`Driver::packet_out`] and [`Driver::query`], and after each of them drains
+//! [`Driver::poll_output`] and looks at [`Driver::poll_timeout`].
+//!
+//! ```text
+//! Disconnected ── hello, features ── Reading ── Idle ── Adding ── Committing ── Settling ── Idle
+//!                                      ^                 │ error: discard
+//!                                      └─────────────────┴── Failed, retried later
+//! ```
+//!
+//! A bundle commits only if every change was accepted: Open vSwitch applies the rest of a bundle of which a
+//! change was refused. And an answered barrier does not mean that its datapath cache follows the new rules:
+//! so the driver asks the caller to settle the datapath before it says that a rule is in force.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+
+use flow::Micros;
+
+use super::rules::{FlowMod, Match, PacketOut, PortNo, Rule, RuleKey, RuleSet, apply, diff};
+use crate::ofp::{
+    BUNDLE_ATOMIC, BUNDLE_ORDERED, BundleControl, Command, FlowModMsg, FlowQuery, FlowStats, Message, PortStats,
+    Reply, Request,
+};
+
+/// How long the switch may be silent while it owes an answer. A bundle of 100,000 rules takes below a second.
+const ANSWER_TIMEOUT: Micros = Micros(10_000_000);
+/// How long a quiet connection is trusted before the switch is asked whether it is there.
+const ECHO_INTERVAL: Micros = Micros(5_000_000);
+/// When a refused set of rules is tried again, with the switch's rules read anew.
+const RETRY_DELAY: Micros = Micros(1_000_000);
+/// Packets that wait for rules; more are dropped, the newest first, and reported.
+const PACKETS_MAX: usize = 65_536;
+
+/// What a caller asks for; answered by [`Event::Answer`] with the same number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct QueryId(pub u64);
+
+/// Which statistics.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Query {
+    /// Counters of all ports.
+    Ports,
+    /// All rules with counters.
+    Flows,
+}
+
+/// Statistics.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// Counters of all ports.
+    Ports(Vec<PortStats>),
+    /// All rules with counters.
+    Flows(Vec<FlowStats>),
+    /// The connection ended, or the switch refused.
+    Unavailable,
+}
+
+/// What went wrong at the switch. The driver goes on; the caller tells people.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DriverError {
+    /// The switch refused a change, so none of the set was applied. It is tried again every second, with the
+    /// switch's rules read anew, and at once when the caller sets other rules.
+    #[error("the switch refused rules {tag} with error type {kind} code {code}: nothing was changed")]
+    RulesRefused {
+        /// Of the refused set.
+        tag: u64,
+        /// OpenFlow error type.
+        kind: u16,
+        /// Code of the type.
+        code: u16,
+    },
+    /// The switch refused something else, a packet for example.
+    #[error("the switch refused a message with error type {kind} code {code}")]
+    Refused {
+        /// OpenFlow error type.
+        kind: u16,
+        /// Code of the type.
+        code: u16,
+    },
+    /// More packets wait than are kept. Send them again when rules are in force.
+    #[error("{0} packets were not sent: too many wait for rules")]
+    PacketsDropped(usize),
+    /// The peer does not speak OpenFlow 1.4. The connection is closed and tried again.
+    #[error("the switch does not speak OpenFlow 1.4; its hello has version {0}")]
+    Version(u8),
+    /// The switch does not answer. The connection is closed and tried again.
+    #[error("the switch did not answer for {} s", .0.0 / 1_000_000)]
+    Silent(Micros),
+}
+
+/// What the caller should know.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// The switch is there and its rules are read. Packets sent before are not known to have arrived.
+    Connected {
+        /// Datapath id.
+        datapath: u64,
+        /// Rules that it had.
+        rules: usize,
+    },
+    /// The switch is gone; it keeps its rules.
+    Disconnected,
+    /// The datapath follows the rules with this tag, and so all that were set before.
+    InForce {
+        /// As it was set.
+        tag: u64,
+        /// How many rules had to change.
+        changes: usize,
+    },
+    /// Something was refused.
+    Error(DriverError),
+    /// Statistics that were asked for.
+    Answer(QueryId, Answer),
+}
+
+/// What the caller must do, in this order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Output {
+    /// Send this message.
+    Send(u32, Message),
+    /// Wait until the datapath follows the rules, then call [`Driver::handle_settled`] with the same number.
+    Settle(u64),
+    /// Close the connection, then call [`Driver::handle_disconnected`].
+    Close,
+    /// Tell.
+    Event(Event),
+}
+
+/// A set of rules with its place in the order of commands.
+#[derive(Clone, Debug)]
+struct Wanted {
+    generation: u64,
+    tag: u64,
+    rules: Arc<RuleSet>,
+}
+
+/// A bundle on its way.
+#[derive(Clone, Debug)]
+struct Flight {
+    wanted: Wanted,
+    changes: Vec<FlowMod>,
+    bundle: u32,
+    /// The transaction ids of this bundle are those from here on.
+    first_xid: u32,
+    /// The answer that is awaited next.
+    awaited: u32,
+    refused: Option<(u16, u16)>,
+}
+
+/// Named after what is awaited.
+#[derive(Debug)]
+enum State {
+    Disconnected,
+    Hello,
+    Features,
+    /// The parts of the rule list. The datapath id is there when the connection is new.
+    Reading { xid: u32, rules: RuleSet, datapath: Option<u64> },
+    Idle,
+    /// The barrier behind the changes.
+    Adding(Flight),
+    /// The answer to the commit, or to the discard.
+    Committing(Flight),
+    /// The barrier behind the commit.
+    Committed(Flight),
+    /// The caller's word that the datapath follows.
+    Settling { wanted: Wanted, changes: usize, number: u64 },
+    /// Time.
+    Failed { retry_at: Micros },
+}
+
+#[derive(Debug)]
+struct Asked {
+    id: QueryId,
+    answer: Answer,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Driver {
+    state: State,
+    /// The rules that the switch is known to have.
+    present: RuleSet,
+    /// The newest that are wanted and not on their way.
+    wanted: Option<Wanted>,
+    /// What was wanted last, whether or not it is in force: a new connection compares with it.
+    newest: Option<Wanted>,
+    /// Number of the last command that set rules.
+    generation: u64,
+    /// The last of them in force on this connection.
+    in_force: u64,
+    packets: VecDeque<(u64, PacketOut)>,
+    queries: BTreeMap<u32, Asked>,
+    outputs: VecDeque<Output>,
+    next_xid: u32,
+    next_bundle: u32,
+    next_settle: u64,
+    heard_at: Micros,
+    echo_sent: bool,
+}
+
+impl Default for Driver {
+    fn default() -> Self {
+        Self {
+            state: State::Disconnected,
+            present: RuleSet::new(),
+            wanted: None,
+            newest: None,
+            generation: 0,
+            in_force: 0,
+            packets: VecDeque::new(),
+            queries: BTreeMap::new(),
+            outputs: VecDeque::new(),
+            next_xid: 1,
+            next_bundle: 1,
+            next_settle: 0,
+            heard_at: Micros(0),
+            echo_sent: false,
+        }
+    }
+}
+
+impl Driver {
+    /// What to do next, if anything.
+    pub fn poll_output(&mut self) -> Option<Output> {
+        self.outputs.pop_front()
+    }
+
+    /// When to call [`Driver::handle_timeout`] at the latest.
+    #[must_use]
+    pub fn poll_timeout(&self) -> Option<Micros> {
+        match self.state {
+            State::Disconnected => None,
+            State::Failed { retry_at } => Some(retry_at.min(self.silence_ends())),
+            _ => Some(self.silence_ends()),
+        }
+    }
+
+    /// Sets the whole set of wanted rules. Sets that are not yet on their way are replaced.
+    pub fn set_rules(&mut self, rules: Arc<RuleSet>, tag: u64, now: Micros) {
+        self.generation += 1;
+        let wanted = Wanted { generation: self.generation, tag, rules };
+        self.newest = Some(wanted.clone());
+        self.wanted = Some(wanted);
+        if matches!(self.state, State::Failed { .. }) {
+            self.read_rules(None, now);
+        }
+        self.advance(now);
+    }
+
+    /// Sends packets once the rules that were set before are in force, in order.
+    pub fn packet_out(&mut self, packets: Vec<PacketOut>, now: Micros) {
+        let room = PACKETS_MAX - self.packets.len();
+        if packets.len() > room {
+            self.event(Event::Error(DriverError::PacketsDropped(packets.len() - room)));
+        }
+        let generation = self.generation;
+        self.packets.extend(packets.into_iter().take(room).map(|packet| (generation, packet)));
+        self.advance(now);
+    }
+
+    /// Asks for statistics.
+    pub fn query(&mut self, id: QueryId, query: Query) {
+        if matches!(self.state, State::Disconnected | State::Hello | State::Features) {
+            return self.event(Event::Answer(id, Answer::Unavailable));
+        }
+        let (request, answer) = match query {
+            Query::Ports => (Request::PortStats(PortNo::ANY), Answer::Ports(Vec::new())),
+            Query::Flows => (Request::Flows(FlowQuery::default()), Answer::Flows(Vec::new())),
+        };
+        let xid = self.send(Message::MultipartRequest(request));
+        self.queries.insert(xid, Asked { id, answer });
+    }
+
+    /// A connection is there.
+    pub fn handle_connected(&mut self, now: Micros) {
+        self.heard_at = now;
+        self.echo_sent = false;
+        self.send(Message::hello());
+        self.state = State::Hello;
+    }
+
+    /// The connection is gone. Rules and packets that wait are kept for the next one.
+    pub fn handle_disconnected(&mut self) {
+        if matches!(self.state, State::Disconnected) {
+            return;
+        }
+        let was_up = !matches!(self.state, State::Hello | State::Features);
+        self.state = State::Disconnected;
+        // What waited to be sent to this connection must not reach the next.
+        self.outputs.retain(|output| matches!(output, Output::Event(_)));
+        for asked in std::mem::take(&mut self.queries).into_values() {
+            self.event(Event::Answer(asked.id, Answer::Unavailable));
+        }
+        self.in_force = 0;
+        self.wanted.clone_from(&self.newest);
+        if was_up {
+            self.event(Event::Disconnected);
+        }
+    }
+
+    /// The datapath follows the rules. Numbers that are not awaited are ignored.
+    pub fn handle_settled(&mut self, number: u64, now: Micros) {
+        let State::Settling { wanted, changes, number: awaited } = &self.state else { return };
+        if *awaited == number {
+            self.in_force = wanted.generation;
+            let event = Event::InForce { tag: wanted.tag, changes: *changes };
+            self.state = State::Idle;
+            self.event(event);
+            self.advance(now);
+        }
+    }
+
+    /// Time has passed.
+    pub fn handle_timeout(&mut self, now: Micros) {
+        if let State::Failed { retry_at } = self.state
+            && retry_at <= now
+        {
+            if self.wanted.is_none() {
+                self.wanted.clone_from(&self.newest);
+            }
+            self.read_rules(None, now);
+        }
+        if matches!(self.state, State::Disconnected) || now < self.silence_ends() {
+            return;
+        }
+        if self.echo_sent || self.owes_answer() {
+            self.event(Event::Error(DriverError::Silent(now.since(self.heard_at))));
+            self.outputs.push_back(Output::Close);
+            // Once is enough.
+            self.heard_at = now;
+        } else {
+            self.echo_sent = true;
+            self.send(Message::EchoRequest(Vec::new()));
+        }
+    }
+
+    /// A message from the switch.
+    pub fn handle_message(&mut self, xid: u32, message: Message, now: Micros) {
+        self.heard_at = now;
+        self.echo_sent = false;
+        match message {
+            Message::EchoRequest(data) => self.outputs.push_back(Output::Send(xid, Message::EchoReply(data))),
+            Message::Hello { version, versions } => self.hello(version, versions),
+            Message::FeaturesReply { datapath, .. } if matches!(self.state, State::Features) => {
+                self.read_rules(Some(datapath), now);
+            }
+            Message::MultipartReply { reply, more } => self.multipart(xid, reply, more, now),
+            Message::BarrierReply => self.barrier(xid),
+            Message::BundleControl { control: BundleControl::CommitReply, .. } => self.committed(xid),
+            Message::BundleControl { control: BundleControl::DiscardReply, .. } => self.discarded(xid, now),
+            Message::Error { kind, code, .. } => self.error(xid, kind, code, now),
+            _ => {}
+        }
+    }
+
+    /// The rules that were read cannot be understood: all are replaced. The caller decides this when the
+    /// answer to the rule list cannot be decoded.
+    pub fn handle_unreadable(&mut self, xid: u32, now: Micros) {
+        self.heard_at = now;
+        if let State::Reading { xid: awaited, datapath, .. } = &self.state
+            && *awaited == xid
+        {
+            let datapath = *datapath;
+            let unknown = RuleKey { table: FlowModMsg::ALL_TABLES, priority: 0, matches: Match::any() };
+            self.rules_known(RuleSet::from([(unknown, Rule::default())]), datapath, now);
+        }
+        if let Some(asked) = self.queries.remove(&xid) {
+            self.event(Event::Answer(asked.id, Answer::Unavailable));
+        }
+    }
+
+    fn silence_ends(&self) -> Micros {
+        let quiet = if self.owes_answer() || self.echo_sent { ANSWER_TIMEOUT } else { ECHO_INTERVAL };
+        self.heard_at.plus(quiet)
+    }
+
+    fn owes_answer(&self) -> bool {
+        !matches!(self.state, State::Idle | State::Settling { .. } | State::Failed { .. } | State::Disconnected)
+    }
+
+    fn event(&mut self, event: Event) {
+        self.outputs.push_back(Output::Event(event));
+    }
+
+    fn send(&mut self, message: Message) -> u32 {
+        let xid = self.next_xid;
+        self.next_xid = self.next_xid.wrapping_add(1).max(1);
+        self.outputs.push_back(Output::Send(xid, message));
+        xid
+    }
+
+    fn hello(&mut self, version: u8, versions: Option<u32>) {
+        if !matches!(self.state, State::Hello) {
+            return;
+        }
+        if Message::speaks_us(version, versions) {
+            self.state = State::Features;
+            self.send(Message::FeaturesRequest);
+        } else {
+            self.event(Event::Error(DriverError::Version(version)));
+            self.outputs.push_back(Output::Close);
+        }
+    }
+
+    /// Starts to read the switch's rules.
+    fn read_rules(&mut self, datapath: Option<u64>, now: Micros) {
+        if !self.owes_answer() {
+            // The wait for the answer begins now, not when the switch was last heard.
+            self.heard_at = now;
+        }
+        let xid = self.send(Message::MultipartRequest(Request::Flows(FlowQuery::default())));
+        self.state = State::Reading { xid, rules: RuleSet::new(), datapath };
+    }
+
+    fn multipart(&mut self, xid: u32, reply: Reply, more: bool, now: Micros) {
+        if let Some(asked) = self.queries.get_mut(&xid) {
+            match (&mut asked.answer, reply) {
+                (Answer::Ports(list), Reply::PortStats(part)) => list.extend(part),
+                (Answer::Flows(list), Reply::Flows(part)) => list.extend(part),
+                _ => {}
+            }
+            if !more && let Some(Asked { id, answer }) = self.queries.remove(&xid) {
+                self.event(Event::Answer(id, answer));
+            }
+            return;
+        }
+        let State::Reading { xid: awaited, rules, datapath } = &mut self.state else { return };
+        let Reply::Flows(part) = reply else { return };
+        if *awaited != xid {
+            return;
+        }
+        rules.extend(part.into_iter().map(|flow| (flow.key, flow.rule)));
+        if !more {
+            let (rules, datapath) = (std::mem::take(rules), *datapath);
+            self.rules_known(rules, datapath, now);
+        }
+    }
+
+    fn rules_known(&mut self, rules: RuleSet, datapath: Option<u64>, now: Micros) {
+        self.present = rules;
+        self.state = State::Idle;
+        if let Some(datapath) = datapath {
+            self.event(Event::Connected { datapath, rules: self.present.len() });
+        }
+        self.advance(now);
+    }
+
+    /// Does what can be done while nothing is on its way: packets first, as far as their rules are in force.
+    fn advance(&mut self, now: Micros) {
+        if !matches!(self.state, State::Disconnected | State::Hello | State::Features | State::Reading { .. }) {
+            while let Some((_, packet)) = self.packets.pop_front_if(|(generation, _)| *generation <= self.in_force)
+            {
+                self.send(Message::PacketOut(packet));
+            }
+        }
+        if matches!(self.state, State::Idle)
+            && let Some(wanted) = self.wanted.take()
+        {
+            self.install(wanted, now);
+        }
+    }
+
+    fn install(&mut self, wanted: Wanted, now: Micros) {
+        let unreadable = self.present.keys().any(|key| key.table == FlowModMsg::ALL_TABLES);
+        let changes = if unreadable {
+            let mut changes = vec![FlowMod::Clear];
+            changes.extend(diff(&RuleSet::new(), &wanted.rules));
+            changes
+        } else {
+            diff(&self.present, &wanted.rules)
+        };
+        self.heard_at = now;
+        if changes.is_empty() {
+            // What the switch already had may have been set a moment ago by a connection that is gone, so the
+            // datapath is settled all the same.
+            return self.settle(wanted, 0);
+        }
+        let bundle = self.next_bundle;
+        self.next_bundle = self.next_bundle.wrapping_add(1).max(1);
+        let first_xid = self.control(bundle, BundleControl::OpenRequest);
+        for change in &changes {
+            let message = Box::new(Message::FlowMod(flow_mod(change)));
+            self.send(Message::BundleAdd { bundle, flags: BUNDLE_ATOMIC | BUNDLE_ORDERED, message });
+        }
+        let awaited = self.send(Message::BarrierRequest);
+        self.state = State::Adding(Flight { wanted, changes, bundle, first_xid, awaited, refused: None });
+    }
+
+    fn control(&mut self, bundle: u32, control: BundleControl) -> u32 {
+        self.send(Message::BundleControl { bundle, control, flags: BUNDLE_ATOMIC | BUNDLE_ORDERED })
+    }
+
+    fn barrier(&mut self, xid: u32) {
+        match std::mem::replace(&mut self.state, State::Idle) {
+            State::Adding(mut flight) if flight.awaited == xid => {
+                let control = match flight.refused {
+                    None => BundleControl::CommitRequest,
+                    Some(_) => BundleControl::DiscardRequest,
+                };
+                flight.awaited = self.control(flight.bundle, control);
+                self.state = State::Committing(flight);
+            }
+            State::Committed(flight) if flight.awaited == xid => {
+                apply(&mut self.present, &flight.changes);
+                self.settle(flight.wanted, flight.changes.len());
+            }
+            other => self.state = other,
+        }
+    }
+
+    fn settle(&mut self, wanted: Wanted, changes: usize) {
+        self.next_settle += 1;
+        let number = self.next_settle;
+        self.outputs.push_back(Output::Settle(number));
+        self.state = State::Settling { wanted, changes, number };
+    }
+
+    fn committed(&mut self, xid: u32) {
+        match std::mem::replace(&mut self.state, State::Idle) {
+            State::Committing(mut flight) if flight.awaited == xid && flight.refused.is_none() => {
+                flight.awaited = self.send(Message::BarrierRequest);
+                self.state = State::Committed(flight);
+            }
+            other => self.state = other,
+        }
+    }
+
+    fn discarded(&mut self, xid: u32, now: Micros) {
+        if matches!(&self.state, State::Committing(flight) if flight.awaited == xid) {
+            self.fail(now);
+        }
+    }
+
+    fn error(&mut self, xid: u32, kind: u16, code: u16, now: Micros) {
+        if let Some(asked) = self.queries.remove(&xid) {
+            return self.event(Event::Answer(asked.id, Answer::Unavailable));
+        }
+        match &mut self.state {
+            State::Adding(flight) if in_range(flight, xid) => flight.refused = Some((kind, code)),
+            State::Committing(flight) if flight.awaited == xid => {
+                // A refused commit changed nothing; a refused discard has nothing to discard.
+                flight.refused.get_or_insert((kind, code));
+                self.fail(now);
+            }
+            State::Hello | State::Features | State::Reading { .. } => {
+                self.event(Event::Error(DriverError::Refused { kind, code }));
+                self.outputs.push_back(Output::Close);
+            }
+            _ => self.event(Event::Error(DriverError::Refused { kind, code })),
+        }
+    }
+
+    /// Nothing of the set was applied: tells, and tries again later unless something newer is wanted.
+    fn fail(&mut self, now: Micros) {
+        let State::Committing(flight) = &self.state else { return };
+        let (kind, code) = flight.refused.unwrap_or_default();
+        let tag = flight.wanted.tag;
+        self.state = State::Failed { retry_at: now.plus(RETRY_DELAY) };
+        self.event(Event::Error(DriverError::RulesRefused { tag, kind, code }));
+        if self.wanted.is_some() {
+            self.read_rules(None, now);
+        }
+    }
+}
+
+/// Whether an id is of the bundle's own messages, also when ids wrapped around.
+fn in_range(flight: &Flight, xid: u32) -> bool {
+    xid.wrapping_sub(flight.first_xid) <= flight.awaited.wrapping_sub(flight.first_xid)
+}
+
+fn flow_mod(change: &FlowMod) -> FlowModMsg {
+    match change {
+        FlowMod::Add(key, rule) => FlowModMsg::new(Command::Add, *key, rule.clone()),
+        FlowMod::Delete(key) => FlowModMsg::new(Command::DeleteStrict, *key, Rule::default()),
+        FlowMod::Clear => {
+            let key = RuleKey { table: FlowModMsg::ALL_TABLES, priority: 0, matches: Match::any() };
+            FlowModMsg::new(Command::Delete, key, Rule::default())
+        }
+    }
+}
