@@ -1,3 +1,13 @@
 //! Delay model, solver, and the replicated placement state machine.
+//!
+//! [`core`] is pure. [`node`] runs it under Raft, [`client`] is for those who ask. Bytes travel by
+//! [`node::Transport`], which somebody else provides.
 
+pub mod client;
+mod clock;
 pub mod core;
+pub mod geo;
+pub mod node;
+pub mod raft;
+pub mod store;
+pub mod wire;

@@ -4,8 +4,12 @@
 
 mod apply;
 mod command;
+pub mod delay;
+pub mod leader;
 mod model;
 mod policy;
+mod report;
+pub mod solve;
 #[cfg(test)]
 mod tests;
 
@@ -18,3 +22,4 @@ pub use model::{
     MoveOutcome, MovePhase, MoveReason, MoveSummary, Ordering, Service, Site, SiteSpec, Timeouts,
 };
 pub use policy::{Policy, PolicyError, RULES_LEN_MAX, Rule};
+pub use report::{GroupReport, PeerRtt, REPORT_GROUPS_MAX, SiteReport};

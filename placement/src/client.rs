@@ -1,0 +1,166 @@
+//! What a site's agent uses: proposals that outlive leaders, a watch that outlives nodes, reports.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use crate::clock::Clock;
+use crate::core::{Command, Outcome, SiteReport};
+use crate::node::{ClientRequest, ClientResponse, NodeId, ProposeError, Transport};
+use crate::raft::Changes;
+use crate::wire;
+
+/// How long one node may take to answer before another is asked.
+const CALL_WAIT: Duration = Duration::from_secs(2);
+/// Pause after a whole round of nodes without success; elections take longer than a second.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// Why there is no outcome.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum ClientError {
+    /// No leader answered in time. The command may have taken effect: repeat it.
+    #[error("no leader answered within {ms} ms; last: {last}")]
+    Timeout {
+        /// The deadline.
+        ms: u64,
+        /// What was heard last.
+        last: String,
+    },
+    /// The answer is final.
+    #[error(transparent)]
+    Refused(ProposeError),
+    /// There is nobody to ask.
+    #[error("no placement nodes are configured")]
+    NoMembers,
+}
+
+/// Talks to a group of placement nodes.
+pub struct Client {
+    transport: Arc<dyn Transport>,
+    members: Vec<NodeId>,
+    /// Place in `members` of who led last.
+    leader: AtomicUsize,
+    /// Place in `members` of who answered the last watch.
+    watched: AtomicUsize,
+    deadline: Duration,
+    clock: Clock,
+}
+
+impl Client {
+    /// `members` in the order of preference, the nearest first: it answers watches while it can. The other
+    /// end knows the caller by the transport's certificate.
+    #[must_use]
+    pub fn new(transport: Arc<dyn Transport>, members: Vec<NodeId>) -> Self {
+        Self {
+            transport,
+            members,
+            leader: AtomicUsize::new(0),
+            watched: AtomicUsize::new(0),
+            deadline: Duration::from_secs(10),
+            clock: Clock::start(),
+        }
+    }
+
+    /// With another deadline than 10 s for proposals.
+    #[must_use]
+    pub fn with_deadline(self, deadline: Duration) -> Self {
+        Self { deadline, ..self }
+    }
+
+    /// Has a command committed. It is repeated until a leader answers, which commands allow.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn propose(&self, command: Command) -> Result<Outcome, ClientError> {
+        self.to_leader(ClientRequest::Propose(command), self.deadline).await
+    }
+
+    /// A sign of life. Not worth a long wait: the next one comes soon.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn report(&self, report: SiteReport) -> Result<(), ClientError> {
+        let request = ClientRequest::Report(Box::new(report));
+        self.to_leader(request, self.deadline.min(CALL_WAIT)).await.map(|_| ())
+    }
+
+    async fn to_leader(&self, request: ClientRequest, deadline: Duration) -> Result<Outcome, ClientError> {
+        if self.members.is_empty() {
+            return Err(ClientError::NoMembers);
+        }
+        let request = wire::encode(&request);
+        let start = self.clock.now();
+        let mut last = String::from("nobody answered");
+        let ms = u64::try_from(deadline.as_millis()).unwrap_or(u64::MAX);
+        let mut misses = 0;
+        while self.clock.now().since(start).0 / 1000 < ms {
+            let at = self.leader.load(Ordering::Relaxed) % self.members.len();
+            let next = match self.call(self.members[at], request.clone(), CALL_WAIT).await {
+                Ok(ClientResponse::Done(Ok(outcome))) => return Ok(outcome),
+                Ok(ClientResponse::Done(Err(ProposeError::NotLeader { leader }))) => {
+                    last = format!("node {} does not lead", self.members[at]);
+                    leader.and_then(|leader| self.members.iter().position(|&id| id == leader))
+                }
+                Ok(ClientResponse::Done(Err(
+                    error @ (ProposeError::Timeout { .. } | ProposeError::Stopped(_)),
+                ))) => {
+                    last = error.to_string();
+                    None
+                }
+                Ok(ClientResponse::Done(Err(error))) => return Err(ClientError::Refused(error)),
+                Ok(ClientResponse::Changes(_)) => {
+                    last = format!("node {} answered something else", self.members[at]);
+                    None
+                }
+                Ok(ClientResponse::Unreadable(error)) | Err(error) => {
+                    last = error;
+                    None
+                }
+            };
+            // A hint may be old: who is not the leader, or dead, is not asked again at once.
+            self.leader.store(next.filter(|&next| next != at).unwrap_or(at + 1), Ordering::Relaxed);
+            misses += 1;
+            if misses % self.members.len() == 0 {
+                tokio::time::sleep(PAUSE).await;
+            }
+        }
+        Err(ClientError::Timeout { ms, last })
+    }
+
+    async fn call(&self, to: NodeId, request: Bytes, wait: Duration) -> Result<ClientResponse, String> {
+        match tokio::time::timeout(wait, self.transport.call(to, request)).await {
+            Ok(Ok(bytes)) => wire::decode(bytes, wire::SNAPSHOT_LEN_MAX).map_err(|error| error.to_string()),
+            Ok(Err(error)) => Err(error.to_string()),
+            Err(_) => Err(format!("node {to} did not answer in time")),
+        }
+    }
+
+    /// Changes after `since` from the first node that answers, the preferred one first; waits for them up to
+    /// `wait`, and as long as it takes for any node to answer at all. 0 asks for all there is. To be called in a
+    /// loop with the revision that came last. A node that is behind has no changes for the caller, so time never
+    /// runs backwards.
+    pub async fn watch(&self, since: u64, wait: Duration) -> Changes {
+        loop {
+            for _ in 0..self.members.len() {
+                let at = self.watched.load(Ordering::Relaxed) % self.members.len();
+                let wait_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
+                let request = wire::encode(&ClientRequest::Watch { since, wait_ms });
+                match self.call(self.members[at], request, wait + CALL_WAIT).await {
+                    Ok(ClientResponse::Changes(changes)) => {
+                        // Nothing new for a whole wait may mean that this node is cut off from the others: the
+                        // next watch asks another, and news lead back to the preferred one.
+                        let next = if changes.revision > since { at } else { at + 1 };
+                        self.watched.store(next, Ordering::Relaxed);
+                        return changes;
+                    }
+                    Ok(ClientResponse::Done(_) | ClientResponse::Unreadable(_)) | Err(_) => {
+                        self.watched.store(at + 1, Ordering::Relaxed);
+                    }
+                }
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+}

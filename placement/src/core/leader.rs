@@ -1,0 +1,163 @@
+//! What the leader does by itself: leases, the fate of moves whose parties die, drains and rounds of the solver.
+//!
+//! Sans-IO. Calls: [`Brain::new`] when a node becomes leader, [`Brain::handle_report`] for each report,
+//! [`Brain::poll`] every so often with the present state; what it returns is proposed. Everything it wants is
+//! derived from the state again each time, so nothing is lost when a proposal is.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use flow::{GroupId, Micros, MoveId, SiteId};
+
+use super::command::Command;
+use super::delay::{Demand, Locate, Model};
+use super::model::{Cluster, Move, MovePhase};
+use super::report::SiteReport;
+use super::solve::{self, Explanation};
+
+/// How long the leader waits for what.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BrainTimings {
+    /// A site without a report for so long is dead.
+    pub lease: Micros,
+    /// A move that prepares for longer is aborted.
+    pub preparing_max: Micros,
+    /// Time between rounds of the solver.
+    pub round: Micros,
+}
+
+impl Default for BrainTimings {
+    fn default() -> Self {
+        Self {
+            lease: Micros::from_secs(3),
+            preparing_max: Micros::from_secs(60),
+            round: Micros::from_secs(1),
+        }
+    }
+}
+
+/// The leader's own memory. A new leader starts with none: each site gets a whole lease, each move and each
+/// stay starts anew.
+pub struct Brain {
+    timings: BrainTimings,
+    started: Micros,
+    reported: BTreeMap<SiteId, Micros>,
+    /// When this leader first saw each move prepare.
+    moves: BTreeMap<MoveId, Micros>,
+    /// When this leader saw each group come to its present owner; absent: before it was leader.
+    arrived: BTreeMap<GroupId, (u64, Micros)>,
+    model: Model,
+    next_round: Micros,
+}
+
+impl Brain {
+    /// At the start of a term of office.
+    #[must_use]
+    pub fn new(timings: BrainTimings, geography: Option<Arc<dyn Locate>>, now: Micros) -> Self {
+        Self {
+            timings,
+            started: now,
+            reported: BTreeMap::new(),
+            moves: BTreeMap::new(),
+            arrived: BTreeMap::new(),
+            model: Model::new(geography),
+            // Reports must come in before anything is judged by them.
+            next_round: now.plus(timings.lease),
+        }
+    }
+
+    /// A site is alive, and says what it has seen.
+    pub fn handle_report(&mut self, report: &SiteReport, now: Micros) {
+        self.reported.insert(report.site, now);
+        self.model.handle_report(report, now);
+    }
+
+    /// What the leader wants now. Work is bounded by the number of sites, moves and, once per round, groups.
+    pub fn poll(&mut self, cluster: &Cluster, now: Micros) -> Vec<Command> {
+        let mut commands = self.leases(cluster, now);
+        self.remember_moves(cluster, now);
+        for present in cluster.moves.values() {
+            commands.extend(self.care(cluster, present, now));
+        }
+        if now >= self.next_round {
+            self.next_round = now.plus(self.timings.round);
+            commands.extend(self.round(cluster, now));
+        }
+        commands
+    }
+
+    /// The candidates of a group with the terms of their delay.
+    #[must_use]
+    pub fn explain(&self, cluster: &Cluster, group: &GroupId, now: Micros) -> Option<Explanation> {
+        solve::explain(cluster, &self.model, group, now)
+    }
+
+    /// What is known of a group's traffic.
+    #[must_use]
+    pub fn demand(&self, group: &GroupId) -> Option<&Demand> {
+        self.model.demand(group)
+    }
+
+    fn leases(&self, cluster: &Cluster, now: Micros) -> Vec<Command> {
+        let changed = cluster.sites.values().filter_map(|site| {
+            let last = self.reported.get(&site.id).copied();
+            // A site that has never reported to this leader has until a lease after its start.
+            let holds = now.since(last.unwrap_or(self.started)) < self.timings.lease;
+            let alive = if last.is_some() { holds } else { holds && site.alive };
+            (alive != site.alive).then_some(Command::SetAlive { site: site.id, alive })
+        });
+        changed.collect()
+    }
+
+    fn remember_moves(&mut self, cluster: &Cluster, now: Micros) {
+        self.moves.retain(|id, _| cluster.moves.contains_key(id));
+        for id in cluster.moves.keys() {
+            self.moves.entry(*id).or_insert(now);
+        }
+    }
+
+    /// Ends or takes over a move whose party is dead. Only what is committed counts as dead.
+    fn care(&self, cluster: &Cluster, present: &Move, now: Micros) -> Option<Command> {
+        let dead = |site: SiteId| !cluster.sites.get(&site).is_some_and(|site| site.alive);
+        match present.phase {
+            MovePhase::Switching if dead(present.from) && !present.take_over => {
+                Some(Command::TakeOver { move_id: present.id })
+            }
+            MovePhase::Switching => None,
+            MovePhase::Preparing => {
+                let since = self.moves.get(&present.id).copied().unwrap_or(now);
+                let reason = if dead(present.from) {
+                    format!("source site {} is dead", present.from)
+                } else if dead(present.to) {
+                    format!("target site {} is dead", present.to)
+                } else if now.since(since) >= self.timings.preparing_max {
+                    format!("not ready after {} s", self.timings.preparing_max.0 / 1_000_000)
+                } else {
+                    return None;
+                };
+                Some(Command::Abort { move_id: present.id, by: None, reason })
+            }
+        }
+    }
+
+    fn round(&mut self, cluster: &Cluster, now: Micros) -> Vec<Command> {
+        self.remember_groups(cluster, now);
+        self.model.forget_missing(cluster);
+        let dwell = Micros::from_secs(cluster.policy.min_dwell_s.into());
+        let rested =
+            |group: &GroupId| self.arrived.get(group).is_none_or(|&(_, since)| now.since(since) >= dwell);
+        solve::solve(cluster, &self.model, &rested, now)
+    }
+
+    fn remember_groups(&mut self, cluster: &Cluster, now: Micros) {
+        self.arrived.retain(|group, _| cluster.groups.contains_key(group));
+        let first = self.arrived.is_empty();
+        for group in cluster.groups.values() {
+            let seen =
+                self.arrived.entry(group.id).or_insert((group.changed, if first { Micros(0) } else { now }));
+            if seen.0 != group.changed {
+                *seen = (group.changed, now);
+            }
+        }
+    }
+}

@@ -1,0 +1,92 @@
+//! Places of addresses from a MaxMind DB file: the nested GeoIP2 schema and flat ones.
+
+use std::path::Path;
+
+use flow::Prefix;
+use maxminddb::{PathElement, Reader};
+
+use crate::core::delay::Locate;
+
+/// Why a file cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot use {path} as a MaxMind DB: {reason}")]
+pub struct GeoError {
+    /// The file.
+    pub path: String,
+    /// Why.
+    pub reason: String,
+}
+
+/// An open file, held in memory.
+pub struct Geo {
+    reader: Reader<Vec<u8>>,
+}
+
+impl Geo {
+    /// Reads a file.
+    ///
+    /// # Errors
+    /// [`GeoError`].
+    pub fn open(path: &Path) -> Result<Self, GeoError> {
+        let reader = Reader::open_readfile(path)
+            .map_err(|error| GeoError { path: path.display().to_string(), reason: error.to_string() })?;
+        Ok(Self { reader })
+    }
+}
+
+/// Where coordinates are found: GeoIP2 nests them, others have short or long names at the top.
+const SCHEMAS: [[&[PathElement<'static>]; 2]; 3] = [
+    [
+        &[PathElement::Key("location"), PathElement::Key("latitude")],
+        &[PathElement::Key("location"), PathElement::Key("longitude")],
+    ],
+    [&[PathElement::Key("latitude")], &[PathElement::Key("longitude")]],
+    [&[PathElement::Key("lat")], &[PathElement::Key("lon")]],
+];
+
+impl Locate for Geo {
+    fn locate(&self, prefix: &Prefix) -> Option<(f64, f64)> {
+        let found = self.reader.lookup(prefix.address()).ok()?;
+        let number = |path| {
+            let text = || found.decode_path::<String>(path).ok().flatten()?.parse().ok();
+            found.decode_path::<f64>(path).ok().flatten().or_else(text)
+        };
+        let place = SCHEMAS.iter().find_map(|[lat, lon]| number(lat).zip(number(lon)))?;
+        // The middle of the sea off Ghana stands for "unknown" in some files.
+        let known = place != (0.0, 0.0) && place.0.abs() <= 90.0 && place.1.abs() <= 180.0;
+        known.then_some(place)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::PathBuf;
+
+    /// The public test file, if it lies where `LIMOSA_DATA` or the neighbour `shared/data` says.
+    fn test_file() -> Option<PathBuf> {
+        let near = || PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../shared/data");
+        let dir = std::env::var_os("LIMOSA_DATA").map_or_else(near, PathBuf::from);
+        let file = dir.join("GeoLite2-City-Test.mmdb");
+        if file.exists() {
+            return Some(file);
+        }
+        eprintln!("skipped: {} is missing; set LIMOSA_DATA to its directory", file.display());
+        None
+    }
+
+    #[test]
+    fn known_prefixes_have_a_place_and_unknown_ones_have_none() {
+        let Some(file) = test_file() else { return };
+        let geo = Geo::open(&file).unwrap();
+        let (lat, lon) = geo.locate(&"89.160.20.112/28".parse().unwrap()).unwrap();
+        assert!((lat - 58.4).abs() < 0.2 && (lon - 15.6).abs() < 0.2, "Linköping, not {lat} {lon}");
+        assert_eq!(geo.locate(&"100.64.0.0/24".parse().unwrap()), None);
+    }
+
+    #[test]
+    fn a_file_that_is_none_is_named() {
+        let error = Geo::open(Path::new("Cargo.toml")).err().unwrap();
+        assert!(error.to_string().starts_with("cannot use Cargo.toml"));
+    }
+}

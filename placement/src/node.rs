@@ -1,0 +1,844 @@
+//! One placement node: Raft, the watchers' history, and the leader's brain.
+//!
+//! Whoever carries bytes calls [`Node::handle_peer`] for what placement nodes send and [`Node::handle_client`]
+//! for what agents send, and passes the name that the connection's certificate gave.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::{Bytes, BytesMut};
+use flow::{GroupId, SiteId};
+use openraft::async_runtime::Instant;
+use openraft::async_runtime::watch::WatchReceiver;
+use openraft::errors::{ClientWriteError, LinearizableReadError, RaftError};
+use openraft::{BasicNode, ReadPolicy, ServerState, Snapshot, SnapshotPolicy};
+use serde::{Deserialize, Serialize};
+
+use crate::clock::{Clock, wall_ms};
+use crate::core::delay::Locate;
+use crate::core::leader::{Brain, BrainTimings};
+use crate::core::solve::Explanation;
+use crate::core::{Cluster, Command, Outcome, Proposal, Rejected, SiteReport};
+use crate::geo::{Geo, GeoError};
+use crate::raft::{
+    Changes, Network, PeerRequest, PeerResponse, Raft, Shared, SnapshotChunk, StateMachine, ask,
+};
+use crate::store::{Store, StoreError};
+use crate::wire;
+
+/// A placement node. Never used again once the node has left.
+pub type NodeId = u64;
+
+/// Carries bytes to a placement node and brings its answer.
+#[async_trait]
+pub trait Transport: Send + Sync {
+    /// One request, one answer.
+    async fn call(&self, to: NodeId, request: Bytes) -> Result<Bytes, TransportError>;
+}
+
+/// Why a request was not answered. Whether it had an effect is unknown.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum TransportError {
+    /// No way to the node now.
+    #[error("node {to} is unreachable: {reason}")]
+    Unreachable {
+        /// The node.
+        to: NodeId,
+        /// Why.
+        reason: String,
+    },
+    /// No answer in time.
+    #[error("node {to} did not answer in time")]
+    Timeout {
+        /// The node.
+        to: NodeId,
+    },
+}
+
+/// How long Raft waits for what.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RaftTimings {
+    /// Between signs of life of the leader.
+    pub heartbeat: Duration,
+    /// Shortest silence after which a follower stands for election; each draws its own.
+    pub election_min: Duration,
+    /// Longest such silence.
+    pub election_max: Duration,
+}
+
+impl Default for RaftTimings {
+    fn default() -> Self {
+        Self {
+            heartbeat: Duration::from_millis(250),
+            election_min: Duration::from_millis(1000),
+            election_max: Duration::from_millis(2000),
+        }
+    }
+}
+
+/// What a node needs.
+#[derive(Clone, Debug)]
+pub struct NodeConfig {
+    /// Its number, for life.
+    pub id: NodeId,
+    /// Its directory, for itself.
+    pub dir: PathBuf,
+    /// Raft's waits.
+    pub raft: RaftTimings,
+    /// The leader's waits.
+    pub brain: BrainTimings,
+    /// A MaxMind DB with places of addresses.
+    pub geo: Option<PathBuf>,
+    /// Log entries between snapshots.
+    pub snapshot_every: u64,
+    /// Longest wait for a write or an up-to-date read.
+    pub deadline: Duration,
+}
+
+impl NodeConfig {
+    /// With defaults for all but number and directory.
+    #[must_use]
+    pub fn new(id: NodeId, dir: PathBuf) -> Self {
+        Self {
+            id,
+            dir,
+            raft: RaftTimings::default(),
+            brain: BrainTimings::default(),
+            geo: None,
+            snapshot_every: 10_000,
+            deadline: Duration::from_secs(5),
+        }
+    }
+}
+
+/// Why a node could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The directory.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The snapshot or log on disk.
+    #[error("cannot read the state of node {id} from disk: {source}; restore it as a new node")]
+    State {
+        /// The node.
+        id: NodeId,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The MaxMind DB.
+    #[error(transparent)]
+    Geo(#[from] GeoError),
+    /// Timings that cannot work.
+    #[error("raft timings: {0}; the heartbeat must be below election_min, and that below election_max")]
+    Timings(String),
+    /// Raft itself.
+    #[error("raft: {0}")]
+    Raft(String),
+}
+
+/// Why a proposal has no outcome.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, thiserror::Error)]
+#[serde(rename_all = "snake_case")]
+pub enum ProposeError {
+    /// Ask the leader, or anyone a little later if there is none.
+    #[error("not the leader; it is {leader:?}")]
+    NotLeader {
+        /// Who leads, if that is known.
+        leader: Option<NodeId>,
+    },
+    /// The state machine said no; nothing has changed.
+    #[error(transparent)]
+    Rejected(#[from] Rejected),
+    /// No quorum in time. It may still take effect: repeat it.
+    #[error("no quorum answered within {ms} ms; repeat the command, it may or may not have taken effect")]
+    Timeout {
+        /// How long it was waited for.
+        ms: u64,
+    },
+    /// The caller may not say this.
+    #[error("{who} may not do this: {right}")]
+    Forbidden {
+        /// The caller.
+        who: String,
+        /// Who may.
+        right: String,
+    },
+    /// This node has stopped, for example because its disk failed.
+    #[error("this node has stopped: {0}")]
+    Stopped(String),
+    /// A change of membership that is not possible now.
+    #[error("membership: {0}")]
+    Membership(String),
+}
+
+/// Who sends, by its certificate.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Caller {
+    /// The agent of the site with this name.
+    Site(String),
+    /// A person or a tool with an operator's rights.
+    Operator(String),
+}
+
+impl std::fmt::Display for Caller {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Site(name) => write!(f, "site {name}"),
+            Self::Operator(name) => f.write_str(name),
+        }
+    }
+}
+
+/// From an agent to a node.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ClientRequest {
+    /// To the leader.
+    Propose(Command),
+    /// To any node: changes after a revision, as soon as there are some.
+    Watch {
+        /// The last revision that the watcher has; 0 for none.
+        since: u64,
+        /// Longest wait, in milliseconds; at most [`WATCH_WAIT_MAX`] counts.
+        wait_ms: u64,
+    },
+    /// To the leader.
+    Report(Box<SiteReport>),
+}
+
+/// From a node to an agent.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ClientResponse {
+    /// What became of a proposal or report.
+    Done(Result<Outcome, ProposeError>),
+    /// Changes, maybe none.
+    Changes(Changes),
+    /// The bytes made no sense.
+    Unreadable(String),
+}
+
+/// Longest wait of a watch.
+pub const WATCH_WAIT_MAX: Duration = Duration::from_secs(60);
+/// How often the leader thinks. Well below a lease.
+const TICK: Duration = Duration::from_millis(100);
+
+/// A node's part in Raft.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// Decides.
+    Leader,
+    /// Follows a leader.
+    Follower,
+    /// Stands for election.
+    Candidate,
+    /// Follows without a vote.
+    Learner,
+    /// Has stopped.
+    Stopped,
+}
+
+/// A member of the Raft group.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Member {
+    /// Its number.
+    pub id: NodeId,
+    /// Where it listens.
+    pub address: String,
+    /// Whether it votes.
+    pub voter: bool,
+    /// Its last known log index; on the leader only.
+    pub matched: Option<u64>,
+}
+
+/// How a node is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RaftStatus {
+    /// Its number.
+    pub id: NodeId,
+    /// Its part.
+    pub role: Role,
+    /// Who leads, if known.
+    pub leader: Option<NodeId>,
+    /// The term.
+    pub term: u64,
+    /// Last index of the log.
+    pub last_log: Option<u64>,
+    /// Last index applied.
+    pub applied: Option<u64>,
+    /// Last index in a snapshot.
+    pub snapshot: Option<u64>,
+    /// On the leader: time since a quorum answered.
+    pub quorum_ack_ms: Option<u64>,
+    /// The revision of the state.
+    pub revision: u64,
+    /// Who belongs.
+    pub members: Vec<Member>,
+    /// Why the node has stopped, if it has.
+    pub stopped: Option<String>,
+}
+
+/// Counts since the start of the process.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct NodeMetrics {
+    /// Proposals that came in here as the leader.
+    pub proposals: u64,
+    /// Of these, refused by the state machine.
+    pub rejected: u64,
+    /// Of these, without a quorum in time.
+    pub timeouts: u64,
+    /// Reports of sites.
+    pub reports: u64,
+    /// Watches answered.
+    pub watches: u64,
+    /// Of these, with everything anew.
+    pub watch_resets: u64,
+    /// Commands of the leader's own.
+    pub leader_commands: u64,
+    /// Messages that made no sense.
+    pub unreadable: u64,
+}
+
+#[derive(Default)]
+struct Counters {
+    proposals: AtomicU64,
+    rejected: AtomicU64,
+    timeouts: AtomicU64,
+    reports: AtomicU64,
+    watches: AtomicU64,
+    watch_resets: AtomicU64,
+    leader_commands: AtomicU64,
+    unreadable: AtomicU64,
+}
+
+fn count(counter: &AtomicU64) {
+    counter.fetch_add(1, Ordering::Relaxed);
+}
+
+/// A running node; clones share it.
+#[derive(Clone)]
+pub struct Node {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    id: NodeId,
+    deadline: Duration,
+    timings: BrainTimings,
+    geo: Option<Arc<dyn Locate>>,
+    raft: Raft,
+    shared: Arc<Shared>,
+    transport: Arc<dyn Transport>,
+    clock: Clock,
+    /// Present while this node leads.
+    brain: Mutex<Option<Brain>>,
+    /// A snapshot that is coming in, with its sender's last index.
+    incoming: Mutex<Option<(Option<u64>, BytesMut)>>,
+    counters: Counters,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Node {
+    /// Starts a node from its directory. It does nothing until it is a member of a group: see
+    /// [`Node::initialize`] and [`Node::add_learner`].
+    ///
+    /// # Errors
+    /// [`StartError`].
+    pub async fn start(config: NodeConfig, transport: Arc<dyn Transport>) -> Result<Self, StartError> {
+        let raft_config = raft_config(&config)?;
+        let geo = config.geo.as_deref().map(Geo::open).transpose()?;
+        let store = Store::open(&config.dir, config.id)?;
+        let machine = StateMachine::open(store.clone())
+            .map_err(|source| StartError::State { id: config.id, source })?;
+        let shared = machine.shared();
+        let network = Network { transport: transport.clone() };
+        let raft = Raft::new(config.id, Arc::new(raft_config), network, store, machine)
+            .await
+            .map_err(|error| StartError::Raft(error.to_string()))?;
+        let inner = Arc::new(Inner {
+            id: config.id,
+            deadline: config.deadline,
+            timings: config.brain,
+            geo: geo.map(|geo| Arc::new(geo) as Arc<dyn Locate>),
+            raft,
+            shared,
+            transport,
+            clock: Clock::start(),
+            brain: Mutex::new(None),
+            incoming: Mutex::new(None),
+            counters: Counters::default(),
+        });
+        tokio::spawn(think(Arc::downgrade(&inner)));
+        Ok(Self { inner })
+    }
+
+    /// Stops Raft. The log thread ends when the last handle is gone.
+    pub async fn shutdown(&self) {
+        if let Err(error) = self.inner.raft.shutdown().await {
+            tracing::warn!(%error, "raft did not stop cleanly");
+        }
+    }
+
+    // Reads
+
+    /// The state as this node knows it; may be old.
+    #[must_use]
+    pub fn cluster(&self) -> Arc<Cluster> {
+        self.inner.shared.cluster()
+    }
+
+    /// The state, at least as new as when this was called (ReadIndex).
+    ///
+    /// # Errors
+    /// [`ProposeError::NotLeader`] when no leader answers, [`ProposeError::Timeout`].
+    pub async fn linearizable(&self) -> Result<Arc<Cluster>, ProposeError> {
+        let index = match self.read_index().await {
+            Err(ProposeError::NotLeader { leader: Some(leader) }) if leader != self.inner.id => {
+                match self.ask_leader(leader, &PeerRequest::ReadIndex).await? {
+                    PeerResponse::ReadIndex(index) => index?,
+                    _ => return Err(ProposeError::NotLeader { leader: None }),
+                }
+            }
+            other => other?,
+        };
+        let wait = self.inner.raft.wait(Some(self.inner.deadline));
+        wait.applied_index_at_least(Some(index), "read").await.map_err(|_| self.timeout())?;
+        Ok(self.cluster())
+    }
+
+    async fn read_index(&self) -> Result<u64, ProposeError> {
+        let read = self.inner.raft.ensure_linearizable(ReadPolicy::ReadIndex);
+        match tokio::time::timeout(self.inner.deadline, read).await {
+            Ok(Ok(id)) => Ok(id.index()),
+            Ok(Err(RaftError::APIError(LinearizableReadError::ForwardToLeader(to)))) => {
+                Err(ProposeError::NotLeader { leader: to.leader_id })
+            }
+            Ok(Err(RaftError::APIError(LinearizableReadError::QuorumNotEnough(_)))) | Err(_) => {
+                Err(self.timeout())
+            }
+            Ok(Err(RaftError::Fatal(fatal))) => Err(ProposeError::Stopped(fatal.to_string())),
+        }
+    }
+
+    /// Changes after `since`, as soon as there are some; none after `wait`. 0 asks for all there is.
+    pub async fn changes_since(&self, since: u64, wait: Duration) -> Changes {
+        let mut revision = self.inner.shared.subscribe();
+        let news = async {
+            loop {
+                revision.mark_unchanged();
+                if let Some(changes) = self.inner.shared.changes_since(since) {
+                    return changes;
+                }
+                if revision.changed().await.is_err() {
+                    std::future::pending::<()>().await;
+                }
+            }
+        };
+        let none = Changes { revision: since, reset: false, changes: Vec::new() };
+        tokio::time::timeout(wait.min(WATCH_WAIT_MAX), news).await.unwrap_or(none)
+    }
+
+    /// The candidates of a group with the terms of their delay. Only the leader knows; `Ok(None)` for an unknown
+    /// group.
+    ///
+    /// # Errors
+    /// [`ProposeError::NotLeader`].
+    pub fn explain(&self, group: &GroupId) -> Result<Option<Explanation>, ProposeError> {
+        let cluster = self.cluster();
+        match lock(&self.inner.brain).as_ref() {
+            Some(brain) => Ok(brain.explain(&cluster, group, self.inner.clock.now())),
+            None => Err(ProposeError::NotLeader { leader: self.leader() }),
+        }
+    }
+
+    /// Who leads, if known.
+    #[must_use]
+    pub fn leader(&self) -> Option<NodeId> {
+        self.inner.raft.metrics().borrow_watched().current_leader
+    }
+
+    /// How the node is.
+    #[must_use]
+    pub fn status(&self) -> RaftStatus {
+        let metrics = self.inner.raft.metrics().borrow_watched().clone();
+        let membership = metrics.membership_config.membership();
+        let voters: BTreeSet<NodeId> = membership.voter_ids().collect();
+        let matched = |id: &NodeId| metrics.replication.as_ref()?.get(id)?.as_ref().map(|at| at.index);
+        let member = |(id, node): (&NodeId, &BasicNode)| Member {
+            id: *id,
+            address: node.addr.clone(),
+            voter: voters.contains(id),
+            matched: matched(id),
+        };
+        let stopped = metrics.running_state.as_ref().err().map(ToString::to_string);
+        RaftStatus {
+            id: self.inner.id,
+            role: if stopped.is_some() { Role::Stopped } else { role(metrics.state) },
+            leader: metrics.current_leader,
+            term: metrics.current_term,
+            last_log: metrics.last_log_index,
+            applied: metrics.last_applied.map(|id| id.index),
+            snapshot: metrics.snapshot.map(|id| id.index),
+            quorum_ack_ms: metrics.last_quorum_acked.map(|at| millis(at.elapsed())),
+            revision: self.cluster().revision,
+            members: membership.nodes().map(member).collect(),
+            stopped,
+        }
+    }
+
+    /// Counts since the start of the process.
+    #[must_use]
+    pub fn metrics(&self) -> NodeMetrics {
+        let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let counters = &self.inner.counters;
+        NodeMetrics {
+            proposals: get(&counters.proposals),
+            rejected: get(&counters.rejected),
+            timeouts: get(&counters.timeouts),
+            reports: get(&counters.reports),
+            watches: get(&counters.watches),
+            watch_resets: get(&counters.watch_resets),
+            leader_commands: get(&counters.leader_commands),
+            unreadable: get(&counters.unreadable),
+        }
+    }
+
+    // Writes
+
+    /// Proposes a command in somebody's name; a follower passes it on to the leader once.
+    ///
+    /// # Errors
+    /// [`ProposeError`]. After [`ProposeError::NotLeader`] and [`ProposeError::Timeout`] it may be repeated.
+    pub async fn propose(&self, actor: &str, command: Command) -> Result<Outcome, ProposeError> {
+        let proposal = Proposal { actor: actor.to_owned(), at_ms: wall_ms(), command };
+        match self.propose_here(proposal.clone()).await {
+            Err(ProposeError::NotLeader { leader: Some(leader) }) if leader != self.inner.id => {
+                match self.ask_leader(leader, &PeerRequest::Propose(proposal)).await? {
+                    PeerResponse::Propose(result) => result,
+                    _ => Err(ProposeError::NotLeader { leader: None }),
+                }
+            }
+            result => result,
+        }
+    }
+
+    async fn ask_leader(&self, leader: NodeId, request: &PeerRequest) -> Result<PeerResponse, ProposeError> {
+        let answer = ask(self.inner.transport.as_ref(), leader, wire::encode(request));
+        match tokio::time::timeout(self.inner.deadline, answer).await {
+            Ok(Ok(response)) => Ok(response),
+            Ok(Err(_)) => Err(ProposeError::NotLeader { leader: None }),
+            Err(_) => Err(self.timeout()),
+        }
+    }
+
+    fn timeout(&self) -> ProposeError {
+        ProposeError::Timeout { ms: millis(self.inner.deadline) }
+    }
+
+    async fn propose_here(&self, proposal: Proposal) -> Result<Outcome, ProposeError> {
+        count(&self.inner.counters.proposals);
+        let write = self.inner.raft.client_write(proposal);
+        match tokio::time::timeout(self.inner.deadline, write).await {
+            Ok(Ok(written)) => written.data.0.unwrap_or(Ok(Outcome::Done)).map_err(|rejected| {
+                count(&self.inner.counters.rejected);
+                rejected.into()
+            }),
+            Ok(Err(error)) => Err(write_error(error)),
+            Err(_) => {
+                count(&self.inner.counters.timeouts);
+                Err(self.timeout())
+            }
+        }
+    }
+
+    // Membership
+
+    /// Makes a new group of these voters, by number and address. To be called on one node, once.
+    ///
+    /// # Errors
+    /// [`ProposeError::Membership`] when the node has a log already.
+    pub async fn initialize(&self, members: BTreeMap<NodeId, String>) -> Result<(), ProposeError> {
+        let members: BTreeMap<NodeId, BasicNode> =
+            members.into_iter().map(|(id, address)| (id, BasicNode::new(address))).collect();
+        self.inner.raft.initialize(members).await.map_err(|error| ProposeError::Membership(error.to_string()))
+    }
+
+    /// Adds a node without a vote and waits until it has caught up. On the leader.
+    ///
+    /// # Errors
+    /// [`ProposeError`].
+    pub async fn add_learner(&self, id: NodeId, address: String) -> Result<(), ProposeError> {
+        let added = self.inner.raft.add_learner(id, BasicNode::new(address), true);
+        // Catching up may take a snapshot.
+        match tokio::time::timeout(self.inner.deadline * 10, added).await {
+            Ok(result) => result.map(|_| ()).map_err(write_error),
+            Err(_) => Err(self.timeout()),
+        }
+    }
+
+    /// Makes these nodes the voters; each must be a member. Former voters leave. On the leader.
+    ///
+    /// # Errors
+    /// [`ProposeError`].
+    pub async fn change_membership(&self, voters: BTreeSet<NodeId>) -> Result<(), ProposeError> {
+        let changed = self.inner.raft.change_membership(voters, false);
+        match tokio::time::timeout(self.inner.deadline, changed).await {
+            Ok(result) => result.map(|_| ()).map_err(write_error),
+            Err(_) => Err(self.timeout()),
+        }
+    }
+
+    /// Removes a node, voter or not. Its number is never used again. On the leader.
+    ///
+    /// # Errors
+    /// [`ProposeError`].
+    pub async fn remove(&self, id: NodeId) -> Result<(), ProposeError> {
+        let status = self.status();
+        if status.members.iter().any(|member| member.id == id && !member.voter) {
+            let gone = openraft::ChangeMembers::RemoveNodes(BTreeSet::from([id]));
+            return self.inner.raft.change_membership(gone, false).await.map(|_| ()).map_err(write_error);
+        }
+        let rest = status.members.iter().filter(|member| member.voter && member.id != id);
+        self.change_membership(rest.map(|member| member.id).collect()).await
+    }
+
+    /// Hands the lead to another voter. On the leader.
+    ///
+    /// # Errors
+    /// [`ProposeError::NotLeader`], [`ProposeError::Stopped`].
+    pub async fn transfer(&self, to: NodeId) -> Result<(), ProposeError> {
+        if self.leader() != Some(self.inner.id) {
+            return Err(ProposeError::NotLeader { leader: self.leader() });
+        }
+        let transfer = self.inner.raft.trigger();
+        transfer.transfer_leader(to).await.map_err(|fatal| ProposeError::Stopped(fatal.to_string()))
+    }
+
+    /// Takes a snapshot now.
+    ///
+    /// # Errors
+    /// [`ProposeError::Stopped`].
+    pub async fn snapshot(&self) -> Result<(), ProposeError> {
+        self.inner.raft.trigger().snapshot().await.map_err(|fatal| ProposeError::Stopped(fatal.to_string()))
+    }
+
+    // Messages
+
+    /// Answers another placement node. `from` is who its certificate says it is.
+    pub async fn handle_peer(&self, from: NodeId, request: Bytes) -> Bytes {
+        let response = match wire::decode_with(request, wire::MESSAGE_LEN_MAX) {
+            Ok((request, attached)) => self.answer_peer(request, attached).await,
+            Err(error) => {
+                count(&self.inner.counters.unreadable);
+                tracing::warn!(from, %error, "unreadable message of a placement node");
+                PeerResponse::Failed(error.to_string())
+            }
+        };
+        wire::encode(&response)
+    }
+
+    async fn answer_peer(&self, request: PeerRequest, attached: Bytes) -> PeerResponse {
+        let raft = &self.inner.raft;
+        match request {
+            PeerRequest::Append(rpc) => {
+                raft.append_entries(rpc).await.map_or_else(|e| failed(&e), PeerResponse::Append)
+            }
+            PeerRequest::Vote(rpc) => raft.vote(rpc).await.map_or_else(|e| failed(&e), PeerResponse::Vote),
+            PeerRequest::PreVote(rpc) => {
+                raft.pre_vote(rpc).await.map_or_else(|e| failed(&e), PeerResponse::Vote)
+            }
+            PeerRequest::Snapshot(chunk) => self.take_chunk(chunk, &attached).await,
+            PeerRequest::TransferLeader(rpc) => raft
+                .handle_transfer_leader(rpc)
+                .await
+                .map_or_else(|e| failed(&e), PeerResponse::TransferLeader),
+            PeerRequest::Propose(proposal) => PeerResponse::Propose(self.propose_here(proposal).await),
+            PeerRequest::ReadIndex => PeerResponse::ReadIndex(self.read_index().await),
+        }
+    }
+
+    async fn take_chunk(&self, chunk: SnapshotChunk, data: &Bytes) -> PeerResponse {
+        let key = chunk.meta.last_log_id.map(|id| id.index);
+        let whole = {
+            let mut incoming = lock(&self.inner.incoming);
+            if chunk.offset == 0 {
+                *incoming = Some((key, BytesMut::new()));
+            }
+            let Some((_, so_far)) =
+                incoming.as_mut().filter(|(of, so_far)| *of == key && so_far.len() == chunk.offset)
+            else {
+                return PeerResponse::Failed("snapshot part out of order: start again".into());
+            };
+            if chunk.total > wire::SNAPSHOT_LEN_MAX || so_far.len() + data.len() > chunk.total {
+                *incoming = None;
+                return PeerResponse::Failed(format!("snapshot above {} bytes", wire::SNAPSHOT_LEN_MAX));
+            }
+            so_far.extend_from_slice(data);
+            if so_far.len() < chunk.total {
+                return PeerResponse::Snapshot(None);
+            }
+            incoming.take().map(|(_, whole)| whole.freeze()).unwrap_or_default()
+        };
+        // Raft counts on a snapshot that can be read: look before it is installed.
+        if let Err(error) = wire::decode::<Cluster>(whole.clone(), wire::SNAPSHOT_LEN_MAX) {
+            return PeerResponse::Failed(error.to_string());
+        }
+        let snapshot = Snapshot { meta: chunk.meta, snapshot: whole };
+        let installed = self.inner.raft.install_full_snapshot(chunk.vote, snapshot).await;
+        installed.map_or_else(|e| failed(&e), |answer| PeerResponse::Snapshot(Some(answer)))
+    }
+
+    /// Answers an agent or tool. `caller` is who its certificate says it is: a site may say only what is its own.
+    pub async fn handle_client(&self, caller: &Caller, request: Bytes) -> Bytes {
+        let response = match wire::decode(request, wire::MESSAGE_LEN_MAX) {
+            Ok(request) => self.answer_client(caller, request).await,
+            Err(error) => {
+                count(&self.inner.counters.unreadable);
+                tracing::warn!(%caller, %error, "unreadable message of a client");
+                ClientResponse::Unreadable(error.to_string())
+            }
+        };
+        wire::encode(&response)
+    }
+
+    async fn answer_client(&self, caller: &Caller, request: ClientRequest) -> ClientResponse {
+        match request {
+            ClientRequest::Propose(command) => {
+                if let Err(error) = self.check(caller, command.site()) {
+                    return ClientResponse::Done(Err(error));
+                }
+                let proposal = Proposal { actor: caller.to_string(), at_ms: wall_ms(), command };
+                ClientResponse::Done(self.propose_here(proposal).await)
+            }
+            ClientRequest::Watch { since, wait_ms } => {
+                count(&self.inner.counters.watches);
+                let changes = self.changes_since(since, Duration::from_millis(wait_ms)).await;
+                if changes.reset {
+                    count(&self.inner.counters.watch_resets);
+                }
+                ClientResponse::Changes(changes)
+            }
+            ClientRequest::Report(report) => {
+                let checked = self.check(caller, Some(report.site));
+                ClientResponse::Done(checked.and_then(|()| self.report(&report)))
+            }
+        }
+    }
+
+    /// Whether the caller may speak for a site (`None`: for the operator).
+    fn check(&self, caller: &Caller, site: Option<SiteId>) -> Result<(), ProposeError> {
+        let Caller::Site(name) = caller else { return Ok(()) };
+        let own = self.cluster().site_named(name).map(|site| site.id);
+        if own.is_some() && own == site {
+            return Ok(());
+        }
+        let right = match (site, own) {
+            (None, _) => "only operators may".to_owned(),
+            (Some(site), None) => format!("it is for site {site}, and no site has this name"),
+            (Some(site), Some(own)) => format!("it is for site {site}, the caller is site {own}"),
+        };
+        Err(ProposeError::Forbidden { who: caller.to_string(), right })
+    }
+
+    fn report(&self, report: &SiteReport) -> Result<Outcome, ProposeError> {
+        match lock(&self.inner.brain).as_mut() {
+            Some(brain) => {
+                count(&self.inner.counters.reports);
+                brain.handle_report(report, self.inner.clock.now());
+                Ok(Outcome::Done)
+            }
+            None => Err(ProposeError::NotLeader { leader: self.leader() }),
+        }
+    }
+
+    /// What the leader wants now; nothing on other nodes.
+    fn wishes(&self) -> Vec<Command> {
+        let mut brain = lock(&self.inner.brain);
+        if !self.inner.raft.is_leader() {
+            *brain = None;
+            return Vec::new();
+        }
+        let now = self.inner.clock.now();
+        let brain = brain.get_or_insert_with(|| Brain::new(self.inner.timings, self.inner.geo.clone(), now));
+        brain.poll(&self.cluster(), now)
+    }
+}
+
+/// The leader's own work, until the node is dropped.
+async fn think(inner: std::sync::Weak<Inner>) {
+    let mut tick = tokio::time::interval(TICK);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tick.tick().await;
+        let Some(inner) = inner.upgrade() else { return };
+        let node = Node { inner };
+        let wishes = node.wishes();
+        let proposals = wishes.into_iter().map(|command| {
+            count(&node.inner.counters.leader_commands);
+            let proposal = Proposal { actor: "leader".into(), at_ms: wall_ms(), command };
+            node.propose_here(proposal)
+        });
+        for result in futures::future::join_all(proposals).await {
+            if let Err(error) = result {
+                tracing::info!(%error, "a wish of the leader was not granted; the next round decides anew");
+            }
+        }
+    }
+}
+
+fn raft_config(config: &NodeConfig) -> Result<openraft::Config, StartError> {
+    let raft = openraft::Config {
+        cluster_name: "limosa".into(),
+        heartbeat_interval: millis(config.raft.heartbeat),
+        election_timeout_min: millis(config.raft.election_min),
+        election_timeout_max: millis(config.raft.election_max),
+        // One part of a snapshot, or a whole log read, over a slow link.
+        install_snapshot_timeout: 10_000,
+        snapshot_policy: SnapshotPolicy::LogsSinceLast(config.snapshot_every),
+        max_in_snapshot_log_to_keep: config.snapshot_every / 10,
+        // A node that was cut off must not depose a leader that works.
+        enable_pre_vote: Some(true),
+        ..openraft::Config::default()
+    };
+    raft.validate().map_err(|error| StartError::Timings(error.to_string()))
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn role(state: ServerState) -> Role {
+    match state {
+        ServerState::Leader => Role::Leader,
+        ServerState::Follower => Role::Follower,
+        ServerState::Candidate => Role::Candidate,
+        ServerState::Learner => Role::Learner,
+        ServerState::Shutdown => Role::Stopped,
+    }
+}
+
+fn failed(error: &dyn std::error::Error) -> PeerResponse {
+    PeerResponse::Failed(error.to_string())
+}
+
+fn write_error(
+    error: RaftError<crate::raft::TypeConfig, ClientWriteError<crate::raft::TypeConfig>>,
+) -> ProposeError {
+    match error {
+        RaftError::APIError(
+            ClientWriteError::ForwardToLeader(to) | ClientWriteError::LogEntryDiscarded(to),
+        ) => ProposeError::NotLeader { leader: to.leader_id },
+        RaftError::APIError(
+            error @ (ClientWriteError::ChangeMembershipError(_) | ClientWriteError::PreconditionFailed(_)),
+        ) => ProposeError::Membership(error.to_string()),
+        RaftError::Fatal(fatal) => ProposeError::Stopped(fatal.to_string()),
+    }
+}

@@ -1,0 +1,455 @@
+//! The state machine and the network as Raft (openraft) wants them.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::future::Future;
+use std::io;
+use std::sync::{Arc, PoisonError, RwLock};
+
+use bytes::Bytes;
+use futures::{Stream, StreamExt};
+use openraft::alias::{LogIdOf, SnapshotMetaOf, SnapshotOf, StoredMembershipOf, VoteOf};
+use openraft::errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Unreachable};
+use openraft::network::{RPCOption, RaftNetworkFactory, RaftNetworkV2};
+use openraft::raft::{
+    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, TransferLeaderRequest,
+    TransferLeaderResponse, VoteRequest, VoteResponse,
+};
+use openraft::storage::{EntryResponder, RaftStateMachine};
+use openraft::{BasicNode, EntryPayload, RaftSnapshotBuilder, Snapshot};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+
+use crate::core::{Change, Cluster, Outcome, Proposal, Rejected};
+use crate::node::{NodeId, ProposeError, Transport};
+use crate::store::Store;
+use crate::wire;
+
+openraft::declare_raft_types!(
+    /// What Raft is told of this package's types.
+    pub TypeConfig:
+        D = Proposal,
+        R = Answer,
+);
+
+/// The Raft of this package.
+pub(crate) type Raft = openraft::Raft<TypeConfig, StateMachine>;
+
+/// What applying an entry returned; `None` for Raft's own entries.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Answer(pub Option<Result<Outcome, Rejected>>);
+
+impl fmt::Display for Proposal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.actor, self.command.summary())
+    }
+}
+
+/// Changes that are kept for watchers, at most.
+const HISTORY_LEN_MAX: usize = 65_536;
+
+/// What watchers and readers share with the state machine.
+pub(crate) struct Shared {
+    state: RwLock<State>,
+    revision: watch::Sender<u64>,
+}
+
+#[derive(Default)]
+struct State {
+    cluster: Arc<Cluster>,
+    /// Changes by revision, oldest first.
+    history: VecDeque<(u64, Vec<Change>)>,
+    history_len: usize,
+    /// The revision before the oldest change in the history.
+    floor: u64,
+    applied: Option<LogIdOf<TypeConfig>>,
+    membership: StoredMembershipOf<TypeConfig>,
+}
+
+/// Changes after a revision.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Changes {
+    /// The revision that they lead to: ask for those since this one next.
+    pub revision: u64,
+    /// They are all there is: forget what is not among them.
+    pub reset: bool,
+    /// In order.
+    pub changes: Vec<Change>,
+}
+
+impl Shared {
+    fn new() -> Self {
+        Self { state: RwLock::default(), revision: watch::Sender::new(0) }
+    }
+
+    pub(crate) fn cluster(&self) -> Arc<Cluster> {
+        self.read().cluster.clone()
+    }
+
+    fn read(&self) -> std::sync::RwLockReadGuard<'_, State> {
+        self.state.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> std::sync::RwLockWriteGuard<'_, State> {
+        self.state.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Told of every new revision.
+    pub(crate) fn subscribe(&self) -> watch::Receiver<u64> {
+        self.revision.subscribe()
+    }
+
+    /// What a watcher at `since` lacks. Nothing when this node is behind the watcher: it must not be taken
+    /// back in time.
+    pub(crate) fn changes_since(&self, since: u64) -> Option<Changes> {
+        let state = self.read();
+        let revision = state.cluster.revision;
+        if revision <= since {
+            return None;
+        }
+        if since == 0 || since < state.floor {
+            return Some(Changes { revision, reset: true, changes: state.cluster.snapshot_changes() });
+        }
+        let start = state.history.partition_point(|(at, _)| *at <= since);
+        let changes = state.history.range(start..).flat_map(|(_, changes)| changes.clone()).collect();
+        Some(Changes { revision, reset: false, changes })
+    }
+}
+
+impl State {
+    fn apply(&mut self, index: u64, proposal: &Proposal) -> Result<Outcome, Rejected> {
+        // Copies the cluster only while a reader holds the last one.
+        let applied = Arc::make_mut(&mut self.cluster).apply(index, proposal);
+        if !applied.changes.is_empty() {
+            self.history_len += applied.changes.len();
+            self.history.push_back((index, applied.changes));
+        }
+        while self.history_len > HISTORY_LEN_MAX {
+            let Some((at, dropped)) = self.history.pop_front() else { break };
+            self.history_len -= dropped.len();
+            self.floor = at;
+        }
+        applied.result
+    }
+
+    fn install(&mut self, meta: &SnapshotMetaOf<TypeConfig>, cluster: Cluster) {
+        self.floor = cluster.revision;
+        self.cluster = Arc::new(cluster);
+        self.history.clear();
+        self.history_len = 0;
+        self.applied = meta.last_log_id;
+        self.membership = meta.last_membership.clone();
+    }
+}
+
+/// The replicated state: in memory, made from the last snapshot and the log behind it.
+#[derive(Clone)]
+pub struct StateMachine {
+    shared: Arc<Shared>,
+    store: Store,
+}
+
+impl fmt::Debug for StateMachine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "StateMachine at {:?}", self.shared.read().applied)
+    }
+}
+
+impl StateMachine {
+    /// From the last snapshot in the store.
+    ///
+    /// # Errors
+    /// The disk's, or a damaged snapshot.
+    pub fn open(store: Store) -> io::Result<Self> {
+        let machine = Self { shared: Arc::new(Shared::new()), store };
+        if let Some((meta, data)) = machine.store.snapshot()? {
+            machine.take(&meta, data)?;
+        }
+        Ok(machine)
+    }
+
+    pub(crate) fn shared(&self) -> Arc<Shared> {
+        self.shared.clone()
+    }
+
+    fn take(&self, meta: &SnapshotMetaOf<TypeConfig>, data: Bytes) -> io::Result<()> {
+        let cluster: Cluster = wire::decode(data, wire::SNAPSHOT_LEN_MAX)
+            .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error.to_string()))?;
+        let revision = cluster.revision;
+        self.shared.write().install(meta, cluster);
+        self.shared.revision.send_replace(revision);
+        Ok(())
+    }
+}
+
+impl RaftSnapshotBuilder<TypeConfig> for StateMachine {
+    type SnapshotData = Bytes;
+
+    async fn build_snapshot(&mut self) -> Result<SnapshotOf<TypeConfig, Bytes>, io::Error> {
+        let (cluster, meta) = {
+            let state = self.shared.read();
+            let meta = SnapshotMetaOf::<TypeConfig> {
+                last_log_id: state.applied,
+                last_membership: state.membership.clone(),
+            };
+            (state.cluster.clone(), meta)
+        };
+        let data = wire::encode(cluster.as_ref());
+        drop(cluster);
+        self.store.save_snapshot(&meta, data.clone()).await?;
+        Ok(Snapshot { meta, snapshot: data })
+    }
+}
+
+impl RaftStateMachine<TypeConfig> for StateMachine {
+    type SnapshotData = Bytes;
+    type SnapshotBuilder = Self;
+
+    async fn applied_state(
+        &mut self,
+    ) -> Result<(Option<LogIdOf<TypeConfig>>, StoredMembershipOf<TypeConfig>), io::Error> {
+        let state = self.shared.read();
+        Ok((state.applied, state.membership.clone()))
+    }
+
+    async fn apply<S>(&mut self, mut entries: S) -> Result<(), io::Error>
+    where
+        S: Stream<Item = Result<EntryResponder<TypeConfig>, io::Error>> + Unpin + Send,
+    {
+        while let Some(entry) = entries.next().await {
+            let (entry, responder) = entry?;
+            let (answer, revision) = {
+                let mut state = self.shared.write();
+                state.applied = Some(entry.log_id);
+                let answer = match &entry.payload {
+                    EntryPayload::Normal(proposal) => Some(state.apply(entry.log_id.index, proposal)),
+                    EntryPayload::Membership(membership) => {
+                        state.membership =
+                            StoredMembershipOf::<TypeConfig>::new(Some(entry.log_id), membership.clone());
+                        None
+                    }
+                    EntryPayload::Blank => None,
+                };
+                (answer, state.cluster.revision)
+            };
+            self.shared.revision.send_if_modified(|last| std::mem::replace(last, revision) != revision);
+            if let Some(responder) = responder {
+                responder.send(Answer(answer));
+            }
+        }
+        Ok(())
+    }
+
+    async fn get_snapshot_builder(&mut self) -> Self {
+        self.clone()
+    }
+
+    async fn install_snapshot(
+        &mut self,
+        meta: &SnapshotMetaOf<TypeConfig>,
+        snapshot: Bytes,
+    ) -> Result<(), io::Error> {
+        self.store.save_snapshot(meta, snapshot.clone()).await?;
+        self.take(meta, snapshot)
+    }
+
+    async fn get_current_snapshot(&mut self) -> Result<Option<SnapshotOf<TypeConfig, Bytes>>, io::Error> {
+        Ok(self.store.snapshot()?.map(|(meta, snapshot)| Snapshot { meta, snapshot }))
+    }
+}
+
+/// From node to node.
+#[derive(Serialize, Deserialize)]
+pub(crate) enum PeerRequest {
+    Append(AppendEntriesRequest<TypeConfig>),
+    Vote(VoteRequest<TypeConfig>),
+    PreVote(VoteRequest<TypeConfig>),
+    Snapshot(SnapshotChunk),
+    TransferLeader(TransferLeaderRequest<TypeConfig>),
+    /// A proposal for the leader.
+    Propose(Proposal),
+    /// Which log index must be applied before a read is up to date?
+    ReadIndex,
+}
+
+/// A part of a snapshot; its bytes are attached. The receiver installs them with the last part.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct SnapshotChunk {
+    pub(crate) vote: VoteOf<TypeConfig>,
+    pub(crate) meta: SnapshotMetaOf<TypeConfig>,
+    pub(crate) offset: usize,
+    pub(crate) total: usize,
+}
+
+/// Answers, in the order of the requests. A node that cannot answer says why in a text.
+#[derive(Serialize, Deserialize)]
+pub(crate) enum PeerResponse {
+    Append(AppendEntriesResponse<TypeConfig>),
+    Vote(VoteResponse<TypeConfig>),
+    /// `None` until the last part.
+    Snapshot(Option<SnapshotResponse<TypeConfig>>),
+    TransferLeader(TransferLeaderResponse<TypeConfig>),
+    Propose(Result<Outcome, ProposeError>),
+    ReadIndex(Result<u64, ProposeError>),
+    Failed(String),
+}
+
+/// Bytes of a snapshot in one message.
+const CHUNK_LEN: usize = 1 << 20;
+
+/// Makes connections for Raft.
+pub(crate) struct Network {
+    pub(crate) transport: Arc<dyn Transport>,
+}
+
+impl RaftNetworkFactory<TypeConfig> for Network {
+    type Network = Peer;
+
+    async fn new_client(&mut self, target: NodeId, _node: &BasicNode) -> Peer {
+        Peer { target, transport: self.transport.clone() }
+    }
+}
+
+/// One other node.
+pub(crate) struct Peer {
+    target: NodeId,
+    transport: Arc<dyn Transport>,
+}
+
+/// Sends a request to a node and reads its answer.
+pub(crate) async fn ask<T: DeserializeOwned>(
+    transport: &dyn Transport,
+    to: NodeId,
+    request: Bytes,
+) -> Result<T, AskError> {
+    let bytes =
+        transport.call(to, request).await.map_err(|error| AskError::Unreachable(error.to_string()))?;
+    wire::decode(bytes, wire::MESSAGE_LEN_MAX).map_err(|error| AskError::Wrong(error.to_string()))
+}
+
+/// Why there is no answer.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum AskError {
+    #[error("unreachable: {0}")]
+    Unreachable(String),
+    #[error("wrong answer: {0}")]
+    Wrong(String),
+}
+
+impl From<AskError> for RPCError<TypeConfig> {
+    fn from(error: AskError) -> Self {
+        match error {
+            AskError::Unreachable(text) => Self::Unreachable(Unreachable::from_string(text)),
+            AskError::Wrong(text) => Self::Network(NetworkError::from_string(text)),
+        }
+    }
+}
+
+impl Peer {
+    async fn ask(
+        &self,
+        request: &PeerRequest,
+        option: &RPCOption,
+    ) -> Result<PeerResponse, RPCError<TypeConfig>> {
+        self.send(wire::encode(request), option).await
+    }
+
+    async fn send(&self, request: Bytes, option: &RPCOption) -> Result<PeerResponse, RPCError<TypeConfig>> {
+        let answer = ask(self.transport.as_ref(), self.target, request);
+        match tokio::time::timeout(option.hard_ttl(), answer).await {
+            Ok(Ok(PeerResponse::Failed(text))) => Err(NetworkError::from_string(text).into()),
+            Ok(answer) => Ok(answer?),
+            Err(_) => Err(Unreachable::from_string("no answer in time").into()),
+        }
+    }
+}
+
+fn unexpected() -> RPCError<TypeConfig> {
+    NetworkError::from_string("the peer answered something else").into()
+}
+
+impl RaftNetworkV2<TypeConfig> for Peer {
+    type SnapshotData = Bytes;
+
+    async fn append_entries(
+        &mut self,
+        rpc: AppendEntriesRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Result<AppendEntriesResponse<TypeConfig>, RPCError<TypeConfig>> {
+        match self.ask(&PeerRequest::Append(rpc), &option).await? {
+            PeerResponse::Append(answer) => Ok(answer),
+            _ => Err(unexpected()),
+        }
+    }
+
+    async fn vote(
+        &mut self,
+        rpc: VoteRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
+        match self.ask(&PeerRequest::Vote(rpc), &option).await? {
+            PeerResponse::Vote(answer) => Ok(answer),
+            _ => Err(unexpected()),
+        }
+    }
+
+    async fn pre_vote(
+        &mut self,
+        rpc: VoteRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
+        match self.ask(&PeerRequest::PreVote(rpc), &option).await? {
+            PeerResponse::Vote(answer) => Ok(answer),
+            _ => Err(unexpected()),
+        }
+    }
+
+    async fn full_snapshot(
+        &mut self,
+        vote: VoteOf<TypeConfig>,
+        snapshot: SnapshotOf<TypeConfig, Bytes>,
+        cancel: impl Future<Output = ReplicationClosed> + Send + 'static,
+        option: RPCOption,
+    ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
+        let send = self.send_snapshot(vote, snapshot, option);
+        tokio::select! {
+            answer = send => answer.map_err(Into::into),
+            closed = cancel => Err(StreamingError::Closed(closed)),
+        }
+    }
+
+    async fn transfer_leader(
+        &mut self,
+        req: TransferLeaderRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Result<TransferLeaderResponse<TypeConfig>, RPCError<TypeConfig>> {
+        match self.ask(&PeerRequest::TransferLeader(req), &option).await? {
+            PeerResponse::TransferLeader(answer) => Ok(answer),
+            _ => Err(unexpected()),
+        }
+    }
+}
+
+impl Peer {
+    async fn send_snapshot(
+        &self,
+        vote: VoteOf<TypeConfig>,
+        snapshot: SnapshotOf<TypeConfig, Bytes>,
+        option: RPCOption,
+    ) -> Result<SnapshotResponse<TypeConfig>, RPCError<TypeConfig>> {
+        let total = snapshot.snapshot.len();
+        let mut offset = 0;
+        loop {
+            let end = total.min(offset + CHUNK_LEN);
+            let chunk = SnapshotChunk { vote, meta: snapshot.meta.clone(), offset, total };
+            let request =
+                wire::encode_with(&PeerRequest::Snapshot(chunk), snapshot.snapshot.slice(offset..end));
+            match self.send(request, &option).await? {
+                PeerResponse::Snapshot(Some(answer)) => return Ok(answer),
+                PeerResponse::Snapshot(None) if end < total => offset = end,
+                _ => return Err(unexpected()),
+            }
+        }
+    }
+}

@@ -1,0 +1,163 @@
+//! Bytes between nodes, agents and disks.
+//!
+//! Every message is a prost envelope: a version, the features that a reader must know, and a body of named
+//! fields (JSON), so that releases can be mixed: unknown fields of the envelope are skipped, an unknown
+//! feature or command refuses the message. Lengths are bounded before anything is decoded.
+
+use bytes::Bytes;
+use prost::Message as _;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+/// The version that this code writes.
+pub const VERSION: u32 = 1;
+/// Features that this code knows, one per bit.
+const FEATURES: u64 = 0;
+/// The longest message that a peer or client may send.
+pub const MESSAGE_LEN_MAX: usize = 16 << 20;
+/// The longest snapshot.
+pub const SNAPSHOT_LEN_MAX: usize = 1 << 30;
+
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+struct Envelope {
+    /// Grows when old readers could misread the body.
+    #[prost(uint32, tag = "1")]
+    version: u32,
+    /// What the reader must know, one bit each.
+    #[prost(uint64, tag = "2")]
+    critical: u64,
+    #[prost(bytes = "bytes", tag = "3")]
+    body: Bytes,
+    /// Bytes that are not for the body's format.
+    #[prost(bytes = "bytes", tag = "4")]
+    attached: Bytes,
+}
+
+/// Why bytes were refused. The connection they came on is no use any more; a disk record is lost.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum WireError {
+    /// Longer than allowed.
+    #[error("message has {len} bytes, {max} are allowed")]
+    TooLong {
+        /// What came.
+        len: usize,
+        /// The bound.
+        max: usize,
+    },
+    /// Not an envelope.
+    #[error("not an envelope: {0}")]
+    Envelope(String),
+    /// A later version.
+    #[error("message of version {got}, this node knows up to {known}: upgrade it")]
+    Version {
+        /// What came.
+        got: u32,
+        /// What is known.
+        known: u32,
+    },
+    /// Features that this code does not know.
+    #[error("message needs features {0:#x} that this node does not know: upgrade it")]
+    Critical(u64),
+    /// The body is not what it should be.
+    #[error("bad body: {0}")]
+    Body(String),
+}
+
+/// Bytes of a value.
+///
+/// # Panics
+/// Never for the types of this package: none of them has a map with keys that are not texts.
+#[must_use]
+pub fn encode<T: Serialize>(value: &T) -> Bytes {
+    encode_with(value, Bytes::new())
+}
+
+/// Bytes of a value, with others beside it.
+pub(crate) fn encode_with<T: Serialize>(value: &T, attached: Bytes) -> Bytes {
+    let body = serde_json::to_vec(value).expect("types of this package have a JSON form");
+    Envelope { version: VERSION, critical: 0, body: body.into(), attached }.encode_to_vec().into()
+}
+
+/// The value of bytes.
+///
+/// # Errors
+/// [`WireError`]; arbitrary bytes never panic.
+pub fn decode<T: DeserializeOwned>(bytes: Bytes, len_max: usize) -> Result<T, WireError> {
+    decode_with(bytes, len_max).map(|(value, _)| value)
+}
+
+/// The value of bytes, and what was beside it.
+pub(crate) fn decode_with<T: DeserializeOwned>(
+    bytes: Bytes,
+    len_max: usize,
+) -> Result<(T, Bytes), WireError> {
+    if bytes.len() > len_max {
+        return Err(WireError::TooLong { len: bytes.len(), max: len_max });
+    }
+    let envelope = Envelope::decode(bytes).map_err(|error| WireError::Envelope(error.to_string()))?;
+    if envelope.version == 0 || envelope.version > VERSION {
+        return Err(WireError::Version { got: envelope.version, known: VERSION });
+    }
+    if envelope.critical & !FEATURES != 0 {
+        return Err(WireError::Critical(envelope.critical & !FEATURES));
+    }
+    let value = serde_json::from_slice(&envelope.body).map_err(|error| WireError::Body(error.to_string()))?;
+    Ok((value, envelope.attached))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::{Change, Cluster, Command, Proposal};
+    use flow::{MoveId, SiteId};
+    use proptest::prelude::*;
+
+    fn proposal() -> Proposal {
+        let command = Command::Switch { move_id: MoveId(u64::MAX), by: SiteId(3) };
+        Proposal { actor: "site a".into(), at_ms: 7, command }
+    }
+
+    #[test]
+    fn a_later_version_or_unknown_feature_is_refused_with_its_number() {
+        let body = Bytes::from(serde_json::to_vec(&proposal()).unwrap());
+        let read = |version, critical| {
+            let bytes =
+                Envelope { version, critical, body: body.clone(), attached: Bytes::new() }.encode_to_vec();
+            decode::<Proposal>(bytes.into(), MESSAGE_LEN_MAX)
+        };
+        assert_eq!(read(1, 0), Ok(proposal()));
+        assert_eq!(read(2, 0), Err(WireError::Version { got: 2, known: 1 }));
+        assert_eq!(read(1, 4), Err(WireError::Critical(4)));
+        assert!(matches!(
+            decode::<Proposal>(encode(&proposal()), 10),
+            Err(WireError::TooLong { max: 10, .. })
+        ));
+    }
+
+    #[test]
+    fn an_unknown_command_is_refused() {
+        let body = br#"{"actor":"x","at_ms":1,"command":{"explode":{}}}"#;
+        let bytes =
+            Envelope { version: 1, critical: 0, body: Bytes::from_static(body), attached: Bytes::new() }
+                .encode_to_vec();
+        assert!(matches!(decode::<Proposal>(bytes.into(), 1000), Err(WireError::Body(_))));
+    }
+
+    proptest! {
+        #[test]
+        fn random_bytes_never_panic(bytes: Vec<u8>, body: Vec<u8>) {
+            let _ = decode::<Proposal>(bytes.into(), MESSAGE_LEN_MAX);
+            let bytes = Envelope { version: 1, critical: 0, body: body.into(), attached: Bytes::new() }.encode_to_vec();
+            let _ = decode::<Cluster>(Bytes::from(bytes.clone()), MESSAGE_LEN_MAX);
+            let _ = decode::<Vec<Change>>(bytes.into(), MESSAGE_LEN_MAX);
+        }
+
+        #[test]
+        fn damaged_bytes_never_panic(at: prop::sample::Index, with: u8) {
+            let mut bytes = encode(&proposal()).to_vec();
+            let at = at.index(bytes.len());
+            bytes[at] = with;
+            let _ = decode::<Proposal>(bytes.into(), MESSAGE_LEN_MAX);
+        }
+    }
+}

@@ -1,0 +1,162 @@
+//! Placement nodes in one process, over a transport in memory that loses what it is told to lose.
+#![allow(dead_code, reason = "each test and bench uses its part")]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use flow::SiteId;
+use placement::core::{Command, SiteSpec};
+use placement::node::{Caller, Node, NodeConfig, NodeId, RaftTimings, Role, Transport, TransportError};
+use tempfile::TempDir;
+
+/// The wires between all nodes and clients.
+#[derive(Default)]
+pub struct Wires {
+    nodes: Mutex<BTreeMap<NodeId, Node>>,
+    /// Nodes that nobody reaches and that reach nobody.
+    pub cut: Mutex<BTreeSet<NodeId>>,
+}
+
+impl Wires {
+    fn reach(&self, from: Option<NodeId>, to: NodeId) -> Result<Node, TransportError> {
+        let cut = self.cut.lock().unwrap();
+        let lost = cut.contains(&to) || from.is_some_and(|from| cut.contains(&from));
+        let node = self.nodes.lock().unwrap().get(&to).cloned().filter(|_| !lost);
+        node.ok_or(TransportError::Unreachable { to, reason: "cut".into() })
+    }
+}
+
+/// From one node to the others.
+struct PeerWire {
+    from: NodeId,
+    wires: Arc<Wires>,
+}
+
+#[async_trait]
+impl Transport for PeerWire {
+    async fn call(&self, to: NodeId, request: Bytes) -> Result<Bytes, TransportError> {
+        let node = self.wires.reach(Some(self.from), to)?;
+        Ok(node.handle_peer(self.from, request).await)
+    }
+}
+
+/// From an agent to the nodes.
+pub struct ClientWire {
+    pub caller: Caller,
+    pub wires: Arc<Wires>,
+}
+
+#[async_trait]
+impl Transport for ClientWire {
+    async fn call(&self, to: NodeId, request: Bytes) -> Result<Bytes, TransportError> {
+        let node = self.wires.reach(None, to)?;
+        Ok(node.handle_client(&self.caller, request).await)
+    }
+}
+
+/// A group of nodes, each with its directory.
+pub struct Group {
+    pub wires: Arc<Wires>,
+    dirs: TempDir,
+    pub snapshot_every: u64,
+}
+
+impl Group {
+    pub fn new() -> Self {
+        Self { wires: Arc::default(), dirs: TempDir::new().unwrap(), snapshot_every: 10_000 }
+    }
+
+    /// Three nodes that have elected a leader.
+    pub async fn of_three() -> Self {
+        let group = Self::new();
+        for id in 1..=3 {
+            group.start(id).await;
+        }
+        group.node(1).initialize((1..=3).map(|id| (id, format!("node-{id}"))).collect()).await.unwrap();
+        group.leader().await;
+        group
+    }
+
+    fn dir(&self, id: NodeId) -> PathBuf {
+        self.dirs.path().join(id.to_string())
+    }
+
+    pub async fn start(&self, id: NodeId) {
+        let config = NodeConfig {
+            raft: RaftTimings {
+                heartbeat: Duration::from_millis(50),
+                election_min: Duration::from_millis(300),
+                election_max: Duration::from_millis(600),
+            },
+            snapshot_every: self.snapshot_every,
+            deadline: Duration::from_secs(2),
+            ..NodeConfig::new(id, self.dir(id))
+        };
+        let wire = Arc::new(PeerWire { from: id, wires: self.wires.clone() });
+        for _ in 0..200 {
+            // A node that was stopped may hold its file for a moment more.
+            if let Ok(node) = Node::start(config.clone(), wire.clone()).await {
+                self.wires.nodes.lock().unwrap().insert(id, node);
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        panic!("node {id} does not start");
+    }
+
+    pub async fn stop(&self, id: NodeId) {
+        let node = self.wires.nodes.lock().unwrap().remove(&id).unwrap();
+        node.shutdown().await;
+    }
+
+    pub fn node(&self, id: NodeId) -> Node {
+        self.wires.nodes.lock().unwrap()[&id].clone()
+    }
+
+    pub fn client(&self, caller: Caller) -> placement::client::Client {
+        let wire = ClientWire { caller, wires: self.wires.clone() };
+        placement::client::Client::new(Arc::new(wire), vec![1, 2, 3])
+    }
+
+    /// Waits until a node that is not cut off leads.
+    pub async fn leader(&self) -> NodeId {
+        let mut found = None;
+        eventually("a leader", || {
+            let cut = self.wires.cut.lock().unwrap().clone();
+            let nodes = self.wires.nodes.lock().unwrap();
+            let leads = |(id, node): (&NodeId, &Node)| {
+                (!cut.contains(id) && node.status().role == Role::Leader).then_some(*id)
+            };
+            found = nodes.iter().find_map(leads);
+            found.is_some()
+        })
+        .await;
+        found.unwrap()
+    }
+}
+
+/// Waits up to 15 s for something to become true.
+pub async fn eventually(what: &str, mut done: impl FnMut() -> bool) {
+    for _ in 0..1500 {
+        if done() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("{what} did not come about");
+}
+
+pub fn put_site(id: u8) -> Command {
+    Command::PutSite(SiteSpec {
+        id: SiteId(id),
+        name: format!("site-{id}"),
+        latitude: None,
+        longitude: None,
+        endpoint: format!("[::1]:{id}"),
+        capacity_pps: 1_000_000,
+    })
+}

@@ -1,0 +1,194 @@
+//! Three nodes: elections, lost leaders, restarts, snapshots, membership.
+
+mod common;
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use common::{Group, eventually, put_site};
+use flow::nat::NatSpec;
+use flow::{GroupId, ServiceId, SiteId};
+use placement::client::ClientError;
+use placement::core::{
+    Change, Command, GroupReport, MoveOutcome, MoveReason, MoveSummary, Ordering, Outcome, PeerRtt, Service,
+    SiteReport, Timeouts,
+};
+use placement::node::{Caller, ProposeError};
+
+fn operator() -> Caller {
+    Caller::Operator("alice".into())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_client_goes_on_when_the_leader_dies_and_the_dead_node_comes_back_from_disk() {
+    let group = Group::of_three().await;
+    let client = group.client(operator());
+    client.propose(put_site(1)).await.unwrap();
+    let first = group.leader().await;
+    group.stop(first).await;
+    client.propose(put_site(2)).await.unwrap();
+    let second = group.leader().await;
+    assert_ne!(first, second);
+    client.propose(put_site(3)).await.unwrap();
+
+    group.start(first).await;
+    eventually("the dead node has all sites", || group.node(first).cluster().sites.len() == 3).await;
+    let state = group.node(second).linearizable().await.unwrap();
+    assert_eq!(*group.node(first).linearizable().await.unwrap(), *state);
+    let actors: BTreeSet<_> = state.audit.iter().map(|entry| entry.actor.clone()).collect();
+    assert!(actors.contains("alice"), "{actors:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn all_nodes_stop_and_nothing_is_forgotten() {
+    let group = Group::of_three().await;
+    let leader = group.leader().await;
+    for id in 1..=20 {
+        group.node(leader).propose("alice", put_site(id)).await.unwrap();
+    }
+    for id in 1..=3 {
+        group.stop(id).await;
+    }
+    for id in 1..=3 {
+        group.start(id).await;
+    }
+    let leader = group.leader().await;
+    assert_eq!(group.node(leader).linearizable().await.unwrap().sites.len(), 20);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_that_is_cut_off_commits_nothing_and_steps_back() {
+    let group = Group::of_three().await;
+    let old = group.leader().await;
+    group.wires.cut.lock().unwrap().insert(old);
+    let lost = group.node(old).propose("alice", put_site(9)).await;
+    assert!(matches!(lost, Err(ProposeError::Timeout { .. } | ProposeError::NotLeader { .. })), "{lost:?}");
+    assert!(group.node(old).linearizable().await.is_err());
+    let new = group.leader().await;
+    group.node(new).propose("alice", put_site(1)).await.unwrap();
+    group.wires.cut.lock().unwrap().clear();
+    eventually("the old leader follows", || group.node(old).cluster().sites.contains_key(&SiteId(1))).await;
+    assert!(!group.node(old).cluster().sites.contains_key(&SiteId(9)));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_new_node_gets_a_snapshot_then_a_vote_and_an_old_one_leaves() {
+    let mut group = Group::new();
+    group.snapshot_every = 20;
+    for id in 1..=3 {
+        group.start(id).await;
+    }
+    group.node(1).initialize((1..=3).map(|id| (id, format!("node-{id}"))).collect()).await.unwrap();
+    let leader = group.node(group.leader().await);
+    for id in 0..100 {
+        leader.propose("alice", put_site(id)).await.unwrap();
+    }
+    eventually("a snapshot", || leader.status().snapshot.is_some_and(|at| at > 50)).await;
+    group.start(4).await;
+    leader.add_learner(4, "node-4".into()).await.unwrap();
+    eventually("the new node has all", || group.node(4).cluster().sites.len() == 100).await;
+    assert!(group.node(4).status().snapshot.is_some());
+
+    let leaves = (1..=3).find(|&id| id != leader.status().id).unwrap();
+    let voters: BTreeSet<u64> = (1..=4).filter(|&id| id != leaves).collect();
+    leader.change_membership(voters.clone()).await.unwrap();
+    let members: BTreeSet<u64> = leader.status().members.iter().map(|member| member.id).collect();
+    assert_eq!(members, voters);
+    leader.transfer(4).await.unwrap();
+    eventually("the new node leads", || group.node(4).leader() == Some(4)).await;
+    group.node(4).propose("alice", put_site(200)).await.unwrap();
+    group.node(4).remove(leader.status().id).await.unwrap();
+    assert_eq!(group.node(4).status().members.len(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn watches_bring_everything_once_then_differences() {
+    let group = Group::of_three().await;
+    let client = group.client(operator());
+    client.propose(put_site(1)).await.unwrap();
+    let all = client.watch(0, Duration::from_secs(5)).await;
+    assert!(all.reset && all.changes.iter().any(|change| matches!(change, Change::Site(_))));
+    let none = client.watch(all.revision, Duration::from_millis(50)).await;
+    assert_eq!((none.revision, none.reset, none.changes.len()), (all.revision, false, 0));
+    let watch = client.watch(all.revision, Duration::from_secs(5));
+    let (next, _) = tokio::join!(watch, client.propose(put_site(2)));
+    assert!(!next.reset);
+    assert!(matches!(next.changes.as_slice(), [Change::Site(site)] if site.id == SiteId(2)), "{next:?}");
+}
+
+fn group_id() -> GroupId {
+    "1:100.64.0.0/24".parse().unwrap()
+}
+
+fn service() -> Service {
+    Service {
+        id: ServiceId::new(1).unwrap(),
+        name: "nat".into(),
+        nat: NatSpec {
+            clients: vec!["100.64.0.0/24".parse().unwrap()],
+            pool: vec!["192.0.2.0/29".parse().unwrap()],
+            ports_per_subscriber: 1024,
+            first_port: 1024,
+            port_key: 0,
+        },
+        timeouts: Timeouts::default(),
+        ordering: Ordering::Strict,
+        group_len: 24,
+    }
+}
+
+/// Sites say that all clients come in at site 2, so the leader moves the group there; the agents take it
+/// through, and only in their own names.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn reports_lead_to_a_move_that_only_its_parties_take_through() {
+    let group = Group::of_three().await;
+    let client = group.client(operator());
+    for id in 1..=2 {
+        client.propose(put_site(id)).await.unwrap();
+    }
+    client.propose(Command::PutService { service: service(), owner: Some(SiteId(1)) }).await.unwrap();
+    let agent = |id: u8| group.client(Caller::Site(format!("site-{id}")));
+    let (source, target) = (agent(1), agent(2));
+    let load = GroupReport {
+        group: group_id(),
+        packets_per_s: 1000,
+        flows: 10,
+        inside_ingress: vec![(SiteId(2), 900), (SiteId(1), 100)],
+        outside_ingress: vec![(SiteId(2), 1)],
+        remote_rtt_us: None,
+    };
+    let peers = vec![PeerRtt { site: SiteId(2), rtt_us: 40_000 }];
+    let report = SiteReport { site: SiteId(1), groups: vec![load], peers, ..SiteReport::default() };
+    let wrong = source.report(SiteReport { site: SiteId(2), ..SiteReport::default() }).await;
+    assert!(matches!(wrong, Err(ClientError::Refused(ProposeError::Forbidden { .. }))), "{wrong:?}");
+
+    let leader = group.node(group.leader().await);
+    let mut present = None;
+    for _ in 0..100 {
+        source.report(report.clone()).await.unwrap();
+        target.report(SiteReport { site: SiteId(2), ..SiteReport::default() }).await.unwrap();
+        present = leader.cluster().moves.values().next().cloned();
+        if present.is_some() {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    let present = present.expect("the leader starts a move");
+    assert_eq!((present.from, present.to, present.reason), (SiteId(1), SiteId(2), MoveReason::Delay));
+    let explanation = leader.explain(&group_id()).unwrap().unwrap();
+    assert_eq!(explanation.best, Some(SiteId(2)));
+
+    let switch = Command::Switch { move_id: present.id, by: SiteId(1) };
+    assert!(matches!(
+        target.propose(switch.clone()).await,
+        Err(ClientError::Refused(ProposeError::Forbidden { .. }))
+    ));
+    assert_eq!(source.propose(switch).await, Ok(Outcome::Done));
+    let served = Command::Served { move_id: present.id, by: SiteId(2), summary: MoveSummary::default() };
+    assert_eq!(target.propose(served).await, Ok(Outcome::Done));
+    let cluster = leader.cluster();
+    assert_eq!(cluster.groups[&group_id()].owner, SiteId(2));
+    assert_eq!(cluster.finished(present.id).unwrap().outcome, MoveOutcome::Done);
+    eventually("silent sites lose their lease", || leader.cluster().sites.values().all(|site| !site.alive))
+        .await;
+}
