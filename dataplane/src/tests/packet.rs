@@ -1,1 +1,142 @@
+use super::*;
+use etherparse::PacketBuilder;
+use flow::SiteId;
+use flow::steer::Side;
+use proptest::prelude::*;
 
+fn tagged(ip: &[u8]) -> Vec<u8> {
+    let mut frame = vec![0; 12];
+    frame.extend(0x8100u16.to_be_bytes());
+    frame.extend(Tag::Direct(Side::Inside, SiteId(1)).vlan().to_be_bytes());
+    frame.extend(0x0800u16.to_be_bytes());
+    frame.extend_from_slice(ip);
+    frame
+}
+
+fn build(protocol: Protocol, from: ([u8; 4], u16), to: ([u8; 4], u16), payload: &[u8]) -> Vec<u8> {
+    let ip = PacketBuilder::ipv4(from.0, to.0, 64);
+    let mut bytes = Vec::new();
+    match protocol {
+        Protocol::Udp => ip.udp(from.1, to.1).write(&mut bytes, payload),
+        Protocol::Tcp => ip.tcp(from.1, to.1, 7, 1000).syn().write(&mut bytes, payload),
+        _ => ip.icmpv4_echo_request(from.1, 9).write(&mut bytes, payload),
+    }
+    .unwrap();
+    tagged(&bytes)
+}
+
+/// Transport checksum over a frame, by full computation; all ones when it is right.
+fn transport_sum(frame: &[u8]) -> u16 {
+    let ip = ip_bytes(frame).unwrap();
+    let header_len = usize::from(ip[0] & 0xf) * 4;
+    let mut bytes = ip[header_len..].to_vec();
+    if ip[9] != 1 {
+        if bytes.len() % 2 == 1 {
+            bytes.push(0);
+        }
+        bytes.extend_from_slice(&ip[12..20]);
+        bytes.extend_from_slice(&[0, ip[9]]);
+        bytes.extend(((ip.len() - header_len) as u16).to_be_bytes());
+    }
+    ones_complement(&bytes)
+}
+
+fn headers(frame: &[u8]) -> Headers {
+    match parse(frame).unwrap().content {
+        Content::Flow(headers) => headers,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn protocols() -> impl Strategy<Value = Protocol> {
+    prop_oneof![Just(Protocol::Tcp), Just(Protocol::Udp), Just(Protocol::Icmp)]
+}
+
+proptest! {
+    #[test]
+    fn a_translated_packet_has_the_checksums_of_full_computation(
+        protocol in protocols(), a: [u8; 4], b: [u8; 4], p: u16, q: u16, to: u32, port: u16, source: bool,
+        payload in proptest::collection::vec(any::<u8>(), 0..40),
+    ) {
+        let mut frame = build(protocol, (a, p), (b, q), &payload);
+        let before = headers(&frame);
+        prop_assert_eq!(transport_sum(&frame), 0xffff);
+        let end = if source { End::Source } else { End::Destination };
+        translate(&mut frame, &before, end, to, port);
+        let after = headers(&frame);
+        prop_assert_eq!(after.ttl, before.ttl - 1);
+        prop_assert_eq!(transport_sum(&frame), 0xffff);
+        let (address, got) = match end {
+            End::Source => (after.source, after.source_port),
+            End::Destination => (after.destination, after.destination_port),
+        };
+        prop_assert_eq!((address, got), (to, port));
+        prop_assert!(ip_bytes(&frame).unwrap().ends_with(&payload));
+    }
+
+    #[test]
+    fn no_bytes_make_the_parser_panic(bytes in proptest::collection::vec(any::<u8>(), 0..120)) {
+        let _ = parse(&tagged(&bytes));
+        let _ = parse(&bytes);
+    }
+
+    #[test]
+    fn a_broken_packet_is_rewritten_or_refused_but_never_panics(
+        protocol in protocols(), at in 18usize..70, value: u8, cut in 18usize..80,
+    ) {
+        let mut frame = build(protocol, ([10, 0, 0, 1], 5), ([10, 0, 0, 2], 6), &[7; 24]);
+        if at < frame.len() { frame[at] = value; }
+        frame.truncate(cut);
+        match parse(&frame).map(|parsed| parsed.content) {
+            Ok(Content::Flow(headers)) => translate(&mut frame, &headers, End::Source, 1, 2),
+            Ok(Content::Error(error)) => translate_error(&mut frame, &error, End::Source, 1, (1, 2)),
+            Ok(Content::Marker(..)) | Err(_) => {}
+        }
+    }
+}
+
+#[test]
+fn a_udp_checksum_of_zero_stays_zero() {
+    let mut frame = build(Protocol::Udp, ([10, 0, 0, 1], 5), ([10, 0, 0, 2], 6), b"x");
+    frame[IP + 26..IP + 28].copy_from_slice(&[0, 0]);
+    let parsed = headers(&frame);
+    translate(&mut frame, &parsed, End::Source, 99, 98);
+    assert_eq!(&frame[IP + 26..IP + 28], [0, 0]);
+}
+
+#[test]
+fn the_edges_of_incremental_checksums_are_those_of_rfc_1624() {
+    // The example of RFC 1624, section 4.
+    assert_eq!(Delta::default().word(0x5555, 0x3285).apply(0xdd2f), 0x0000);
+    for (old, new) in [(0, 0xffff), (0xffff, 0), (0, 0), (0xffff, 0xffff), (1, 0xfffe)] {
+        let rest = 0x1234u16;
+        let sum = |word: u16| !ones_complement(&[rest.to_be_bytes(), word.to_be_bytes()].concat());
+        let got = Delta::default().word(old, new).apply(sum(old));
+        assert_eq!(fold(u32::from(!got) + 0), fold(u32::from(!sum(new))), "{old:x} {new:x}");
+    }
+}
+
+#[test]
+fn a_damaged_packet_stays_damaged() {
+    let mut frame = build(Protocol::Udp, ([10, 0, 0, 1], 5), ([10, 0, 0, 2], 6), b"payload");
+    let last = frame.len() - 1;
+    frame[last] ^= 1;
+    let parsed = headers(&frame);
+    translate(&mut frame, &parsed, End::Source, 99, 98);
+    assert_ne!(transport_sum(&frame), 0xffff);
+}
+
+#[test]
+fn fragments_and_unknown_protocols_are_unsupported_and_a_bad_header_sum_is_refused() {
+    let good = build(Protocol::Udp, ([10, 0, 0, 1], 5), ([10, 0, 0, 2], 6), b"x");
+    let mut bad = good.clone();
+    bad[IP + 10] ^= 1;
+    assert_eq!(parse(&bad), Err(Reject::Checksum));
+    let mut fragment = good.clone();
+    fragment[IP + 6] = 0x20;
+    assert_eq!(parse(&fragment), Err(Reject::Unsupported));
+    assert_eq!(parse(&good[..30]), Err(Reject::Malformed));
+    let mut untagged = good;
+    untagged[12] = 8;
+    assert_eq!(parse(&untagged), Err(Reject::Malformed));
+}

@@ -1,0 +1,3 @@
+//! The group machine: states, events, and moves between two workers.
+
+use super::*;

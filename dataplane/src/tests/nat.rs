@@ -1,0 +1,283 @@
+//! Rows of RFC 4787, 5382, 5508, 6888, 7857.
+
+use super::*;
+
+fn a() -> (u32, u16) {
+    (address("100.64.0.1"), 5000)
+}
+
+fn b() -> (u32, u16) {
+    (address("100.64.0.2"), 5000)
+}
+
+fn s1() -> (u32, u16) {
+    (address("203.0.113.1"), 53)
+}
+
+fn s2() -> (u32, u16) {
+    (address("203.0.113.2"), 443)
+}
+
+/// RFC 4787 REQ-1, RFC 5382 REQ-1.
+#[test]
+fn one_outside_endpoint_per_inside_endpoint_whatever_the_destination_even_after_collisions() {
+    let mut lab = Lab::serving(4);
+    let mut outside = BTreeMap::new();
+    // Four ports, four endpoints: most preferred places collide.
+    for port in 0..4u16 {
+        for to in [s1(), s2(), (s1().0, 99)] {
+            let seen = lab.inside(udp((a().0, 6000 + port), to, b"x")).unwrap();
+            assert_eq!(*outside.entry(port).or_insert(seen.source), seen.source);
+        }
+    }
+    let distinct: BTreeSet<_> = outside.values().collect();
+    assert_eq!(distinct.len(), 4);
+}
+
+/// RFC 4787 REQ-3; RFC 6888 REQ-2: one address per subscriber, ports of his own block.
+#[test]
+fn two_inside_endpoints_never_share_an_outside_port() {
+    let mut lab = Lab::serving(64);
+    let mut seen = BTreeSet::new();
+    for host in 1..40 {
+        for port in 0..32 {
+            let from = (address("100.64.0.0") + host, 1000 + port);
+            assert!(seen.insert(lab.inside(udp(from, s1(), b"")).unwrap().source));
+        }
+    }
+}
+
+/// RFC 4787 REQ-8, RFC 6888 REQ-7.
+#[test]
+fn any_remote_may_use_a_mapping_and_nobody_may_without_one() {
+    let mut lab = Lab::serving(64);
+    let mapped = lab.inside(udp(a(), s1(), b"")).unwrap().source;
+    let seen = lab.outside(udp(s2(), mapped, b"hi")).unwrap();
+    assert_eq!((seen.tag, seen.destination, seen.source), (Tag::ToClient(HERE), a(), s2()));
+    assert_eq!(lab.worker.counters().flows, 2);
+    assert_eq!(lab.outside(udp(s2(), (mapped.0, mapped.1 ^ 1), b"hi")), None);
+    assert_eq!(lab.worker.counters().dropped_no_mapping, 1);
+    // RFC 7857, section 5: a UDP hole is not usable by TCP.
+    assert!(lab.send(tcp(s2(), mapped, SYN), Tag::Direct(Side::Outside, HERE)).is_empty());
+}
+
+/// RFC 4787 REQ-9, RFC 5382 REQ-8.
+#[test]
+fn hairpin_packets_arrive_with_the_outside_source() {
+    let mut lab = Lab::serving(64);
+    let of_b = lab.inside(udp(b(), s1(), b"")).unwrap().source;
+    let out = lab.inside(udp(a(), of_b, b"hello")).unwrap();
+    assert_eq!(out.tag, Tag::ToOutside);
+    let back = lab.outside(udp(out.source, out.destination, b"hello")).unwrap();
+    assert_eq!((back.source, back.destination), (out.source, b()));
+    assert_eq!(lab.worker.counters().hairpinned, 1);
+}
+
+/// RFC 4787 REQ-5 and 6.
+#[test]
+fn a_udp_mapping_lives_300_seconds_after_the_last_packet() {
+    let mut lab = Lab::serving(64);
+    let mapped = lab.inside(udp(a(), s1(), b"")).unwrap().source;
+    lab.seconds(299);
+    assert!(lab.outside(udp(s1(), mapped, b"")).is_some());
+    lab.seconds(200);
+    assert!(lab.inside(udp(a(), s1(), b"")).is_some());
+    lab.seconds(299);
+    assert_eq!(lab.worker.counters().flows, 1);
+    lab.seconds(4);
+    assert_eq!(lab.worker.counters().flows, 0);
+    assert_eq!(lab.outside(udp(s1(), mapped, b"")), None);
+}
+
+/// RFC 5382 REQ-5.
+#[test]
+fn tcp_lives_7440_seconds_established_and_240_half_open() {
+    let mut lab = Lab::serving(64);
+    let tag = Tag::Direct(Side::Inside, HERE);
+    let back = Tag::Direct(Side::Outside, HERE);
+    let mapped = see(&lab.send(tcp(a(), s1(), SYN), tag)[0]).source;
+    lab.seconds(239);
+    assert_eq!(lab.send(tcp(s1(), mapped, SYN | ACK), back).len(), 1);
+    lab.seconds(7_439);
+    assert_eq!(lab.send(tcp(s1(), mapped, ACK), back).len(), 1);
+    // RFC 7857, section 2.2: a reset leaves 240 seconds.
+    assert_eq!(lab.send(tcp(s1(), mapped, RST), back).len(), 1);
+    lab.seconds(239);
+    assert_eq!(lab.worker.counters().flows, 1);
+    lab.seconds(4);
+    assert_eq!(lab.worker.counters().flows, 0);
+}
+
+/// RFC 5382 REQ-2a.
+#[test]
+fn simultaneous_open_and_half_close_pass() {
+    let mut lab = Lab::serving(64);
+    let (inside, outside) = (Tag::Direct(Side::Inside, HERE), Tag::Direct(Side::Outside, HERE));
+    let mapped = see(&lab.send(tcp(a(), s1(), SYN), inside)[0]).source;
+    for (frame, tag) in [
+        (tcp(s1(), mapped, SYN), outside),
+        (tcp(a(), s1(), SYN | ACK), inside),
+        (tcp(s1(), mapped, SYN | ACK), outside),
+        (tcp(a(), s1(), FIN | ACK), inside),
+        (tcp(s1(), mapped, ACK), outside),
+        (tcp(s1(), mapped, FIN | ACK), outside),
+        (tcp(a(), s1(), ACK), inside),
+    ] {
+        assert_eq!(lab.send(frame, tag).len(), 1);
+    }
+    lab.seconds(245);
+    assert_eq!(lab.worker.counters().flows, 0);
+}
+
+/// RFC 5508 REQ-1.
+#[test]
+fn echo_identifiers_are_mapped_like_ports() {
+    let mut lab = Lab::serving(64);
+    let of_a = lab.inside(echo(8, a().0, s1().0, 77)).unwrap();
+    let again = lab.inside(echo(8, a().0, s2().0, 77)).unwrap();
+    let of_b = lab.inside(echo(8, b().0, s1().0, 77)).unwrap();
+    assert_eq!(of_a.source, again.source);
+    assert_ne!(of_a.source, of_b.source);
+    let back = lab.outside(echo(0, s1().0, of_a.source.0, of_a.source.1)).unwrap();
+    assert_eq!(back.destination, (a().0, 77));
+}
+
+fn error_about(quoted: &[u8], from: u32, to: u32) -> Vec<u8> {
+    let mut icmp = vec![3, 4, 0, 0, 0, 0, 5, 0];
+    icmp.extend_from_slice(quoted);
+    let sum = !packet::ones_complement(&icmp);
+    icmp[2..4].copy_from_slice(&sum.to_be_bytes());
+    packet::build_ip(Tag::ToOutside, 1, from, to, &icmp)
+}
+
+fn error_of(frame: &[u8]) -> IcmpError {
+    match packet::parse(frame).unwrap().content {
+        Content::Error(error) => error,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// RFC 5508 REQ-4 and 6, RFC 4787 REQ-12, RFC 5382 REQ-10.
+#[test]
+fn an_error_from_outside_reaches_the_client_with_its_own_packet_in_it_and_changes_nothing() {
+    let mut lab = Lab::serving(64);
+    let out = lab.send(tcp(a(), s1(), SYN), Tag::Direct(Side::Inside, HERE)).remove(0);
+    let mapped = see(&out).source;
+    let router = address("192.0.2.9");
+    // Quoted with eight bytes of TCP only.
+    let error = error_about(&out[packet::IP..packet::IP + 28], router, mapped.0);
+    lab.seconds(200);
+    let got = lab.send(error.clone(), Tag::Direct(Side::Outside, HERE)).remove(0);
+    let parsed = error_of(&got);
+    assert_eq!((parsed.outer.source, parsed.outer.destination), (router, a().0));
+    assert_eq!((parsed.inner.source, parsed.inner.source_port), a());
+    assert_eq!((parsed.inner.destination, parsed.inner.destination_port), s1());
+    lab.seconds(45);
+    assert_eq!(lab.worker.counters().flows, 0, "the error did not refresh");
+    assert!(lab.send(error, Tag::Direct(Side::Outside, HERE)).is_empty());
+    assert_eq!(lab.worker.counters().flows, 0, "the error did not create");
+}
+
+/// RFC 5508 REQ-5.
+#[test]
+fn an_error_from_inside_leaves_with_outside_addresses() {
+    let mut lab = Lab::serving(64);
+    let mapped = lab.inside(udp(a(), s1(), b"")).unwrap().source;
+    let reply = lab.send(udp(s1(), mapped, b"reply"), Tag::Direct(Side::Outside, HERE)).remove(0);
+    let error = error_about(packet::ip_bytes(&reply).unwrap(), a().0, s1().0);
+    let got = error_of(&lab.send(error, Tag::Direct(Side::Inside, HERE)).remove(0));
+    assert_eq!((got.outer.source, got.outer.destination), (mapped.0, s1().0));
+    assert_eq!((got.inner.destination, got.inner.destination_port), mapped);
+    assert_eq!((got.inner.source, got.inner.source_port), s1());
+}
+
+/// RFC 5508 REQ-3.
+#[test]
+fn an_error_with_a_bad_checksum_is_dropped() {
+    let mut lab = Lab::serving(64);
+    let out = lab.send(udp(a(), s1(), b""), Tag::Direct(Side::Inside, HERE)).remove(0);
+    let mut error = error_about(&out[packet::IP..packet::IP + 28], s1().0, see(&out).source.0);
+    let last = error.len() - 1;
+    error[last] ^= 1;
+    assert!(lab.send(error, Tag::Direct(Side::Outside, HERE)).is_empty());
+    assert_eq!(lab.worker.counters().dropped_bad_checksum, 1);
+}
+
+/// RFC 6888 REQ-4 and 11.
+#[test]
+fn an_exhausted_block_refuses_tells_the_client_and_evicts_nothing() {
+    let mut lab = Lab::serving(4);
+    let first: Vec<_> = (0..4).map(|port| lab.inside(udp((a().0, port + 1), s1(), b"")).unwrap()).collect();
+    let refused = lab.send(udp((a().0, 9), s1(), b""), Tag::Direct(Side::Inside, HERE));
+    assert_eq!(packet::destination(&refused[0]), Some(a().0));
+    assert_eq!(&refused[0][packet::IP + 20..packet::IP + 22], [3, 1], "host unreachable");
+    assert_eq!(lab.worker.counters().dropped_port_block_exhausted, 1);
+    for seen in first {
+        assert!(lab.outside(udp(s1(), seen.source, b"")).is_some());
+    }
+    assert!(lab.inside(udp(b(), s1(), b"")).is_some(), "others are not affected");
+    let told: usize =
+        (0..500).map(|_| lab.send(udp((a().0, 9), s1(), b""), Tag::Direct(Side::Inside, HERE)).len()).sum();
+    assert!(told < 120, "{told} errors in a second");
+}
+
+#[test]
+fn a_full_table_refuses_new_flows_and_keeps_the_old() {
+    let mut lab = Lab::with(Settings { site: HERE, flow_capacity: 2, ..Settings::default() }, 64);
+    lab.ask(Request::Serve { group: group_id(), epoch: Epoch(1) });
+    assert!(lab.inside(udp(a(), s1(), b"")).is_some());
+    assert!(lab.inside(udp(a(), s2(), b"")).is_some());
+    assert!(lab.inside(udp(b(), s2(), b"")).is_none());
+    assert!(lab.inside(udp(a(), s1(), b"")).is_some());
+    assert_eq!(lab.worker.counters().dropped_table_full, 1);
+}
+
+#[test]
+fn the_last_hop_is_dropped_both_ways_and_makes_no_state() {
+    let mut lab = Lab::serving(64);
+    let mut frame = udp(a(), s1(), b"");
+    frame[packet::IP + 8] = 1;
+    let sum = [0, 0];
+    frame[packet::IP + 10..packet::IP + 12].copy_from_slice(&sum);
+    let sum = !packet::ones_complement(&frame[packet::IP..packet::IP + 20]);
+    frame[packet::IP + 10..packet::IP + 12].copy_from_slice(&sum.to_be_bytes());
+    assert!(lab.inside(frame).is_none());
+    assert_eq!((lab.worker.counters().dropped_ttl, lab.worker.counters().flows), (1, 0));
+}
+
+#[test]
+fn replies_follow_the_client_to_the_site_where_it_came_in_last() {
+    let mut lab = Lab::serving(64);
+    let mapped = lab.inside(udp(a(), s1(), b"")).unwrap().source;
+    lab.send(udp(a(), s1(), b""), Tag::Direct(Side::Inside, THERE));
+    assert_eq!(lab.outside(udp(s1(), mapped, b"")).unwrap().tag, Tag::ToClient(THERE));
+    lab.send(udp(a(), s1(), b""), Tag::Relayed(Side::Inside, HERE));
+    assert_eq!(lab.outside(udp(s1(), mapped, b"")).unwrap().tag, Tag::ToClient(THERE));
+    assert_eq!(lab.outside(udp(s2(), mapped, b"")).unwrap().tag, Tag::ToClient(THERE));
+}
+
+#[test]
+fn handshakes_give_round_trips_of_both_sides_and_retransmissions_do_not() {
+    let mut lab = Lab::serving(64);
+    let (inside, outside) = (Tag::Direct(Side::Inside, HERE), Tag::Direct(Side::Outside, HERE));
+    for (port, again) in [(1, false), (2, true)] {
+        let from = (a().0, port);
+        let mapped = see(&lab.send(tcp(from, s1(), SYN), inside)[0]).source;
+        if again {
+            lab.send(tcp(from, s1(), SYN), inside);
+        }
+        lab.after(20_000);
+        lab.send(tcp(s1(), mapped, SYN | ACK), outside);
+        lab.after(5_000);
+        lab.send(tcp(from, s1(), ACK), inside);
+    }
+    let events = lab.ask(Request::Stats);
+    let [Event::Stats(stats)] = &events[..] else { panic!("{events:?}") };
+    let seen: Vec<_> = stats.round_trips.iter().map(|r| (r.prefix.to_string(), r.remote, r.count, r.mean_us)).collect();
+    assert_eq!(
+        seen,
+        [("100.64.0.0/24".to_owned(), false, 1, 5_000), ("203.0.113.0/24".to_owned(), true, 1, 20_000)]
+    );
+    assert_eq!(stats.groups[0].packets, 7);
+    assert_eq!(stats.groups[0].inside_ingress, [(HERE, 5)]);
+}
