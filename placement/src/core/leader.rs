@@ -44,8 +44,9 @@ pub struct Brain {
     reported: BTreeMap<SiteId, Micros>,
     /// When this leader first saw each move prepare.
     moves: BTreeMap<MoveId, Micros>,
-    /// When this leader saw each group come to its present owner; absent: before it was leader.
-    arrived: BTreeMap<GroupId, (u64, Micros)>,
+    /// The last change of each group, and when this leader saw it; `None` for what it found or was created: a
+    /// first owner may be far from good.
+    arrived: BTreeMap<GroupId, (u64, Option<Micros>)>,
     model: Model,
     next_round: Micros,
 }
@@ -144,19 +145,17 @@ impl Brain {
         self.remember_groups(cluster, now);
         self.model.forget_missing(cluster);
         let dwell = Micros::from_secs(cluster.policy.min_dwell_s.into());
-        let rested =
-            |group: &GroupId| self.arrived.get(group).is_none_or(|&(_, since)| now.since(since) >= dwell);
+        let arrived = |group: &GroupId| self.arrived.get(group).and_then(|(_, since)| *since);
+        let rested = |group: &GroupId| arrived(group).is_none_or(|since| now.since(since) >= dwell);
         solve::solve(cluster, &self.model, &rested, now)
     }
 
     fn remember_groups(&mut self, cluster: &Cluster, now: Micros) {
         self.arrived.retain(|group, _| cluster.groups.contains_key(group));
-        let first = self.arrived.is_empty();
         for group in cluster.groups.values() {
-            let seen =
-                self.arrived.entry(group.id).or_insert((group.changed, if first { Micros(0) } else { now }));
+            let seen = self.arrived.entry(group.id).or_insert((group.changed, None));
             if seen.0 != group.changed {
-                *seen = (group.changed, now);
+                *seen = (group.changed, Some(now));
             }
         }
     }

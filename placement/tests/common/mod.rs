@@ -1,5 +1,5 @@
 //! Placement nodes in one process, over a transport in memory that loses what it is told to lose.
-#![allow(dead_code, reason = "each test and bench uses its part")]
+#![allow(dead_code, unreachable_pub, reason = "each test and bench uses its part")]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
