@@ -145,6 +145,8 @@ pub struct Hold<B> {
     pub relayed: VecDeque<Held<B>>,
     /// In the order of arrival.
     pub direct: VecDeque<Held<B>>,
+    /// Relaxed: packets to mappings that only the source knows, which relayed them. Served after the join.
+    pub parked: VecDeque<Held<B>>,
     /// Ingresses that are behind.
     pub late: Vec<Late<B>>,
     /// Longest wait after the first packet of a late ingress.
@@ -162,6 +164,7 @@ impl<B> Default for Hold<B> {
         Self {
             relayed: VecDeque::new(),
             direct: VecDeque::new(),
+            parked: VecDeque::new(),
             late: Vec::new(),
             late_bound: Micros(0),
             total: 0,
@@ -181,6 +184,12 @@ impl<B> Hold<B> {
     /// The next packet to be served.
     pub fn pop(&mut self) -> Option<Held<B>> {
         self.relayed.pop_front().or_else(|| self.direct.pop_front())
+    }
+
+    /// The join: parked packets are older than all others.
+    pub fn unpark(&mut self) {
+        self.parked.append(&mut self.relayed);
+        self.relayed = std::mem::take(&mut self.parked);
     }
 
     /// From the join on, packets of these ingresses wait apart.
@@ -281,6 +290,8 @@ pub struct Arrival {
     pub cut_seen: bool,
     /// Batches that are queued.
     pub installing: usize,
+    /// Relaxed: serve as soon as the batches that are queued are installed.
+    pub opening: bool,
     /// What was asked.
     pub joining: Option<Joining>,
 }
@@ -462,6 +473,7 @@ impl Arrival {
             bases: HashMap::new(),
             cut_seen,
             installing: 0,
+            opening: false,
             joining: None,
         }
     }

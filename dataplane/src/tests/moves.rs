@@ -1,3 +1,599 @@
 //! The group machine: states, events, and moves between two workers.
 
 use super::*;
+use proptest::prelude::*;
+
+const MOVE: MoveId = MoveId(9);
+
+fn client() -> (u32, u16) {
+    (address("100.64.0.1"), 5000)
+}
+
+fn remote() -> (u32, u16) {
+    (address("203.0.113.1"), 53)
+}
+
+fn marker_frame(from: SiteId, tag: Tag) -> Vec<u8> {
+    let id = group_id();
+    let body = MarkerBody { move_id: MOVE, epoch: Epoch(2), service: id.service, prefix_len: 24, from };
+    packet::build_ip(tag, MARKER_PROTOCOL, address("100.64.0.0"), address("100.64.0.0"), &body.encode())
+}
+
+fn arm(awaited: &[SiteId], bound_us: u64) -> Request {
+    let (epoch, awaited) = (Epoch(2), awaited.to_vec());
+    Request::Arm { group: group_id(), move_id: MOVE, epoch, target: THERE, awaited, bound_us }
+}
+
+fn prepare(ordering: Ordering) -> Request {
+    Request::Prepare { group: group_id(), move_id: MOVE, epoch: Epoch(2), source: HERE, flows: 100, ordering }
+}
+
+fn join(token: Token, missing: &[SiteId]) -> Request {
+    Request::Join {
+        group: group_id(),
+        move_id: MOVE,
+        token,
+        missing: missing.to_vec(),
+        late_bound_us: 10 * SECOND,
+        cut_bound_us: 50_000,
+    }
+}
+
+fn install(batch: Batch) -> Request {
+    Request::Install { group: group_id(), move_id: MOVE, sequence: 1, batch }
+}
+
+fn target() -> Lab {
+    let mut lab = Lab::bare(THERE, 64);
+    assert_eq!(lab.ask(prepare(Ordering::Strict)), [Event::Prepared { group: group_id(), move_id: MOVE }]);
+    lab
+}
+
+/// Exports everything of a source, as one batch.
+fn copied(lab: &mut Lab) -> Batch {
+    let events = lab.ask(Request::CopyStart { group: group_id(), move_id: MOVE });
+    merged(&events)
+}
+
+fn merged(events: &[Event]) -> Batch {
+    let mut all = Batch::default();
+    for event in events {
+        if let Event::Records { batch, .. } = event {
+            all.upserts.extend(&batch.upserts);
+            all.removals.extend(&batch.removals);
+        }
+    }
+    all
+}
+
+fn token_of(events: &[Event]) -> Token {
+    match events.last() {
+        Some(Event::Cut { token, .. }) => *token,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn cut(lab: &mut Lab) -> (Batch, Token, Vec<Vec<u8>>) {
+    lab.worker.handle(arm(&[], 0), lab.now);
+    let (events, packets) = lab.settle();
+    (merged(&events), token_of(&events), packets)
+}
+
+fn source_with_flows(flows: u16) -> Lab {
+    let mut lab = Lab::serving(64);
+    for port in 0..flows {
+        lab.inside(udp((client().0 + u32::from(port % 8), 5000 + port), remote(), b"x")).unwrap();
+    }
+    lab
+}
+
+#[test]
+fn what_is_exported_and_imported_is_exported_the_same() {
+    let mut source = source_with_flows(200);
+    source.after(5 * SECOND);
+    let all = copied(&mut source);
+    assert_eq!(all.upserts.len(), 200);
+    let (rest, token, _) = cut(&mut source);
+    assert!(rest.is_empty());
+    let mut there = Lab::bare(THERE, 64);
+    there.ask(Request::Prepare {
+        group: group_id(),
+        move_id: MOVE,
+        epoch: Epoch(2),
+        source: HERE,
+        flows: 200,
+        ordering: Ordering::Strict,
+    });
+    there.ask(install(all.clone()));
+    there.ask(join(token, &[]));
+    there.after(60_000);
+    assert_eq!(there.phase(), Some(Phase::Serving));
+    let events = there.ask(Request::CopyStart { group: group_id(), move_id: MoveId(10) });
+    let plain = |batch: &Batch| {
+        let records = batch.upserts.iter().map(|record| flow::FlowRecord { version: 0, ..*record });
+        records.map(|record| (record.key, record)).collect::<BTreeMap<_, _>>()
+    };
+    assert_eq!(plain(&merged(&events)), plain(&all));
+}
+
+#[test]
+fn a_round_exports_what_changed_and_what_ended_with_growing_versions() {
+    let mut lab = source_with_flows(3);
+    let first = copied(&mut lab);
+    lab.inside(udp((client().0, 5000), remote(), b"x")).unwrap();
+    let events = lab.ask(Request::CopyRound { group: group_id(), move_id: MOVE });
+    let second = merged(&events);
+    assert_eq!(second.upserts.len(), 1);
+    assert!(second.upserts[0].version > first.upserts[0].version);
+    assert_eq!(second.upserts[0].joined.packets_out, 2);
+    lab.seconds(310);
+    let third = merged(&lab.ask(Request::CopyRound { group: group_id(), move_id: MOVE }));
+    assert_eq!((third.upserts.len(), third.removals.len()), (0, 3));
+    assert!(third.removals[0].1 > second.upserts[0].version);
+}
+
+#[test]
+fn the_cut_waits_for_all_markers_and_early_ones_count() {
+    let mut lab = source_with_flows(1);
+    lab.send(marker_frame(THERE, Tag::Marker(THERE)), Tag::Marker(THERE));
+    assert_eq!(lab.ask(arm(&[HERE, THERE], 60 * SECOND)), []);
+    assert_eq!(lab.phase(), Some(Phase::Draining));
+    assert!(lab.inside(udp(client(), remote(), b"")).is_some());
+    lab.send(marker_frame(HERE, Tag::Marker(HERE)), Tag::Marker(HERE));
+    let (events, packets) = lab.settle();
+    let Some(Event::Cut { token, missing, .. }) = events.last() else { panic!("{events:?}") };
+    assert_eq!((token.flows, token.epoch, missing.len()), (1, Epoch(2), 0));
+    assert_eq!(merged(&events).upserts.len(), 1, "without a copy everything is sent");
+    assert_eq!(packet::parse(&packets[0]).unwrap().tag, Tag::SendCut(THERE));
+    let seen = lab.inside(udp(client(), remote(), b"late")).unwrap();
+    assert_eq!((seen.tag, seen.source), (Tag::Relay(Side::Inside, THERE), client()));
+}
+
+#[test]
+fn the_bound_ends_the_wait_and_names_who_is_missing() {
+    let mut lab = source_with_flows(1);
+    lab.ask(arm(&[HERE, THERE], 1_000));
+    lab.send(marker_frame(HERE, Tag::Marker(HERE)), Tag::Marker(HERE));
+    let (events, _) = lab.after(1_001);
+    let Some(Event::Cut { missing, .. }) = events.last() else { panic!("{events:?}") };
+    assert_eq!(missing, &[THERE]);
+    let relayed = lab.send(marker_frame(THERE, Tag::Marker(THERE)), Tag::Marker(THERE));
+    assert_eq!(packet::parse(&relayed[0]).unwrap().tag, Tag::Relay(Side::Inside, THERE));
+}
+
+#[test]
+fn arming_a_cut_group_again_gives_everything_and_the_same_token() {
+    let mut lab = source_with_flows(5);
+    let (_, token, _) = cut(&mut lab);
+    let again = lab.ask(arm(&[], 0));
+    assert_eq!((merged(&again).upserts.len(), token_of(&again)), (5, token));
+}
+
+#[test]
+fn a_disarmed_move_never_cuts_and_a_cut_one_says_so() {
+    let mut lab = source_with_flows(1);
+    lab.ask(arm(&[THERE], 1_000));
+    let disarm = Request::Disarm { group: group_id(), move_id: MOVE };
+    let answer = |cut| Event::Disarmed { group: group_id(), move_id: MOVE, cut };
+    assert_eq!(lab.ask(disarm.clone()), [answer(false)]);
+    assert_eq!(lab.after(2_000).0, []);
+    assert!(matches!(lab.ask(arm(&[], 0))[..], [Event::Refused { .. }]));
+    let mut lab = source_with_flows(1);
+    cut(&mut lab);
+    assert_eq!(lab.ask(disarm), [answer(true)]);
+}
+
+#[test]
+fn no_smaller_epoch_is_ever_accepted() {
+    let mut lab = source_with_flows(1);
+    cut(&mut lab);
+    let refused = lab.ask(Request::Serve { group: group_id(), epoch: Epoch(1) });
+    assert!(matches!(refused[..], [Event::Refused { .. }]));
+    // Taking back under a higher one: the flows are still here.
+    lab.ask(Request::Serve { group: group_id(), epoch: Epoch(3) });
+    assert!(lab.inside(udp(client(), remote(), b"")).is_some());
+    assert_eq!(lab.worker.counters().flows, 1);
+}
+
+#[test]
+fn a_forgotten_group_relays_for_a_while_and_is_gone() {
+    let mut lab = source_with_flows(100);
+    cut(&mut lab);
+    let (epoch, target) = (Epoch(2), THERE);
+    lab.ask(Request::Forget { group: group_id(), move_id: MOVE, epoch, target, relay_us: SECOND });
+    assert_eq!(lab.worker.counters().flows, 0);
+    assert_eq!(lab.inside(udp(client(), remote(), b"")).unwrap().tag, Tag::Relay(Side::Inside, THERE));
+    assert_eq!(lab.after(SECOND + 1).0, [Event::Gone { group: group_id(), move_id: MOVE }]);
+    assert_eq!(lab.phase(), None);
+    assert!(lab.inside(udp(client(), remote(), b"")).is_none());
+    assert_eq!(lab.worker.counters().dropped_no_group, 1);
+}
+
+#[test]
+fn a_target_holds_until_token_and_cut_and_serves_relayed_packets_first() {
+    let mut source = source_with_flows(1);
+    let all = copied(&mut source);
+    let (_, token, packets) = cut(&mut source);
+    let mut lab = target();
+    lab.ask(install(all));
+    assert!(lab.inside(udp(client(), remote(), b"2")).is_none());
+    assert!(lab.send(udp(client(), remote(), b"1"), Tag::Relayed(Side::Inside, HERE)).is_empty());
+    assert_eq!(lab.ask(join(token, &[])), [], "the cut has not come");
+    lab.send(packets[0].clone(), Tag::Cut(HERE));
+    let (events, sent) = lab.settle();
+    let payloads: Vec<_> = sent.iter().map(|frame| see(frame).payload).collect();
+    assert_eq!(payloads, [b"1", b"2"]);
+    assert!(matches!(events[..], [Event::Joined { flows: 1, held: 2, opened_early: false, .. }]));
+    assert!(lab.inside(udp(client(), remote(), b"3")).is_some());
+    let again = lab.ask(join(token, &[]));
+    assert_eq!(again, events, "asked again, it answers the same");
+}
+
+#[test]
+fn a_shadow_that_differs_from_the_token_is_not_served() {
+    let mut source = source_with_flows(2);
+    let mut all = copied(&mut source);
+    let (_, token, _) = cut(&mut source);
+    let lost = all.upserts.pop().unwrap();
+    let mut lab = target();
+    lab.ask(install(all.clone()));
+    let events = lab.ask(join(token, &[]));
+    assert!(matches!(events[..], [Event::Mismatch { have: Token { flows: 1, .. }, .. }]));
+    lab.ask(install(Batch { upserts: vec![lost], removals: Vec::new() }));
+    lab.ask(join(token, &[]));
+    assert!(matches!(lab.after(60_000).0[..], [Event::Joined { flows: 2, .. }]));
+}
+
+#[test]
+fn older_records_and_removals_are_ignored() {
+    let mut source = source_with_flows(1);
+    let old = copied(&mut source);
+    source.inside(udp(client(), remote(), b"x")).unwrap();
+    let new = merged(&source.ask(Request::CopyRound { group: group_id(), move_id: MOVE }));
+    let mut lab = target();
+    lab.ask(install(new.clone()));
+    lab.ask(install(old.clone()));
+    let removal = (old.upserts[0].key, old.upserts[0].version);
+    lab.ask(install(Batch { upserts: Vec::new(), removals: vec![removal] }));
+    assert_eq!(lab.worker.counters().flows, 1);
+    let newer = (removal.0, new.upserts[0].version + 1);
+    lab.ask(install(Batch { upserts: Vec::new(), removals: vec![newer] }));
+    lab.ask(install(new));
+    assert_eq!(lab.worker.counters().flows, 0, "a late record does not undo a removal");
+}
+
+#[test]
+fn records_outside_the_group_or_the_block_are_refused_as_a_whole() {
+    let mut source = source_with_flows(2);
+    let all = copied(&mut source);
+    let mut lab = target();
+    let mut foreign = all.clone();
+    foreign.upserts[1].key.client.address = "100.64.1.1".parse().unwrap();
+    let mut port = all;
+    port.upserts[1].fixed = flow::Fixed::Nat44 { outside_port: 1 };
+    for batch in [foreign, port] {
+        assert!(matches!(lab.ask(install(batch))[..], [Event::Refused { .. }]));
+    }
+    assert_eq!(lab.worker.counters().flows, 0);
+}
+
+#[test]
+fn packets_of_a_late_ingress_wait_for_its_marker() {
+    let mut source = source_with_flows(1);
+    let all = copied(&mut source);
+    let (_, token, packets) = cut(&mut source);
+    let mut lab = target();
+    lab.ask(install(all));
+    let late = Tag::Direct(Side::Inside, HERE);
+    lab.send(udp(client(), remote(), b"2"), late);
+    lab.send(packets[0].clone(), Tag::Cut(HERE));
+    lab.worker.handle(join(token, &[HERE]), lab.now);
+    assert!(lab.settle().1.is_empty());
+    assert_eq!(lab.send(udp(client(), remote(), b"1"), Tag::Relayed(Side::Inside, HERE)).len(), 1);
+    assert!(lab.send(udp(client(), remote(), b"3"), late).is_empty());
+    lab.send(marker_frame(HERE, Tag::Marker(HERE)), Tag::Relayed(Side::Inside, HERE));
+    let payloads: Vec<_> = lab.settle().1.iter().map(|frame| see(frame).payload).collect();
+    assert_eq!(payloads, [b"2", b"3"]);
+    assert!(lab.inside(udp(client(), remote(), b"4")).is_some());
+}
+
+#[test]
+fn a_full_hold_buffer_opens_early_towards_the_source_and_drops_nothing() {
+    let settings = Settings { site: THERE, flow_capacity: 100, hold_packets_max: 2, ..Settings::default() };
+    let mut lab = Lab::with(settings, 64);
+    lab.ask(prepare(Ordering::Strict));
+    for _ in 0..2 {
+        assert!(lab.inside(udp(client(), remote(), b"")).is_none());
+    }
+    assert_eq!(lab.inside(udp(client(), remote(), b"")).unwrap().tag, Tag::Relay(Side::Inside, HERE));
+    assert!(lab.send(udp(client(), remote(), b""), Tag::Relayed(Side::Inside, HERE)).is_empty());
+    assert_eq!((lab.worker.counters().hold_opened_early, lab.worker.counters().held), (1, 3));
+}
+
+#[test]
+fn an_abandoned_target_gives_back_what_it_held() {
+    let mut lab = target();
+    for payload in [b"1", b"2"] {
+        lab.inside(udp(client(), remote(), payload));
+    }
+    lab.worker.handle(Request::Abandon { group: group_id(), move_id: MOVE, relay_us: 5_000 }, lab.now);
+    let (events, sent) = lab.settle();
+    assert_eq!(events, [Event::Abandoned { group: group_id(), move_id: MOVE, joined: false }]);
+    let seen: Vec<_> = sent.iter().map(|frame| (see(frame).tag, see(frame).payload)).collect();
+    assert_eq!(seen, [b"1", b"2"].map(|payload| (Tag::Relay(Side::Inside, HERE), payload.to_vec())));
+    assert_eq!(lab.after(5_001).0, [Event::Gone { group: group_id(), move_id: MOVE }]);
+}
+
+#[test]
+fn a_reservation_without_room_is_refused() {
+    let mut lab = Lab::with(Settings { site: THERE, flow_capacity: 50, ..Settings::default() }, 64);
+    assert!(matches!(lab.ask(prepare(Ordering::Strict))[..], [Event::Refused { .. }]));
+}
+
+#[test]
+fn the_shadow_of_a_dead_source_is_served_as_it_is() {
+    let mut source = source_with_flows(3);
+    let all = copied(&mut source);
+    let mut lab = target();
+    lab.ask(install(all));
+    let events = lab.ask(Request::TakeOver { group: group_id(), move_id: MOVE });
+    assert!(matches!(events[..], [Event::Joined { flows: 3, .. }]));
+}
+
+#[test]
+fn timers_stand_still_from_the_cut_until_the_target_serves() {
+    let mut source = source_with_flows(1);
+    source.seconds(290);
+    let (all, token, packets) = cut(&mut source);
+    assert!(all.upserts[0].joined.remaining_s <= 11, "{all:?}");
+    let mut lab = target();
+    lab.ask(install(all));
+    lab.send(packets[0].clone(), Tag::Cut(HERE));
+    source.seconds(100);
+    lab.seconds(100);
+    assert_eq!((source.worker.counters().flows, lab.worker.counters().flows), (1, 1));
+    lab.ask(join(token, &[]));
+    lab.seconds(8);
+    assert_eq!(lab.worker.counters().flows, 1);
+    lab.seconds(60);
+    assert_eq!(lab.worker.counters().flows, 0);
+}
+
+#[test]
+fn a_relaxed_target_serves_at_once_and_counts_of_both_sites_add_up() {
+    let mut source = source_with_flows(1);
+    let all = copied(&mut source);
+    let mut lab = Lab::bare(THERE, 64);
+    lab.ask(prepare(Ordering::Relaxed));
+    lab.ask(install(all));
+    lab.ask(Request::Open { group: group_id(), move_id: MOVE });
+    for _ in 0..3 {
+        assert!(lab.inside(udp(client(), remote(), b"")).is_some());
+    }
+    assert!(lab.inside(udp((client().0, 9), remote(), b"new")).is_some());
+    source.inside(udp(client(), remote(), b"")).unwrap();
+    let (rest, token, packets) = cut(&mut source);
+    lab.ask(install(rest));
+    lab.send(packets[0].clone(), Tag::Cut(HERE));
+    assert!(matches!(lab.ask(join(token, &[]))[..], [Event::Joined { flows: 2, .. }]));
+    let events = lab.ask(Request::CopyStart { group: group_id(), move_id: MoveId(10) });
+    let record = merged(&events).upserts.into_iter().find(|record| record.key.client.port == 5000).unwrap();
+    assert_eq!(record.joined.packets_out, 1 + 3 + 1);
+    assert_eq!(record.joined.tcp, TcpState::None);
+}
+
+/// Two sites, two ingresses, an agent that carries records, and links that are first-in first-out but of
+/// any relative speed.
+struct Net {
+    workers: [Lab; 2],
+    /// To worker w: from ingress 0, from ingress 1, from the other worker.
+    links: [[VecDeque<(Vec<u8>, Tag)>; 3]; 2],
+    requests: [VecDeque<Request>; 2],
+    flipped: [bool; 2],
+    may_flip: bool,
+    bound_us: u64,
+    ordering: Ordering,
+    rounds: u32,
+    joined: bool,
+    sent: BTreeMap<(u8, bool), u32>,
+    arrived: BTreeMap<(u8, bool), Vec<u32>>,
+    outside: BTreeMap<u8, (u32, u16)>,
+}
+
+const SITES: [SiteId; 2] = [HERE, THERE];
+
+impl Net {
+    fn new(ordering: Ordering, bound_us: u64) -> Self {
+        let mut target = Lab::bare(THERE, 64);
+        target.ask(prepare(ordering));
+        let start = Request::CopyStart { group: group_id(), move_id: MOVE };
+        Self {
+            workers: [Lab::serving(64), target],
+            links: Default::default(),
+            requests: [VecDeque::from([start]), VecDeque::new()],
+            flipped: [false; 2],
+            may_flip: false,
+            bound_us,
+            ordering,
+            rounds: 0,
+            joined: false,
+            sent: BTreeMap::new(),
+            arrived: BTreeMap::new(),
+            outside: BTreeMap::new(),
+        }
+    }
+
+    /// A packet of a flow enters; clients of odd flows sit at the second ingress.
+    fn enter(&mut self, flow: u8, inside: bool) {
+        let number = self.sent.get(&(flow, inside)).copied().unwrap_or(0);
+        let payload = [&[flow, u8::from(inside)][..], &number.to_be_bytes()].concat();
+        let frame = match (inside, self.outside.get(&flow)) {
+            (true, _) => udp((client().0 + u32::from(flow % 3), 4000 + u16::from(flow)), remote(), &payload),
+            (false, Some(mapped)) => udp(remote(), *mapped, &payload),
+            (false, None) => return,
+        };
+        self.sent.insert((flow, inside), number + 1);
+        let ingress = usize::from(flow % 2) ^ usize::from(!inside);
+        let side = if inside { Side::Inside } else { Side::Outside };
+        let to = usize::from(self.flipped[ingress]);
+        self.links[to][ingress].push_back((frame, Tag::Direct(side, SITES[ingress])));
+    }
+
+    fn flip(&mut self, ingress: usize) {
+        if self.may_flip && !std::mem::replace(&mut self.flipped[ingress], true) {
+            let tag = Tag::Marker(SITES[ingress]);
+            self.links[0][ingress].push_back((marker_frame(SITES[ingress], tag), tag));
+        }
+    }
+
+    fn deliver(&mut self, to: usize, link: usize) {
+        let Some((frame, tag)) = self.links[to][link].pop_front() else { return };
+        let packets = self.workers[to].send(frame, tag);
+        self.emit(to, packets);
+    }
+
+    fn emit(&mut self, from: usize, packets: Vec<Vec<u8>>) {
+        for frame in packets {
+            let tag = packet::parse(&frame).unwrap().tag;
+            match tag {
+                Tag::Relay(side, _) => {
+                    self.links[1 - from][2].push_back((frame, Tag::Relayed(side, SITES[from])))
+                }
+                Tag::SendCut(_) => self.links[1 - from][2].push_back((frame, Tag::Cut(SITES[from]))),
+                _ => self.leave(&see(&frame)),
+            }
+        }
+    }
+
+    fn leave(&mut self, seen: &Seen) {
+        let (flow, inside) = (seen.payload[0], seen.payload[1] == 1);
+        let number = u32::from_be_bytes(seen.payload[2..6].try_into().unwrap());
+        if inside {
+            assert_eq!(*self.outside.entry(flow).or_insert(seen.source), seen.source, "the port changed");
+        } else {
+            assert_eq!(seen.destination.1, 4000 + u16::from(flow));
+        }
+        self.arrived.entry((flow, inside)).or_default().push(number);
+    }
+
+    /// One slice of a worker, and what the agents make of its events.
+    fn slice(&mut self, at: usize) {
+        let lab = &mut self.workers[at];
+        lab.now = lab.now.plus(Micros(50));
+        let mut out = Output::default();
+        lab.worker.slice(lab.now, &mut out);
+        while let Some(event) = self.workers[at].worker.poll_event() {
+            self.agents(event);
+        }
+        self.emit(at, out.tx);
+    }
+
+    fn agents(&mut self, event: Event) {
+        let group = group_id();
+        match event {
+            Event::Records { batch, .. } => self.requests[1].push_back(install(batch)),
+            Event::RoundEnd { .. } if self.rounds == 0 => {
+                self.rounds = 1;
+                self.requests[0].push_back(Request::CopyRound { group, move_id: MOVE });
+            }
+            Event::RoundEnd { .. } => {
+                self.may_flip = true;
+                self.requests[0].push_back(arm(&SITES, self.bound_us));
+                if self.ordering == Ordering::Relaxed {
+                    self.requests[1].push_back(Request::Open { group, move_id: MOVE });
+                }
+            }
+            Event::Cut { token, missing, .. } => self.requests[1].push_back(Request::Join {
+                group,
+                move_id: MOVE,
+                token,
+                missing,
+                late_bound_us: 1 << 40,
+                cut_bound_us: 1 << 40,
+            }),
+            Event::Joined { .. } => {
+                self.joined = true;
+                let (epoch, target) = (Epoch(2), THERE);
+                let forget = Request::Forget { group, move_id: MOVE, epoch, target, relay_us: 1 << 40 };
+                self.requests[0].push_back(forget);
+            }
+            Event::Installed { .. } => {}
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn control(&mut self, at: usize) {
+        if let Some(request) = self.requests[at].pop_front() {
+            let now = self.workers[at].now;
+            self.workers[at].worker.handle(request, now);
+        }
+    }
+
+    fn step(&mut self, choice: u8, flow: u8) {
+        match choice % 16 {
+            0..=2 => self.enter(flow, true),
+            3..=4 => self.enter(flow, false),
+            5 => self.flip(usize::from(flow % 2)),
+            6 | 7 => self.control(usize::from(flow % 2)),
+            8 | 9 => self.slice(usize::from(flow % 2)),
+            _ => self.deliver(usize::from(flow % 2), usize::from(choice / 16 % 3)),
+        }
+    }
+
+    fn finish(&mut self) {
+        for _ in 0..400 {
+            for at in 0..2 {
+                self.control(at);
+                self.slice(at);
+                self.flip(at);
+                for link in 0..3 {
+                    self.deliver(at, link);
+                }
+            }
+        }
+        assert!(self.joined, "the move did not end");
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(400))]
+
+    #[test]
+    fn a_strict_move_at_any_moment_keeps_every_packet_its_port_and_its_order(
+        steps in proptest::collection::vec((any::<u8>(), 0u8..8), 0..400), bound in prop_oneof![Just(0u64), Just(1 << 40)],
+    ) {
+        let mut net = Net::new(Ordering::Strict, bound);
+        for (choice, flow) in steps {
+            net.step(choice, flow);
+        }
+        net.finish();
+        for (key, count) in &net.sent {
+            prop_assert_eq!(net.arrived.get(key).cloned().unwrap_or_default(), (0..*count).collect::<Vec<_>>());
+        }
+        prop_assert_eq!(net.workers[0].worker.counters().flows, 0);
+    }
+
+    #[test]
+    fn a_relaxed_move_keeps_every_packet_and_its_port(
+        steps in proptest::collection::vec((any::<u8>(), 0u8..8), 0..400),
+    ) {
+        let mut net = Net::new(Ordering::Relaxed, 1 << 40);
+        for flow in 0..8 {
+            net.enter(flow, true);
+            net.deliver(0, usize::from(flow % 2));
+        }
+        for (choice, flow) in steps {
+            net.step(choice, flow);
+        }
+        net.finish();
+        for (key, count) in &net.sent {
+            let mut arrived = net.arrived.get(key).cloned().unwrap_or_default();
+            arrived.sort_unstable();
+            prop_assert_eq!(arrived, (0..*count).collect::<Vec<_>>());
+        }
+        let counted: u64 = net.sent.values().map(|count| u64::from(*count)).sum();
+        let copy = merged(&net.workers[1].ask(Request::CopyStart { group: group_id(), move_id: MoveId(10) }));
+        let joined: u64 = copy.upserts.iter().map(|r| r.joined.packets_out + r.joined.packets_in).sum();
+        prop_assert_eq!(joined, counted);
+    }
+}

@@ -273,7 +273,8 @@ fn handshakes_give_round_trips_of_both_sides_and_retransmissions_do_not() {
     }
     let events = lab.ask(Request::Stats);
     let [Event::Stats(stats)] = &events[..] else { panic!("{events:?}") };
-    let seen: Vec<_> = stats.round_trips.iter().map(|r| (r.prefix.to_string(), r.remote, r.count, r.mean_us)).collect();
+    let seen: Vec<_> =
+        stats.round_trips.iter().map(|r| (r.prefix.to_string(), r.remote, r.count, r.mean_us)).collect();
     assert_eq!(
         seen,
         [("100.64.0.0/24".to_owned(), false, 1, 5_000), ("203.0.113.0/24".to_owned(), true, 1, 20_000)]

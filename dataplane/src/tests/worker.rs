@@ -52,7 +52,8 @@ struct Seen {
 }
 
 fn udp(from: (u32, u16), to: (u32, u16), payload: &[u8]) -> Vec<u8> {
-    let mut bytes = [from.1.to_be_bytes(), to.1.to_be_bytes(), (payload.len() as u16 + 8).to_be_bytes(), [0, 0]].concat();
+    let mut bytes =
+        [from.1.to_be_bytes(), to.1.to_be_bytes(), (payload.len() as u16 + 8).to_be_bytes(), [0, 0]].concat();
     bytes.extend_from_slice(payload);
     packet::build_ip(Tag::ToOutside, 17, from.0, to.0, &bytes)
 }
@@ -96,7 +97,10 @@ struct Lab {
 
 impl Lab {
     fn bare(site: SiteId, ports: u16) -> Self {
-        Self::with(Settings { site, flow_capacity: 4096, hold_packets_max: 1000, ..Settings::default() }, ports)
+        Self::with(
+            Settings { site, flow_capacity: 4096, hold_packets_max: 1000, ..Settings::default() },
+            ports,
+        )
     }
 
     fn with(settings: Settings, ports: u16) -> Self {

@@ -410,6 +410,7 @@ impl<B: PacketBuf> Worker<B> {
         let group = &mut self.groups[number as usize];
         group.stop_export();
         group.move_id = Some(move_id);
+        group.hold.unpark();
         group.hold.late.drain(..).for_each(|late| group.hold.direct.extend(late.queue));
         group.report_join = false;
         group.state = State::Tombstone { to, until };
@@ -488,9 +489,8 @@ impl<B: PacketBuf> Worker<B> {
             return Err(format!("move {move_id} of group {id} is strict: it opens by its token only"));
         }
         let group = &mut self.groups[number as usize];
-        if group.state == State::Shadow {
-            group.state = State::Open;
-            group.refresh_mode();
+        if let Some(arrival) = &mut group.arrival {
+            arrival.opening = true;
         }
         self.activate(number);
         Ok(())

@@ -26,6 +26,9 @@ impl<B: PacketBuf> Worker<B> {
         now: Micros,
         out: &mut Output<B>,
     ) {
+        if self.groups[number as usize].open && self.only_source_knows(look) {
+            return self.ask_source(packet, number, look, now, out);
+        }
         let sent = match look.parsed.content {
             Content::Flow(headers) => self.serve_flow(&mut packet, number, look, &headers, now, out),
             Content::Error(error) => self.serve_error(&mut packet, look, &error),
@@ -36,6 +39,30 @@ impl<B: PacketBuf> Worker<B> {
         } else {
             out.free.push(packet);
         }
+    }
+
+    /// Relaxed: whether a packet from the world is for a mapping that the shadow does not have yet.
+    fn only_source_knows(&self, look: &Look) -> bool {
+        let Look { side, tuple, .. } = look;
+        *side == Side::Outside
+            && self.table.mappings.of_outside(tuple.protocol, tuple.client, tuple.port).is_none()
+    }
+
+    /// The source decides while it serves; once it has cut it sends the packet back, to wait for the join.
+    fn ask_source(&mut self, packet: B, number: u32, look: &Look, now: Micros, out: &mut Output<B>) {
+        let group = &mut self.groups[number as usize];
+        let source = group.arrival.as_ref().map_or(self.settings.site, |arrival| arrival.source);
+        let Tag::Relayed(_, site) = look.parsed.tag else {
+            return self.relay(packet, look.side, source, out);
+        };
+        if self.held >= self.settings.hold_packets_max {
+            self.counters.dropped_no_mapping += 1;
+            return out.free.push(packet);
+        }
+        self.held += 1;
+        self.counters.held += 1;
+        group.hold.total += 1;
+        group.hold.parked.push_back(Held { packet, since: now, site });
     }
 
     fn serve_flow(

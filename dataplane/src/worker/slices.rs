@@ -94,6 +94,7 @@ impl<B: PacketBuf> Worker<B> {
         if self.groups[number as usize].purging {
             self.purge(number, *budget);
         }
+        self.try_open(number);
         self.try_join(number, now);
         self.work_hold(number, budget, now, out);
         self.try_cut(number, now, out);
@@ -152,6 +153,18 @@ impl<B: PacketBuf> Worker<B> {
         });
     }
 
+    /// Relaxed: serves the shadow when what came before the request is installed.
+    fn try_open(&mut self, number: u32) {
+        let group = &mut self.groups[number as usize];
+        if group.state == State::Shadow
+            && !group.purging
+            && group.arrival.as_ref().is_some_and(|arrival| arrival.opening && arrival.installing == 0)
+        {
+            group.state = State::Open;
+            group.refresh_mode();
+        }
+    }
+
     /// Serves the shadow when token and cut are there.
     fn try_join(&mut self, number: u32, now: Micros) {
         let group = &self.groups[number as usize];
@@ -193,6 +206,7 @@ impl<B: PacketBuf> Worker<B> {
         group.state = State::Serving;
         group.joined = Some(move_id);
         group.report_join = true;
+        group.hold.unpark();
         group.hold.set_late(&late, late_bound);
         group.refresh_mode();
     }
@@ -374,7 +388,9 @@ impl<B: PacketBuf> Worker<B> {
                 false
             }
             State::Tombstone { .. } | State::Draining(_) => true,
-            State::Shadow => group.purging || joining,
+            State::Shadow => {
+                group.purging || joining || group.arrival.as_ref().is_some_and(|arrival| arrival.opening)
+            }
             State::Serving | State::Copying | State::Relaying(_) | State::Open => {
                 exporting || waits || group.purging || joining || group.report_join
             }
