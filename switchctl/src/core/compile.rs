@@ -23,7 +23,8 @@
 //! belongs to one group as a whole is matched by address alone, whatever the protocol. On an address that
 //! several groups share, TCP and UDP are told apart by port, and *everything else (ICMP, later fragments, other
 //! protocols) goes to the owner of the lowest block of that address that has a plan*. The worker there knows
-//! whose it is and relays it, so it costs a detour, never a packet.
+//! whose it is and relays it, so it costs a detour, never a packet. The same happens to TCP and UDP for a block of
+//! a shared address whose group has no plan here; the worker drops what is nobody's.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
