@@ -21,7 +21,8 @@ async fn write(node: &Node, alive: bool) {
 }
 
 fn commits(c: &mut Criterion) {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("threads");
     let group = runtime.block_on(Group::of_three());
     let leader = runtime.block_on(async { group.node(group.leader().await) });
     runtime.block_on(leader.propose("bench", put_site(1))).expect("a quorum");

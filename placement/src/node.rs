@@ -402,10 +402,11 @@ impl Node {
     pub async fn linearizable(&self) -> Result<Arc<Cluster>, ProposeError> {
         let index = match self.read_index().await {
             Err(ProposeError::NotLeader { leader: Some(leader) }) if leader != self.inner.id => {
-                match self.ask_leader(leader, &PeerRequest::ReadIndex).await? {
-                    PeerResponse::ReadIndex(index) => index?,
-                    _ => return Err(ProposeError::NotLeader { leader: None }),
-                }
+                let PeerResponse::ReadIndex(index) = self.ask_leader(leader, &PeerRequest::ReadIndex).await?
+                else {
+                    return Err(ProposeError::NotLeader { leader: None });
+                };
+                index?
             }
             other => other?,
         };
@@ -521,10 +522,12 @@ impl Node {
         let proposal = Proposal { actor: actor.to_owned(), at_ms: wall_ms(), command };
         match self.propose_here(proposal.clone()).await {
             Err(ProposeError::NotLeader { leader: Some(leader) }) if leader != self.inner.id => {
-                match self.ask_leader(leader, &PeerRequest::Propose(proposal)).await? {
-                    PeerResponse::Propose(result) => result,
-                    _ => Err(ProposeError::NotLeader { leader: None }),
-                }
+                let PeerResponse::Propose(result) =
+                    self.ask_leader(leader, &PeerRequest::Propose(proposal)).await?
+                else {
+                    return Err(ProposeError::NotLeader { leader: None });
+                };
+                result
             }
             result => result,
         }
@@ -780,7 +783,9 @@ async fn think(inner: std::sync::Weak<Inner>) {
         tick.tick().await;
         let Some(inner) = inner.upgrade() else { return };
         let node = Node { inner };
-        let wishes = node.wishes();
+        let brain = node.clone();
+        // A round of the solver may take longer than a message should wait.
+        let Ok(wishes) = tokio::task::spawn_blocking(move || brain.wishes()).await else { return };
         let proposals = wishes.into_iter().map(|command| {
             count(&node.inner.counters.leader_commands);
             let proposal = Proposal { actor: "leader".into(), at_ms: wall_ms(), command };

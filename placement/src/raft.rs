@@ -377,10 +377,10 @@ impl RaftNetworkV2<TypeConfig> for Peer {
         rpc: AppendEntriesRequest<TypeConfig>,
         option: RPCOption,
     ) -> Result<AppendEntriesResponse<TypeConfig>, RPCError<TypeConfig>> {
-        match self.ask(&PeerRequest::Append(rpc), &option).await? {
-            PeerResponse::Append(answer) => Ok(answer),
-            _ => Err(unexpected()),
-        }
+        let PeerResponse::Append(answer) = self.ask(&PeerRequest::Append(rpc), &option).await? else {
+            return Err(unexpected());
+        };
+        Ok(answer)
     }
 
     async fn vote(
@@ -388,10 +388,10 @@ impl RaftNetworkV2<TypeConfig> for Peer {
         rpc: VoteRequest<TypeConfig>,
         option: RPCOption,
     ) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
-        match self.ask(&PeerRequest::Vote(rpc), &option).await? {
-            PeerResponse::Vote(answer) => Ok(answer),
-            _ => Err(unexpected()),
-        }
+        let PeerResponse::Vote(answer) = self.ask(&PeerRequest::Vote(rpc), &option).await? else {
+            return Err(unexpected());
+        };
+        Ok(answer)
     }
 
     async fn pre_vote(
@@ -399,10 +399,10 @@ impl RaftNetworkV2<TypeConfig> for Peer {
         rpc: VoteRequest<TypeConfig>,
         option: RPCOption,
     ) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
-        match self.ask(&PeerRequest::PreVote(rpc), &option).await? {
-            PeerResponse::Vote(answer) => Ok(answer),
-            _ => Err(unexpected()),
-        }
+        let PeerResponse::Vote(answer) = self.ask(&PeerRequest::PreVote(rpc), &option).await? else {
+            return Err(unexpected());
+        };
+        Ok(answer)
     }
 
     async fn full_snapshot(
@@ -424,10 +424,12 @@ impl RaftNetworkV2<TypeConfig> for Peer {
         req: TransferLeaderRequest<TypeConfig>,
         option: RPCOption,
     ) -> Result<TransferLeaderResponse<TypeConfig>, RPCError<TypeConfig>> {
-        match self.ask(&PeerRequest::TransferLeader(req), &option).await? {
-            PeerResponse::TransferLeader(answer) => Ok(answer),
-            _ => Err(unexpected()),
-        }
+        let PeerResponse::TransferLeader(answer) =
+            self.ask(&PeerRequest::TransferLeader(req), &option).await?
+        else {
+            return Err(unexpected());
+        };
+        Ok(answer)
     }
 }
 
@@ -445,10 +447,13 @@ impl Peer {
             let chunk = SnapshotChunk { vote, meta: snapshot.meta.clone(), offset, total };
             let request =
                 wire::encode_with(&PeerRequest::Snapshot(chunk), snapshot.snapshot.slice(offset..end));
-            match self.send(request, &option).await? {
-                PeerResponse::Snapshot(Some(answer)) => return Ok(answer),
-                PeerResponse::Snapshot(None) if end < total => offset = end,
-                _ => return Err(unexpected()),
+            let PeerResponse::Snapshot(answer) = self.send(request, &option).await? else {
+                return Err(unexpected());
+            };
+            match answer {
+                Some(answer) => return Ok(answer),
+                None if end < total => offset = end,
+                None => return Err(unexpected()),
             }
         }
     }

@@ -90,10 +90,8 @@ enum Job {
 }
 
 fn disk(error: impl Into<redb::Error>) -> io::Error {
-    match error.into() {
-        redb::Error::Io(error) => error,
-        other => io::Error::other(other.to_string()),
-    }
+    let error = error.into();
+    if let redb::Error::Io(error) = error { error } else { io::Error::other(error.to_string()) }
 }
 
 fn damaged(what: &str, error: impl std::fmt::Display) -> io::Error {
@@ -444,6 +442,19 @@ mod tests {
     #[tokio::test(flavor = "multi_thread")]
     async fn it_passes_the_suite_of_openraft() {
         Suite::test_all(Builder).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn damage_is_an_error_and_nothing_is_cut_away() {
+        let dir = TempDir::new().unwrap();
+        let mut store = Store::open(dir.path(), 1).unwrap();
+        let write = store.database.begin_write().unwrap();
+        write.open_table(LOG).unwrap().insert(7, [1, 2, 3].as_slice()).unwrap();
+        write.commit().unwrap();
+        let kind = |error: io::Error| error.kind();
+        assert_eq!(store.get_log_state().await.map_err(kind).err(), Some(io::ErrorKind::InvalidData));
+        assert_eq!(store.try_get_log_entries(..).await.map_err(kind).err(), Some(io::ErrorKind::InvalidData));
+        assert!(store.last_on_disk().unwrap().is_some());
     }
 
     #[test]

@@ -180,14 +180,14 @@ impl Model {
             legs_ms.fold(None, |sum: Option<f64>, ms| Some(sum.unwrap_or(0.0) + ms))
         };
         let inside_ms = weighted(demand.map(|demand| &demand.inside))
-            .or_else(|| self.from_clients(group, site))
+            .or_else(|| self.clients_to(group, site))
             .unwrap_or(0.0);
         let outside_ms = weighted(demand.map(|demand| &demand.outside)).unwrap_or(0.0);
         Terms { inside_ms, outside_ms, queue_ms: queue_ms(fill), legs }
     }
 
     /// Where no packet has been seen, the clients' own place stands for their ingress.
-    fn from_clients(&self, group: &GroupId, site: &Site) -> Option<f64> {
+    fn clients_to(&self, group: &GroupId, site: &Site) -> Option<f64> {
         let clients = self.geography.as_ref()?.locate(&group.prefix)?;
         Some(great_circle_km(clients, site.coordinates()?) / KM_PER_MS)
     }

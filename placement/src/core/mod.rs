@@ -3,6 +3,8 @@
 //! No socket, thread, clock, environment or unseeded random.
 
 mod apply;
+#[cfg(test)]
+mod brain_tests;
 mod command;
 pub mod delay;
 pub mod leader;

@@ -313,6 +313,7 @@ fn any_command() -> impl Strategy<Value = Command> {
 
 /// Puts the number of the n-th last move where a command says n. What only parties may say is, two times in
 /// three, said by one, or random commands would seldom get far.
+#[expect(clippy::wildcard_enum_match_arm, reason = "only some commands name moves")]
 fn resolve(mut command: Command, cluster: &Cluster, seen: &[MoveId]) -> Command {
     let nth = |n: MoveId| seen.iter().rev().nth(n.0 as usize).copied().unwrap_or(n);
     match &mut command {

@@ -1,5 +1,10 @@
 //! Placement nodes in one process, over a transport in memory that loses what it is told to lose.
-#![allow(dead_code, unreachable_pub, reason = "each test and bench uses its part")]
+#![allow(
+    dead_code,
+    unreachable_pub,
+    clippy::unwrap_used,
+    reason = "each test and bench uses its part; for them it is a helper"
+)]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;

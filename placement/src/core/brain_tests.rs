@@ -1,0 +1,253 @@
+//! The leader and the solver: state, event, exact commands.
+
+use std::collections::BTreeMap;
+
+use flow::nat::NatSpec;
+use flow::{Epoch, GroupId, Micros, MoveId, ServiceId, SiteId};
+
+use super::delay::{Model, Source};
+use super::leader::{Brain, BrainTimings};
+use super::solve::{Blocked, explain, solve};
+use super::*;
+
+const S: u64 = 1_000_000;
+
+fn site(id: u8, longitude: f64) -> Site {
+    Site {
+        id: SiteId(id),
+        name: format!("site-{id}"),
+        latitude: Some(0.0),
+        longitude: Some(longitude),
+        endpoint: "[::1]:1".into(),
+        capacity_pps: 1000,
+        admin: Admin::Active,
+        alive: true,
+    }
+}
+
+fn group_id(n: u8) -> GroupId {
+    format!("1:100.64.{n}.0/24").parse().unwrap()
+}
+
+/// Sites 0, 1, 2 on the equator, 1,500 km and more apart; four groups, all at site 0.
+fn cluster() -> Cluster {
+    let service = Service {
+        id: ServiceId::new(1).unwrap(),
+        name: "nat".into(),
+        nat: NatSpec {
+            clients: vec!["100.64.0.0/22".parse().unwrap()],
+            pool: vec!["192.0.2.0/28".parse().unwrap()],
+            ports_per_subscriber: 512,
+            first_port: 1024,
+            port_key: 0,
+        },
+        timeouts: Timeouts::default(),
+        ordering: Ordering::Strict,
+        group_len: 24,
+    };
+    let group = |n| Group { id: group_id(n), owner: SiteId(0), epoch: Epoch(1), move_id: None, changed: 1 };
+    Cluster {
+        sites: [(0, 0.0), (1, 15.0), (2, 40.0)].map(|(id, at)| (SiteId(id), site(id, at))).into(),
+        services: BTreeMap::from([(service.id, service)]),
+        groups: (0..4).map(|n| (group_id(n), group(n))).collect(),
+        ..Cluster::default()
+    }
+}
+
+fn load(n: u8, packets_per_s: u64, ingress: u8) -> GroupReport {
+    GroupReport {
+        group: group_id(n),
+        packets_per_s,
+        flows: 1,
+        inside_ingress: vec![(SiteId(ingress), 1)],
+        outside_ingress: vec![],
+        remote_rtt_us: None,
+    }
+}
+
+fn report(site: u8, groups: Vec<GroupReport>) -> SiteReport {
+    SiteReport { site: SiteId(site), groups, ..SiteReport::default() }
+}
+
+fn moves(reason: MoveReason, moves: &[(u8, u8)]) -> Command {
+    let moves = moves.iter().map(|&(n, to)| (group_id(n), SiteId(to))).collect();
+    Command::StartMoves { moves, reason }
+}
+
+fn alive(site: u8, alive: bool) -> Command {
+    Command::SetAlive { site: SiteId(site), alive }
+}
+
+fn brain() -> Brain {
+    Brain::new(BrainTimings::default(), None, Micros(0))
+}
+
+fn solved(cluster: &Cluster, groups: Vec<GroupReport>) -> Vec<Command> {
+    let mut model = Model::new(None);
+    model.handle_report(&report(0, groups), Micros(0));
+    solve(cluster, &model, &|_| true, Micros(S))
+}
+
+fn moving(cluster: &mut Cluster, phase: MovePhase) -> MoveId {
+    let id = MoveId(7);
+    cluster.groups.get_mut(&group_id(0)).unwrap().move_id = Some(id);
+    let present = Move {
+        id,
+        group: group_id(0),
+        from: SiteId(0),
+        to: SiteId(1),
+        epoch: Epoch(2),
+        phase,
+        ordering: Ordering::Strict,
+        ingresses: vec![],
+        take_over: false,
+        reason: MoveReason::Operator,
+        started: 1,
+    };
+    cluster.moves.insert(id, present);
+    id
+}
+
+#[test]
+fn a_site_is_dead_a_lease_after_its_last_report_or_after_the_leader_began() {
+    let (cluster, mut brain) = (cluster(), brain());
+    brain.handle_report(&report(0, vec![]), Micros(2 * S));
+    assert_eq!(brain.poll(&cluster, Micros(3 * S - 1)), []);
+    assert_eq!(brain.poll(&cluster, Micros(3 * S)), [alive(1, false), alive(2, false)]);
+    assert_eq!(brain.poll(&cluster, Micros(5 * S)), [0, 1, 2].map(|id| alive(id, false)));
+}
+
+#[test]
+fn a_site_lives_from_its_first_report() {
+    let (mut cluster, mut brain) = (cluster(), brain());
+    cluster.sites.get_mut(&SiteId(1)).unwrap().alive = false;
+    assert_eq!(brain.poll(&cluster, Micros(1)), []);
+    brain.handle_report(&report(1, vec![]), Micros(1));
+    assert_eq!(brain.poll(&cluster, Micros(2)), [alive(1, true)]);
+}
+
+#[test]
+fn preparing_ends_when_a_party_is_dead_or_time_is_up() {
+    for (dead, reason) in [(0, "source site 0 is dead"), (1, "target site 1 is dead")] {
+        let (mut cluster, mut brain) = (cluster(), brain());
+        let move_id = moving(&mut cluster, MovePhase::Preparing);
+        cluster.sites.get_mut(&SiteId(dead)).unwrap().alive = false;
+        let abort = Command::Abort { move_id, by: None, reason: reason.into() };
+        assert_eq!(brain.poll(&cluster, Micros(1)), [abort]);
+    }
+    let (mut cluster, mut brain) = (cluster(), brain());
+    let move_id = moving(&mut cluster, MovePhase::Preparing);
+    let poll = |brain: &mut Brain, at| {
+        for id in 0..3 {
+            brain.handle_report(&report(id, vec![]), at);
+        }
+        brain.poll(&cluster, at)
+    };
+    assert_eq!(poll(&mut brain, Micros(0)), []);
+    assert_eq!(poll(&mut brain, Micros(60 * S - 1)), []);
+    let abort = Command::Abort { move_id, by: None, reason: "not ready after 60 s".into() };
+    assert_eq!(poll(&mut brain, Micros(60 * S)), [abort]);
+}
+
+#[test]
+fn a_switched_move_is_taken_over_once_and_only_when_its_source_is_dead() {
+    let (mut cluster, mut brain) = (cluster(), brain());
+    let move_id = moving(&mut cluster, MovePhase::Switching);
+    assert_eq!(brain.poll(&cluster, Micros(0)), []);
+    cluster.sites.get_mut(&SiteId(1)).unwrap().alive = false;
+    assert_eq!(brain.poll(&cluster, Micros(0)), []);
+    cluster.sites.get_mut(&SiteId(0)).unwrap().alive = false;
+    assert_eq!(brain.poll(&cluster, Micros(0)), [Command::TakeOver { move_id }]);
+    cluster.moves.get_mut(&move_id).unwrap().take_over = true;
+    assert_eq!(brain.poll(&cluster, Micros(0)), []);
+}
+
+#[test]
+fn a_group_that_has_just_moved_rests() {
+    let (mut cluster, mut brain) = (cluster(), brain());
+    let poll = |brain: &mut Brain, cluster: &Cluster, at| {
+        for id in 0..3 {
+            brain.handle_report(&report(id, if id == 0 { vec![load(0, 10, 1)] } else { vec![] }), at);
+        }
+        brain.poll(cluster, at)
+    };
+    assert_eq!(poll(&mut brain, &cluster, Micros(3 * S)), [moves(MoveReason::Delay, &[(0, 1)])]);
+    cluster.groups.get_mut(&group_id(0)).unwrap().changed = 2;
+    assert_eq!(poll(&mut brain, &cluster, Micros(4 * S)), []);
+    assert_eq!(poll(&mut brain, &cluster, Micros(64 * S - 1)), []);
+    assert_eq!(poll(&mut brain, &cluster, Micros(65 * S)), [moves(MoveReason::Delay, &[(0, 1)])]);
+}
+
+#[test]
+fn groups_go_where_their_clients_come_in_if_that_gains_enough() {
+    let mut cluster = cluster();
+    let groups = || vec![load(0, 10, 1), load(1, 10, 2), load(2, 10, 0)];
+    assert_eq!(solved(&cluster, groups()), [moves(MoveReason::Delay, &[(0, 1), (1, 2)])]);
+    // Site 1 is 12.5 ms away, site 2 is 33.
+    cluster.policy.min_gain_ms = 20.0;
+    assert_eq!(solved(&cluster, groups()), [moves(MoveReason::Delay, &[(1, 2)])]);
+    cluster.policy.automatic = false;
+    assert_eq!(solved(&cluster, groups()), []);
+}
+
+#[test]
+fn a_draining_site_is_emptied_within_the_budget_even_without_traffic() {
+    let mut cluster = cluster();
+    cluster.sites.get_mut(&SiteId(0)).unwrap().admin = Admin::Draining;
+    cluster.policy.moves_in_flight_max = 3;
+    cluster.policy.automatic = false;
+    moving(&mut cluster, MovePhase::Preparing);
+    assert_eq!(solved(&cluster, vec![]), [moves(MoveReason::Drain, &[(1, 1), (2, 1)])]);
+}
+
+#[test]
+fn cordoned_dead_and_denied_sites_get_nothing_and_pins_are_kept() {
+    let mut cluster = cluster();
+    let groups = || vec![load(0, 10, 2)];
+    cluster.sites.get_mut(&SiteId(2)).unwrap().admin = Admin::Cordoned;
+    assert_eq!(solved(&cluster, groups()), [moves(MoveReason::Delay, &[(0, 1)])]);
+    cluster.sites.get_mut(&SiteId(1)).unwrap().alive = false;
+    assert_eq!(solved(&cluster, groups()), []);
+    cluster.sites.get_mut(&SiteId(2)).unwrap().admin = Admin::Active;
+    let rule =
+        |n, site| Rule { service: group_id(n).service, clients: group_id(n).prefix, site: SiteId(site) };
+    cluster.policy.denies = vec![rule(0, 2)];
+    assert_eq!(solved(&cluster, groups()), []);
+    cluster.policy.denies = vec![rule(3, 0)];
+    cluster.policy.pins = vec![rule(1, 2)];
+    assert_eq!(solved(&cluster, vec![]), [moves(MoveReason::Operator, &[(1, 2), (3, 2)])],);
+}
+
+#[test]
+fn a_surge_spills_to_the_next_best_site_with_room() {
+    let mut cluster = cluster();
+    cluster.sites.get_mut(&SiteId(1)).unwrap().capacity_pps = 600;
+    let groups = vec![load(0, 400, 0), load(1, 400, 0), load(2, 400, 0), load(3, 400, 0)];
+    // 1,600 of 1,000 at site 0; site 1 takes 480 with headroom, site 2 takes 800.
+    assert_eq!(solved(&cluster, groups), [moves(MoveReason::Load, &[(0, 1), (1, 2)])]);
+}
+
+#[test]
+fn the_owner_being_dead_nothing_moves() {
+    let mut cluster = cluster();
+    cluster.sites.get_mut(&SiteId(0)).unwrap().alive = false;
+    assert_eq!(solved(&cluster, vec![load(0, 10, 1)]), []);
+}
+
+#[test]
+fn explain_names_terms_sources_and_what_binds() {
+    let mut cluster = cluster();
+    cluster.sites.get_mut(&SiteId(2)).unwrap().admin = Admin::Cordoned;
+    let mut model = Model::new(None);
+    let peers = vec![PeerRtt { site: SiteId(1), rtt_us: 8_000 }];
+    let groups = vec![load(0, 10, 1)];
+    model.handle_report(&SiteReport { peers, groups, ..SiteReport::default() }, Micros(0));
+    let explained = explain(&cluster, &model, &group_id(0), Micros(5)).unwrap();
+    assert_eq!((explained.owner, explained.best), (SiteId(0), Some(SiteId(1))));
+    assert!((explained.gain_ms - 4.0).abs() < 0.01);
+    let order: Vec<_> = explained.candidates.iter().map(|c| (c.site.0, c.blocked)).collect();
+    assert_eq!(order, [(1, None), (0, None), (2, Some(Blocked::Cordoned))]);
+    assert_eq!(explained.candidates[1].terms.legs[0].1.source, Source::Measured { age: Micros(5) });
+    assert_eq!(explained.candidates[2].terms.legs[0].1.source, Source::Geography);
+    assert_eq!(explain(&cluster, &model, &group_id(9), Micros(5)), None);
+}
