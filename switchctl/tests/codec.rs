@@ -36,7 +36,7 @@ fn actions() -> impl Strategy<Value = Vec<Action>> {
         (0u16..4096).prop_map(Action::PushVlan),
         Just(Action::PopVlan),
         any::<u64>().prop_map(Action::SetTunnel),
-        any::<u32>().prop_map(|port| Action::SetInPort(PortNo(port))),
+        Just(Action::ClearInPort),
         (0u32..0xffff_ff00).prop_map(|port| Action::Output(PortNo(port))),
         Just(Action::OutputInPort),
     ];
@@ -177,13 +177,12 @@ fn a_flow_mod_has_the_bytes_of_the_specification() {
         Message::FlowMod(FlowModMsg::new(Command::Add, RuleKey { table: 2, priority: 99, matches }, rule));
     let hex: String = ofp::encode(1, &message).iter().map(|byte| format!("{byte:02x}")).collect();
     let expected = concat!(
-        "050e009800000001", "0000000000000102", "0000000000000000", "0200", "00000000", "0063", "ffffffff",
+        "050e009000000001", "0000000000000102", "0000000000000000", "0200", "00000000", "0063", "ffffffff",
         "ffffffff", "ffffffff", "00000000",
-        "00010034", "8000000400000001", "80000a020800", "80000c020000", "8000140106", "80001908c0000200ffffff00",
-        "80001d040400fc00", "00000000",
+        "00010031", "8000000400000001", "80000a020800", "80000c020000", "8000140106", "80001908c0000200ffffff00",
+        "80001d040400fc00", "00000000000000",
         "0004002000000000", "0012000800000000", "0000001000000007", "0000000000000000", "0001000803000000",
     );
-    assert_eq!(hex.len(), expected.len());
     assert_eq!(hex, expected);
 }
 

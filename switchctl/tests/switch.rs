@@ -177,7 +177,7 @@ async fn in_force(events: &mut mpsc::Receiver<SwitchEvent>, tag: u64) -> usize {
     }
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn frames_go_to_workers_and_peers_and_counters_count_them() {
     let running = Running::start();
     let (switch, mut events) = Session::spawn(running.address(), SessionOptions::default());
@@ -212,7 +212,7 @@ async fn frames_go_to_workers_and_peers_and_counters_count_them() {
     assert_eq!(flows.len(), rules(PEER, Some(0)).len());
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn rules_stay_when_the_controller_goes_and_a_new_one_changes_nothing() {
     let mut running = Running::start();
     let (switch, mut events) = Session::spawn(running.address(), SessionOptions::default());
@@ -237,7 +237,7 @@ async fn rules_stay_when_the_controller_goes_and_a_new_one_changes_nothing() {
     assert!(in_force(&mut events, 2).await > 0);
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_set_with_one_refused_rule_changes_nothing() {
     let running = Running::start();
     let (switch, mut events) = Session::spawn(running.address(), SessionOptions::default());
@@ -304,7 +304,7 @@ async fn nothing_old_comes_behind_the_marker() {
     assert_eq!(all, (0..FRAMES).collect::<Vec<_>>());
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_new_peer_replaces_the_old_and_a_packet_out_keeps_its_order() {
     let running = Running::start();
     let (switch, mut events) = Session::spawn(running.address(), SessionOptions::default());
@@ -331,7 +331,7 @@ async fn a_new_peer_replaces_the_old_and_a_packet_out_keeps_its_order() {
     nothing_comes(&second);
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_slow_worker_loses_nothing_up_to_the_bound_of_its_queue() {
     let running = Running::start();
     let (switch, mut events) = Session::spawn(running.address(), SessionOptions::default());

@@ -274,7 +274,7 @@ impl Compiler<'_> {
         for &port in plan.ports.workers.values() {
             let from = |tag: Tag| Match::any().in_port(port).vlan(Vlan::Tag(tag.vlan()));
             // Hairpin packets may be for the worker that sent them.
-            let as_from_outside = vec![Action::SetInPort(PortNo::ANY)];
+            let as_from_outside = vec![Action::ClearInPort];
             self.classify(from(Tag::ToOutside), as_from_outside, Some(TABLE_OUTSIDE));
             self.classify_worker_local(from);
             for (&peer, &tunnel) in &plan.ports.tunnels {

@@ -298,9 +298,9 @@ pub enum Action {
     SetVlan(u16),
     /// Sets the tunnel key of what leaves by a tunnel.
     SetTunnel(u64),
-    /// Makes the packet one of another port: with [`PortNo::ANY`] it may leave by the port it came by, which
-    /// switches refuse otherwise.
-    SetInPort(PortNo),
+    /// Forgets which port the packet came by, so that it may leave by that port too, which switches refuse
+    /// otherwise. An extension of Open vSwitch.
+    ClearInPort,
     /// Sends a copy by a port. Nothing happens when it is the one the packet came in by.
     Output(PortNo),
     /// Sends a copy by the port it came in by.

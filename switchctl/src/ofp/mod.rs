@@ -1,7 +1,7 @@
 //! OpenFlow 1.4 (version 5 on the wire): the messages that Limosa's driver and switch exchange, both ways.
 //!
 //! Decoding is bounded by the length of the message (at most 65,535 bytes) and never panics. What is legal
-//! OpenFlow and not used here is [`DecodeError::Unsupported`]. Masks on TCP and UDP ports and setting the
+//! OpenFlow and not used here is [`DecodeError::Unsupported`]. Masks on TCP and UDP ports and clearing the
 //! input port are extensions that Open vSwitch accepts.
 //!
 //! Source: OpenFlow Switch Specification 1.4.0 (ONF TS-012), section 7.

@@ -184,6 +184,12 @@ const OUTPUT: u16 = 0;
 const PUSH_VLAN: u16 = 17;
 const POP_VLAN: u16 = 18;
 const SET_FIELD: u16 = 25;
+const EXPERIMENTER: u16 = 0xffff;
+
+/// `load:0xffff->NXM_OF_IN_PORT[]`: no port. OpenFlow itself cannot write the input port, so this is the action
+/// `NXAST_REG_LOAD` of Open vSwitch: experimenter 0x2320, subtype 7, 16 bits from bit 0 of NXM field 0x0002.
+const CLEAR_IN_PORT: [u8; 24] =
+    [0xff, 0xff, 0, 24, 0, 0, 0x23, 0x20, 0, 7, 0, 15, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0xff, 0xff];
 
 /// Writes a list of actions.
 pub(crate) fn put_actions(w: &mut Writer, actions: &[Action]) {
@@ -196,7 +202,7 @@ pub(crate) fn put_actions(w: &mut Writer, actions: &[Action]) {
             Action::PopVlan => put_plain(w, POP_VLAN, 0),
             Action::SetVlan(id) => put_set_vlan(w, id),
             Action::SetTunnel(key) => put_set(w, TUNNEL_ID, key.into()),
-            Action::SetInPort(port) => put_set(w, IN_PORT, port.0.into()),
+            Action::ClearInPort => w.bytes(&CLEAR_IN_PORT),
             Action::Output(port) => put_output(w, port),
             Action::OutputInPort => put_output(w, PortNo::IN_PORT),
         }
@@ -262,6 +268,7 @@ fn take_action(kind: u16, mut body: Reader<'_>) -> Result<Action, DecodeError> {
         },
         POP_VLAN => Ok(Action::PopVlan),
         SET_FIELD => take_set(&mut body),
+        EXPERIMENTER if body.rest() == &CLEAR_IN_PORT[4..] => Ok(Action::ClearInPort),
         _ => Err(Unsupported::Action(kind).into()),
     }
 }
@@ -276,7 +283,6 @@ fn take_set(body: &mut Reader<'_>) -> Result<Action, DecodeError> {
     match number {
         VLAN_VID => Ok(Action::SetVlan(value as u16 & 0xfff)),
         TUNNEL_ID => Ok(Action::SetTunnel(value as u64)),
-        IN_PORT => Ok(Action::SetInPort(PortNo(value as u32))),
         _ => Err(Unsupported::SetField(number).into()),
     }
 }

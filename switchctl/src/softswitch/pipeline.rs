@@ -380,9 +380,9 @@ impl Flight {
                     self.set_vlan(id & 0xfff | VLAN_PRESENT);
                 }
                 Action::SetTunnel(key) => Field::TunnelId.write(&mut self.words, key.into()),
-                Action::SetInPort(port) => {
-                    Field::InPort.write(&mut self.words, port.0.into());
-                    self.from = port;
+                Action::ClearInPort => {
+                    Field::InPort.write(&mut self.words, PortNo::ANY.0.into());
+                    self.from = PortNo::ANY;
                 }
                 Action::Output(port) if port == self.from => {}
                 Action::Output(port) => out(port, packet, self.tunnel_id()),
