@@ -117,10 +117,10 @@ fn exported(worker: &mut Worker<Vec<u8>>) -> Vec<Batch> {
     loop {
         worker.slice(Micros(1), &mut out);
         while let Some(event) = worker.poll_event() {
-            match event {
-                Event::Records { batch, .. } => batches.push(batch),
-                Event::RoundEnd { .. } => return batches,
-                _ => {}
+            if let Event::Records { batch, .. } = event {
+                batches.push(batch);
+            } else if let Event::RoundEnd { .. } = event {
+                return batches;
             }
         }
     }

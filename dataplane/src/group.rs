@@ -284,6 +284,8 @@ pub struct Arrival {
     pub shadow: (u64, u64),
     /// Removed flows and the version that must not be overtaken.
     pub removed: HashMap<FlowKey, u32>,
+    /// Relaxed: flows of the source that clash with what was opened here, with their digests.
+    pub clashes: HashMap<FlowKey, u64>,
     /// Of flows that were served before the last changes came: what they were imported with.
     pub bases: HashMap<u32, Joinable>,
     /// The cut has come along the data path.
@@ -470,6 +472,7 @@ impl Arrival {
             reserved,
             shadow: (0, 0),
             removed: HashMap::new(),
+            clashes: HashMap::new(),
             bases: HashMap::new(),
             cut_seen,
             installing: 0,

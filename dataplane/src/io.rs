@@ -49,6 +49,33 @@ impl PacketBuf for Vec<u8> {
     }
 }
 
+/// A frame in a buffer of full length, so that it can be received into again.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Frame {
+    buffer: Vec<u8>,
+    len: usize,
+}
+
+impl Frame {
+    fn empty() -> Self {
+        Self { buffer: vec![0; FRAME_LEN_MAX], len: 0 }
+    }
+}
+
+impl PacketBuf for Frame {
+    fn data(&self) -> &[u8] {
+        &self.buffer[..self.len]
+    }
+
+    fn data_mut(&mut self) -> &mut [u8] {
+        &mut self.buffer[..self.len]
+    }
+
+    fn from_bytes(bytes: &[u8]) -> Self {
+        Self { buffer: bytes.to_vec(), len: bytes.len() }
+    }
+}
+
 /// Where packets come from and go to.
 pub trait PacketIo<B: PacketBuf> {
     /// Appends what has come in, at most a burst, without waiting.
@@ -103,9 +130,9 @@ impl<B: PacketBuf> PacketIo<B> for MemoryIo<B> {
 #[derive(Debug)]
 pub struct SeqpacketIo {
     socket: Option<OwnedFd>,
-    queue: VecDeque<Vec<u8>>,
-    /// Empty buffers of full length.
-    pool: Vec<Vec<u8>>,
+    queue: VecDeque<Frame>,
+    /// Buffers to receive into.
+    pool: Vec<Frame>,
     dropped: u64,
 }
 
@@ -167,9 +194,8 @@ impl SeqpacketIo {
         std::mem::take(&mut self.dropped)
     }
 
-    fn recycle_one(&mut self, mut packet: Vec<u8>) {
-        if self.pool.len() < TX_QUEUE_LEN && packet.capacity() >= FRAME_LEN_MAX {
-            packet.resize(FRAME_LEN_MAX, 0);
+    fn recycle_one(&mut self, packet: Frame) {
+        if self.pool.len() < TX_QUEUE_LEN && packet.buffer.len() == FRAME_LEN_MAX {
             self.pool.push(packet);
         }
     }
@@ -204,10 +230,10 @@ impl SeqpacketIo {
     }
 }
 
-fn send_some(socket: &OwnedFd, queue: &VecDeque<Vec<u8>>) -> Result<usize, Errno> {
+fn send_some(socket: &OwnedFd, queue: &VecDeque<Frame>) -> Result<usize, Errno> {
     let count = queue.len().min(BURST_LEN);
     let slices: [[IoSlice<'_>; 1]; BURST_LEN] =
-        std::array::from_fn(|at| [IoSlice::new(queue.get(at).map_or(&[], Vec::as_slice))]);
+        std::array::from_fn(|at| [IoSlice::new(queue.get(at).map_or(&[], Frame::data))]);
     let addresses = [None::<UnixAddr>; BURST_LEN];
     let mut headers = MultiHeaders::preallocate(count, None);
     let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
@@ -216,15 +242,15 @@ fn send_some(socket: &OwnedFd, queue: &VecDeque<Vec<u8>>) -> Result<usize, Errno
     Ok(results.count())
 }
 
-impl PacketIo<Vec<u8>> for SeqpacketIo {
-    fn rx_burst(&mut self, packets: &mut Vec<Vec<u8>>) -> Result<usize, Errno> {
+impl PacketIo<Frame> for SeqpacketIo {
+    fn rx_burst(&mut self, packets: &mut Vec<Frame>) -> Result<usize, Errno> {
         self.flush()?;
         if self.queue.len() >= TX_QUEUE_LEN {
             return Ok(0); // The switch is slow: let it queue, rather than drop here.
         }
         let Some(socket) = &self.socket else { return Ok(0) };
         while self.pool.len() < BURST_LEN {
-            self.pool.push(vec![0; FRAME_LEN_MAX]);
+            self.pool.push(Frame::empty());
         }
         let start = self.pool.len() - BURST_LEN;
         let received = receive_some(socket, &mut self.pool[start..]);
@@ -238,9 +264,8 @@ impl PacketIo<Vec<u8>> for SeqpacketIo {
         };
         let count = lengths.iter().take_while(|len| **len > 0).count();
         let closed = lengths[0] == 0;
-        for (packet, len) in self.pool.drain(start..start + count).zip(&lengths) {
-            let mut packet = packet;
-            packet.truncate(*len);
+        for (mut packet, len) in self.pool.drain(start..start + count).zip(lengths) {
+            packet.len = len;
             packets.push(packet);
         }
         if closed {
@@ -250,7 +275,7 @@ impl PacketIo<Vec<u8>> for SeqpacketIo {
         Ok(count)
     }
 
-    fn tx_burst(&mut self, packets: &mut Vec<Vec<u8>>) -> Result<(), Errno> {
+    fn tx_burst(&mut self, packets: &mut Vec<Frame>) -> Result<(), Errno> {
         self.queue.extend(packets.drain(..));
         let result = self.flush();
         if self.socket.is_none() && self.queue.len() > DETACHED_QUEUE_LEN {
@@ -261,7 +286,7 @@ impl PacketIo<Vec<u8>> for SeqpacketIo {
         result
     }
 
-    fn recycle(&mut self, packets: &mut Vec<Vec<u8>>) {
+    fn recycle(&mut self, packets: &mut Vec<Frame>) {
         for packet in packets.drain(..) {
             self.recycle_one(packet);
         }
@@ -269,11 +294,11 @@ impl PacketIo<Vec<u8>> for SeqpacketIo {
 }
 
 /// Lengths of the frames received, 0 behind the last; all 0 when the peer has closed.
-fn receive_some(socket: &OwnedFd, buffers: &mut [Vec<u8>]) -> Result<[usize; BURST_LEN], Errno> {
+fn receive_some(socket: &OwnedFd, buffers: &mut [Frame]) -> Result<[usize; BURST_LEN], Errno> {
     let mut headers = MultiHeaders::<UnixAddr>::preallocate(BURST_LEN, None);
     let mut buffers = buffers.iter_mut();
     let mut slices: [[IoSliceMut<'_>; 1]; BURST_LEN] =
-        std::array::from_fn(|_| [IoSliceMut::new(buffers.next().map_or(&mut [], Vec::as_mut_slice))]);
+        std::array::from_fn(|_| [IoSliceMut::new(buffers.next().map_or(&mut [], |frame| &mut frame.buffer))]);
     let results =
         recvmmsg(socket.as_raw_fd(), &mut headers, slices.iter_mut(), MsgFlags::MSG_DONTWAIT, None)?;
     let mut lengths = [0; BURST_LEN];

@@ -266,10 +266,7 @@ pub fn ones_complement(bytes: &[u8]) -> u16 {
 fn fold(mut sum: u32) -> u16 {
     sum = (sum & 0xffff) + (sum >> 16);
     sum = (sum & 0xffff) + (sum >> 16);
-    #[expect(clippy::cast_possible_truncation, reason = "two folds leave 16 bits")]
-    {
-        sum as u16
-    }
+    sum as u16
 }
 
 /// A change of words under a checksum. Source: RFC 1624, section 3, equation 3.
@@ -281,7 +278,6 @@ impl Delta {
         Self(self.0 + u32::from(!old) + u32::from(new))
     }
 
-    #[expect(clippy::cast_possible_truncation, reason = "the two halves")]
     fn long(self, old: u32, new: u32) -> Self {
         self.word((old >> 16) as u16, (new >> 16) as u16).word(old as u16, new as u16)
     }

@@ -16,7 +16,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::control::codec::{FrameDecoder, encode};
 use crate::control::{Event, Request, VERSION};
-use crate::io::{PacketIo, SeqpacketIo};
+use crate::io::{Frame, PacketIo, SeqpacketIo};
 use crate::worker::{Output, Settings, Wait, Worker};
 
 /// Bytes that may wait for the agent before exports pause.
@@ -115,9 +115,9 @@ struct Process<'a> {
     io: SeqpacketIo,
     connect_at: Micros,
     backoff: Micros,
-    worker: Worker<Vec<u8>>,
-    rx: Vec<Vec<u8>>,
-    out: Output<Vec<u8>>,
+    worker: Worker<Frame>,
+    rx: Vec<Frame>,
+    out: Output<Frame>,
     bursts: u32,
 }
 
@@ -235,7 +235,7 @@ impl<'a> Process<'a> {
         let mut fds = vec![PollFd::new(self.listener.as_fd(), PollFlags::POLLIN)];
         if let Some(agent) = &self.agent {
             let mut flags = PollFlags::empty();
-            flags.set(PollFlags::POLLIN, !self.worker.is_backlogged());
+            flags.set(PollFlags::POLLIN, !self.worker.is_backlogged() && agent.queue.len() < AGENT_QUEUE_LEN);
             flags.set(PollFlags::POLLOUT, !agent.queue.is_empty());
             fds.push(PollFd::new(agent.stream.as_fd(), flags));
         }
@@ -254,7 +254,7 @@ impl<'a> Process<'a> {
 }
 
 impl Agent {
-    fn receive(&mut self, worker: &mut Worker<Vec<u8>>, now: Micros) -> Result<(), String> {
+    fn receive(&mut self, worker: &mut Worker<Frame>, now: Micros) -> Result<(), String> {
         let mut bytes = [0; 65_536];
         while !worker.is_backlogged() && self.queue.len() < AGENT_QUEUE_LEN {
             match self.decoder.next().map_err(|error| error.to_string())? {
@@ -282,21 +282,18 @@ impl Agent {
     }
 
     fn greet(&mut self, request: &Request) -> Result<(), String> {
-        match request {
-            Request::Hello { version, .. } if *version == VERSION => {
-                self.greeted = true;
-                Ok(())
-            }
-            Request::Hello { version, .. } => {
-                Err(format!("the agent speaks version {version}, this worker {VERSION}"))
-            }
-            _ if self.greeted => Ok(()),
-            _ => Err("the agent did not say Hello first".to_owned()),
+        let Request::Hello { version, .. } = request else {
+            return if self.greeted { Ok(()) } else { Err("the agent did not say Hello first".to_owned()) };
+        };
+        if *version != VERSION {
+            return Err(format!("the agent speaks version {version}, this worker {VERSION}"));
         }
+        self.greeted = true;
+        Ok(())
     }
 
     /// Encodes events while the queue is short, and writes what the socket takes.
-    fn send(&mut self, worker: &mut Worker<Vec<u8>>) -> Result<(), String> {
+    fn send(&mut self, worker: &mut Worker<Frame>) -> Result<(), String> {
         while self.queue.len() - self.sent < AGENT_QUEUE_LEN {
             let Some(event) = worker.poll_event() else { break };
             self.queue.extend(encode::<Event>(&event).map_err(|error| error.to_string())?);

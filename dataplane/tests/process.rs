@@ -1,6 +1,8 @@
 //! The real loop over real sockets: a switch that sends one packet, an agent that comes, goes and comes
 //! back, and a move of real flows from one worker process to another.
 
+#![expect(clippy::unwrap_used, reason = "tests")]
+
 use std::io::{Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -34,7 +36,11 @@ fn services() -> Request {
         port_key: 3,
     };
     let service = ServiceId::new(1).unwrap();
-    Request::Services(vec![ServiceSpec { service, function: Function::Nat44(nat), timeouts: Timeouts::default() }])
+    Request::Services(vec![ServiceSpec {
+        service,
+        function: Function::Nat44(nat),
+        timeouts: Timeouts::default(),
+    }])
 }
 
 /// A worker in a thread, with the switch's end of its packet socket.
@@ -178,6 +184,7 @@ fn an_agent_of_another_version_is_told_ours() {
 }
 
 #[test]
+#[expect(clippy::wildcard_enum_match_arm, reason = "nothing else may come")]
 fn flows_move_from_one_worker_to_another() {
     let directory = tempfile::tempdir().unwrap();
     let (mut a, mut b) = (Running::start(directory.path(), 1), Running::start(directory.path(), 2));

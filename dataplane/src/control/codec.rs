@@ -73,7 +73,7 @@ impl<T: DeserializeOwned> FrameDecoder<T> {
     ///
     /// # Errors
     /// [`CodecError::TooLong`] and [`CodecError::Decode`].
-    #[expect(clippy::should_implement_trait, reason = "an iterator cannot go on after None, this can")]
+    #[expect(clippy::should_implement_trait, reason = "an iterator ends at None, this goes on")]
     pub fn next(&mut self) -> Result<Option<T>, CodecError> {
         let rest = &self.bytes[self.at..];
         let Some(header) = rest.first_chunk::<HEADER_LEN>() else { return Ok(None) };

@@ -10,7 +10,6 @@ pub struct Index {
     mask: usize,
 }
 
-#[expect(clippy::cast_possible_truncation, reason = "the two halves of a place")]
 fn halves(place: u64) -> (u32, u32) {
     ((place >> 32) as u32, place as u32)
 }
@@ -102,19 +101,13 @@ impl Hasher {
     pub fn hash(self, a: u64, b: u64) -> u32 {
         let first = folded(a ^ self.keys[0], b ^ self.keys[1]);
         let second = folded(first ^ 0xa076_1d64_78bd_642f, self.keys[0] | 1);
-        #[expect(clippy::cast_possible_truncation, reason = "the high half is wanted")]
-        {
-            (second >> 32) as u32
-        }
+        (second >> 32) as u32
     }
 }
 
 fn folded(a: u64, b: u64) -> u64 {
     let wide = u128::from(a) * u128::from(b);
-    #[expect(clippy::cast_possible_truncation, reason = "the two halves")]
-    {
-        (wide >> 64) as u64 ^ wide as u64
-    }
+    (wide >> 64) as u64 ^ wide as u64
 }
 
 #[cfg(test)]

@@ -134,7 +134,6 @@ impl Mappings {
         self.used.get(&(client, protocol)).is_some_and(|used| *used >= range.count)
     }
 
-    #[expect(clippy::cast_possible_truncation, reason = "a block ends at 65535 at the latest")]
     fn candidate(range: Range, step: u16) -> u16 {
         let offset = (u32::from(range.preferred) + u32::from(step)) % u32::from(range.count);
         (u32::from(range.first) + offset) as u16

@@ -382,12 +382,14 @@ fn a_relaxed_target_serves_at_once_and_counts_of_both_sites_add_up() {
     assert_eq!(record.joined.tcp, TcpState::None);
 }
 
+type Link = VecDeque<(Vec<u8>, Tag)>;
+
 /// Two sites, two ingresses, an agent that carries records, and links that are first-in first-out but of
 /// any relative speed.
 struct Net {
     workers: [Lab; 2],
     /// To worker w: from ingress 0, from ingress 1, from the other worker.
-    links: [[VecDeque<(Vec<u8>, Tag)>; 3]; 2],
+    links: [[Link; 3]; 2],
     requests: [VecDeque<Request>; 2],
     flipped: [bool; 2],
     may_flip: bool,
@@ -455,12 +457,13 @@ impl Net {
     fn emit(&mut self, from: usize, packets: Vec<Vec<u8>>) {
         for frame in packets {
             let tag = packet::parse(&frame).unwrap().tag;
-            match tag {
-                Tag::Relay(side, _) => {
-                    self.links[1 - from][2].push_back((frame, Tag::Relayed(side, SITES[from])))
-                }
-                Tag::SendCut(_) => self.links[1 - from][2].push_back((frame, Tag::Cut(SITES[from]))),
-                _ => self.leave(&see(&frame)),
+            let link = &mut self.links[1 - from][2];
+            if let Tag::Relay(side, _) = tag {
+                link.push_back((frame, Tag::Relayed(side, SITES[from])));
+            } else if let Tag::SendCut(_) = tag {
+                link.push_back((frame, Tag::Cut(SITES[from])));
+            } else {
+                self.leave(&see(&frame));
             }
         }
     }
@@ -488,6 +491,7 @@ impl Net {
         self.emit(at, out.tx);
     }
 
+    #[expect(clippy::wildcard_enum_match_arm, reason = "nothing else may come")]
     fn agents(&mut self, event: Event) {
         let group = group_id();
         match event {
@@ -517,8 +521,7 @@ impl Net {
                 let forget = Request::Forget { group, move_id: MOVE, epoch, target, relay_us: 1 << 40 };
                 self.requests[0].push_back(forget);
             }
-            Event::Installed { .. } => {}
-            other => panic!("{other:?}"),
+            other => assert!(matches!(other, Event::Installed { .. }), "{other:?}"),
         }
     }
 

@@ -151,10 +151,8 @@ fn error_about(quoted: &[u8], from: u32, to: u32) -> Vec<u8> {
 }
 
 fn error_of(frame: &[u8]) -> IcmpError {
-    match packet::parse(frame).unwrap().content {
-        Content::Error(error) => error,
-        other => panic!("{other:?}"),
-    }
+    let Content::Error(error) = packet::parse(frame).unwrap().content else { panic!("no error") };
+    error
 }
 
 /// RFC 5508 REQ-4 and 6, RFC 4787 REQ-12, RFC 5382 REQ-10.
@@ -281,4 +279,14 @@ fn handshakes_give_round_trips_of_both_sides_and_retransmissions_do_not() {
     );
     assert_eq!(stats.groups[0].packets, 7);
     assert_eq!(stats.groups[0].inside_ingress, [(HERE, 5)]);
+}
+
+#[test]
+fn a_worker_that_was_stopped_does_not_expire_everything_when_it_wakes() {
+    let mut lab = Lab::serving(64);
+    let mapped = lab.inside(udp(a(), s1(), b"")).unwrap().source;
+    lab.after(1_000 * SECOND);
+    assert!(lab.outside(udp(s1(), mapped, b"")).is_some());
+    lab.seconds(310);
+    assert_eq!(lab.worker.counters().flows, 0);
 }

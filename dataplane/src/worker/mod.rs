@@ -123,7 +123,7 @@ pub struct Worker<B> {
     groups_free: Vec<u32>,
     by_id: BTreeMap<GroupId, u32>,
     /// Groups by prefix length, then address.
-    by_prefix: [Option<Box<HashMap<u32, u32>>>; 33],
+    by_prefix: [Option<HashMap<u32, u32>>; 33],
     fences: HashMap<GroupId, Fence>,
     active: Vec<u32>,
     installs: VecDeque<Install>,
@@ -145,7 +145,6 @@ pub struct Worker<B> {
 const ICMP_PER_SECOND: u32 = 100;
 
 /// Ticks of 100 ms.
-#[expect(clippy::cast_possible_truncation, reason = "13 years")]
 fn tick(now: Micros) -> u32 {
     (now.0 / 100_000) as u32
 }

@@ -163,7 +163,6 @@ impl<B: PacketBuf> Worker<B> {
         }
         let span = now.since(std::mem::replace(&mut self.reported, now)).0;
         let idle = std::mem::take(&mut self.idle).0.min(span);
-        #[expect(clippy::cast_precision_loss, reason = "a share")]
         let busy = if span == 0 { 0.0 } else { 1.0 - idle as f64 / span as f64 };
         let round_trips = self.round_trips.take();
         let stats = Stats { counters: self.counters(), groups, round_trips, busy };
@@ -249,6 +248,7 @@ impl<B: PacketBuf> Worker<B> {
         let group = &mut self.groups[number as usize];
         let in_move = matches!(group.state, State::Copying | State::Draining(_)) && group.epoch == epoch;
         group.epoch = epoch;
+        group.hold.unpark();
         if !in_move {
             group.stop_export();
             group.unfreeze(tick(now));

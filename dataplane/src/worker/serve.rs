@@ -236,11 +236,13 @@ impl<B: PacketBuf> Worker<B> {
         let service = group.id.service;
         let known = self.services.iter().find(|known| known.spec.service == service)?;
         let life = nat::lifetime(&known.spec.timeouts, look.tuple.protocol, tcp);
-        let ingress = match look.parsed.tag {
-            Tag::Direct(Side::Inside, site) => site.0,
-            _ if self.table.mappings.get(mapping).flows > 0 => self.table.mappings.get(mapping).ingress,
-            Tag::Relayed(_, site) => group.ingress.unwrap_or(site).0,
-            _ => group.ingress.unwrap_or(self.settings.site).0,
+        let known_ingress = Some(self.table.mappings.get(mapping)).filter(|mapping| mapping.flows > 0);
+        let ingress = if let Tag::Direct(Side::Inside, site) = look.parsed.tag {
+            site.0
+        } else if let Some(mapping) = known_ingress {
+            mapping.ingress
+        } else {
+            group.ingress.or(origin(look.parsed.tag).map(|(_, site)| site)).unwrap_or(self.settings.site).0
         };
         let hairpin = nat::in_pool(&self.services, look.tuple.remote);
         let timed = tcp == TcpState::ClientInit;
@@ -347,11 +349,7 @@ impl<B: PacketBuf> Worker<B> {
     /// Keeps a packet until the join. When the buffer is full it opens early: direct packets go to the
     /// source, which serves them or relays them back to the queue of relayed ones.
     pub(super) fn hold(&mut self, packet: B, number: u32, look: &Look, now: Micros, out: &mut Output<B>) {
-        let (direct, site) = match look.parsed.tag {
-            Tag::Direct(_, site) => (true, site),
-            Tag::Relayed(_, site) => (false, site),
-            _ => return out.free.push(packet),
-        };
+        let Some((direct, site)) = origin(look.parsed.tag) else { return out.free.push(packet) };
         let group = &mut self.groups[number as usize];
         let full = self.held >= self.settings.hold_packets_max;
         if full && direct {
@@ -379,11 +377,7 @@ impl<B: PacketBuf> Worker<B> {
     /// Puts a packet behind those that wait, unless it is older than they are.
     pub(super) fn queue(&mut self, packet: B, number: u32, look: &Look, now: Micros, out: &mut Output<B>) {
         let group = &mut self.groups[number as usize];
-        let (direct, site) = match look.parsed.tag {
-            Tag::Direct(_, site) => (true, site),
-            Tag::Relayed(_, site) => (false, site),
-            _ => return out.free.push(packet),
-        };
+        let Some((direct, site)) = origin(look.parsed.tag) else { return out.free.push(packet) };
         let held = Held { packet, since: now, site };
         let held = if direct { group.hold.push_late(held) } else { Err(held) };
         match held {
@@ -473,12 +467,11 @@ impl<B: PacketBuf> Worker<B> {
             group.hold.release(body.from);
             group.refresh_mode();
         }
-        match group.mode {
-            // The target must see which ingress has flipped now.
-            Mode::Relay(site) if !matches!(tag, Tag::Relayed(..)) => {
-                self.relay(packet, Side::Inside, site, out)
-            }
-            _ => out.free.push(packet),
+        // The target must see which ingress has flipped now.
+        if let (Mode::Relay(site), Tag::Marker(_) | Tag::Direct(..)) = (group.mode, tag) {
+            self.relay(packet, Side::Inside, site, out);
+        } else {
+            out.free.push(packet);
         }
     }
 
@@ -487,4 +480,12 @@ impl<B: PacketBuf> Worker<B> {
         let arrival = self.groups[number as usize].arrival.as_ref();
         arrival.is_some_and(|arrival| arrival.ordering == Ordering::Relaxed)
     }
+}
+
+/// Whether a packet came directly, and from which site.
+fn origin(tag: Tag) -> Option<(bool, SiteId)> {
+    if let Tag::Direct(_, site) = tag {
+        return Some((true, site));
+    }
+    if let Tag::Relayed(_, site) = tag { Some((false, site)) } else { None }
 }

@@ -14,13 +14,17 @@ use crate::table::{NIL, NewFlow, flags, tuple_of};
 /// Records of one [`Event::Records`].
 const RECORDS_LEN: usize = 1024;
 
+/// When no slice ran for so many ticks the process was stopped, and nobody could refresh a flow: that time
+/// does not count.
+const STALL_TICKS: u32 = 100;
+
 /// A flow whose group's clock stands still is looked at again after so many ticks.
 const FROZEN_TICKS: u32 = 50;
 
 impl<B: PacketBuf> Worker<B> {
     /// Does some of the work that waits, at most [`SLICE_LEN`] steps of each kind.
     pub fn slice(&mut self, now: Micros, out: &mut Output<B>) {
-        self.tick = tick(now);
+        self.skip_stall(now);
         self.expire(now);
         self.install_some(now);
         let mut budget = SLICE_LEN;
@@ -38,6 +42,15 @@ impl<B: PacketBuf> Worker<B> {
         }
     }
 
+    fn skip_stall(&mut self, now: Micros) {
+        let passed = tick(now).saturating_sub(std::mem::replace(&mut self.tick, tick(now)));
+        if passed > STALL_TICKS {
+            for group in self.groups.iter_mut().filter(|group| group.frozen.is_none()) {
+                group.offset += passed;
+            }
+        }
+    }
+
     /// How soon the next slice is wanted.
     #[must_use]
     pub fn wait(&self) -> Wait {
@@ -47,13 +60,9 @@ impl<B: PacketBuf> Worker<B> {
         let wants = |number: &u32| {
             let group = &self.groups[*number as usize];
             let exporting = group.export.as_ref().is_some_and(|export| export.running);
-            if group.hold.has_backlog() && group.state != State::Shadow || group.purging {
-                Wait::Now
-            } else if exporting && self.events.len() < EVENTS_MAX {
-                Wait::Now
-            } else {
-                Wait::Soon
-            }
+            let exports = exporting && self.events.len() < EVENTS_MAX;
+            let backlog = group.hold.has_backlog() && group.state != State::Shadow;
+            if backlog || group.purging || exports { Wait::Now } else { Wait::Soon }
         };
         self.active.iter().map(wants).min().unwrap_or(Wait::Idle)
     }
@@ -361,17 +370,16 @@ impl<B: PacketBuf> Worker<B> {
         let group = &mut self.groups[number as usize];
         let (Some(export), Some(move_id)) = (&mut group.export, group.move_id) else { return };
         export.running = false;
-        let event = match &group.state {
-            State::Relaying(given) if export.last => {
-                Event::Cut { group: group.id, move_id, token: given.token, missing: given.missing.clone() }
-            }
-            _ => Event::RoundEnd {
+        let event = if let (State::Relaying(given), true) = (&group.state, export.last) {
+            Event::Cut { group: group.id, move_id, token: given.token, missing: given.missing.clone() }
+        } else {
+            Event::RoundEnd {
                 group: group.id,
                 move_id,
                 round: export.round,
                 dirty: group.flows.dirty_count + group.flows.removals.len() as u64,
                 flows: group.flows.count,
-            },
+            }
         };
         self.events.push_back(event);
     }
@@ -465,6 +473,10 @@ impl<B: PacketBuf> Worker<B> {
         let Some(arrival) = &mut group.arrival else { return };
         let known = arrival.removed.entry(*key).or_insert(version);
         *known = (*known).max(version);
+        if let Some(digest) = arrival.clashes.remove(key) {
+            arrival.shadow = (arrival.shadow.0 - 1, arrival.shadow.1.wrapping_sub(digest));
+            return;
+        }
         let Some(flow) = table.find(true, &tuple) else { return };
         let entry = *table.flow(flow);
         if entry.flags & flags::IMPORTED == 0 || entry.version >= version {
@@ -518,12 +530,24 @@ fn install_record<B>(
             found = None;
         }
     }
+    if arrival.clashes.contains_key(&record.key) {
+        return false;
+    }
     let known = found.is_some_and(|flow| table.flow(flow).flags & flags::IMPORTED != 0);
     if !known {
         arrival.shadow = (arrival.shadow.0 + 1, arrival.shadow.1.wrapping_add(record.digest()));
     }
+    if found.is_some_and(|flow| table.flow(flow).outside_port != outside_port) {
+        // Relaxed: a flow that was opened here meanwhile keeps its port.
+        arrival.clashes.insert(record.key, record.digest());
+        return false;
+    }
     let Some(flow) = found else {
-        return insert_record(table, group, services, record, clock, context);
+        let new = insert_record(table, group, services, record, clock, context);
+        if let Some(arrival) = group.arrival.as_mut().filter(|_| group.open && !new) {
+            arrival.clashes.insert(record.key, record.digest());
+        }
+        return new;
     };
     let joined = if group.open && (!known || table.flow(flow).flags & flags::TOUCHED != 0) {
         let base = arrival.bases.insert(flow, record.joined).unwrap_or_default();
