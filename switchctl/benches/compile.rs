@@ -27,7 +27,8 @@ fn plan(run: u32) -> SitePlan {
         let address = std::net::Ipv4Addr::from(0x6440_0000 + (i << 6)).into();
         let prefix = Prefix::new(address, 26).expect("aligned");
         let steer = SiteId(u8::try_from(i / run % 3).expect("below 3"));
-        let local = (steer == SiteId(0)).then_some(WorkerId(u16::try_from(i / run / 3 % 2).expect("below 2")));
+        let local =
+            (steer == SiteId(0)).then_some(WorkerId(u16::try_from(i / run / 3 % 2).expect("below 2")));
         (GroupId { service, prefix }, GroupPlan { epoch: Epoch(u64::from(i % 7)), steer, local })
     });
     SitePlan {
@@ -62,7 +63,8 @@ fn rules(c: &mut Criterion) {
             b.iter(|| compile(black_box(&moved)));
         });
         let entry = moved.groups.values_mut().nth(5_000).expect("there are 10,000");
-        *entry = GroupPlan { epoch: Epoch(9), steer: SiteId((entry.steer.0 + 1) % 3), local: Some(WorkerId(0)) };
+        *entry =
+            GroupPlan { epoch: Epoch(9), steer: SiteId((entry.steer.0 + 1) % 3), local: Some(WorkerId(0)) };
         let after = compile(&moved);
         let changes = diff(&before, &after).len();
         c.bench_function(&format!("difference of one moved group, {name}, {changes} changes"), |b| {
@@ -74,7 +76,8 @@ fn rules(c: &mut Criterion) {
 fn pipeline(c: &mut Criterion) {
     let rules = compile(&plan(1));
     let mut tables = Pipeline::with_rules(&rules);
-    let mut group = c.benchmark_group(format!("embedded switch in memory, {} rules, 60-byte UDP", rules.len()));
+    let mut group =
+        c.benchmark_group(format!("embedded switch in memory, {} rules, 60-byte UDP", rules.len()));
     let inside: Vec<_> = (0..1024u32).map(|i| frame(0x6440_0000 + i.wrapping_mul(7919) % 640_000)).collect();
     let outside: Vec<_> = (0..1024u32)
         .map(|i| outside_frame(0x0a00_0000 + i.wrapping_mul(31) % 10_000, 1024 + (i % 64_000) as u16))

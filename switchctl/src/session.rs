@@ -350,7 +350,8 @@ impl Session {
             None => drop(settled.send(number)),
             Some(path) => drop(tokio::spawn(async move {
                 // Unanswered, the rule is reported late rather than never.
-                if let Err(error) = tokio::time::timeout(OVS_WAIT_MAX, revalidator_wait(&path)).await
+                if let Err(error) = tokio::time::timeout(OVS_WAIT_MAX, revalidator_wait(&path))
+                    .await
                     .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
                 {
                     tracing::warn!(%error, path = %path.display(), "ovs-vswitchd did not confirm its datapath");

@@ -3,8 +3,8 @@
 use proptest::prelude::*;
 use switchctl::core::rules::{ETH_IPV4, ETH_IPV6, Field, PROTO_ICMP, PROTO_TCP, PROTO_UDP};
 use switchctl::ofp::{
-    self, Aggregate, BundleControl, Command, Description, FlowModMsg, FlowQuery, FlowStats, Message, PortDesc,
-    PortStats, Reply, Request, TableStats,
+    self, Aggregate, BundleControl, Command, Description, FlowModMsg, FlowQuery, FlowStats, Message,
+    PortDesc, PortStats, Reply, Request, TableStats,
 };
 use switchctl::{Action, Match, PacketOut, PortNo, Rule, RuleKey, Vlan};
 
@@ -15,20 +15,26 @@ fn matches() -> impl Strategy<Value = Match> {
         Just(Some(Vlan::Present)),
         (0u16..4096).prop_map(|id| Some(Vlan::Tag(id)))
     ];
-    let ip = proptest::option::of((any::<bool>(), any::<u128>(), any::<u128>(), any::<u128>(), any::<u128>()));
-    let port = proptest::option::of((prop_oneof![Just(PROTO_TCP), Just(PROTO_UDP)], any::<u16>(), any::<u16>()));
-    (vlan, any::<Option<u32>>(), any::<Option<(u64, u64)>>(), ip, port).prop_map(|(vlan, in_port, key, ip, port)| {
-        let mut m = Match::any();
-        m = vlan.map_or(m, |vlan| m.vlan(vlan));
-        m = in_port.map_or(m, |port| m.in_port(PortNo(port)));
-        m = key.map_or(m, |(key, mask)| m.tunnel_id(key, mask));
-        if let Some((v6, src, src_mask, dst, dst_mask)) = ip {
-            let bits = if v6 { u128::MAX } else { u128::from(u32::MAX) };
-            m = m.eth_type(if v6 { ETH_IPV6 } else { ETH_IPV4 });
-            m = m.masked(Field::IpSrc, src, src_mask & bits).masked(Field::IpDst, dst, dst_mask & bits);
-        }
-        port.map_or(m, |(protocol, port, mask)| m.ip_proto(protocol).tp_dst(port, mask).tp_src(port, !mask))
-    })
+    let ip =
+        proptest::option::of((any::<bool>(), any::<u128>(), any::<u128>(), any::<u128>(), any::<u128>()));
+    let port =
+        proptest::option::of((prop_oneof![Just(PROTO_TCP), Just(PROTO_UDP)], any::<u16>(), any::<u16>()));
+    (vlan, any::<Option<u32>>(), any::<Option<(u64, u64)>>(), ip, port).prop_map(
+        |(vlan, in_port, key, ip, port)| {
+            let mut m = Match::any();
+            m = vlan.map_or(m, |vlan| m.vlan(vlan));
+            m = in_port.map_or(m, |port| m.in_port(PortNo(port)));
+            m = key.map_or(m, |(key, mask)| m.tunnel_id(key, mask));
+            if let Some((v6, src, src_mask, dst, dst_mask)) = ip {
+                let bits = if v6 { u128::MAX } else { u128::from(u32::MAX) };
+                m = m.eth_type(if v6 { ETH_IPV6 } else { ETH_IPV4 });
+                m = m.masked(Field::IpSrc, src, src_mask & bits).masked(Field::IpDst, dst, dst_mask & bits);
+            }
+            port.map_or(m, |(protocol, port, mask)| {
+                m.ip_proto(protocol).tp_dst(port, mask).tp_src(port, !mask)
+            })
+        },
+    )
 }
 
 fn actions() -> impl Strategy<Value = Vec<Action>> {
@@ -53,11 +59,21 @@ fn rules() -> impl Strategy<Value = (RuleKey, Rule)> {
 
 fn messages() -> impl Strategy<Value = Message> {
     let bytes = || proptest::collection::vec(any::<u8>(), 0..80);
-    let flow_mod = (rules(), 0usize..5, any::<u64>()).prop_map(|((key, rule), command, mask)| {
-        let commands =
-            [Command::Add, Command::Modify, Command::ModifyStrict, Command::Delete, Command::DeleteStrict];
-        Message::FlowMod(FlowModMsg { cookie_mask: mask, ..FlowModMsg::new(commands[command], key, rule) })
-    }).boxed();
+    let flow_mod = (rules(), 0usize..5, any::<u64>())
+        .prop_map(|((key, rule), command, mask)| {
+            let commands = [
+                Command::Add,
+                Command::Modify,
+                Command::ModifyStrict,
+                Command::Delete,
+                Command::DeleteStrict,
+            ];
+            Message::FlowMod(FlowModMsg {
+                cookie_mask: mask,
+                ..FlowModMsg::new(commands[command], key, rule)
+            })
+        })
+        .boxed();
     let flows = proptest::collection::vec((rules(), any::<u64>()), 0..5).prop_map(|list| {
         let flow = |((key, rule), packets)| FlowStats { key, rule, packets, bytes: packets };
         Reply::Flows(list.into_iter().map(flow).collect())
@@ -80,7 +96,12 @@ fn messages() -> impl Strategy<Value = Message> {
         any::<u64>().prop_map(|n| Reply::Aggregate(Aggregate { packets: n, bytes: n, flows: 3 })),
         Just(Reply::Description(Box::new(Description { datapath: "edge".into(), ..Description::default() }))),
         Just(Reply::Tables(vec![TableStats { table: 1, active: 2, lookups: 3, matched: 4 }])),
-        Just(Reply::PortDesc(vec![PortDesc { port: PortNo(1), name: "inside".into(), mac: [1; 6], up: true }])),
+        Just(Reply::PortDesc(vec![PortDesc {
+            port: PortNo(1),
+            name: "inside".into(),
+            mac: [1; 6],
+            up: true
+        }])),
     ];
     let requests = prop_oneof![
         Just(Request::Description),
@@ -172,16 +193,35 @@ fn a_flow_mod_has_the_bytes_of_the_specification() {
         .ip_dst(&"192.0.2.0/24".parse().unwrap())
         .ip_proto(PROTO_TCP)
         .tp_dst(1024, 0xfc00);
-    let rule = Rule { cookie: 0x0102, actions: vec![Action::PopVlan, Action::Output(PortNo(7))], goto: Some(3) };
+    let rule =
+        Rule { cookie: 0x0102, actions: vec![Action::PopVlan, Action::Output(PortNo(7))], goto: Some(3) };
     let message =
         Message::FlowMod(FlowModMsg::new(Command::Add, RuleKey { table: 2, priority: 99, matches }, rule));
     let hex: String = ofp::encode(1, &message).iter().map(|byte| format!("{byte:02x}")).collect();
     let expected = concat!(
-        "050e009000000001", "0000000000000102", "0000000000000000", "0200", "00000000", "0063", "ffffffff",
-        "ffffffff", "ffffffff", "00000000",
-        "00010031", "8000000400000001", "80000a020800", "80000c020000", "8000140106", "80001908c0000200ffffff00",
-        "80001d040400fc00", "00000000000000",
-        "0004002000000000", "0012000800000000", "0000001000000007", "0000000000000000", "0001000803000000",
+        "050e009000000001",
+        "0000000000000102",
+        "0000000000000000",
+        "0200",
+        "00000000",
+        "0063",
+        "ffffffff",
+        "ffffffff",
+        "ffffffff",
+        "00000000",
+        "00010031",
+        "8000000400000001",
+        "80000a020800",
+        "80000c020000",
+        "8000140106",
+        "80001908c0000200ffffff00",
+        "80001d040400fc00",
+        "00000000000000",
+        "0004002000000000",
+        "0012000800000000",
+        "0000001000000007",
+        "0000000000000000",
+        "0001000803000000",
     );
     assert_eq!(hex, expected);
 }

@@ -62,7 +62,8 @@ fn connect(driver: &mut Driver, present: &RuleSet) {
     driver.handle_message(2, features, T);
     let (sent, xid) = names(&outputs(driver));
     assert_eq!(sent, ["hello", "FeaturesRequest", "read"]);
-    let flow = |(key, rule): (&RuleKey, &Rule)| FlowStats { key: *key, rule: rule.clone(), packets: 0, bytes: 0 };
+    let flow =
+        |(key, rule): (&RuleKey, &Rule)| FlowStats { key: *key, rule: rule.clone(), packets: 0, bytes: 0 };
     let reply = Reply::Flows(present.iter().map(flow).collect());
     driver.handle_message(xid, Message::MultipartReply { reply, more: false }, T);
 }
@@ -81,7 +82,9 @@ fn finish(driver: &mut Driver) -> Vec<String> {
         }
         for output in &next {
             match output {
-                Output::Send(xid, Message::BarrierRequest) => driver.handle_message(*xid, Message::BarrierReply, T),
+                Output::Send(xid, Message::BarrierRequest) => {
+                    driver.handle_message(*xid, Message::BarrierReply, T)
+                }
                 Output::Send(xid, Message::BundleControl { control: BundleControl::CommitRequest, .. }) => {
                     answer(driver, *xid, BundleControl::CommitReply);
                 }
@@ -94,7 +97,11 @@ fn finish(driver: &mut Driver) -> Vec<String> {
 }
 
 fn packet(byte: u8) -> Vec<PacketOut> {
-    vec![PacketOut { bytes: vec![byte], in_port: PortNo::CONTROLLER, actions: vec![Action::Output(PortNo(1))] }]
+    vec![PacketOut {
+        bytes: vec![byte],
+        in_port: PortNo::CONTROLLER,
+        actions: vec![Action::Output(PortNo(1))],
+    }]
 }
 
 #[test]

@@ -84,30 +84,37 @@ fn leaves(root: Prefix, cuts: &[bool]) -> Vec<Prefix> {
 fn worlds() -> impl Strategy<Value = World> {
     let entry = (0u64..5, 0usize..4, proptest::option::of(0usize..2), 0u8..10);
     let entries = proptest::collection::vec(entry, 64);
-    (proptest::collection::vec(any::<bool>(), 0..60), entries, 1u16..20_000).prop_map(|(cuts, entries, ports)| {
-        let roots: Vec<Prefix> = vec!["100.64.0.0/23".parse().unwrap(), "100.64.2.0/25".parse().unwrap()];
-        let spec = NatSpec {
-            clients: roots.clone(),
-            pool: vec!["198.51.100.0/24".parse().unwrap(), "203.0.112.0/22".parse().unwrap()],
-            ports_per_subscriber: ports,
-            first_port: 1024,
-            port_key: 1,
-        };
-        let slices = NatSlices::new(spec).unwrap();
-        let all = roots.iter().enumerate().flat_map(|(i, root)| leaves(*root, &cuts[(cuts.len() / 2) * i..]));
-        let groups = all.zip(entries.iter().cycle()).filter(|(_, entry)| entry.3 != 0).map(|(prefix, entry)| {
-            let steer = [OWN, OWN, PEERS[0], PEERS[1]][entry.1];
-            let local = entry.2.map(|worker| WORKERS[worker]);
-            (GroupId { service: service(), prefix }, GroupPlan { epoch: Epoch(entry.0), steer, local })
-        });
-        let plan = SitePlan {
-            site: OWN,
-            ports: Ports::conventional(PEERS, WORKERS),
-            services: BTreeMap::from([(service(), slices.clone())]),
-            groups: groups.collect(),
-        };
-        World { plan, slices }
-    })
+    (proptest::collection::vec(any::<bool>(), 0..60), entries, 1u16..20_000).prop_map(
+        |(cuts, entries, ports)| {
+            let roots: Vec<Prefix> = vec!["100.64.0.0/23".parse().unwrap(), "100.64.2.0/25".parse().unwrap()];
+            let spec = NatSpec {
+                clients: roots.clone(),
+                pool: vec!["198.51.100.0/24".parse().unwrap(), "203.0.112.0/22".parse().unwrap()],
+                ports_per_subscriber: ports,
+                first_port: 1024,
+                port_key: 1,
+            };
+            let slices = NatSlices::new(spec).unwrap();
+            let all =
+                roots.iter().enumerate().flat_map(|(i, root)| leaves(*root, &cuts[(cuts.len() / 2) * i..]));
+            let groups =
+                all.zip(entries.iter().cycle()).filter(|(_, entry)| entry.3 != 0).map(|(prefix, entry)| {
+                    let steer = [OWN, OWN, PEERS[0], PEERS[1]][entry.1];
+                    let local = entry.2.map(|worker| WORKERS[worker]);
+                    (
+                        GroupId { service: service(), prefix },
+                        GroupPlan { epoch: Epoch(entry.0), steer, local },
+                    )
+                });
+            let plan = SitePlan {
+                site: OWN,
+                ports: Ports::conventional(PEERS, WORKERS),
+                services: BTreeMap::from([(service(), slices.clone())]),
+                groups: groups.collect(),
+            };
+            World { plan, slices }
+        },
+    )
 }
 
 impl World {
@@ -117,7 +124,11 @@ impl World {
 
     /// Where the ingress of this site must send a packet of a client's group. `ignore` the key's epoch, which
     /// depends on what was merged; it is checked to be at least the group's.
-    fn steered(&self, client: Option<Ipv4Addr>, side: Side) -> Vec<(PortNo, Option<Tag>, Option<TunnelRole>)> {
+    fn steered(
+        &self,
+        client: Option<Ipv4Addr>,
+        side: Side,
+    ) -> Vec<(PortNo, Option<Tag>, Option<TunnelRole>)> {
         let Some((_, plan)) = client.and_then(|client| self.group(client)) else { return Vec::new() };
         if plan.steer == OWN {
             return self.local(client, Tag::Direct(side, OWN));
@@ -252,7 +263,10 @@ fn small() -> World {
         (GroupId { service: service(), prefix: high }, plan(PEERS[0], None)),
     ]);
     let services = BTreeMap::from([(service(), slices.clone())]);
-    World { plan: SitePlan { site: OWN, ports: Ports::conventional(PEERS, WORKERS), services, groups }, slices }
+    World {
+        plan: SitePlan { site: OWN, ports: Ports::conventional(PEERS, WORKERS), services, groups },
+        slices,
+    }
 }
 
 #[test]
@@ -296,7 +310,12 @@ fn what_workers_send_leaves_as_their_tag_says() {
     let mut pipeline = Pipeline::with_rules(&compile(&world.plan));
     let client = Ipv4Addr::new(100, 64, 0, 1);
     let mut from_worker = |tag, src, dst| {
-        plain(&send(&mut pipeline, Ports::worker(WORKERS[1]), None, &frame(Some(tag), src, dst, PROTO_UDP, 53)))
+        plain(&send(
+            &mut pipeline,
+            Ports::worker(WORKERS[1]),
+            None,
+            &frame(Some(tag), src, dst, PROTO_UDP, 53),
+        ))
     };
     let peer = Ports::tunnel(PEERS[0]);
     assert_eq!(from_worker(Tag::ToOutside, client, WORLD), [(Ports::OUTSIDE, None, None)]);

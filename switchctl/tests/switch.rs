@@ -16,8 +16,8 @@ use socket2::{Domain, SockAddr, Socket, Type};
 use switchctl::core::rules::RuleSet;
 use switchctl::softswitch::{self, PortConfig, PortKind, QUEUE_FRAMES, SwitchConfig};
 use switchctl::{
-    Action, GroupPlan, Match, OldPath, PacketOut, PortNo, Ports, Rule, RuleKey, Session, SessionOptions, SitePlan,
-    SwitchAddr, SwitchEvent, compile, marker_out,
+    Action, GroupPlan, Match, OldPath, PacketOut, PortNo, Ports, Rule, RuleKey, Session, SessionOptions,
+    SitePlan, SwitchAddr, SwitchEvent, compile, marker_out,
 };
 use tokio::sync::mpsc;
 
@@ -139,7 +139,9 @@ fn tag(frame: &[u8]) -> Option<Tag> {
 /// A UDP packet of client 100.64.0.1 with a number in it.
 fn client_frame(number: u32) -> Vec<u8> {
     let mut frame = vec![2; 12];
-    frame.extend_from_slice(&[0x08, 0x00, 0x45, 0, 0, 32, 0, 0, 0, 0, 64, 17, 0, 0, 100, 64, 0, 1, 192, 0, 2, 1]);
+    frame.extend_from_slice(&[
+        0x08, 0x00, 0x45, 0, 0, 32, 0, 0, 0, 0, 64, 17, 0, 0, 100, 64, 0, 1, 192, 0, 2, 1,
+    ]);
     frame.extend_from_slice(&[1, 1, 0, 53, 0, 12, 0, 0]);
     frame.extend_from_slice(&number.to_be_bytes());
     frame
@@ -310,7 +312,8 @@ async fn a_new_peer_replaces_the_old_and_a_packet_out_keeps_its_order() {
     let (switch, mut events) = Session::spawn(running.address(), SessionOptions::default());
     let first = attach(&running.path("worker0"));
     let packets = |numbers: std::ops::Range<u32>| {
-        let actions = vec![Action::PushVlan(Tag::Marker(OWN).vlan()), Action::Output(Ports::worker(WorkerId(0)))];
+        let actions =
+            vec![Action::PushVlan(Tag::Marker(OWN).vlan()), Action::Output(Ports::worker(WorkerId(0)))];
         numbers
             .map(|number| PacketOut {
                 bytes: client_frame(number),
@@ -340,7 +343,7 @@ async fn a_slow_worker_loses_nothing_up_to_the_bound_of_its_queue() {
     in_force(&mut events, 1).await;
     let count = u32::try_from(QUEUE_FRAMES).unwrap();
     let sender = std::thread::spawn(move || {
-        (0..count).for_each(|number| drop(inside.send(&client_frame(number)).unwrap()));
+        (0..count).for_each(|number| assert!(inside.send(&client_frame(number)).is_ok()));
         inside
     });
     sender.join().unwrap();
@@ -365,7 +368,9 @@ async fn ovs_ofctl_understands_the_embedded_switch() {
     let target = format!("unix:{}", running.path("control").display());
     let ofctl = |arguments: &[&str]| {
         let mut command = Command::new("ovs-ofctl");
-        command.args(["-O", "OpenFlow14", "--timeout=10", arguments[0], &target]).args(&arguments[1..]);
+        command
+            .args(["-O", "OpenFlow14", "--no-names", "--timeout=10", arguments[0], &target])
+            .args(&arguments[1..]);
         let output = command.output().unwrap();
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         assert!(output.status.success(), "{arguments:?}: {text}{}", String::from_utf8_lossy(&output.stderr));
@@ -379,11 +384,142 @@ async fn ovs_ofctl_understands_the_embedded_switch() {
     assert!(ofctl(&["dump-ports"]).contains("rx pkts=0"));
     assert!(ofctl(&["dump-aggregate"]).contains("flow_count="));
     assert!(ofctl(&["dump-desc"]).contains("Limosa"));
-    ofctl(&["add-flow", "table=6,priority=5,in_port=1,tcp,tp_dst=0x400/0xfc00,actions=pop_vlan,output:2"]);
+    ofctl(&["add-flow", "table=6,priority=5,in_port=1,tcp,tp_dst=0x400/0xfc00,actions=output:2"]);
     assert!(ofctl(&["dump-flows", "table=6"]).contains("tp_dst=0x400/0xfc00"));
     ofctl(&["del-flows", "table=6"]);
     let file = running.path("flows");
-    std::fs::write(&file, "table=7,priority=1,ip,actions=output:1\ntable=7,priority=2,ip,actions=output:2\n").unwrap();
+    std::fs::write(&file, "table=7,priority=1,ip,actions=output:1\ntable=7,priority=2,ip,actions=output:2\n")
+        .unwrap();
     ofctl(&["add-flows", &file.display().to_string(), "--bundle"]);
     assert_eq!(ofctl(&["dump-flows", "table=7"]).matches("table=7").count(), 2);
+}
+
+/// Open vSwitch of one's own: database and daemon in a directory.
+struct OpenVswitch {
+    directory: tempfile::TempDir,
+    children: Vec<std::process::Child>,
+}
+
+impl Drop for OpenVswitch {
+    fn drop(&mut self) {
+        for child in &mut self.children {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+impl OpenVswitch {
+    /// `None` when it is not installed.
+    fn start() -> Option<Self> {
+        for tool in ["ovs-vswitchd", "ovsdb-server", "ovsdb-tool", "ovs-vsctl"] {
+            Command::new(tool).arg("--version").output().ok()?;
+        }
+        let mut ovs = Self { directory: tempfile::tempdir().unwrap(), children: Vec::new() };
+        ovs.run("ovsdb-tool", &["create", "db", "/usr/share/openvswitch/vswitch.ovsschema"]);
+        ovs.spawn("ovsdb-server", &["db", "--remote=punix:db.sock", "--unixctl=db.ctl"]);
+        ovs.wait_for("db.sock");
+        ovs.run("ovs-vsctl", &["--db=unix:db.sock", "--no-wait", "init"]);
+        ovs.spawn("ovs-vswitchd", &["unix:db.sock", "--enable-dummy=override", "--unixctl=vs.ctl"]);
+        ovs.wait_for("vs.ctl");
+        let bridge =
+            ["add-br", "br0", "--", "set", "bridge", "br0", "datapath_type=dummy", "fail_mode=secure"];
+        ovs.run("ovs-vsctl", &[&["--db=unix:db.sock"][..], &bridge, &["protocols=OpenFlow14"]].concat());
+        ovs.wait_for("br0.mgmt");
+        Some(ovs)
+    }
+
+    fn command(&self, tool: &str, arguments: &[&str]) -> Command {
+        let mut command = Command::new(tool);
+        let directory = self.directory.path();
+        command.args(arguments).current_dir(directory);
+        for variable in ["OVS_RUNDIR", "OVS_LOGDIR", "OVS_DBDIR"] {
+            command.env(variable, directory);
+        }
+        command.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null());
+        command
+    }
+
+    fn run(&self, tool: &str, arguments: &[&str]) {
+        assert!(self.command(tool, arguments).status().unwrap().success(), "{tool} {arguments:?}");
+    }
+
+    fn spawn(&mut self, tool: &str, arguments: &[&str]) {
+        let child = self.command(tool, arguments).spawn().unwrap();
+        self.children.push(child);
+    }
+
+    fn wait_for(&self, name: &str) {
+        for _ in 0..500 {
+            if self.directory.path().join(name).exists() {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        panic!("{name} did not appear");
+    }
+}
+
+/// A plan with NAT slices, so that every kind of rule is there.
+fn rich_rules(steer: SiteId) -> Arc<RuleSet> {
+    let spec = flow::nat::NatSpec {
+        clients: vec![group().prefix],
+        pool: vec!["198.51.100.0/29".parse().unwrap()],
+        ports_per_subscriber: 1000,
+        first_port: 1024,
+        port_key: 1,
+    };
+    let mut plan = plan(steer, Some(0));
+    plan.services.insert(group().service, flow::nat::NatSlices::new(spec).unwrap());
+    let (low, high) = group().prefix.halves().unwrap();
+    let entry = plan.groups.remove(&group()).unwrap();
+    plan.groups.insert(GroupId { prefix: low, ..group() }, entry);
+    plan.groups.insert(
+        GroupId { prefix: high, ..group() },
+        GroupPlan { steer: OWN, local: Some(WorkerId(1)), ..entry },
+    );
+    let v6 = GroupId { prefix: "2001:db8::/48".parse().unwrap(), ..group() };
+    plan.groups.insert(v6, entry);
+    Arc::new(compile(&plan))
+}
+
+/// What Open vSwitch says that it has is, rule for rule, what it was given: so a driver that comes back changes nothing.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn open_vswitch_keeps_and_returns_every_rule() {
+    let Some(ovs) = OpenVswitch::start() else {
+        use std::io::Write;
+        let text = b"skipped open_vswitch_keeps_and_returns_every_rule: Open vSwitch is not installed\n";
+        std::io::stderr().write_all(text).unwrap();
+        return;
+    };
+    let address = SwitchAddr::Unix(ovs.directory.path().join("br0.mgmt"));
+    let options = SessionOptions {
+        ovs_control: Some(ovs.directory.path().join("vs.ctl")),
+        ..SessionOptions::default()
+    };
+    let (switch, mut events) = Session::spawn(address.clone(), options.clone());
+    switch.set_rules(rich_rules(PEER), 1);
+    assert_eq!(in_force(&mut events, 1).await, rich_rules(PEER).len());
+    let flows = switch.flow_stats().await.unwrap();
+    let read: RuleSet = flows.into_iter().map(|flow| (flow.key, flow.rule)).collect();
+    assert_eq!(read, *rich_rules(PEER));
+    switch.set_rules(rich_rules(OWN), 2);
+    in_force(&mut events, 2).await;
+    drop((switch, events));
+    let (switch, mut events) = Session::spawn(address, options);
+    switch.set_rules(rich_rules(OWN), 3);
+    assert_eq!(in_force(&mut events, 3).await, 0);
+    assert!(!switch.port_stats().await.unwrap().is_empty());
+
+    // A refused rule leaves everything as it was.
+    let mut bad = (*rich_rules(PEER)).clone();
+    bad.insert(
+        RuleKey { table: 3, priority: 1, matches: Match::any() },
+        Rule { goto: Some(2), ..Rule::default() },
+    );
+    switch.set_rules(Arc::new(bad), 4);
+    assert!(matches!(next(&mut events).await, SwitchEvent::Error(_)));
+    let flows = switch.flow_stats().await.unwrap();
+    let read: RuleSet = flows.into_iter().map(|flow| (flow.key, flow.rule)).collect();
+    assert_eq!(read, *rich_rules(OWN));
 }

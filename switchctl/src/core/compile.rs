@@ -33,9 +33,7 @@ use flow::nat::{NatSlices, OutsideMatch};
 use flow::steer::{Side, Tag, TunnelKey, TunnelRole};
 use flow::{Epoch, Family, GroupId, Prefix, ServiceId, SiteId, WorkerId};
 
-use super::rules::{
-    Action, ETH_IPV4, Match, PROTO_TCP, PROTO_UDP, PortNo, Rule, RuleKey, RuleSet, Vlan,
-};
+use super::rules::{Action, ETH_IPV4, Match, PROTO_TCP, PROTO_UDP, PortNo, Rule, RuleKey, RuleSet, Vlan};
 
 /// Classifies.
 pub const TABLE_CLASSIFY: u8 = 0;
@@ -185,9 +183,9 @@ impl SitePlan {
     /// Whether groups may merge into a rule for this prefix: outside slices exist only inside the client
     /// prefixes of the service.
     fn may_merge_into(&self, group: &GroupId) -> bool {
-        self.services.get(&group.service).is_none_or(|slices| {
-            slices.spec().clients.iter().any(|whole| whole.covers(&group.prefix))
-        })
+        self.services
+            .get(&group.service)
+            .is_none_or(|slices| slices.spec().clients.iter().any(|whole| whole.covers(&group.prefix)))
     }
 }
 
@@ -330,7 +328,7 @@ impl Compiler<'_> {
         for merged in aggregate(plan, target) {
             let prefix = &merged.group.prefix;
             let priority = PRIORITY + u16::from(prefix.len());
-            self.add(inside, priority, Match::any().ip_src(prefix), self.rule(&merged, inside, Side::Inside));
+            self.add(inside, priority, tagged().ip_src(prefix), self.rule(&merged, inside, Side::Inside));
             let Some(slices) = plan.services.get(&merged.group.service) else { continue };
             let rule = self.rule(&merged, outside, Side::Outside);
             for slice in slices.slice(prefix) {
@@ -345,19 +343,19 @@ impl Compiler<'_> {
         }
         for (address, (_, rule)) in shared {
             let priority = PRIORITY + u16::from(address.len());
-            self.add(outside, priority, Match::any().ip_dst(&address), rule);
+            self.add(outside, priority, tagged().ip_dst(&address), rule);
         }
     }
 
     fn outside_rule(&mut self, table: u8, slice: &OutsideMatch, rule: &Rule) {
         if slice.port_mask == 0 {
             let priority = PRIORITY + u16::from(slice.addresses.len());
-            self.add(table, priority, Match::any().ip_dst(&slice.addresses), rule.clone());
+            self.add(table, priority, tagged().ip_dst(&slice.addresses), rule.clone());
             return;
         }
         debug_assert_eq!(slice.addresses.family(), Family::V4, "only nat44 has slices");
         for protocol in [PROTO_TCP, PROTO_UDP] {
-            let matches = Match::any()
+            let matches = tagged()
                 .eth_type(ETH_IPV4)
                 .ip_dst(&slice.addresses)
                 .ip_proto(protocol)
@@ -382,6 +380,12 @@ impl Compiler<'_> {
         };
         Rule { cookie: cookie(&merged.group, merged.epoch), actions, goto: None }
     }
+}
+
+/// Behind table 0 every packet has a tag. Open vSwitch wants to see that before it lets a rule remove or change
+/// one.
+fn tagged() -> Match {
+    Match::any().vlan(Vlan::Present)
 }
 
 fn from_tunnel(port: PortNo, role: TunnelRole) -> Match {

@@ -23,8 +23,8 @@ use flow::Micros;
 
 use super::rules::{FlowMod, Match, PacketOut, PortNo, Rule, RuleKey, RuleSet, apply, diff};
 use crate::ofp::{
-    BUNDLE_ATOMIC, BUNDLE_ORDERED, BundleControl, Command, FlowModMsg, FlowQuery, FlowStats, Message, PortStats,
-    Reply, Request,
+    BUNDLE_ATOMIC, BUNDLE_ORDERED, BundleControl, Command, FlowModMsg, FlowQuery, FlowStats, Message,
+    PortStats, Reply, Request,
 };
 
 /// How long the switch may be silent while it owes an answer. A bundle of 100,000 rules takes below a second.
@@ -159,7 +159,11 @@ enum State {
     Hello,
     Features,
     /// The parts of the rule list. The datapath id is there when the connection is new.
-    Reading { xid: u32, rules: RuleSet, datapath: Option<u64> },
+    Reading {
+        xid: u32,
+        rules: RuleSet,
+        datapath: Option<u64>,
+    },
     Idle,
     /// The barrier behind the changes.
     Adding(Flight),
@@ -168,9 +172,15 @@ enum State {
     /// The barrier behind the commit.
     Committed(Flight),
     /// The caller's word that the datapath follows.
-    Settling { wanted: Wanted, changes: usize, number: u64 },
+    Settling {
+        wanted: Wanted,
+        changes: usize,
+        number: u64,
+    },
     /// Time.
-    Failed { retry_at: Micros },
+    Failed {
+        retry_at: Micros,
+    },
 }
 
 #[derive(Debug)]
@@ -380,7 +390,10 @@ impl Driver {
     }
 
     fn owes_answer(&self) -> bool {
-        !matches!(self.state, State::Idle | State::Settling { .. } | State::Failed { .. } | State::Disconnected)
+        !matches!(
+            self.state,
+            State::Idle | State::Settling { .. } | State::Failed { .. } | State::Disconnected
+        )
     }
 
     fn event(&mut self, event: Event) {
@@ -452,8 +465,10 @@ impl Driver {
 
     /// Does what can be done while nothing is on its way: packets first, as far as their rules are in force.
     fn advance(&mut self, now: Micros) {
-        if !matches!(self.state, State::Disconnected | State::Hello | State::Features | State::Reading { .. }) {
-            while let Some((_, packet)) = self.packets.pop_front_if(|(generation, _)| *generation <= self.in_force)
+        if !matches!(self.state, State::Disconnected | State::Hello | State::Features | State::Reading { .. })
+        {
+            while let Some((_, packet)) =
+                self.packets.pop_front_if(|(generation, _)| *generation <= self.in_force)
             {
                 self.send(Message::PacketOut(packet));
             }

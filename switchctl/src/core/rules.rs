@@ -270,7 +270,8 @@ impl Match {
     /// Whether every packet of the other match is a packet of this one.
     #[must_use]
     pub fn covers(&self, other: &Self) -> bool {
-        (0..WORDS).all(|i| self.mask[i] & !other.mask[i] == 0 && other.value[i] & self.mask[i] == self.value[i])
+        (0..WORDS)
+            .all(|i| self.mask[i] & !other.mask[i] == 0 && other.value[i] & self.mask[i] == self.value[i])
     }
 }
 
@@ -410,7 +411,8 @@ mod tests {
 
     #[test]
     fn fields_do_not_touch_one_another() {
-        let m = Match::any().in_port(PortNo(7)).vlan(Vlan::Tag(5)).eth_type(0x800).ip_proto(6).tp_dst(80, 0xffff);
+        let m =
+            Match::any().in_port(PortNo(7)).vlan(Vlan::Tag(5)).eth_type(0x800).ip_proto(6).tp_dst(80, 0xffff);
         assert_eq!(m.exact_value(Field::InPort), Some(7));
         assert_eq!(m.field(Field::Vlan), Some((0x1005, 0x1fff)));
         assert_eq!(m.exact_value(Field::EthType), Some(0x800));

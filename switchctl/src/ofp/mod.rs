@@ -11,7 +11,8 @@ mod oxm;
 mod wire;
 
 pub use multipart::{
-    Aggregate, Description, FlowQuery, FlowStats, PortDesc, PortStats, Reply, Request, TableStats, split_reply,
+    Aggregate, Description, FlowQuery, FlowStats, PortDesc, PortStats, Reply, Request, TableStats,
+    split_reply,
 };
 
 use crate::core::rules::{Action, Field, PacketOut, PortNo, Rule, RuleKey};
@@ -149,7 +150,9 @@ impl DecodeError {
             Self::FieldTwice { .. } => (4, 10),
             Self::Needs(_) => (4, 9),
             Self::ActionLength { .. } => (2, 1),
-            Self::Short { .. } | Self::Length { .. } | Self::RecordLength(_) | Self::Value { .. } => error::BAD_LEN,
+            Self::Short { .. } | Self::Length { .. } | Self::RecordLength(_) | Self::Value { .. } => {
+                error::BAD_LEN
+            }
             Self::Unsupported(what) => match what {
                 Unsupported::Field { .. } => (4, 6),
                 Unsupported::Action(_) => (2, 0),
@@ -667,7 +670,9 @@ fn take_body(message: u8, r: &mut Reader<'_>) -> Result<Message, DecodeError> {
         kind::MULTIPART_REPLY => multipart::take_reply(r)?,
         kind::BARRIER_REQUEST => Message::BarrierRequest,
         kind::BARRIER_REPLY => Message::BarrierReply,
-        kind::ROLE_REQUEST => take_role(r).map(|(role, generation)| Message::RoleRequest(role, generation))?,
+        kind::ROLE_REQUEST => {
+            take_role(r).map(|(role, generation)| Message::RoleRequest(role, generation))?
+        }
         kind::ROLE_REPLY => take_role(r).map(|(role, generation)| Message::RoleReply(role, generation))?,
         kind::GET_ASYNC_REQUEST => Message::GetAsyncRequest,
         kind::GET_ASYNC_REPLY => Message::GetAsyncReply(r.rest().to_vec()),

@@ -159,7 +159,11 @@ pub fn split_reply(reply: Reply) -> Vec<Message> {
         single @ (Reply::Description(_) | Reply::Aggregate(_)) => vec![single],
     };
     let last = parts.len() - 1;
-    parts.into_iter().enumerate().map(|(i, reply)| Message::MultipartReply { reply, more: i < last }).collect()
+    parts
+        .into_iter()
+        .enumerate()
+        .map(|(i, reply)| Message::MultipartReply { reply, more: i < last })
+        .collect()
 }
 
 /// Rules vary in length, so they are cut by bytes: actions are at most 32 bytes each.

@@ -3,8 +3,8 @@
 use super::wire::{Reader, Writer};
 use super::{DecodeError, Unsupported};
 use crate::core::rules::{
-    Action, ETH_IPV4, ETH_IPV6, ETH_VLAN, Field, Match, PROTO_ICMP, PROTO_ICMPV6, PROTO_TCP, PROTO_UDP, PortNo,
-    Rule,
+    Action, ETH_IPV4, ETH_IPV6, ETH_VLAN, Field, Match, PROTO_ICMP, PROTO_ICMPV6, PROTO_TCP, PROTO_UDP,
+    PortNo, Rule,
 };
 
 const CLASS_BASIC: u16 = 0x8000;

@@ -24,8 +24,10 @@ impl<'a> Reader<'a> {
     }
 
     pub(crate) fn take(&mut self, count: usize) -> Result<&'a [u8], DecodeError> {
-        let (head, tail) =
-            self.0.split_at_checked(count).ok_or(DecodeError::Short { needed: count, given: self.0.len() })?;
+        let (head, tail) = self
+            .0
+            .split_at_checked(count)
+            .ok_or(DecodeError::Short { needed: count, given: self.0.len() })?;
         self.0 = tail;
         Ok(head)
     }

@@ -12,8 +12,8 @@ use super::packet::Packet;
 use super::pipeline::{Pipeline, TABLES};
 use crate::core::rules::{PacketOut, PortNo};
 use crate::ofp::{
-    self, Aggregate, BundleControl, Description, FlowModMsg, FlowQuery, HEADER_LEN, Header, Message, PortDesc,
-    Reply, Request, error,
+    self, Aggregate, BundleControl, Description, FlowModMsg, FlowQuery, HEADER_LEN, Header, Message,
+    PortDesc, Reply, Request, error,
 };
 
 /// Bytes read from one controller before others have their turn.
@@ -160,7 +160,9 @@ impl Connection {
             }
             Message::EchoRequest(data) => self.answer(xid, &Message::EchoReply(data)),
             Message::FeaturesRequest => self.answer(xid, &features(datapath)),
-            Message::GetConfigRequest => self.answer(xid, &Message::GetConfigReply(self.config.0, self.config.1)),
+            Message::GetConfigRequest => {
+                self.answer(xid, &Message::GetConfigReply(self.config.0, self.config.1))
+            }
             Message::SetConfig(flags, miss) => self.config = (flags, miss),
             Message::BarrierRequest => self.answer(xid, &Message::BarrierReply),
             Message::RoleRequest(role, generation) => self.role(xid, role, generation),
@@ -182,7 +184,9 @@ impl Connection {
                 };
                 self.answer(xid, &Message::BundleControl { bundle, control, flags });
             }
-            Message::BundleAdd { bundle, message, .. } => self.bundle_add(bundle, *message, &datapath.pipeline)?,
+            Message::BundleAdd { bundle, message, .. } => {
+                self.bundle_add(bundle, *message, &datapath.pipeline)?
+            }
             Message::Hello { .. }
             | Message::Error { .. }
             | Message::EchoReply(_)
@@ -206,7 +210,12 @@ impl Connection {
         self.answer(xid, &Message::RoleReply(self.role.0, self.role.1));
     }
 
-    fn bundle(&mut self, id: u32, control: BundleControl, datapath: &mut Datapath) -> Result<(), error::Code> {
+    fn bundle(
+        &mut self,
+        id: u32,
+        control: BundleControl,
+        datapath: &mut Datapath,
+    ) -> Result<(), error::Code> {
         match control {
             BundleControl::OpenRequest if self.bundles.contains_key(&id) => Err(error::BUNDLE_EXISTS),
             BundleControl::OpenRequest if self.bundles.len() >= BUNDLES_MAX => Err(error::BUNDLE_TOO_MANY),
@@ -222,9 +231,7 @@ impl Connection {
                 let bundle = self.bundles.remove(&id).ok_or(error::BUNDLE_BAD_ID)?;
                 commit(&bundle.changes, &mut datapath.pipeline)
             }
-            BundleControl::DiscardRequest => {
-                self.bundles.remove(&id).map(drop).ok_or(error::BUNDLE_BAD_ID)
-            }
+            BundleControl::DiscardRequest => self.bundles.remove(&id).map(drop).ok_or(error::BUNDLE_BAD_ID),
             _ => Err(error::BUNDLE_BAD_TYPE),
         }
     }
@@ -287,7 +294,9 @@ fn statistics(request: &Request, datapath: &Datapath) -> Reply {
         Request::Flows(query) => Reply::Flows(datapath.pipeline.flows(query)),
         Request::Aggregate(query) => Reply::Aggregate(aggregate(query, &datapath.pipeline)),
         Request::Tables => Reply::Tables(datapath.pipeline.table_stats()),
-        Request::PortStats(port) => Reply::PortStats(datapath.ports_of(*port).map(super::Port::stats).collect()),
+        Request::PortStats(port) => {
+            Reply::PortStats(datapath.ports_of(*port).map(super::Port::stats).collect())
+        }
         Request::PortDesc => Reply::PortDesc(datapath.ports_of(PortNo::ANY).map(describe).collect()),
     }
 }

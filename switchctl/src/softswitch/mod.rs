@@ -219,9 +219,11 @@ impl Switch {
     }
 
     fn sources(&self) -> impl Iterator<Item = (Ready, BorrowedFd<'_>, PollFlags)> {
-        let wanted = |writes: bool| if writes { PollFlags::POLLIN | PollFlags::POLLOUT } else { PollFlags::POLLIN };
+        let wanted =
+            |writes: bool| if writes { PollFlags::POLLIN | PollFlags::POLLOUT } else { PollFlags::POLLIN };
         let listeners = self.listeners.iter().enumerate();
-        let listeners = listeners.map(|(at, socket)| (Ready::Listener(at), socket.as_fd(), PollFlags::POLLIN));
+        let listeners =
+            listeners.map(|(at, socket)| (Ready::Listener(at), socket.as_fd(), PollFlags::POLLIN));
         let controllers = self.controllers.iter().enumerate().map(move |(at, connection)| {
             let events = wanted(connection.has_output());
             (Ready::Controller(at, events), connection.fd(), events)

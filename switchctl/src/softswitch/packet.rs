@@ -1,8 +1,8 @@
 //! A frame with room in front, and the header fields that rules match.
 
 use crate::core::rules::{
-    ETH_IPV4, ETH_IPV6, ETH_VLAN, Field, PROTO_ICMP, PROTO_ICMPV6, PROTO_TCP, PROTO_UDP, PortNo, VLAN_PRESENT,
-    WORDS,
+    ETH_IPV4, ETH_IPV6, ETH_VLAN, Field, PROTO_ICMP, PROTO_ICMPV6, PROTO_TCP, PROTO_UDP, PortNo,
+    VLAN_PRESENT, WORDS,
 };
 
 /// Longest frame. Longer ones are dropped and counted.
@@ -180,7 +180,9 @@ fn ipv6_fields(ip: &[u8], words: &mut [u64; WORDS]) {
 
 fn transport_fields(protocol: u8, payload: &[u8], words: &mut [u64; WORDS]) {
     let (first, second) = match (protocol, payload) {
-        (PROTO_TCP | PROTO_UDP, [a, b, c, d, ..]) => (u16::from_be_bytes([*a, *b]), u16::from_be_bytes([*c, *d])),
+        (PROTO_TCP | PROTO_UDP, [a, b, c, d, ..]) => {
+            (u16::from_be_bytes([*a, *b]), u16::from_be_bytes([*c, *d]))
+        }
         (PROTO_ICMP | PROTO_ICMPV6, [kind, code, ..]) => (u16::from(*kind), u16::from(*code)),
         _ => return,
     };

@@ -200,8 +200,8 @@ impl Pipeline {
         if change.rule.goto.is_some_and(|goto| goto <= change.key.table || goto >= TABLES) && !deletes {
             return Err(error::BAD_TABLE_ID);
         }
-        let impossible =
-            ofp::outputs(&change.rule.actions).any(|port| port.0 == 0 || port > PortNo::MAX && port != PortNo::CONTROLLER);
+        let impossible = ofp::outputs(&change.rule.actions)
+            .any(|port| port.0 == 0 || port > PortNo::MAX && port != PortNo::CONTROLLER);
         if impossible && !deletes {
             return Err(error::BAD_OUT_PORT);
         }

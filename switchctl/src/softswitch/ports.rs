@@ -80,7 +80,9 @@ pub(super) enum Received {
 impl Port {
     fn open(config: &PortConfig, queue_max: usize) -> Result<Self, SwitchError> {
         let link = match &config.kind {
-            PortKind::Socket { path } => Link::Socket { listener: listen_unix(path, Type::SEQPACKET)?, peer: None },
+            PortKind::Socket { path } => {
+                Link::Socket { listener: listen_unix(path, Type::SEQPACKET)?, peer: None }
+            }
             PortKind::Tunnel { local, remote } => Link::Tunnel { socket: open_udp(*local)?, remote: *remote },
         };
         let stats = PortStats { port: config.number, ..PortStats::default() };
@@ -153,7 +155,9 @@ impl Port {
     pub(super) fn receive(&mut self, packet: &mut Packet) -> Received {
         let result = match &mut self.link {
             Link::Socket { peer: None, .. } => return Received::Nothing,
-            Link::Socket { peer: Some(peer), .. } => peer.read(packet.receive_buffer()).map(|len| (len, None)),
+            Link::Socket { peer: Some(peer), .. } => {
+                peer.read(packet.receive_buffer()).map(|len| (len, None))
+            }
             Link::Tunnel { socket, .. } => {
                 socket.recv_from(packet.receive_buffer()).map(|(len, from)| (len, Some(from)))
             }
