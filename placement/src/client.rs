@@ -149,8 +149,8 @@ impl Client {
                 let request = wire::encode(&ClientRequest::Watch { since, wait_ms });
                 match self.call(self.members[at], request, wait + CALL_WAIT).await {
                     Ok(ClientResponse::Changes(changes)) => {
-                        // Nothing new for a whole wait may mean that this node is cut off from the others: the
-                        // next watch asks another, and news lead back to the preferred one.
+                        // Nothing new for a whole wait may mean that this node is cut off from the others: then
+                        // the next watch asks another. Who has news is asked again.
                         let next = if changes.revision > since { at } else { at + 1 };
                         self.watched.store(next, Ordering::Relaxed);
                         return changes;

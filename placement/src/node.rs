@@ -227,6 +227,9 @@ pub const WATCH_WAIT_MAX: Duration = Duration::from_secs(60);
 /// How often the leader thinks. Well below a lease.
 const TICK: Duration = Duration::from_millis(100);
 
+/// Pause before a leader is looked for again.
+const INSIST_PAUSE: Duration = Duration::from_millis(50);
+
 /// A node's part in Raft.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -400,19 +403,41 @@ impl Node {
     /// # Errors
     /// [`ProposeError::NotLeader`] when no leader answers, [`ProposeError::Timeout`].
     pub async fn linearizable(&self) -> Result<Arc<Cluster>, ProposeError> {
-        let index = match self.read_index().await {
+        let index = self.insist(|| self.read_index_of_leader()).await?;
+        let wait = self.inner.raft.wait(Some(self.inner.deadline));
+        wait.applied_index_at_least(Some(index), "read").await.map_err(|_| self.timeout())?;
+        Ok(self.cluster())
+    }
+
+    /// Tries again while there is no leader, as there is none for a moment after one has died.
+    async fn insist<T, F>(&self, attempt: impl Fn() -> F) -> Result<T, ProposeError>
+    where
+        F: Future<Output = Result<T, ProposeError>>,
+    {
+        let start = self.inner.clock.now();
+        loop {
+            match attempt().await {
+                Err(ProposeError::NotLeader { .. })
+                    if millis(self.inner.deadline) > self.inner.clock.now().since(start).0 / 1000 =>
+                {
+                    tokio::time::sleep(INSIST_PAUSE).await;
+                }
+                result => return result,
+            }
+        }
+    }
+
+    async fn read_index_of_leader(&self) -> Result<u64, ProposeError> {
+        match self.read_index().await {
             Err(ProposeError::NotLeader { leader: Some(leader) }) if leader != self.inner.id => {
                 let PeerResponse::ReadIndex(index) = self.ask_leader(leader, &PeerRequest::ReadIndex).await?
                 else {
                     return Err(ProposeError::NotLeader { leader: None });
                 };
-                index?
+                index
             }
-            other => other?,
-        };
-        let wait = self.inner.raft.wait(Some(self.inner.deadline));
-        wait.applied_index_at_least(Some(index), "read").await.map_err(|_| self.timeout())?;
-        Ok(self.cluster())
+            result => result,
+        }
     }
 
     async fn read_index(&self) -> Result<u64, ProposeError> {
@@ -514,17 +539,21 @@ impl Node {
 
     // Writes
 
-    /// Proposes a command in somebody's name; a follower passes it on to the leader once.
+    /// Proposes a command in somebody's name, by way of the leader wherever it is. While there is none it is
+    /// tried again, up to the deadline.
     ///
     /// # Errors
     /// [`ProposeError`]. After [`ProposeError::NotLeader`] and [`ProposeError::Timeout`] it may be repeated.
     pub async fn propose(&self, actor: &str, command: Command) -> Result<Outcome, ProposeError> {
         let proposal = Proposal { actor: actor.to_owned(), at_ms: wall_ms(), command };
+        self.insist(|| self.propose_to_leader(proposal.clone())).await
+    }
+
+    async fn propose_to_leader(&self, proposal: Proposal) -> Result<Outcome, ProposeError> {
         match self.propose_here(proposal.clone()).await {
             Err(ProposeError::NotLeader { leader: Some(leader) }) if leader != self.inner.id => {
-                let PeerResponse::Propose(result) =
-                    self.ask_leader(leader, &PeerRequest::Propose(proposal)).await?
-                else {
+                let request = PeerRequest::Propose(proposal);
+                let PeerResponse::Propose(result) = self.ask_leader(leader, &request).await? else {
                     return Err(ProposeError::NotLeader { leader: None });
                 };
                 result
@@ -638,6 +667,11 @@ impl Node {
     /// Answers another placement node. `from` is who its certificate says it is.
     pub async fn handle_peer(&self, from: NodeId, request: Bytes) -> Bytes {
         let response = match wire::decode_with(request, wire::MESSAGE_LEN_MAX) {
+            Ok((request, _)) if speaks_for(&request).is_some_and(|id| id != from) => {
+                count(&self.inner.counters.unreadable);
+                tracing::warn!(from, "a placement node speaks for another");
+                PeerResponse::Failed(format!("node {from} may speak only for itself"))
+            }
             Ok((request, attached)) => self.answer_peer(request, attached).await,
             Err(error) => {
                 count(&self.inner.counters.unreadable);
@@ -796,6 +830,17 @@ async fn think(inner: std::sync::Weak<Inner>) {
                 tracing::info!(%error, "a wish of the leader was not granted; the next round decides anew");
             }
         }
+    }
+}
+
+/// The node in whose name a message is; `None` for those in nobody's.
+fn speaks_for(request: &PeerRequest) -> Option<NodeId> {
+    match request {
+        PeerRequest::Append(rpc) => Some(rpc.vote.leader_id.node_id),
+        PeerRequest::Vote(rpc) | PeerRequest::PreVote(rpc) => Some(rpc.vote.leader_id.node_id),
+        PeerRequest::Snapshot(chunk) => Some(chunk.vote.leader_id.node_id),
+        PeerRequest::TransferLeader(rpc) => Some(rpc.from_leader().leader_id.node_id),
+        PeerRequest::Propose(_) | PeerRequest::ReadIndex => None,
     }
 }
 

@@ -1,4 +1,5 @@
 //! Three nodes: elections, lost leaders, restarts, snapshots, membership.
+#![allow(clippy::unwrap_used, reason = "also in the helpers of tests")]
 
 mod common;
 
@@ -114,6 +115,21 @@ async fn watches_bring_everything_once_then_differences() {
     let (next, _) = tokio::join!(watch, client.propose(put_site(2)));
     assert!(!next.reset);
     assert!(matches!(next.changes.as_slice(), [Change::Site(site)] if site.id == SiteId(2)), "{next:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn commands_take_effect_once_although_messages_and_answers_are_lost() {
+    let group = Group::of_three().await;
+    let client = group.client(operator());
+    group.wires.lose_every.store(4, std::sync::atomic::Ordering::Relaxed);
+    for id in 1..=30 {
+        client.propose(put_site(id)).await.unwrap();
+    }
+    group.wires.lose_every.store(0, std::sync::atomic::Ordering::Relaxed);
+    let state = group.node(group.leader().await).linearizable().await.unwrap();
+    assert_eq!(state.sites.len(), 30);
+    // Repeated commands change nothing, and leave no trace in the audit log.
+    assert_eq!(state.audit.iter().filter(|entry| entry.action.starts_with("put site")).count(), 30);
 }
 
 fn group_id() -> GroupId {

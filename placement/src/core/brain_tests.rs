@@ -7,7 +7,7 @@ use flow::{Epoch, GroupId, Micros, MoveId, ServiceId, SiteId};
 
 use super::delay::{Model, Source};
 use super::leader::{Brain, BrainTimings};
-use super::solve::{Blocked, explain, solve};
+use super::solve::{Blocked, Readiness, explain, solve};
 use super::*;
 
 const S: u64 = 1_000_000;
@@ -85,7 +85,7 @@ fn brain() -> Brain {
 fn solved(cluster: &Cluster, groups: Vec<GroupReport>) -> Vec<Command> {
     let mut model = Model::new(None);
     model.handle_report(&report(0, groups), Micros(0));
-    solve(cluster, &model, &|_| true, Micros(S))
+    solve(cluster, &model, &Readiness { free: &|_| true, rested: &|_| true }, Micros(S))
 }
 
 fn moving(cluster: &mut Cluster, phase: MovePhase) -> MoveId {
@@ -176,6 +176,25 @@ fn a_group_that_has_just_moved_rests() {
     assert_eq!(poll(&mut brain, &cluster, Micros(4 * S)), []);
     assert_eq!(poll(&mut brain, &cluster, Micros(64 * S - 1)), []);
     assert_eq!(poll(&mut brain, &cluster, Micros(65 * S)), [moves(MoveReason::Delay, &[(0, 1)])]);
+}
+
+#[test]
+fn a_group_whose_move_failed_is_left_alone_for_a_while() {
+    let (mut cluster, mut brain) = (cluster(), brain());
+    cluster.sites.get_mut(&SiteId(0)).unwrap().admin = Admin::Draining;
+    cluster.policy.moves_in_flight_max = 2;
+    let poll = |brain: &mut Brain, cluster: &Cluster, at| {
+        for id in 0..3 {
+            brain.handle_report(&report(id, vec![]), at);
+        }
+        brain.poll(cluster, at)
+    };
+    let move_id = moving(&mut cluster, MovePhase::Preparing);
+    assert_eq!(poll(&mut brain, &cluster, Micros(3 * S)), [moves(MoveReason::Drain, &[(1, 1)])]);
+    let command = Command::Abort { move_id, by: None, reason: "no room".into() };
+    cluster.apply(9, &Proposal { actor: "test".into(), at_ms: 0, command }).result.unwrap();
+    assert_eq!(poll(&mut brain, &cluster, Micros(4 * S)), [moves(MoveReason::Drain, &[(1, 1), (2, 1)])]);
+    assert_eq!(poll(&mut brain, &cluster, Micros(14 * S)), [moves(MoveReason::Drain, &[(0, 1), (1, 1)])]);
 }
 
 #[test]

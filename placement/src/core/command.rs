@@ -187,7 +187,7 @@ pub enum Rejected {
         /// The range.
         right: String,
     },
-    /// A site number that the tunnel tag cannot carry.
+    /// There is no such site.
     #[error("no site {0}: add it first")]
     NoSite(SiteId),
     /// There is no such service.
@@ -219,7 +219,7 @@ pub enum Rejected {
         /// How many there may be.
         max: usize,
     },
-    /// Below what the standards demand.
+    /// Too short to work.
     #[error("{field} is {given}: give at least {min}")]
     Timeout {
         /// The field.

@@ -11,9 +11,9 @@ use flow::{GroupId, Micros, MoveId, SiteId};
 
 use super::command::Command;
 use super::delay::{Demand, Locate, Model};
-use super::model::{Cluster, Move, MovePhase};
+use super::model::{Cluster, Move, MoveOutcome, MovePhase};
 use super::report::SiteReport;
-use super::solve::{self, Explanation};
+use super::solve::{self, Explanation, Readiness};
 
 /// How long the leader waits for what.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,6 +24,8 @@ pub struct BrainTimings {
     pub preparing_max: Micros,
     /// Time between rounds of the solver.
     pub round: Micros,
+    /// A group whose move failed is left alone for so long.
+    pub retry: Micros,
 }
 
 impl Default for BrainTimings {
@@ -32,6 +34,7 @@ impl Default for BrainTimings {
             lease: Micros::from_secs(3),
             preparing_max: Micros::from_secs(60),
             round: Micros::from_secs(1),
+            retry: Micros::from_secs(10),
         }
     }
 }
@@ -42,8 +45,10 @@ pub struct Brain {
     timings: BrainTimings,
     started: Micros,
     reported: BTreeMap<SiteId, Micros>,
-    /// When this leader first saw each move prepare.
-    moves: BTreeMap<MoveId, Micros>,
+    /// When this leader first saw each move, and of which group it is.
+    moves: BTreeMap<MoveId, (GroupId, Micros)>,
+    /// Groups whose last move failed, and until when they are left alone.
+    failed: BTreeMap<GroupId, Micros>,
     /// The last change of each group, and when this leader saw it; `None` for what it found or was created: a
     /// first owner may be far from good.
     arrived: BTreeMap<GroupId, (u64, Option<Micros>)>,
@@ -60,6 +65,7 @@ impl Brain {
             started: now,
             reported: BTreeMap::new(),
             moves: BTreeMap::new(),
+            failed: BTreeMap::new(),
             arrived: BTreeMap::new(),
             model: Model::new(geography),
             // Reports must come in before anything is judged by them.
@@ -111,9 +117,16 @@ impl Brain {
     }
 
     fn remember_moves(&mut self, cluster: &Cluster, now: Micros) {
+        let ended = self.moves.iter().filter(|(id, _)| !cluster.moves.contains_key(id));
+        for (id, (group, _)) in ended {
+            if cluster.finished(*id).is_some_and(|finished| finished.outcome != MoveOutcome::Done) {
+                self.failed.insert(*group, now.plus(self.timings.retry));
+            }
+        }
+        self.failed.retain(|_, until| now < *until);
         self.moves.retain(|id, _| cluster.moves.contains_key(id));
-        for id in cluster.moves.keys() {
-            self.moves.entry(*id).or_insert(now);
+        for present in cluster.moves.values() {
+            self.moves.entry(present.id).or_insert((present.group, now));
         }
     }
 
@@ -126,7 +139,7 @@ impl Brain {
             }
             MovePhase::Switching => None,
             MovePhase::Preparing => {
-                let since = self.moves.get(&present.id).copied().unwrap_or(now);
+                let since = self.moves.get(&present.id).map_or(now, |(_, since)| *since);
                 let reason = if dead(present.from) {
                     format!("source site {} is dead", present.from)
                 } else if dead(present.to) {
@@ -147,7 +160,8 @@ impl Brain {
         let dwell = Micros::from_secs(cluster.policy.min_dwell_s.into());
         let arrived = |group: &GroupId| self.arrived.get(group).and_then(|(_, since)| *since);
         let rested = |group: &GroupId| arrived(group).is_none_or(|since| now.since(since) >= dwell);
-        solve::solve(cluster, &self.model, &rested, now)
+        let free = |group: &GroupId| !self.failed.contains_key(group);
+        solve::solve(cluster, &self.model, &Readiness { free: &free, rested: &rested }, now)
     }
 
     fn remember_groups(&mut self, cluster: &Cluster, now: Micros) {

@@ -92,18 +92,22 @@ impl Loads {
     }
 }
 
+/// Which groups may be moved now.
+pub struct Readiness<'a> {
+    /// Whether a group may be moved at all: not when its last move has just failed.
+    pub free: &'a dyn Fn(&GroupId) -> bool,
+    /// Whether it has been at its owner for long enough to be moved for its gain.
+    pub rested: &'a dyn Fn(&GroupId) -> bool,
+}
+
 /// One round: what to move now.
 #[must_use]
-pub fn solve(
-    cluster: &Cluster,
-    model: &Model,
-    rested: &dyn Fn(&GroupId) -> bool,
-    now: Micros,
-) -> Vec<Command> {
+pub fn solve(cluster: &Cluster, model: &Model, ready: &Readiness<'_>, now: Micros) -> Vec<Command> {
     let budget = (cluster.policy.moves_in_flight_max as usize).saturating_sub(cluster.moves.len());
     let mut round = Round {
         cluster,
         model,
+        free: ready.free,
         now,
         loads: Loads::of(cluster, model),
         budget: budget.min(MOVES_PER_COMMAND_MAX),
@@ -111,8 +115,8 @@ pub fn solve(
     };
     round.forced();
     if cluster.policy.automatic {
-        round.surges(rested);
-        round.gains(rested);
+        round.surges(ready.rested);
+        round.gains(ready.rested);
     }
     round.commands()
 }
@@ -121,8 +125,15 @@ pub fn solve(
 #[must_use]
 pub fn explain(cluster: &Cluster, model: &Model, id: &GroupId, now: Micros) -> Option<Explanation> {
     let group = cluster.groups.get(id)?;
-    let round =
-        Round { cluster, model, now, loads: Loads::of(cluster, model), budget: 0, chosen: BTreeMap::new() };
+    let round = Round {
+        cluster,
+        model,
+        free: &|_| true,
+        now,
+        loads: Loads::of(cluster, model),
+        budget: 0,
+        chosen: BTreeMap::new(),
+    };
     let candidates = round.candidates(group);
     let at = |site: SiteId| candidates.iter().find(|candidate| candidate.site == site);
     let best = candidates.iter().find(|candidate| candidate.blocked.is_none()).map(|best| best.site);
@@ -141,6 +152,7 @@ pub fn explain(cluster: &Cluster, model: &Model, id: &GroupId, now: Micros) -> O
 struct Round<'a> {
     cluster: &'a Cluster,
     model: &'a Model,
+    free: &'a dyn Fn(&GroupId) -> bool,
     now: Micros,
     loads: Loads,
     budget: usize,
@@ -241,7 +253,7 @@ impl Round<'_> {
 
     /// The owner, if the group could move now.
     fn movable(&self, group: &Group) -> Option<&Site> {
-        let idle = group.move_id.is_none() && !self.chosen.contains_key(&group.id);
+        let idle = group.move_id.is_none() && !self.chosen.contains_key(&group.id) && (self.free)(&group.id);
         self.cluster.sites.get(&group.owner).filter(|owner| idle && owner.alive)
     }
 

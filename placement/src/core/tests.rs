@@ -356,6 +356,8 @@ proptest! {
         let mut snapshot = log.cluster.clone();
         for (n, command) in commands.iter().enumerate() {
             let command = resolve(command.clone(), &log.cluster, &seen);
+            let bytes = crate::wire::encode(&command);
+            prop_assert_eq!(crate::wire::decode::<Command>(bytes, 1 << 20), Ok(command.clone()));
             let before = log.cluster.clone();
             let applied = log.apply(command.clone());
             entries.push((log.index, command.clone()));

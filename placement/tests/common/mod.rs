@@ -8,6 +8,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -24,9 +25,29 @@ pub struct Wires {
     nodes: Mutex<BTreeMap<NodeId, Node>>,
     /// Nodes that nobody reaches and that reach nobody.
     pub cut: Mutex<BTreeSet<NodeId>>,
+    /// Each so manieth message is lost, half of them with their effect, half without; 0 for none.
+    pub lose_every: AtomicU64,
+    sent: AtomicU64,
+}
+
+#[derive(PartialEq)]
+enum Fate {
+    Passed,
+    Lost,
+    AnswerLost,
 }
 
 impl Wires {
+    fn fate(&self) -> Fate {
+        let every = self.lose_every.load(Ordering::Relaxed);
+        let nth = self.sent.fetch_add(1, Ordering::Relaxed);
+        match nth.checked_rem(every) {
+            Some(0) if (nth / every).is_multiple_of(2) => Fate::Lost,
+            Some(0) => Fate::AnswerLost,
+            _ => Fate::Passed,
+        }
+    }
+
     fn reach(&self, from: Option<NodeId>, to: NodeId) -> Result<Node, TransportError> {
         let cut = self.cut.lock().unwrap();
         let lost = cut.contains(&to) || from.is_some_and(|from| cut.contains(&from));
@@ -45,7 +66,12 @@ struct PeerWire {
 impl Transport for PeerWire {
     async fn call(&self, to: NodeId, request: Bytes) -> Result<Bytes, TransportError> {
         let node = self.wires.reach(Some(self.from), to)?;
-        Ok(node.handle_peer(self.from, request).await)
+        let fate = self.wires.fate();
+        if fate == Fate::Lost {
+            return Err(TransportError::Timeout { to });
+        }
+        let answer = node.handle_peer(self.from, request).await;
+        if fate == Fate::AnswerLost { Err(TransportError::Timeout { to }) } else { Ok(answer) }
     }
 }
 
@@ -59,7 +85,12 @@ pub struct ClientWire {
 impl Transport for ClientWire {
     async fn call(&self, to: NodeId, request: Bytes) -> Result<Bytes, TransportError> {
         let node = self.wires.reach(None, to)?;
-        Ok(node.handle_client(&self.caller, request).await)
+        let fate = self.wires.fate();
+        if fate == Fate::Lost {
+            return Err(TransportError::Timeout { to });
+        }
+        let answer = node.handle_client(&self.caller, request).await;
+        if fate == Fate::AnswerLost { Err(TransportError::Timeout { to }) } else { Ok(answer) }
     }
 }
 
