@@ -1,4 +1,5 @@
 //! Every message is read as it was written; no bytes make the codec panic; kept inputs are replayed.
+#![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
 use proptest::prelude::*;
 use switchctl::core::rules::{ETH_IPV4, ETH_IPV6, Field, PROTO_ICMP, PROTO_TCP, PROTO_UDP};

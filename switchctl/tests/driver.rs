@@ -1,4 +1,5 @@
 //! State, event, actions of the driver.
+#![expect(clippy::wildcard_enum_match_arm, reason = "a test names what it is about and nothing else")]
 
 use std::sync::Arc;
 

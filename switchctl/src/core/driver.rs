@@ -242,6 +242,7 @@ impl Driver {
 
     /// When to call [`Driver::handle_timeout`] at the latest.
     #[must_use]
+    #[expect(clippy::wildcard_enum_match_arm, reason = "every other state waits for the switch")]
     pub fn poll_timeout(&self) -> Option<Micros> {
         match self.state {
             State::Disconnected => None,
@@ -350,6 +351,7 @@ impl Driver {
     }
 
     /// A message from the switch.
+    #[expect(clippy::wildcard_enum_match_arm, reason = "what is not awaited is ignored, whatever it is")]
     pub fn handle_message(&mut self, xid: u32, message: Message, now: Micros) {
         self.heard_at = now;
         self.echo_sent = false;
@@ -510,6 +512,7 @@ impl Driver {
         self.send(Message::BundleControl { bundle, control, flags: BUNDLE_ATOMIC | BUNDLE_ORDERED })
     }
 
+    #[expect(clippy::wildcard_enum_match_arm, reason = "every other state stays as it is")]
     fn barrier(&mut self, xid: u32) {
         match std::mem::replace(&mut self.state, State::Idle) {
             State::Adding(mut flight) if flight.awaited == xid => {
@@ -535,6 +538,7 @@ impl Driver {
         self.state = State::Settling { wanted, changes, number };
     }
 
+    #[expect(clippy::wildcard_enum_match_arm, reason = "every other state stays as it is")]
     fn committed(&mut self, xid: u32) {
         match std::mem::replace(&mut self.state, State::Idle) {
             State::Committing(mut flight) if flight.awaited == xid && flight.refused.is_none() => {
@@ -551,6 +555,7 @@ impl Driver {
         }
     }
 
+    #[expect(clippy::wildcard_enum_match_arm, reason = "in every other state the error is about a packet")]
     fn error(&mut self, xid: u32, kind: u16, code: u16, now: Micros) {
         if let Some(asked) = self.queries.remove(&xid) {
             return self.event(Event::Answer(asked.id, Answer::Unavailable));

@@ -46,7 +46,6 @@ pub fn marker_packet(group: &GroupId, move_id: MoveId, epoch: Epoch, from: SiteI
     frame
 }
 
-#[expect(clippy::cast_possible_truncation, reason = "41 bytes")]
 fn ipv4_header(frame: &mut Vec<u8>, address: [u8; 4]) {
     frame.extend_from_slice(&ETH_IPV4.to_be_bytes());
     let at = frame.len();
@@ -62,7 +61,6 @@ fn ipv4_header(frame: &mut Vec<u8>, address: [u8; 4]) {
     frame[at + 10..at + 12].copy_from_slice(&checksum.to_be_bytes());
 }
 
-#[expect(clippy::cast_possible_truncation, reason = "21 bytes")]
 fn ipv6_header(frame: &mut Vec<u8>, address: [u8; 16]) {
     frame.extend_from_slice(&ETH_IPV6.to_be_bytes());
     frame.extend_from_slice(&[0x60, 0, 0, 0]);

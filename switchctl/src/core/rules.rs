@@ -103,7 +103,6 @@ impl Field {
 
     /// Writes the field into words; bits above its width are ignored.
     #[inline]
-    #[expect(clippy::cast_possible_truncation, reason = "the halves of an address, or at most 64 bits")]
     pub fn write(self, words: &mut [u64; WORDS], value: u128) {
         let (word, count, shift, width) = self.place();
         if count == 2 {

@@ -94,7 +94,6 @@ fn put_field(w: &mut Writer, number: u8, value: u128, mask: Option<u128>) {
     let Some((_, len)) = field_of(number) else { return };
     w.u16(CLASS_BASIC);
     w.u8(number << 1 | u8::from(mask.is_some()));
-    #[expect(clippy::cast_possible_truncation, reason = "at most 32")]
     w.u8((len * if mask.is_some() { 2 } else { 1 }) as u8);
     put_value(w, value, len);
     if let Some(mask) = mask {
@@ -279,7 +278,6 @@ fn take_set(body: &mut Reader<'_>) -> Result<Action, DecodeError> {
     if mask != full_mask(number, len) {
         return Err(Unsupported::SetMasked(number).into());
     }
-    #[expect(clippy::cast_possible_truncation, reason = "each value was read from that many bytes")]
     match number {
         VLAN_VID => Ok(Action::SetVlan(value as u16 & 0xfff)),
         TUNNEL_ID => Ok(Action::SetTunnel(value as u64)),

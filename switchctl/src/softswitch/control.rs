@@ -180,7 +180,12 @@ impl Connection {
                     BundleControl::OpenRequest => BundleControl::OpenReply,
                     BundleControl::CloseRequest => BundleControl::CloseReply,
                     BundleControl::CommitRequest => BundleControl::CommitReply,
-                    _ => BundleControl::DiscardReply,
+                    // Replies were refused above, so this is a discard.
+                    BundleControl::DiscardRequest
+                    | BundleControl::OpenReply
+                    | BundleControl::CloseReply
+                    | BundleControl::CommitReply
+                    | BundleControl::DiscardReply => BundleControl::DiscardReply,
                 };
                 self.answer(xid, &Message::BundleControl { bundle, control, flags });
             }
@@ -232,7 +237,10 @@ impl Connection {
                 commit(&bundle.changes, &mut datapath.pipeline)
             }
             BundleControl::DiscardRequest => self.bundles.remove(&id).map(drop).ok_or(error::BUNDLE_BAD_ID),
-            _ => Err(error::BUNDLE_BAD_TYPE),
+            BundleControl::OpenReply
+            | BundleControl::CloseReply
+            | BundleControl::CommitReply
+            | BundleControl::DiscardReply => Err(error::BUNDLE_BAD_TYPE),
         }
     }
 

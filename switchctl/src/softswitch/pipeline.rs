@@ -395,12 +395,10 @@ impl Flight {
         Field::Vlan.write(&mut self.words, vlan.into());
     }
 
-    #[expect(clippy::cast_possible_truncation, reason = "the field has 32 bits")]
     fn in_port(&self) -> PortNo {
         PortNo(Field::InPort.read(&self.words) as u32)
     }
 
-    #[expect(clippy::cast_possible_truncation, reason = "the field has 64 bits")]
     fn tunnel_id(&self) -> u64 {
         Field::TunnelId.read(&self.words) as u64
     }

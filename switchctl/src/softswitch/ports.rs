@@ -197,7 +197,6 @@ impl Port {
 
     /// Sends, or queues, or drops and counts.
     fn send(&mut self, packet: &mut Packet, tunnel_id: u64) {
-        #[expect(clippy::cast_possible_truncation, reason = "a VXLAN network identifier has 24 bits")]
         let bytes = match &self.link {
             Link::Socket { peer: None, .. } => {
                 self.stats.tx_dropped += 1;
