@@ -311,7 +311,7 @@ impl Table {
             bytes_out: 0,
             bytes_in: 0,
             prev: NIL,
-            next: group.head,
+            next: NIL,
             packets_out: 0,
             packets_in: 0,
             client_port: new.tuple.port,
@@ -327,10 +327,7 @@ impl Table {
         self.mappings.hold(new.mapping);
         self.out.insert(self.hash(OUT, &new.tuple), number);
         self.back.insert(self.hash(BACK, &Tuple { port: outside_port, ..new.tuple }), number);
-        if group.head != NIL {
-            self.flows[group.head as usize].prev = number;
-        }
-        group.head = number;
+        self.chain(number, group);
         group.count += 1;
         group.digest = group.digest.wrapping_add(self.digest(number));
         self.wheel.arm(&mut self.cold, number, new.expires_wall);
@@ -353,20 +350,10 @@ impl Table {
         let flow = self.flows[number as usize];
         group.digest = group.digest.wrapping_sub(self.digest(number));
         group.count -= 1;
-        if group.cursor == number {
-            group.cursor = flow.next;
-        }
         if flow.flags & flags::DIRTY != 0 {
             group.dirty_count -= 1;
         }
-        if flow.prev == NIL {
-            group.head = flow.next;
-        } else {
-            self.flows[flow.prev as usize].next = flow.next;
-        }
-        if flow.next != NIL {
-            self.flows[flow.next as usize].prev = flow.prev;
-        }
+        self.unchain(number, group);
         let tuple = Self::tuple(&flow);
         self.out.remove(self.hash(OUT, &tuple), number);
         self.back.remove(self.hash(BACK, &Tuple { port: flow.outside_port, ..tuple }), number);
@@ -385,6 +372,52 @@ impl Table {
             port: flow.client_port,
             remote: flow.remote,
             remote_port: flow.remote_port,
+        }
+    }
+
+    /// Moves a flow to another group, whose clock is `shift` ticks ahead.
+    pub fn regroup(
+        &mut self,
+        number: u32,
+        from: &mut GroupFlows,
+        to: &mut GroupFlows,
+        group: u32,
+        shift: i64,
+    ) {
+        self.mark_clean(number, from);
+        let digest = self.digest(number);
+        self.unchain(number, from);
+        from.digest = from.digest.wrapping_sub(digest);
+        from.count -= 1;
+        self.chain(number, to);
+        to.digest = to.digest.wrapping_add(digest);
+        to.count += 1;
+        let flow = &mut self.flows[number as usize];
+        flow.group = group;
+        flow.expires = u32::try_from(i64::from(flow.expires) + shift).unwrap_or(0);
+    }
+
+    fn chain(&mut self, number: u32, group: &mut GroupFlows) {
+        if group.head != NIL {
+            self.flows[group.head as usize].prev = number;
+        }
+        let flow = &mut self.flows[number as usize];
+        (flow.prev, flow.next) = (NIL, group.head);
+        group.head = number;
+    }
+
+    fn unchain(&mut self, number: u32, group: &mut GroupFlows) {
+        let Flow { prev, next, .. } = self.flows[number as usize];
+        if group.cursor == number {
+            group.cursor = next;
+        }
+        if prev == NIL {
+            group.head = next;
+        } else {
+            self.flows[prev as usize].next = next;
+        }
+        if next != NIL {
+            self.flows[next as usize].prev = prev;
         }
     }
 

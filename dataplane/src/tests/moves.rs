@@ -600,3 +600,27 @@ proptest! {
         prop_assert_eq!(joined, counted);
     }
 }
+
+#[test]
+fn groups_split_and_merge_with_their_flows_when_the_parts_or_the_whole_are_served() {
+    let mut lab = source_with_flows(40);
+    let serve = |text: &str| Request::Serve { group: text.parse().unwrap(), epoch: Epoch(1) };
+    let flows = |lab: &mut Lab| {
+        let events = lab.ask(Request::Status);
+        let [Event::Status { groups, .. }] = &events[..] else { panic!("{events:?}") };
+        groups.iter().map(|status| (status.group.to_string(), status.flows)).collect::<Vec<_>>()
+    };
+    lab.ask(serve("1:100.64.0.0/30"));
+    assert_eq!(flows(&mut lab), [("1:100.64.0.0/24".to_owned(), 25), ("1:100.64.0.0/30".to_owned(), 15)]);
+    assert!(lab.inside(udp(client(), remote(), b"")).is_some());
+    lab.ask(serve("1:100.64.0.0/24"));
+    lab.ask(serve("1:100.64.0.0/23"));
+    assert_eq!(flows(&mut lab), [("1:100.64.0.0/23".to_owned(), 40)]);
+    lab.ask(serve("1:100.64.0.0/24"));
+    lab.ask(serve("1:100.64.1.0/24"));
+    assert_eq!(flows(&mut lab), [("1:100.64.0.0/24".to_owned(), 40), ("1:100.64.1.0/24".to_owned(), 0)]);
+    let (all, token, _) = cut(&mut lab);
+    let digest = all.upserts.iter().fold(0u64, |sum, record| sum.wrapping_add(record.digest()));
+    assert_eq!((token.flows, token.digest), (40, digest));
+    lab.seconds(310);
+}

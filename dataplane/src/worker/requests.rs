@@ -193,6 +193,13 @@ impl<B: PacketBuf> Worker<B> {
             return Ok(number);
         }
         self.check_prefix(&id)?;
+        if let Some(known) = self.by_id.keys().find(|known| known.prefix.overlaps(&id.prefix)) {
+            return Err(format!("group {id} overlaps {known}, which is on this worker"));
+        }
+        self.add_group(id, epoch)
+    }
+
+    fn add_group(&mut self, id: GroupId, epoch: Epoch) -> Result<u32, Refusal> {
         let group = Group::new(id, epoch);
         let number = match self.groups_free.pop() {
             Some(number) => {
@@ -218,9 +225,65 @@ impl<B: PacketBuf> Worker<B> {
         if !service.slices.spec().clients.iter().any(|clients| clients.covers(&id.prefix)) {
             return Err(format!("group {id} is not inside the clients of service {}", id.service));
         }
-        match self.by_id.keys().find(|known| known.prefix.overlaps(&id.prefix)) {
-            Some(known) => Err(format!("group {id} overlaps {known}, which is on this worker")),
-            None => Ok(()),
+        Ok(())
+    }
+
+    /// A group that is a part of one that is served here, or that covers such ones, takes over their flows:
+    /// so groups split and merge. Costs what they have.
+    fn reshape(&mut self, id: GroupId, epoch: Epoch) -> Result<(), Refusal> {
+        if self.by_id.contains_key(&id) {
+            return Ok(());
+        }
+        let touching: Vec<u32> = self
+            .by_id
+            .iter()
+            .filter(|(known, _)| known.prefix.overlaps(&id.prefix))
+            .map(|(_, n)| *n)
+            .collect();
+        if touching.is_empty() {
+            return Ok(());
+        }
+        self.check_prefix(&id)?;
+        for number in &touching {
+            let group = &self.groups[*number as usize];
+            let settled = group.state == State::Serving && group.mode == crate::group::Mode::Serve;
+            if !settled || group.id.service != id.service || group.epoch > epoch {
+                let (known, phase) = (group.id, group.phase());
+                return Err(format!(
+                    "group {id} overlaps {known}, which is {phase:?} under epoch {}",
+                    group.epoch
+                ));
+            }
+        }
+        let number = self.add_group(id, epoch)?;
+        for from in touching {
+            self.take_flows(from, number);
+            if self.is_covered(from, &id) {
+                self.unlink_group(from);
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether groups that are here leave nothing of this one.
+    fn is_covered(&self, number: u32, by: &GroupId) -> bool {
+        let whole = self.groups[number as usize].id.prefix;
+        let inside = |known: &&GroupId| known.prefix != whole && whole.covers(&known.prefix);
+        let parts: u128 = self.by_id.keys().filter(inside).map(|known| known.prefix.size()).sum();
+        by.prefix.covers(&whole) || parts == whole.size()
+    }
+
+    fn take_flows(&mut self, from: u32, to: u32) {
+        let Ok([old, new]) = self.groups.get_disjoint_mut([from as usize, to as usize]) else { return };
+        let shift = i64::from(old.offset) - i64::from(new.offset);
+        new.ingress = new.ingress.or(old.ingress);
+        old.flows.rewind();
+        while old.flows.cursor != crate::table::NIL {
+            let flow = old.flows.cursor;
+            old.flows.cursor = self.table.next(flow);
+            if new.id.prefix.contains(std::net::IpAddr::V4(self.table.flow(flow).client.into())) {
+                self.table.regroup(flow, &mut old.flows, &mut new.flows, to, shift);
+            }
         }
     }
 
@@ -241,6 +304,7 @@ impl<B: PacketBuf> Worker<B> {
 
     fn serve_group(&mut self, id: GroupId, epoch: Epoch, now: Micros) -> Result<(), Refusal> {
         self.check_epoch(&id, epoch)?;
+        self.reshape(id, epoch)?;
         let number = self.make_group(id, epoch)?;
         self.finish_purge(number);
         self.raise_epoch(id, epoch);
@@ -432,7 +496,7 @@ impl<B: PacketBuf> Worker<B> {
             if group.joined == Some(move_id) && group.serves() {
                 return Err(format!("group {id} joined by move {move_id} already"));
             }
-            if group.serves() && group.state != State::Open || matches!(group.state, State::Relaying(_)) {
+            if group.serves() || matches!(group.state, State::Relaying(_)) {
                 return Err(format!("group {id} is {:?} here: it cannot be a target", group.phase()));
             }
         }

@@ -4,7 +4,7 @@ use flow::steer::{MARKER_PROTOCOL, MarkerBody, Tag};
 use flow::{Batch, Fixed, FlowRecord, Micros, Token};
 
 use super::{EVENTS_MAX, Install, Output, SLICE_LEN, Wait, Worker, tick};
-use crate::control::Event;
+use crate::control::{Event, Ordering};
 use crate::group::{Export, Given, State};
 use crate::io::PacketBuf;
 use crate::packet;
@@ -22,7 +22,8 @@ const STALL_TICKS: u32 = 100;
 const FROZEN_TICKS: u32 = 50;
 
 impl<B: PacketBuf> Worker<B> {
-    /// Does some of the work that waits, at most [`SLICE_LEN`] steps of each kind.
+    /// Does some of the work that waits, at most [`SLICE_LEN`] steps of each kind. When no call came for ten
+    /// seconds the process was stopped: that time does not count against flows.
     pub fn slice(&mut self, now: Micros, out: &mut Output<B>) {
         self.skip_stall(now);
         self.expire(now);
@@ -207,10 +208,13 @@ impl<B: PacketBuf> Worker<B> {
     fn join(&mut self, number: u32, missing: &[flow::SiteId], late_bound: Micros, now: Micros) {
         let group = &mut self.groups[number as usize];
         let Some(move_id) = group.move_id.take() else { return };
+        let mut late = group.markers.missing(move_id, missing);
         if let Some(arrival) = group.arrival.take() {
             self.reserved -= arrival.reserved;
+            if arrival.ordering == Ordering::Relaxed {
+                late.clear();
+            }
         }
-        let late = group.markers.missing(move_id, missing);
         group.unfreeze(tick(now));
         group.state = State::Serving;
         group.joined = Some(move_id);
