@@ -63,7 +63,11 @@ impl<B: PacketBuf> Worker<B> {
             let exporting = group.export.as_ref().is_some_and(|export| export.running);
             let exports = exporting && self.events.len() < EVENTS_MAX;
             let backlog = group.hold.has_backlog() && group.state != State::Shadow;
-            if backlog || group.purging || exports { Wait::Now } else { Wait::Soon }
+            if backlog || group.purging || exports {
+                return Wait::Now;
+            }
+            // How exactly a tombstone ends does not matter.
+            if matches!(group.state, State::Tombstone { .. }) { Wait::Idle } else { Wait::Soon }
         };
         self.active.iter().map(wants).min().unwrap_or(Wait::Idle)
     }
