@@ -16,7 +16,9 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use flow::SiteId;
 use placement::core::{Command, SiteSpec};
-use placement::node::{Caller, Node, NodeConfig, NodeId, RaftTimings, Role, Transport, TransportError};
+use placement::node::{
+    Caller, Node, NodeConfig, NodeId, RaftStatus, RaftTimings, Role, Transport, TransportError,
+};
 use tempfile::TempDir;
 
 /// The wires between all nodes and clients.
@@ -160,18 +162,19 @@ impl Group {
 
     /// Waits until a node that is not cut off leads.
     pub async fn leader(&self) -> NodeId {
-        let mut found = None;
-        eventually("a leader", || {
+        for _ in 0..1500 {
             let cut = self.wires.cut.lock().unwrap().clone();
-            let nodes = self.wires.nodes.lock().unwrap();
-            let leads = |(id, node): (&NodeId, &Node)| {
-                (!cut.contains(id) && node.status().role == Role::Leader).then_some(*id)
-            };
-            found = nodes.iter().find_map(leads);
-            found.is_some()
-        })
-        .await;
-        found.unwrap()
+            let leads = |status: &RaftStatus| status.role == Role::Leader && !cut.contains(&status.id);
+            if let Some(leader) = self.statuses().into_iter().find(leads) {
+                return leader.id;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        panic!("no leader came about: {:#?}", self.statuses());
+    }
+
+    fn statuses(&self) -> Vec<RaftStatus> {
+        self.wires.nodes.lock().unwrap().values().map(Node::status).collect()
     }
 }
 
