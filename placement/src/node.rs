@@ -593,7 +593,8 @@ impl Node {
 
     // Membership
 
-    /// Makes a new group of these voters, by number and address. To be called on one node, once.
+    /// Makes a new group of these voters, by number and address. To be called on one node, once. The group
+    /// outlives that node once the others list the members in their [`Node::status`].
     ///
     /// # Errors
     /// [`ProposeError::Membership`] when the node has a log already.

@@ -116,6 +116,9 @@ impl Group {
         }
         group.node(1).initialize((1..=3).map(|id| (id, format!("node-{id}"))).collect()).await.unwrap();
         group.leader().await;
+        // Until then only the first node knows of the group, and without it nobody can be elected.
+        let formed = || group.statuses().iter().all(|status| status.members.len() == 3);
+        eventually("a group that all its nodes know", formed).await;
         group
     }
 
