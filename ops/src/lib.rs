@@ -1,3 +1,10 @@
 //! Limosa: live flows move between sites without stopping. This package joins the parts into one binary.
 
+pub mod certs;
+pub mod cli;
+pub mod clock;
+pub mod config;
+pub mod demo;
+pub mod net;
+pub mod placement;
 pub mod site;

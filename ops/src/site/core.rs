@@ -299,6 +299,12 @@ impl Agent {
         self.counts
     }
 
+    /// The site.
+    #[must_use]
+    pub fn site(&self) -> SiteId {
+        self.site
+    }
+
     /// Whether placement and workers were heard, so that the switch follows this agent.
     #[must_use]
     pub fn is_synced(&self) -> bool {
@@ -837,8 +843,12 @@ impl Agent {
                 self.feed_source(id, SourceInput::PeerUp, now);
                 self.commit_local(id, now);
             }
+            // A worker that has joined says no more that there was a move.
+            (Some((from, status)), None, None) if self.local.get(&status.group) != Some(&from) => {
+                let forget = self.forget_request(status.group, id, status.epoch, self.site);
+                self.outputs.push_back(Output::Worker(from, forget));
+            }
             (Some((from, status)), None, None) => {
-                self.set_local(status.group, Some(from));
                 let group = status.group;
                 let request = match relays {
                     Some(_) => Request::Serve { group, epoch: status.epoch },

@@ -1,3 +1,8 @@
 //! The agent of a site.
 
 pub mod core;
+pub mod http;
+pub mod metrics;
+pub mod moves;
+pub mod shell;
+pub mod workers;

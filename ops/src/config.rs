@@ -1,0 +1,571 @@
+//! Configuration files, one per process. What is read (`Raw*`) becomes what is used only through validation, and an
+//! error names the file, the key, the value and what would be right. Relative paths are relative to the file.
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use flow::{SiteId, WorkerId};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use transfer::name::is_label;
+
+use crate::site::core::Bounds;
+
+/// Why a file is of no use.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// It cannot be read.
+    #[error("{file}: cannot be read: {source}")]
+    Read {
+        /// The file.
+        file: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// Not TOML, an unknown key, or a value of the wrong type; the message has the line.
+    #[error("{file}: {message}")]
+    Parse {
+        /// The file.
+        file: PathBuf,
+        /// Line, key, and what was expected.
+        message: String,
+    },
+    /// A value that cannot work.
+    #[error("{file}: {key} = {value:?}: {remedy}")]
+    Value {
+        /// The file.
+        file: PathBuf,
+        /// The key, dotted.
+        key: String,
+        /// What was given.
+        value: String,
+        /// What would be right.
+        remedy: String,
+    },
+}
+
+/// A file while it is validated.
+struct File<'a> {
+    path: &'a Path,
+}
+
+impl File<'_> {
+    fn error(&self, key: &str, value: impl ToString, remedy: impl Into<String>) -> ConfigError {
+        ConfigError::Value {
+            file: self.path.to_owned(),
+            key: key.to_owned(),
+            value: value.to_string(),
+            remedy: remedy.into(),
+        }
+    }
+
+    fn beside(&self, path: &Path) -> PathBuf {
+        self.path.parent().unwrap_or(Path::new(".")).join(path)
+    }
+
+    fn label(&self, key: &str, text: String) -> Result<String, ConfigError> {
+        if is_label(&text) {
+            return Ok(text);
+        }
+        Err(self.error(key, text, "use 1 to 63 of a-z, 0-9 and '-', not starting with '-'"))
+    }
+
+    fn existing(&self, key: &str, path: &Path, remedy: &str) -> Result<PathBuf, ConfigError> {
+        let full = self.beside(path);
+        if full.is_file() { Ok(full) } else { Err(self.error(key, full.display(), remedy)) }
+    }
+
+    fn bounded(&self, key: &str, value: u64, min: u64, max: u64) -> Result<u64, ConfigError> {
+        if (min..=max).contains(&value) {
+            return Ok(value);
+        }
+        Err(self.error(key, value, format!("use {min} to {max}")))
+    }
+}
+
+fn read<T: DeserializeOwned>(path: &Path) -> Result<T, ConfigError> {
+    let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read { file: path.to_owned(), source })?;
+    toml::from_str(&text).map_err(|error| ConfigError::Parse { file: path.to_owned(), message: error.to_string() })
+}
+
+/// Key material of a node.
+#[derive(Clone, Debug)]
+pub struct Tls {
+    /// The cluster that its certificate names.
+    pub cluster: String,
+    /// PEM chain, the node's own first.
+    pub certificate: PathBuf,
+    /// PEM key.
+    pub key: PathBuf,
+    /// PEM certificates that peers must chain to.
+    pub authority: PathBuf,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawTls {
+    certificate: PathBuf,
+    key: PathBuf,
+    authority: PathBuf,
+}
+
+impl RawTls {
+    fn validate(self, file: &File<'_>, cluster: &str) -> Result<Tls, ConfigError> {
+        let remedy = "there is no such file; `limosa dev certs` makes certificates for trying out";
+        Ok(Tls {
+            cluster: cluster.to_owned(),
+            certificate: file.existing("tls.certificate", &self.certificate, remedy)?,
+            key: file.existing("tls.key", &self.key, remedy)?,
+            authority: file.existing("tls.authority", &self.authority, remedy)?,
+        })
+    }
+}
+
+/// A placement node as others reach it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, serde::Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct NodeAddress {
+    /// Its number.
+    pub id: u64,
+    /// Where its QUIC is reached from here.
+    pub address: SocketAddr,
+}
+
+fn nodes(file: &File<'_>, key: &str, nodes: Vec<NodeAddress>) -> Result<Vec<NodeAddress>, ConfigError> {
+    if nodes.is_empty() {
+        return Err(file.error(key, "[]", "name the placement nodes: [{ id = 1, address = \"192.0.2.1:4001\" }]"));
+    }
+    let mut seen = BTreeSet::new();
+    match nodes.iter().find(|node| node.id == 0 || !seen.insert(node.id)) {
+        Some(node) => Err(file.error(key, node.id, "node ids start at 1 and are unique")),
+        None => Ok(nodes),
+    }
+}
+
+/// `limosa run placement`.
+#[derive(Clone, Debug)]
+pub struct PlacementConfig {
+    /// This node.
+    pub id: u64,
+    /// Key material.
+    pub tls: Tls,
+    /// Where QUIC listens.
+    pub listen: SocketAddr,
+    /// Where the config API, metrics and health listen; loopback only, because it is not encrypted yet.
+    pub api: SocketAddr,
+    /// Where log and state live.
+    pub directory: PathBuf,
+    /// The other nodes.
+    pub peers: Vec<NodeAddress>,
+    /// A MaxMind DB with locations, if there is one.
+    pub locations: Option<PathBuf>,
+    /// Raft heartbeat in milliseconds; elections take 4 to 8 of them.
+    pub heartbeat_ms: u64,
+    /// How long a silent site counts as alive, in milliseconds.
+    pub lease_ms: u64,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawPlacement {
+    cluster: String,
+    id: u64,
+    listen: SocketAddr,
+    api: SocketAddr,
+    directory: PathBuf,
+    tls: RawTls,
+    #[serde(default)]
+    peers: Vec<NodeAddress>,
+    locations: Option<PathBuf>,
+    heartbeat_ms: Option<u64>,
+    lease_ms: Option<u64>,
+}
+
+/// A quarter of a second: above the round trip between any two continents.
+const HEARTBEAT_MS: u64 = 250;
+/// Three seconds: twelve heartbeats.
+const LEASE_MS: u64 = 3_000;
+
+impl PlacementConfig {
+    /// Reads and checks a file.
+    ///
+    /// # Errors
+    /// [`ConfigError`].
+    pub fn read(path: &Path) -> Result<Self, ConfigError> {
+        let raw: RawPlacement = read(path)?;
+        let file = File { path };
+        let cluster = file.label("cluster", raw.cluster)?;
+        if raw.id == 0 {
+            return Err(file.error("id", raw.id, "node ids start at 1"));
+        }
+        if raw.peers.iter().any(|peer| peer.id == raw.id) {
+            return Err(file.error("peers", raw.id, "peers are the other nodes; leave this one out"));
+        }
+        let locations = "there is no such file; leave the key out to go without locations";
+        Ok(Self {
+            id: raw.id,
+            tls: raw.tls.validate(&file, &cluster)?,
+            listen: raw.listen,
+            api: loopback(&file, "api", raw.api)?,
+            directory: file.beside(&raw.directory),
+            peers: if raw.peers.is_empty() { raw.peers } else { nodes(&file, "peers", raw.peers)? },
+            locations: raw.locations.map(|path| file.existing("locations", &path, locations)).transpose()?,
+            heartbeat_ms: file.bounded("heartbeat_ms", raw.heartbeat_ms.unwrap_or(HEARTBEAT_MS), 20, 5_000)?,
+            lease_ms: file.bounded("lease_ms", raw.lease_ms.unwrap_or(LEASE_MS), 500, 600_000)?,
+        })
+    }
+}
+
+fn loopback(file: &File<'_>, key: &str, address: SocketAddr) -> Result<SocketAddr, ConfigError> {
+    if address.ip().is_loopback() {
+        return Ok(address);
+    }
+    let remedy = "this listener has no encryption yet: use 127.0.0.1 or [::1] and reach it through SSH or a proxy";
+    Err(file.error(key, address, remedy))
+}
+
+/// `limosa run site`.
+#[derive(Clone, Debug)]
+pub struct SiteConfig {
+    /// The site's number.
+    pub site: SiteId,
+    /// Its name, as its certificate says.
+    pub name: String,
+    /// Key material.
+    pub tls: Tls,
+    /// Where QUIC listens.
+    pub listen: SocketAddr,
+    /// Where metrics and health listen.
+    pub metrics: SocketAddr,
+    /// Placement nodes, nearest first.
+    pub placement: Vec<NodeAddress>,
+    /// The other sites: number, name, and where their QUIC is reached from here.
+    pub peers: Vec<Peer>,
+    /// Unix socket of the switch's OpenFlow.
+    pub switch: PathBuf,
+    /// Directory with the workers' control sockets, `worker-N.control`.
+    pub workers: PathBuf,
+    /// Workers that should be there.
+    pub expected: Vec<WorkerId>,
+    /// Workers that the switch has ports for.
+    pub worker_ports: Vec<WorkerId>,
+    /// Bounds of the move protocol.
+    pub bounds: Bounds,
+    /// Bytes per second that moves from here may use.
+    pub rate_bytes_per_s: u64,
+}
+
+/// Another site.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, serde::Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Peer {
+    /// Its number.
+    pub site: SiteId,
+    /// Its name.
+    pub name: String,
+    /// Where its QUIC is reached from here.
+    pub address: SocketAddr,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawSite {
+    cluster: String,
+    site: SiteId,
+    name: String,
+    listen: SocketAddr,
+    metrics: SocketAddr,
+    switch: PathBuf,
+    tls: RawTls,
+    placement: Vec<NodeAddress>,
+    #[serde(default)]
+    peers: Vec<Peer>,
+    workers: RawWorkers,
+    #[serde(default)]
+    moves: RawMoves,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawWorkers {
+    directory: PathBuf,
+    expected: Vec<WorkerId>,
+    ports: Option<Vec<WorkerId>>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawMoves {
+    marker_ms: Option<u64>,
+    cut_ms: Option<u64>,
+    late_ms: Option<u64>,
+    relay_ms: Option<u64>,
+    rate_mbit_per_s: Option<u64>,
+}
+
+/// A tenth of a 10 Gbit/s link.
+const RATE_MBIT_PER_S: u64 = 1_000;
+
+impl SiteConfig {
+    /// Reads and checks a file.
+    ///
+    /// # Errors
+    /// [`ConfigError`].
+    pub fn read(path: &Path) -> Result<Self, ConfigError> {
+        let raw: RawSite = read(path)?;
+        let file = File { path };
+        let cluster = file.label("cluster", raw.cluster)?;
+        if raw.workers.expected.is_empty() {
+            return Err(file.error("workers.expected", "[]", "name at least one worker, for example [1]"));
+        }
+        let ports = raw.workers.ports.unwrap_or_else(|| raw.workers.expected.clone());
+        if let Some(worker) = raw.workers.expected.iter().find(|worker| !ports.contains(worker)) {
+            return Err(file.error("workers.ports", worker, "every expected worker needs a port of the switch"));
+        }
+        let bounds = raw.moves.bounds(&file)?;
+        let rate = raw.moves.rate_mbit_per_s.unwrap_or(RATE_MBIT_PER_S);
+        Ok(Self {
+            site: raw.site,
+            name: file.label("name", raw.name)?,
+            tls: raw.tls.validate(&file, &cluster)?,
+            listen: raw.listen,
+            metrics: loopback(&file, "metrics", raw.metrics)?,
+            placement: nodes(&file, "placement", raw.placement)?,
+            peers: peers(&file, raw.site, raw.peers)?,
+            switch: file.beside(&raw.switch),
+            workers: file.beside(&raw.workers.directory),
+            expected: raw.workers.expected,
+            worker_ports: ports,
+            bounds,
+            rate_bytes_per_s: file.bounded("moves.rate_mbit_per_s", rate, 1, 400_000)? * 125_000,
+        })
+    }
+}
+
+fn peers(file: &File<'_>, own: SiteId, peers: Vec<Peer>) -> Result<Vec<Peer>, ConfigError> {
+    let mut seen = BTreeSet::from([own]);
+    for peer in &peers {
+        file.label("peers.name", peer.name.clone())?;
+        if !seen.insert(peer.site) {
+            return Err(file.error("peers.site", peer.site, "peers are the other sites, each once"));
+        }
+    }
+    Ok(peers)
+}
+
+impl RawMoves {
+    fn bounds(&self, file: &File<'_>) -> Result<Bounds, ConfigError> {
+        let default = Bounds::default();
+        let bound = |key: &str, ms: Option<u64>, default_us: u64, max_ms: u64| {
+            file.bounded(key, ms.unwrap_or(default_us / 1_000), 1, max_ms).map(|ms| ms * 1_000)
+        };
+        Ok(Bounds {
+            marker_us: bound("moves.marker_ms", self.marker_ms, default.marker_us, 60_000)?,
+            cut_us: bound("moves.cut_ms", self.cut_ms, default.cut_us, 60_000)?,
+            late_us: bound("moves.late_ms", self.late_ms, default.late_us, 60_000)?,
+            relay_us: bound("moves.relay_ms", self.relay_ms, default.relay_us, 600_000)?,
+        })
+    }
+}
+
+/// `limosa run worker`.
+#[derive(Clone, Debug)]
+pub struct WorkerConfig {
+    /// For the worker itself.
+    pub worker: dataplane::process::WorkerConfig,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawWorker {
+    site: SiteId,
+    worker: WorkerId,
+    directory: PathBuf,
+    switch: PathBuf,
+    flows: Option<usize>,
+    hold_packets: Option<usize>,
+}
+
+/// A million flows take about 100 MiB.
+const FLOWS: usize = 1 << 20;
+/// 64 Ki packets: 300 ms at 200,000 packets per second.
+const HOLD_PACKETS: usize = 1 << 16;
+
+impl WorkerConfig {
+    /// Reads and checks a file.
+    ///
+    /// # Errors
+    /// [`ConfigError`].
+    pub fn read(path: &Path) -> Result<Self, ConfigError> {
+        let raw: RawWorker = read(path)?;
+        let file = File { path };
+        let flows = raw.flows.unwrap_or(FLOWS);
+        file.bounded("flows", flows as u64, 1_024, 1 << 28)?;
+        let hold = raw.hold_packets.unwrap_or(HOLD_PACKETS);
+        file.bounded("hold_packets", hold as u64, 32, 1 << 22)?;
+        let directory = file.beside(&raw.directory);
+        Ok(Self {
+            worker: dataplane::process::WorkerConfig {
+                site: raw.site,
+                worker: raw.worker,
+                control_path: control_path(&directory, raw.worker),
+                switch_path: file.beside(&raw.switch),
+                flow_capacity: flows,
+                hold_packets_max: hold,
+            },
+        })
+    }
+}
+
+/// The control socket of a worker, by convention.
+#[must_use]
+pub fn control_path(directory: &Path, worker: WorkerId) -> PathBuf {
+    directory.join(format!("worker-{worker}.control"))
+}
+
+/// `limosa run switch`.
+#[derive(Clone, Debug)]
+pub struct SwitchConfig {
+    /// For the switch itself.
+    pub switch: switchctl::softswitch::SwitchConfig,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawSwitch {
+    site: SiteId,
+    name: String,
+    control: PathBuf,
+    inside: PathBuf,
+    outside: PathBuf,
+    /// Directory of the workers' packet sockets, `worker-N.packets`.
+    directory: PathBuf,
+    workers: Vec<WorkerId>,
+    #[serde(default)]
+    tunnels: Vec<RawTunnel>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawTunnel {
+    site: SiteId,
+    local: SocketAddr,
+    remote: SocketAddr,
+}
+
+/// The packet socket of a worker, by convention.
+#[must_use]
+pub fn packets_path(directory: &Path, worker: WorkerId) -> PathBuf {
+    directory.join(format!("worker-{worker}.packets"))
+}
+
+impl SwitchConfig {
+    /// Reads and checks a file.
+    ///
+    /// # Errors
+    /// [`ConfigError`].
+    pub fn read(path: &Path) -> Result<Self, ConfigError> {
+        use switchctl::softswitch::{PortConfig, PortKind, QUEUE_FRAMES};
+        use switchctl::{PortNo, Ports};
+        let raw: RawSwitch = read(path)?;
+        let file = File { path };
+        let mut seen = BTreeSet::from([raw.site]);
+        if let Some(tunnel) = raw.tunnels.iter().find(|tunnel| !seen.insert(tunnel.site)) {
+            return Err(file.error("tunnels.site", tunnel.site, "tunnels lead to the other sites, each once"));
+        }
+        let directory = file.beside(&raw.directory);
+        let port = |number: PortNo, name: String, kind| PortConfig { number, name, kind };
+        let socket = |path: &Path| PortKind::Socket { path: file.beside(path) };
+        let mut ports = vec![
+            port(Ports::INSIDE, "inside".into(), socket(&raw.inside)),
+            port(Ports::OUTSIDE, "outside".into(), socket(&raw.outside)),
+        ];
+        ports.extend(raw.workers.iter().map(|&worker| {
+            let kind = PortKind::Socket { path: packets_path(&directory, worker) };
+            port(Ports::worker(worker), format!("worker-{worker}"), kind)
+        }));
+        ports.extend(raw.tunnels.iter().map(|tunnel| {
+            let kind = PortKind::Tunnel { local: tunnel.local, remote: tunnel.remote };
+            port(Ports::tunnel(tunnel.site), format!("tunnel-{}", tunnel.site), kind)
+        }));
+        let name = file.label("name", raw.name)?;
+        let control = file.beside(&raw.control);
+        Ok(Self {
+            switch: switchctl::softswitch::SwitchConfig {
+                site: raw.site,
+                name,
+                control,
+                control_tcp: None,
+                ports,
+                queue_frames: QUEUE_FRAMES,
+            },
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn written(text: &str) -> (tempfile::TempDir, PathBuf) {
+        let directory = tempfile::tempdir().unwrap();
+        for name in ["c.pem", "k.pem", "a.pem"] {
+            std::fs::write(directory.path().join(name), "").unwrap();
+        }
+        let path = directory.path().join("site.toml");
+        std::fs::write(&path, text).unwrap();
+        (directory, path)
+    }
+
+    const SITE: &str = r#"
+        cluster = "c"
+        site = 1
+        name = "ams"
+        listen = "127.0.0.1:4001"
+        metrics = "127.0.0.1:9001"
+        switch = "switch.control"
+        tls = { certificate = "c.pem", key = "k.pem", authority = "a.pem" }
+        placement = [{ id = 1, address = "127.0.0.1:4000" }]
+        workers = { directory = "workers", expected = [1, 2] }
+    "#;
+
+    fn site_error(from: &str, to: &str) -> String {
+        assert!(SITE.contains(from));
+        let (_directory, path) = written(&SITE.replace(from, to));
+        SiteConfig::read(&path).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn a_good_file_is_read_with_its_defaults() {
+        let (directory, path) = written(SITE);
+        let config = SiteConfig::read(&path).unwrap();
+        assert_eq!(config.bounds, Bounds::default());
+        assert_eq!(config.worker_ports, [WorkerId(1), WorkerId(2)]);
+        assert_eq!(config.switch, directory.path().join("switch.control"));
+    }
+
+    #[test]
+    fn errors_name_file_key_value_and_remedy() {
+        let unknown = site_error("site = 1", "site = 1\nsizte = 2");
+        assert!(unknown.contains("site.toml") && unknown.contains("unknown field `sizte`"), "{unknown}");
+        let label = site_error("\"ams\"", "\"Ams\"");
+        assert!(label.contains("name = \"Ams\": use 1 to 63 of a-z"), "{label}");
+        let missing = site_error("k.pem", "none.pem");
+        assert!(missing.contains("tls.key") && missing.contains("limosa dev certs"), "{missing}");
+        let workers = site_error("[1, 2]", "[]");
+        assert!(workers.contains("workers.expected = \"[]\": name at least one worker"), "{workers}");
+        let open = site_error("127.0.0.1:9001", "0.0.0.0:9001");
+        assert!(open.contains("metrics = \"0.0.0.0:9001\": this listener has no encryption yet"), "{open}");
+        let nodes = site_error("id = 1", "id = 0");
+        assert!(nodes.contains("node ids start at 1"), "{nodes}");
+        let site = site_error("site = 1", "site = 256");
+        assert!(site.contains("site.toml") && site.contains("256"), "{site}");
+    }
+
+    #[test]
+    fn a_missing_file_is_named() {
+        let error = WorkerConfig::read(Path::new("/nowhere/worker.toml")).unwrap_err().to_string();
+        assert!(error.starts_with("/nowhere/worker.toml: cannot be read"), "{error}");
+    }
+}

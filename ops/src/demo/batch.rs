@@ -1,0 +1,103 @@
+//! Many datagrams per system call, and waiting with microseconds.
+
+use std::io::{IoSlice, IoSliceMut};
+use std::os::fd::{AsFd, AsRawFd};
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, ppoll};
+use nix::sys::socket::{MsgFlags, MultiHeaders, SockaddrStorage, recvmmsg, sendmmsg, setsockopt, sockopt};
+use nix::sys::time::TimeSpec;
+
+/// Datagrams per system call.
+pub(super) const BATCH_LEN: usize = 32;
+
+/// Longest datagram, a jumbo frame with tunnel headers; longer ones are cut off.
+const DATAGRAM_LEN_MAX: usize = 9_728;
+
+/// Socket buffers that are asked for. The kernel may grant less.
+const SOCKET_BUFFER_LEN: usize = 8 << 20;
+
+/// Buffers that datagrams are received into.
+pub(super) struct Inbox {
+    buffers: Vec<Vec<u8>>,
+    lengths: [usize; BATCH_LEN],
+}
+
+impl Inbox {
+    pub(super) fn new() -> Self {
+        Self { buffers: vec![vec![0; DATAGRAM_LEN_MAX]; BATCH_LEN], lengths: [0; BATCH_LEN] }
+    }
+
+    /// Receives without waiting; the number of datagrams, 0 when there are none. A datagram of length 0 is
+    /// what a closed connection reads as.
+    pub(super) fn receive<F: AsFd>(&mut self, socket: &F) -> Result<usize, Errno> {
+        let mut headers = MultiHeaders::<SockaddrStorage>::preallocate(BATCH_LEN, None);
+        let mut buffers = self.buffers.iter_mut();
+        let mut slices: [[IoSliceMut<'_>; 1]; BATCH_LEN] =
+            std::array::from_fn(|_| [IoSliceMut::new(buffers.next().map_or(&mut [], Vec::as_mut_slice))]);
+        let fd = socket.as_fd().as_raw_fd();
+        let results = match recvmmsg(fd, &mut headers, slices.iter_mut(), MsgFlags::MSG_DONTWAIT, None) {
+            Ok(results) => results,
+            Err(Errno::EAGAIN | Errno::EINTR) => return Ok(0),
+            Err(error) => return Err(error),
+        };
+        let mut count = 0;
+        for (length, result) in self.lengths.iter_mut().zip(results) {
+            *length = result.bytes;
+            count += 1;
+        }
+        Ok(count)
+    }
+
+    pub(super) fn datagram(&self, at: usize) -> &[u8] {
+        &self.buffers[at][..self.lengths[at]]
+    }
+}
+
+/// Sends up to [`BATCH_LEN`] datagrams; the number that the kernel took, 0 when the socket is full.
+pub(super) fn send<'a, F: AsFd>(
+    socket: &F,
+    datagrams: impl Iterator<Item = &'a [u8]>,
+    to: Option<SockaddrStorage>,
+) -> Result<usize, Errno> {
+    let mut slices: [[IoSlice<'_>; 1]; BATCH_LEN] = std::array::from_fn(|_| [IoSlice::new(&[])]);
+    let mut count = 0;
+    for (slice, datagram) in slices.iter_mut().zip(datagrams) {
+        *slice = [IoSlice::new(datagram)];
+        count += 1;
+    }
+    let addresses = [to; BATCH_LEN];
+    let mut headers = MultiHeaders::preallocate(count, None);
+    let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+    let fd = socket.as_fd().as_raw_fd();
+    match sendmmsg(fd, &mut headers, &slices[..count], &addresses[..count], [], flags) {
+        Ok(results) => Ok(results.count()),
+        Err(Errno::EAGAIN | Errno::ENOBUFS | Errno::EINTR) => Ok(0),
+        Err(error) => Err(error),
+    }
+}
+
+/// Waits until a socket is ready or the time is over.
+pub(super) fn wait(fds: &mut [PollFd<'_>], timeout: Duration) -> Result<(), Errno> {
+    match ppoll(fds, Some(TimeSpec::from_duration(timeout)), None) {
+        Ok(_) | Err(Errno::EINTR) => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+/// Whether something is to be read, or an error to be seen.
+pub(super) fn is_readable(fd: &PollFd<'_>) -> bool {
+    let wanted = PollFlags::POLLIN | PollFlags::POLLHUP | PollFlags::POLLERR;
+    fd.revents().is_some_and(|events| events.intersects(wanted))
+}
+
+/// Larger buffers, beyond the system's limit where we may.
+pub(super) fn grow_buffers<F: AsFd>(socket: &F) {
+    if setsockopt(socket, sockopt::RcvBufForce, &SOCKET_BUFFER_LEN).is_err() {
+        let _ = setsockopt(socket, sockopt::RcvBuf, &SOCKET_BUFFER_LEN);
+    }
+    if setsockopt(socket, sockopt::SndBufForce, &SOCKET_BUFFER_LEN).is_err() {
+        let _ = setsockopt(socket, sockopt::SndBuf, &SOCKET_BUFFER_LEN);
+    }
+}

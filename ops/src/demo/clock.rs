@@ -1,0 +1,26 @@
+//! The one clock of the demo's simulated networks.
+
+use std::time::Instant;
+
+/// Time since a start, shared by copies.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Clock(Instant);
+
+impl Clock {
+    pub(super) fn start() -> Self {
+        Self(now())
+    }
+
+    pub(super) fn nanos(self) -> u64 {
+        u64::try_from(now().duration_since(self.0).as_nanos()).unwrap_or(u64::MAX)
+    }
+
+    pub(super) fn micros(self) -> u64 {
+        self.nanos() / 1_000
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "emulated networks run in real time; this is where they read it")]
+fn now() -> Instant {
+    Instant::now()
+}

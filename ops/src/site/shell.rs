@@ -1,0 +1,325 @@
+//! What surrounds the agent's core: sockets to workers, switch, placement and peers, one clock, and the task that carries
+//! inputs in and outputs out.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use dataplane::control::{Event, Request};
+use flow::nat::NatSlices;
+use flow::{Micros, MoveId, ServiceId, SiteId, WorkerId};
+use placement::client::{Client, ClientError};
+use placement::core::Command;
+use switchctl::Ports;
+use switchctl::session::{Session, SessionOptions, SwitchAddr, SwitchEvent, SwitchHandle};
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+use transfer::core::{ToSource, ToTarget};
+use transfer::name::NodeName;
+use transfer::quic::Endpoint;
+
+use super::core::{Agent, Input, Output};
+use super::metrics::SiteMetrics;
+use super::{moves, workers};
+use crate::clock::{Clock, wall_ms};
+use crate::config::SiteConfig;
+use crate::net::{Link, QuicTransport, endpoint};
+
+/// Inputs that may wait for the core; beyond, whoever brings them waits, and exports pause.
+const INPUTS_MAX: usize = 256;
+/// Between two statistics of the workers, and two reports to placement.
+const REPORT_INTERVAL: Duration = Duration::from_millis(500);
+/// Longest wait of one watch for changes.
+const WATCH_WAIT: Duration = Duration::from_secs(5);
+
+/// The outside slices of each service, for those who encode and decode.
+pub type Slices = Arc<BTreeMap<ServiceId, NatSlices>>;
+
+/// A shell around one agent.
+pub struct Shell {
+    agent: Agent,
+    clock: Clock,
+    inputs: mpsc::Sender<Input>,
+    switch: SwitchHandle,
+    client: Arc<Client>,
+    workers: workers::Workers,
+    peers: BTreeMap<SiteId, Arc<Link>>,
+    outgoing: BTreeMap<MoveId, Stream>,
+    incoming: moves::Incoming,
+    slices: watch::Sender<Slices>,
+    metrics: Arc<SiteMetrics>,
+    rate: Arc<moves::RateLimit>,
+}
+
+struct Stream {
+    messages: mpsc::UnboundedSender<ToTarget>,
+    stop: CancellationToken,
+}
+
+/// Runs the agent of a site until the token is cancelled.
+///
+/// # Errors
+/// When keys, addresses or sockets cannot be had; what fails later is tried again.
+pub async fn run(config: SiteConfig, stop: CancellationToken) -> anyhow::Result<()> {
+    let endpoint = endpoint(config.listen, &config.tls)?;
+    let transport = Arc::new(QuicTransport::new(&endpoint, &config.tls.cluster, &config.placement));
+    let members = config.placement.iter().map(|node| node.id).collect();
+    let client = Arc::new(Client::new(transport, members));
+    let target = SwitchAddr::Unix(config.switch.clone());
+    let (switch, switch_events) = Session::spawn(target, SessionOptions::default());
+    let (inputs, mut queue) = mpsc::channel(INPUTS_MAX);
+    let metrics = Arc::new(SiteMetrics::new(&config.name)?);
+    let server = crate::site::http::serve(config.metrics, metrics.clone()).await?;
+    let mut shell = Shell::new(&config, &endpoint, client, switch, inputs.clone(), metrics);
+    shell.spawn_helpers(&config, endpoint.clone(), switch_events, inputs, stop.clone());
+    tracing::info!(site = %config.name, listen = %config.listen, "the agent runs");
+    shell.run(&mut queue, &stop).await;
+    server.abort();
+    endpoint.close().await;
+    Ok(())
+}
+
+fn incarnation() -> u32 {
+    // Differs with every start of the agent; sixteenths of a second since 1970, so it differs for eight years.
+    u32::try_from(wall_ms() / 62 & 0xffff_ffff).unwrap_or(0)
+}
+
+impl Shell {
+    fn new(
+        config: &SiteConfig,
+        endpoint: &Endpoint,
+        client: Arc<Client>,
+        switch: SwitchHandle,
+        inputs: mpsc::Sender<Input>,
+        metrics: Arc<SiteMetrics>,
+    ) -> Self {
+        let sites = config.peers.iter().map(|peer| peer.site);
+        let ports = Ports::conventional(sites, config.worker_ports.iter().copied());
+        let link = |peer: &crate::config::Peer| {
+            let name = NodeName::site(&config.tls.cluster, &peer.name);
+            (peer.site, Arc::new(Link::new(endpoint.clone(), peer.address, name)))
+        };
+        Self {
+            agent: Agent::new(config.site, incarnation(), ports, config.expected.iter().copied(), config.bounds),
+            clock: Clock::start(),
+            workers: workers::Workers::new(config.site, inputs.clone()),
+            inputs,
+            switch,
+            client,
+            peers: config.peers.iter().map(link).collect(),
+            outgoing: BTreeMap::new(),
+            incoming: moves::Incoming::default(),
+            slices: watch::Sender::default(),
+            metrics,
+            rate: Arc::new(moves::RateLimit::new(config.rate_bytes_per_s)),
+        }
+    }
+
+    fn spawn_helpers(
+        &self,
+        config: &SiteConfig,
+        endpoint: Endpoint,
+        switch_events: mpsc::Receiver<SwitchEvent>,
+        inputs: mpsc::Sender<Input>,
+        stop: CancellationToken,
+    ) {
+        let until = |future: futures::future::BoxFuture<'static, ()>| {
+            let stop = stop.clone();
+            tokio::spawn(async move {
+                tokio::select! { () = stop.cancelled() => {}, () = future => {} }
+            });
+        };
+        until(Box::pin(self.workers.clone().discover(config.workers.clone(), config.worker_ports.clone())));
+        until(Box::pin(watch_switch(switch_events, inputs.clone(), self.metrics.clone())));
+        until(Box::pin(watch_placement(self.client.clone(), inputs.clone())));
+        let sites = config.peers.iter().map(|peer| (peer.name.clone(), peer.site)).collect();
+        until(Box::pin(moves::accept(endpoint, sites, self.incoming.clone(), inputs, self.slices.subscribe())));
+        for link in self.peers.values() {
+            until(Box::pin(keep(link.clone())));
+        }
+    }
+
+    async fn run(&mut self, queue: &mut mpsc::Receiver<Input>, stop: &CancellationToken) {
+        let mut report = tokio::time::interval(REPORT_INTERVAL);
+        report.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            let wait = self.agent.poll_timeout().map_or(Duration::from_secs(1), |at| self.until(at));
+            tokio::select! {
+                () = stop.cancelled() => return,
+                input = queue.recv() => {
+                    let Some(input) = input else { return };
+                    self.take(input);
+                    // What is there is taken before anything else is looked at.
+                    while let Ok(input) = queue.try_recv() {
+                        self.take(input);
+                    }
+                }
+                () = tokio::time::sleep(wait) => {
+                    let now = self.clock.now();
+                    self.agent.handle_timeout(now);
+                    self.carry_out();
+                }
+                _ = report.tick() => self.report().await,
+            }
+        }
+    }
+
+    fn until(&self, at: Micros) -> Duration {
+        Duration::from_micros(at.since(self.clock.now()).0)
+    }
+
+    fn take(&mut self, input: Input) {
+        let services = matches!(input, Input::Placement { .. });
+        if let Input::Worker(worker, Event::Stats(stats)) = &input {
+            self.metrics.worker(*worker, stats);
+        }
+        let now = self.clock.now();
+        self.agent.handle(input, now);
+        if services {
+            let slices = self.agent.plan().services;
+            self.slices.send_if_modified(|old| {
+                let changed = **old != slices;
+                *old = Arc::new(slices);
+                changed
+            });
+        }
+        self.carry_out();
+    }
+
+    fn carry_out(&mut self) {
+        while let Some(output) = self.agent.poll_output() {
+            match output {
+                Output::Worker(worker, request) => self.workers.send(worker, &request),
+                Output::Rules(rules, tag) => self.switch.set_rules(rules, tag),
+                Output::PacketOut(packet) => self.switch.packet_out(vec![packet]),
+                Output::Connect(id, site) => self.connect(id, site),
+                Output::Hangup(id) => {
+                    if let Some(stream) = self.outgoing.remove(&id) {
+                        stream.stop.cancel();
+                    }
+                }
+                Output::ToTarget(id, message) => {
+                    if let Some(stream) = self.outgoing.get(&id) {
+                        let _ = stream.messages.send(message);
+                    }
+                }
+                Output::ToSource(id, message) => self.answer(id, message),
+                Output::Propose(command) => self.propose(command),
+            }
+        }
+    }
+
+    fn answer(&self, id: MoveId, message: ToSource) {
+        self.incoming.answer(id, message);
+    }
+
+    fn connect(&mut self, id: MoveId, site: SiteId) {
+        let Some(spec) = self.agent.move_spec(id) else { return };
+        let Some(link) = self.peers.get(&site).cloned() else {
+            return tracing::error!(%site, "a move leads to a site that is not among the peers of the configuration");
+        };
+        let (messages, queue) = mpsc::unbounded_channel();
+        let stop = CancellationToken::new();
+        let sender = moves::Outgoing {
+            spec,
+            link,
+            inputs: self.inputs.clone(),
+            slices: self.slices.subscribe(),
+            rate: self.rate.clone(),
+            metrics: self.metrics.clone(),
+        };
+        let cancelled = stop.clone();
+        tokio::spawn(async move {
+            tokio::select! { () = cancelled.cancelled() => {}, () = sender.run(queue) => {} }
+        });
+        self.outgoing.insert(id, Stream { messages, stop });
+    }
+
+    /// Until the log answers. A refusal means that the log knows better, and the watch will say what.
+    fn propose(&self, command: Command) {
+        let client = self.client.clone();
+        tokio::spawn(async move {
+            for _ in 0..30 {
+                match client.propose(command.clone()).await {
+                    Ok(_) => return,
+                    Err(ClientError::Timeout { ms, last }) => tracing::warn!(ms, last, "no answer from the log"),
+                    Err(error) => return tracing::debug!(%error, ?command, "the log refused"),
+                }
+            }
+        });
+    }
+
+    async fn report(&mut self) {
+        self.workers.broadcast(&Request::Stats);
+        let mut rtts = Vec::new();
+        for (&site, link) in &self.peers {
+            if let Some(rtt) = link.round_trip().await {
+                rtts.push((site, u32::try_from(rtt.as_micros()).unwrap_or(u32::MAX)));
+            }
+        }
+        let report = self.metrics.report(&self.agent, &rtts, REPORT_INTERVAL);
+        let client = self.client.clone();
+        tokio::spawn(async move {
+            if let Err(error) = client.report(report).await {
+                tracing::debug!(%error, "placement did not take the report");
+            }
+        });
+    }
+}
+
+async fn watch_switch(mut events: mpsc::Receiver<SwitchEvent>, inputs: mpsc::Sender<Input>, metrics: Arc<SiteMetrics>) {
+    while let Some(event) = events.recv().await {
+        metrics.switch(&event);
+        match event {
+            SwitchEvent::InForce { tag, .. } => {
+                if inputs.send(Input::InForce(tag)).await.is_err() {
+                    return;
+                }
+            }
+            SwitchEvent::Connected { rules, .. } => tracing::info!(rules, "the switch is there"),
+            SwitchEvent::Disconnected => tracing::warn!("the switch is gone; it keeps its rules"),
+            SwitchEvent::Error(error) => tracing::warn!(%error, "the switch refused"),
+        }
+    }
+}
+
+async fn watch_placement(client: Arc<Client>, inputs: mpsc::Sender<Input>) {
+    let mut since = 0;
+    loop {
+        let changes = client.watch(since, WATCH_WAIT).await;
+        since = changes.revision;
+        if !changes.reset && changes.changes.is_empty() {
+            continue;
+        }
+        let input = Input::Placement { reset: changes.reset, changes: changes.changes };
+        if inputs.send(input).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Keeps a link connected, so that moves start at once and the round trip is known.
+async fn keep(link: Arc<Link>) {
+    loop {
+        match link.get().await {
+            Ok(connection) => connection.closed().await,
+            Err(error) => tracing::debug!(%error, "a peer site is not reached"),
+        }
+        tokio::time::sleep(Duration::from_millis(250)).await;
+    }
+}
+
+/// The control socket of each worker, by number.
+#[must_use]
+pub fn worker_of(path: &std::path::Path) -> Option<WorkerId> {
+    path.file_name()?.to_str()?.strip_prefix("worker-")?.strip_suffix(".control")?.parse().ok().map(WorkerId)
+}
+
+/// Where a worker listens, for those who look.
+#[must_use]
+pub fn control_paths(directory: &std::path::Path) -> Vec<(WorkerId, PathBuf)> {
+    let Ok(entries) = std::fs::read_dir(directory) else { return Vec::new() };
+    let paths = entries.filter_map(|entry| Some(entry.ok()?.path()));
+    paths.filter_map(|path| Some((worker_of(&path)?, path))).collect()
+}
