@@ -11,7 +11,7 @@ pub mod codec;
 use std::net::IpAddr;
 
 use flow::nat::NatSpec;
-use flow::{Batch, Epoch, GroupId, MoveId, Prefix, ServiceId, SiteId, Token, WorkerId};
+use flow::{Batch, Epoch, GroupId, HoldTimes, MoveId, Prefix, ServiceId, SiteId, Token, WorkerId};
 use serde::{Deserialize, Serialize};
 
 /// Version of this vocabulary.
@@ -324,10 +324,8 @@ pub enum Event {
         move_id: MoveId,
         /// Flows it serves.
         flows: u64,
-        /// Packets that were held.
-        held: u64,
-        /// Longest time that one was held, in microseconds.
-        hold_us_max: u64,
+        /// How long packets were held.
+        hold: HoldTimes,
         /// The hold buffer was full and opened early.
         opened_early: bool,
     },

@@ -153,8 +153,8 @@ pub struct Hold<B> {
     pub late_bound: Micros,
     /// Packets that were held in this move.
     pub total: u64,
-    /// Longest time in microseconds.
-    pub us_max: u64,
+    /// How long each packet was held, in microseconds; as many as there is room to hold.
+    pub times_us: Vec<u64>,
     /// The bound was reached.
     pub opened_early: bool,
 }
@@ -168,7 +168,7 @@ impl<B> Default for Hold<B> {
             late: Vec::new(),
             late_bound: Micros(0),
             total: 0,
-            us_max: 0,
+            times_us: Vec::new(),
             opened_early: false,
         }
     }

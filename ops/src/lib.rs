@@ -7,4 +7,5 @@ pub mod config;
 pub mod demo;
 pub mod net;
 pub mod placement;
+pub mod run;
 pub mod site;

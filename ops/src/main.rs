@@ -1,2 +1,86 @@
-//! Command line entry point.
-fn main() {}
+//! The command line of Limosa.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use limosa::{certs, demo, run};
+use transfer::name::{NodeName, is_label};
+
+/// Live flows move between sites without stopping.
+#[derive(Parser)]
+#[command(name = "limosa", version, about, propagate_version = true)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run a process of a deployment.
+    Run(run::Run),
+    /// Run a whole deployment of three sites on this machine, with traffic, moves and failures.
+    Demo(demo::Options),
+    /// Helpers for trying out.
+    Dev {
+        #[command(subcommand)]
+        command: Dev,
+    },
+}
+
+#[derive(Subcommand)]
+enum Dev {
+    /// Make a development authority and node certificates.
+    Certs {
+        /// The cluster's name, part of each node's name.
+        #[arg(long)]
+        cluster: String,
+        /// Where to write them.
+        #[arg(long)]
+        directory: PathBuf,
+        /// A site's name; may be repeated.
+        #[arg(long)]
+        site: Vec<String>,
+        /// A placement node's number; may be repeated.
+        #[arg(long)]
+        placement: Vec<u64>,
+    },
+}
+
+fn main() -> ExitCode {
+    // Nothing else may choose a TLS provider; a second call would only say that it is done.
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    let result = match Arguments::parse().command {
+        Command::Run(run) => run::run(run),
+        Command::Demo(options) => return demo::main(&options),
+        Command::Dev { command: Dev::Certs { cluster, directory, site, placement } } => {
+            make_certificates(&cluster, &directory, &site, &placement)
+        }
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("{error:#}");
+            #[expect(clippy::print_stderr, reason = "what a person reads when logging is off")]
+            {
+                eprintln!("limosa: {error:#}");
+            }
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn make_certificates(
+    cluster: &str,
+    directory: &std::path::Path,
+    sites: &[String],
+    placement: &[u64],
+) -> anyhow::Result<()> {
+    for name in sites.iter().map(String::as_str).chain([cluster]) {
+        anyhow::ensure!(is_label(name), "{name:?}: use 1 to 63 of a-z, 0-9 and '-', not starting with '-'");
+    }
+    let sites = sites.iter().map(|name| NodeName::site(cluster, name));
+    let nodes: Vec<_> = sites.chain(placement.iter().map(|&id| NodeName::placement(cluster, id))).collect();
+    anyhow::ensure!(!nodes.is_empty(), "name at least one --site or --placement");
+    certs::write(directory, &nodes)
+}

@@ -212,6 +212,32 @@ impl Batch {
     }
 }
 
+/// How long packets were held by a move, in microseconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct HoldTimes {
+    /// Packets that were held.
+    pub held: u64,
+    /// Median.
+    pub us_p50: u64,
+    /// 99 of 100 were held no longer.
+    pub us_p99: u64,
+    /// 999 of 1,000 were held no longer.
+    pub us_p999: u64,
+    /// Longest.
+    pub us_max: u64,
+}
+
+impl HoldTimes {
+    /// From the times of single packets, which get sorted.
+    #[must_use]
+    pub fn of(times_us: &mut [u64]) -> Self {
+        times_us.sort_unstable();
+        let Some(&us_max) = times_us.last() else { return Self::default() };
+        let at = |per_mille: usize| times_us[(times_us.len() * per_mille).div_ceil(1_000).saturating_sub(1)];
+        Self { held: times_us.len() as u64, us_p50: at(500), us_p99: at(990), us_p999: at(999), us_max }
+    }
+}
+
 /// What hands a group over: whoever installs a table that matches it owns the group under its epoch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Token {
@@ -264,6 +290,15 @@ mod tests {
 
     fn counted(packets_out: u64, remaining_s: u32, tcp: TcpState) -> Joinable {
         Joinable { packets_out, remaining_s, tcp, ..Joinable::default() }
+    }
+
+    #[test]
+    fn hold_times_are_by_nearest_rank() {
+        assert_eq!(HoldTimes::of(&mut []), HoldTimes::default());
+        let mut times: Vec<u64> = (1..=1_000).rev().collect();
+        let expected = HoldTimes { held: 1_000, us_p50: 500, us_p99: 990, us_p999: 999, us_max: 1_000 };
+        assert_eq!(HoldTimes::of(&mut times), expected);
+        assert_eq!(HoldTimes::of(&mut [7]), HoldTimes { held: 1, us_p50: 7, us_p99: 7, us_p999: 7, us_max: 7 });
     }
 
     #[test]

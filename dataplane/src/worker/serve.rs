@@ -421,7 +421,7 @@ impl<B: PacketBuf> Worker<B> {
         while served < most.max(BURST_LEN) {
             let hold = &mut self.groups[number as usize].hold;
             let Some(held) = hold.pop() else { break };
-            hold.us_max = hold.us_max.max(now.since(held.since).0);
+            hold.times_us.push(now.since(held.since).0);
             self.held -= 1;
             served += 1;
             let Some(look) = packet::parse(held.packet.data()).ok().and_then(|parsed| self.look_at(parsed))

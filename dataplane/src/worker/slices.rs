@@ -1,7 +1,7 @@
 //! Work between bursts, a bounded part at a time: timers, exports, installs, joins, removals.
 
 use flow::steer::{MARKER_PROTOCOL, MarkerBody, Tag};
-use flow::{Batch, Fixed, FlowRecord, Micros, Token};
+use flow::{Batch, Fixed, FlowRecord, HoldTimes, Micros, Token};
 
 use super::{EVENTS_MAX, Install, Output, SLICE_LEN, Wait, Worker, tick};
 use crate::control::{Event, Ordering};
@@ -155,14 +155,13 @@ impl<B: PacketBuf> Worker<B> {
 
     /// Tells the agent that the group is served.
     pub(super) fn report_join(&mut self, number: u32) {
-        let group = &self.groups[number as usize];
+        let group = &mut self.groups[number as usize];
         let Some(move_id) = group.joined else { return };
         self.events.push_back(Event::Joined {
             group: group.id,
             move_id,
             flows: group.flows.count,
-            held: group.hold.total,
-            hold_us_max: group.hold.us_max,
+            hold: HoldTimes::of(&mut group.hold.times_us),
             opened_early: group.hold.opened_early,
         });
     }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use dataplane::control::{Event, Function, GroupLoad, GroupStatus, Ordering, Phase, Request, ServiceSpec, Stats};
 use flow::nat::NatSlices;
-use flow::{Batch, Epoch, GroupId, Micros, MoveId, ServiceId, SiteId, WorkerId};
+use flow::{Batch, Epoch, GroupId, HoldTimes, Micros, MoveId, ServiceId, SiteId, WorkerId};
 use placement::core::{Change, Command, Group, Move, MoveOutcome, MovePhase, MoveSummary, Service, Site};
 use switchctl::{GroupPlan, OldPath, PacketOut, Ports, RuleSet, SitePlan, marker_out};
 use transfer::core::{
@@ -24,6 +24,8 @@ const WORKER_BOUND: Micros = Micros(3_000_000);
 const MARKER_INTERVAL: Micros = Micros(250_000);
 /// Between two looks at how groups are spread over the workers.
 const BALANCE_INTERVAL: Micros = Micros(1_000_000);
+/// Moves between workers that are remembered for those who ask.
+const LOCAL_LOG_LEN: usize = 256;
 /// Moves between workers at a time.
 const LOCAL_MOVES_MAX: usize = 4;
 
@@ -126,6 +128,25 @@ pub struct Counts {
     pub refused: u64,
 }
 
+/// A move between workers that succeeded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct LocalMove {
+    /// Counts from the start of the agent.
+    pub number: u64,
+    /// What moved.
+    pub group: GroupId,
+    /// From this worker.
+    pub from: WorkerId,
+    /// To this one.
+    pub to: WorkerId,
+    /// Flows moved.
+    pub flows: u64,
+    /// Time of the copy before the flip, in microseconds.
+    pub precopy_us: u64,
+    /// How long packets were held.
+    pub hold: HoldTimes,
+}
+
 #[derive(Debug, Default)]
 struct Worker {
     up: bool,
@@ -187,6 +208,7 @@ pub struct Agent {
     incoming: BTreeMap<MoveId, Incoming>,
     markers: BTreeMap<MoveId, Marker>,
     local_moves: u64,
+    local_log: VecDeque<LocalMove>,
     /// Local moves that were found half done; see [`Agent::recover_local`].
     orphans: BTreeMap<MoveId, BTreeMap<WorkerId, GroupStatus>>,
     plan_dirty: bool,
@@ -230,6 +252,7 @@ impl Agent {
             incoming: BTreeMap::new(),
             markers: BTreeMap::new(),
             local_moves: 0,
+            local_log: VecDeque::new(),
             orphans: BTreeMap::new(),
             plan_dirty: false,
             tag: 0,
@@ -315,6 +338,12 @@ impl Agent {
     #[must_use]
     pub fn is_in_force(&self) -> bool {
         self.synced && !self.plan_dirty && self.in_force >= self.tag
+    }
+
+    /// The last moves between workers, oldest first.
+    #[must_use]
+    pub fn local_log(&self) -> &VecDeque<LocalMove> {
+        &self.local_log
     }
 
     /// Moves in hand: from here, to here.
@@ -634,9 +663,9 @@ impl Agent {
             Event::Installed { move_id, sequence, .. } => {
                 self.feed_target_of(worker, move_id, TargetInput::Installed(sequence), now);
             }
-            Event::Joined { move_id, flows, held, hold_us_max, .. } => {
-                self.counts.hold_us_max = self.counts.hold_us_max.max(hold_us_max);
-                self.feed_target_of(worker, move_id, TargetInput::Joined { flows, held, hold_us_max }, now);
+            Event::Joined { move_id, flows, hold, .. } => {
+                self.counts.hold_us_max = self.counts.hold_us_max.max(hold.us_max);
+                self.feed_target_of(worker, move_id, TargetInput::Joined { flows, hold }, now);
             }
             Event::Mismatch { move_id, .. } => self.feed_target_of(worker, move_id, TargetInput::Mismatch, now),
             Event::Gone { group, move_id } => self.gone(worker, group, move_id),
@@ -915,6 +944,17 @@ impl Agent {
         self.feed_target(id, TargetInput::Switching, now);
     }
 
+    fn log_local(&mut self, id: MoveId, summary: transfer::core::Summary) {
+        let (Some(out), Some(incoming)) = (self.outgoing.get(&id), self.incoming.get(&id)) else { return };
+        let (group, from, to) = (incoming.machine.spec().group, out.worker, incoming.worker);
+        let transfer::core::Summary { flows, precopy_us, hold, .. } = summary;
+        let number = self.counts.moves_local + 1;
+        self.local_log.push_back(LocalMove { number, group, from, to, flows, precopy_us, hold });
+        if self.local_log.len() > LOCAL_LOG_LEN {
+            self.local_log.pop_front();
+        }
+    }
+
     fn end_local(&mut self, id: MoveId, ending: Ending, now: Micros) {
         self.counts.moves_local += u64::from(ending == Ending::Done);
         if let (Some(out), true) = (self.outgoing.get(&id), ending != Ending::Done) {
@@ -1156,6 +1196,7 @@ impl Agent {
 
     fn propose_served(&mut self, id: MoveId, summary: transfer::core::Summary, now: Micros) {
         if id.is_local() {
+            self.log_local(id, summary);
             return self.end_local(id, Ending::Done, now);
         }
         self.counts.flows_in += summary.flows;
@@ -1165,8 +1206,7 @@ impl Agent {
             bytes_on_wire: summary.bytes_on_wire,
             bytes_raw: summary.flows * size_of::<flow::FlowRecord>() as u64,
             precopy_us: summary.precopy_us,
-            hold_us_max: summary.hold_us_max,
-            held: summary.held,
+            hold: summary.hold,
             rounds: summary.rounds,
         };
         self.outputs.push_back(Output::Propose(Command::Served { move_id: id, by: self.site, summary }));

@@ -4,15 +4,15 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use anyhow::Context;
-use axum::Router;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::routing::get;
+use axum::{Json, Router};
 use tokio::task::JoinHandle;
 
 use super::metrics::SiteMetrics;
 
-/// Serves `/metrics`, `/livez` and `/readyz`.
+/// Serves `/metrics`, `/livez`, `/readyz`, and `/v1/local-moves`: the last moves between workers.
 ///
 /// # Errors
 /// When the address cannot be bound.
@@ -20,6 +20,7 @@ pub async fn serve(address: SocketAddr, metrics: Arc<SiteMetrics>) -> anyhow::Re
     let listener = tokio::net::TcpListener::bind(address).await.with_context(|| format!("metrics = {address}"))?;
     let router = Router::new()
         .route("/metrics", get(|State(metrics): State<Arc<SiteMetrics>>| async move { metrics.text() }))
+        .route("/v1/local-moves", get(|State(metrics): State<Arc<SiteMetrics>>| async move { Json(metrics.local_moves()) }))
         .route("/livez", get(|| async { "ok\n" }))
         .route("/readyz", get(|State(metrics): State<Arc<SiteMetrics>>| async move { ready(&metrics) }))
         .with_state(metrics);

@@ -42,6 +42,7 @@ struct State {
     synced: bool,
     in_force: bool,
     connected: bool,
+    local_moves: Vec<super::core::LocalMove>,
 }
 
 impl SiteMetrics {
@@ -190,12 +191,19 @@ impl SiteMetrics {
         let mut state = self.state();
         state.synced = agent.is_synced();
         state.in_force = agent.is_in_force();
+        state.local_moves = agent.local_log().iter().copied().collect();
     }
 
     /// The text for Prometheus.
     #[must_use]
     pub fn text(&self) -> String {
         prometheus::TextEncoder::new().encode_to_string(&self.registry.gather()).unwrap_or_default()
+    }
+
+    /// The last moves between workers, as of the last report.
+    #[must_use]
+    pub fn local_moves(&self) -> Vec<super::core::LocalMove> {
+        self.state().local_moves.clone()
     }
 
     /// What must hold for the site to be ready, each with whether it does.

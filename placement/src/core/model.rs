@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use flow::nat::NatSpec;
-use flow::{Epoch, GroupId, MoveId, Prefix, ServiceId, SiteId};
+use flow::{Epoch, GroupId, HoldTimes, MoveId, Prefix, ServiceId, SiteId};
 use serde::{Deserialize, Serialize};
 
 use super::policy::Policy;
@@ -239,10 +239,8 @@ pub struct MoveSummary {
     pub bytes_raw: u64,
     /// Time of the copy before the flip, in microseconds.
     pub precopy_us: u64,
-    /// Longest time a packet was held, in microseconds.
-    pub hold_us_max: u64,
-    /// Packets held.
-    pub held: u64,
+    /// How long packets were held.
+    pub hold: HoldTimes,
     /// Copy rounds.
     pub rounds: u32,
 }

@@ -10,7 +10,7 @@ mod target;
 
 use std::sync::Arc;
 
-use flow::{Batch, Epoch, GroupId, MoveId, SiteId, Token};
+use flow::{Batch, Epoch, GroupId, HoldTimes, MoveId, SiteId, Token};
 
 pub use source::{Source, SourceAction, SourceInput};
 pub use target::{Target, TargetAction, TargetInput};
@@ -132,8 +132,6 @@ pub struct Summary {
     pub precopy_us: u64,
     /// Rounds of copying.
     pub rounds: u32,
-    /// Packets that were held.
-    pub held: u64,
-    /// Longest hold, in microseconds.
-    pub hold_us_max: u64,
+    /// How long packets were held.
+    pub hold: HoldTimes,
 }

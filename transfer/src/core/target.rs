@@ -8,7 +8,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use flow::{Batch, Micros, SiteId, Token};
+use flow::{Batch, HoldTimes, Micros, SiteId, Token};
 
 use super::{Ending, MoveSpec, Summary, ToSource, ToTarget};
 
@@ -36,10 +36,8 @@ pub enum TargetInput {
     Joined {
         /// Flows that it serves.
         flows: u64,
-        /// Packets that were held.
-        held: u64,
-        /// Longest hold, in microseconds.
-        hold_us_max: u64,
+        /// How long packets were held.
+        hold: HoldTimes,
     },
     /// The worker's shadow is not what the token says.
     Mismatch,
@@ -131,7 +129,7 @@ impl Target {
             actions: VecDeque::new(),
         };
         if let Some(flows) = serving {
-            target.joined(flows, 0, 0);
+            target.joined(flows, HoldTimes::default());
         }
         target
     }
@@ -164,7 +162,7 @@ impl Target {
             TargetInput::Prepared => self.prepared(),
             TargetInput::Refused(reason) => self.refused(reason),
             TargetInput::Installed(sequence) => self.installed(sequence),
-            TargetInput::Joined { flows, held, hold_us_max } => self.joined(flows, held, hold_us_max),
+            TargetInput::Joined { flows, hold } => self.joined(flows, hold),
             TargetInput::Mismatch => self.mismatch(),
             TargetInput::Switching => self.switching(),
             TargetInput::TakeOver => self.take_over(),
@@ -267,12 +265,12 @@ impl Target {
         self.actions.push_back(TargetAction::Join { token, missing });
     }
 
-    fn joined(&mut self, flows: u64, held: u64, hold_us_max: u64) {
+    fn joined(&mut self, flows: u64, hold: HoldTimes) {
         if self.state == State::Serving {
             return;
         }
         self.state = State::Serving;
-        self.summary = Summary { flows, held, hold_us_max, ..self.summary };
+        self.summary = Summary { flows, hold, ..self.summary };
         self.send(ToSource::Joined);
         self.actions.push_back(TargetAction::ProposeServed(self.summary));
     }
@@ -398,9 +396,10 @@ mod tests {
 
     #[test]
     fn the_report_carries_what_the_move_was_like() {
-        let joined = TargetInput::Joined { flows: 3, held: 4, hold_us_max: 50 };
+        let hold = HoldTimes { held: 4, us_max: 50, ..HoldTimes::default() };
+        let joined = TargetInput::Joined { flows: 3, hold };
         let summary =
-            Summary { flows: 3, bytes_on_wire: 10, precopy_us: 1, rounds: 2, held: 4, hold_us_max: 50 };
+            Summary { flows: 3, bytes_on_wire: 10, precopy_us: 1, rounds: 2, hold };
         let expected = [TargetAction::Send(ToSource::Joined), TargetAction::ProposeServed(summary)];
         assert_eq!(feed(&mut joining(), [joined]), expected);
     }
@@ -448,7 +447,7 @@ mod tests {
     #[test]
     fn one_that_serves_already_says_so() {
         let mut serving = joining();
-        feed(&mut serving, [TargetInput::Joined { flows: 3, held: 0, hold_us_max: 0 }]);
+        feed(&mut serving, [TargetInput::Joined { flows: 3, hold: HoldTimes::default() }]);
         assert_eq!(feed(&mut serving, [offer(9)]), [TargetAction::Send(ToSource::Joined)]);
         let mut reborn = Target::new(*serving.spec(), Some(3));
         let summary = Summary { flows: 3, ..Summary::default() };
