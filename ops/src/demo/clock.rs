@@ -20,7 +20,10 @@ impl Clock {
     }
 }
 
-#[expect(clippy::disallowed_methods, reason = "emulated networks run in real time; this is where they read it")]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "emulated networks run in real time; this is where they read it"
+)]
 fn now() -> Instant {
     Instant::now()
 }

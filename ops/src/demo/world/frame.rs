@@ -41,7 +41,8 @@ impl Headers {
         let len = usize::from(u16_at(ip, 2)?);
         let protocol = *ip.get(9)?;
         let least = if protocol == UDP { UDP_LEN } else { 20 };
-        if header_len < IP_LEN || len > ip.len() || len < header_len + least || !matches!(protocol, TCP | UDP) {
+        if header_len < IP_LEN || len > ip.len() || len < header_len + least || !matches!(protocol, TCP | UDP)
+        {
             return None;
         }
         let address = |at: usize| Some(Ipv4Addr::from(<[u8; 4]>::try_from(ip.get(at..at + 4)?).ok()?));
@@ -88,7 +89,9 @@ pub(super) fn write_udp(frame: &mut [u8], from: Address, to: Address) {
     let len = |start: usize| u16::try_from(frame.len() - start).unwrap_or(u16::MAX).to_be_bytes();
     let (ip_len, udp_len) = (len(ETHERNET_LEN), len(ETHERNET_LEN + IP_LEN));
     let ip = &mut frame[ETHERNET_LEN..ETHERNET_LEN + IP_LEN];
-    ip.copy_from_slice(&[0x45, 0, ip_len[0], ip_len[1], 0, 0, 0x40, 0, 64, UDP, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+    ip.copy_from_slice(&[
+        0x45, 0, ip_len[0], ip_len[1], 0, 0, 0x40, 0, 64, UDP, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
+    ]);
     ip[12..16].copy_from_slice(&from.0.octets());
     ip[16..20].copy_from_slice(&to.0.octets());
     let checksum = !fold(sum(ip));

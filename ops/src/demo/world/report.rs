@@ -182,6 +182,11 @@ impl Ledger {
         &mut self.act().checks
     }
 
+    /// The number of the present act.
+    pub(super) fn current(&self) -> usize {
+        self.acts.len() - 1
+    }
+
     fn act(&mut self) -> &mut Act {
         let last = self.acts.len() - 1;
         &mut self.acts[last]

@@ -7,7 +7,7 @@ use flow::sample::Seeded;
 
 use super::WorldSpec;
 use super::frame::{Address, Headers, UDP_PAYLOAD, write_udp};
-use super::net::{Net, below, micros};
+use super::net::{Net, micros};
 use super::pattern;
 use super::report::Ledger;
 
@@ -268,13 +268,6 @@ impl Udp {
         write_udp(&mut frame, headers.to, headers.from);
         net.from_server(server, frame);
     }
-
-    /// Outside endpoints that two flows share: there must be none.
-    pub(super) fn shared_outside(&self) -> u64 {
-        let all: Vec<Address> = self.flows.iter().filter_map(|flow| flow.outside).collect();
-        let distinct: std::collections::HashSet<_> = all.iter().collect();
-        (all.len() - distinct.len()) as u64
-    }
 }
 
 fn interval(flow: &Flow, factor: f64) -> u64 {
@@ -283,7 +276,6 @@ fn interval(flow: &Flow, factor: f64) -> u64 {
     micros(scaled).max(INTERVAL_MIN.min(flow.interval)).max(1)
 }
 
-/// For the start of the world: so that flows of one client have different servers where there are several.
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -299,7 +291,6 @@ mod tests {
         assert_eq!(track.see(3), Seen::Ancient);
         assert_eq!(track.see(900), Seen::Reordered);
         assert_eq!(track.see(900), Seen::Again);
-        assert_eq!(below(&mut Seeded::new(1), 1), 0);
     }
 
     #[test]
