@@ -126,3 +126,24 @@ fn fold(mut sum: u64) -> u16 {
     }
     u16::try_from(sum).unwrap_or(u16::MAX)
 }
+
+/// Changes the addresses of a packet as a NAT does it: checksums follow, and a wrong one stays wrong.
+#[cfg(test)]
+pub(super) fn rewrite(frame: &mut [u8], headers: &Headers, from: Address, to: Address) {
+    let transport = headers.transport;
+    let checksum = transport + if headers.protocol == TCP { 16 } else { 6 };
+    let addresses = ETHERNET_LEN + 12..ETHERNET_LEN + 20;
+    let before = sum(&frame[addresses.clone()]);
+    let ports_before = sum(&frame[transport..transport + 4]);
+    frame[addresses.start..][..4].copy_from_slice(&from.0.octets());
+    frame[addresses.start + 4..][..4].copy_from_slice(&to.0.octets());
+    frame[transport..transport + 2].copy_from_slice(&from.1.to_be_bytes());
+    frame[transport + 2..transport + 4].copy_from_slice(&to.1.to_be_bytes());
+    let change = sum(&frame[addresses]) + u64::from(!fold(before));
+    let ports = sum(&frame[transport..transport + 4]) + u64::from(!fold(ports_before));
+    for (at, change) in [(ETHERNET_LEN + 10, change), (checksum, change + ports)] {
+        let old = u16::from_be_bytes([frame[at], frame[at + 1]]);
+        let new = !fold(u64::from(!old) + change);
+        frame[at..at + 2].copy_from_slice(&new.to_be_bytes());
+    }
+}
