@@ -143,7 +143,11 @@ pub(super) fn rewrite(frame: &mut [u8], headers: &Headers, from: Address, to: Ad
     let ports = sum(&frame[transport..transport + 4]) + u64::from(!fold(ports_before));
     for (at, change) in [(ETHERNET_LEN + 10, change), (checksum, change + ports)] {
         let old = u16::from_be_bytes([frame[at], frame[at + 1]]);
-        let new = !fold(u64::from(!old) + change);
+        let new = match !fold(u64::from(!old) + change) {
+            // RFC 768: zero would mean that there is none.
+            0 if at == checksum && headers.protocol == UDP => 0xffff,
+            new => new,
+        };
         frame[at..at + 2].copy_from_slice(&new.to_be_bytes());
     }
 }
