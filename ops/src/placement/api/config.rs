@@ -1,0 +1,236 @@
+//! Sites, services and policy.
+
+use std::sync::Arc;
+
+use axum::extract::State;
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use placement::core::{Admin, Cluster, Command, Policy, Service, SiteSpec};
+use serde_json::Value;
+
+use super::extract::{
+    Actor, Answer, Body, Consistency, Params, ReadParams, Segments, WriteParams, text, typed,
+};
+use super::problem::{Problem, ProblemBody};
+use super::view::{Services, SiteStatus, Sites};
+use super::{Api, site_by};
+
+/// All sites.
+#[utoipa::path(get, path = "/v1/sites", tag = "sites",
+    params(("consistency" = Option<Consistency>, Query, description = "`stale` if not given")),
+    responses((status = 200, body = Sites), (status = 503, body = ProblemBody)))]
+pub(super) async fn sites(
+    State(api): State<Arc<Api>>,
+    Params(params): Params<ReadParams>,
+) -> Result<Answer<Sites>, Problem> {
+    let cluster = api.read(params.consistency, Consistency::Stale).await?;
+    Ok(Answer::ok(cluster.revision, Sites { sites: SiteStatus::all(&cluster) }))
+}
+
+/// One site.
+#[utoipa::path(get, path = "/v1/sites/{name}", tag = "sites",
+    params(("name" = String, Path, description = "its name, or else its number"),
+        ("consistency" = Option<Consistency>, Query, description = "`linearizable` if not given")),
+    responses((status = 200, body = SiteStatus), (status = 404, body = ProblemBody),
+        (status = 503, body = ProblemBody)))]
+pub(super) async fn site(
+    State(api): State<Arc<Api>>,
+    Segments(name): Segments<String>,
+    Params(params): Params<ReadParams>,
+) -> Result<Answer<SiteStatus>, Problem> {
+    let cluster = api.read(params.consistency, Consistency::Linearizable).await?;
+    let id = site_by(&cluster, &name)?.id;
+    status_of(&cluster, id.0)
+}
+
+fn status_of(cluster: &Cluster, id: u8) -> Result<Answer<SiteStatus>, Problem> {
+    let status = SiteStatus::all(cluster).into_iter().find(|status| status.site.id == id);
+    let status = status.ok_or_else(|| Problem::not_found(format!("no site {id}: add it first")))?;
+    Ok(Answer::ok(cluster.revision, status))
+}
+
+/// Adds a site, or replaces what was said of it. The body's `id` says which; `name` may be left out.
+#[utoipa::path(put, path = "/v1/sites/{name}", tag = "sites",
+    params(("name" = String, Path, description = "its name"),
+        ("dryRun" = Option<bool>, Query, description = "checks only")),
+    request_body(content = Object, description = "id, endpoint, capacity_pps; latitude and longitude or neither"),
+    responses((status = 200, body = SiteStatus), (status = 409, body = ProblemBody),
+        (status = 422, body = ProblemBody), (status = 503, body = ProblemBody)))]
+pub(super) async fn put_site(
+    State(api): State<Arc<Api>>,
+    Segments(name): Segments<String>,
+    Params(params): Params<WriteParams>,
+    Actor(actor): Actor,
+    Body(body): Body<Value>,
+) -> Result<Answer<SiteStatus>, Problem> {
+    let spec: SiteSpec = typed(named(body, &name)?)?;
+    let id = spec.id.0;
+    let cluster = api.write(&actor, Command::PutSite(spec), params.dry_run).await?;
+    status_of(&cluster, id)
+}
+
+/// Puts the name of the path into the body, unless the body says another.
+fn named(mut body: Value, name: &str) -> Result<Value, Problem> {
+    let fields = body.as_object_mut().ok_or_else(|| Problem::senseless("body", "give a JSON object"))?;
+    match fields.get("name") {
+        None => {
+            fields.insert("name".into(), name.into());
+        }
+        Some(given) if given == name => {}
+        Some(given) => {
+            let detail =
+                format!("name is {given} here and {name:?} in the path: give the same, or leave it out");
+            return Err(Problem::senseless("name", detail));
+        }
+    }
+    Ok(body)
+}
+
+async fn set_admin(api: &Api, actor: &str, name: &str, admin: Admin) -> Result<Answer<SiteStatus>, Problem> {
+    let cluster = api.read(None, Consistency::Linearizable).await?;
+    let site = site_by(&cluster, name)?.id;
+    let cluster = api.write(actor, Command::SetAdmin { site, admin }, false).await?;
+    status_of(&cluster, site.0)
+}
+
+/// Empties a site: its groups move away as fast as the policy lets them, and no more come.
+#[utoipa::path(post, path = "/v1/sites/{name}/drain", tag = "sites", params(("name" = String, Path)),
+    responses((status = 200, body = SiteStatus), (status = 404, body = ProblemBody),
+        (status = 503, body = ProblemBody)))]
+pub(super) async fn drain(
+    State(api): State<Arc<Api>>,
+    Segments(name): Segments<String>,
+    Actor(actor): Actor,
+) -> Result<Answer<SiteStatus>, Problem> {
+    set_admin(&api, &actor, &name, Admin::Draining).await
+}
+
+/// Ends a drain or cordon: the site may get groups again.
+#[utoipa::path(post, path = "/v1/sites/{name}/undrain", tag = "sites", params(("name" = String, Path)),
+    responses((status = 200, body = SiteStatus), (status = 404, body = ProblemBody),
+        (status = 503, body = ProblemBody)))]
+pub(super) async fn undrain(
+    State(api): State<Arc<Api>>,
+    Segments(name): Segments<String>,
+    Actor(actor): Actor,
+) -> Result<Answer<SiteStatus>, Problem> {
+    set_admin(&api, &actor, &name, Admin::Active).await
+}
+
+/// Closes a site for more groups; it keeps those that it has.
+#[utoipa::path(post, path = "/v1/sites/{name}/cordon", tag = "sites", params(("name" = String, Path)),
+    responses((status = 200, body = SiteStatus), (status = 404, body = ProblemBody),
+        (status = 503, body = ProblemBody)))]
+pub(super) async fn cordon(
+    State(api): State<Arc<Api>>,
+    Segments(name): Segments<String>,
+    Actor(actor): Actor,
+) -> Result<Answer<SiteStatus>, Problem> {
+    set_admin(&api, &actor, &name, Admin::Cordoned).await
+}
+
+/// All services.
+#[utoipa::path(get, path = "/v1/services", tag = "services",
+    params(("consistency" = Option<Consistency>, Query, description = "`stale` if not given")),
+    responses((status = 200, body = Services), (status = 503, body = ProblemBody)))]
+pub(super) async fn services(
+    State(api): State<Arc<Api>>,
+    Params(params): Params<ReadParams>,
+) -> Result<Answer<Services>, Problem> {
+    let cluster = api.read(params.consistency, Consistency::Stale).await?;
+    let services = cluster.services.values().cloned().collect();
+    Ok(Answer::ok(cluster.revision, Services { services }))
+}
+
+/// Adds a service with its groups, or replaces its name, timeouts and ordering. `owner`, a site, is the first owner
+/// of its groups; without it they are spread by capacity.
+#[utoipa::path(put, path = "/v1/services/{name}", tag = "services",
+    params(("name" = String, Path, description = "its name"),
+        ("dryRun" = Option<bool>, Query, description = "checks only")),
+    request_body(content = Object, description = "id, nat, group_len; timeouts, ordering and owner if wanted"),
+    responses((status = 200, body = Object), (status = 404, body = ProblemBody),
+        (status = 409, body = ProblemBody), (status = 422, body = ProblemBody),
+        (status = 503, body = ProblemBody)))]
+pub(super) async fn put_service(
+    State(api): State<Arc<Api>>,
+    Segments(name): Segments<String>,
+    Params(params): Params<WriteParams>,
+    Actor(actor): Actor,
+    Body(body): Body<Value>,
+) -> Result<Answer<Service>, Problem> {
+    let mut body = named(body, &name)?;
+    let owner = body.as_object_mut().and_then(|fields| fields.remove("owner"));
+    let owner = match owner.map(typed::<Option<String>>).transpose()?.flatten() {
+        Some(owner) => {
+            let cluster = api.read(None, Consistency::Linearizable).await?;
+            Some(site_by(&cluster, &owner).map_err(|problem| problem.field("owner"))?.id)
+        }
+        None => None,
+    };
+    let service: Service = typed(body)?;
+    let command = Command::PutService { service: service.clone(), owner };
+    let cluster = api.write(&actor, command, params.dry_run).await?;
+    Ok(Answer::ok(cluster.revision, service))
+}
+
+/// The policy; its version is the ETag.
+#[utoipa::path(get, path = "/v1/policy", tag = "policy",
+    params(("consistency" = Option<Consistency>, Query, description = "`linearizable` if not given")),
+    responses((status = 200, body = Object, headers(("ETag" = String, description = "the version, quoted"))),
+        (status = 503, body = ProblemBody)))]
+pub(super) async fn policy(
+    State(api): State<Arc<Api>>,
+    Params(params): Params<ReadParams>,
+) -> Result<Response, Problem> {
+    Ok(policy_of(&*api.read(params.consistency, Consistency::Linearizable).await?))
+}
+
+fn policy_of(cluster: &Cluster) -> Response {
+    let mut response = Answer::ok(cluster.revision, &cluster.policy).into_response();
+    if let Ok(tag) = HeaderValue::from_str(&format!("\"{}\"", cluster.policy_version)) {
+        response.headers_mut().insert(header::ETAG, tag);
+    }
+    response
+}
+
+/// Replaces the policy that the caller saw. Keys that are left out get their defaults.
+#[utoipa::path(put, path = "/v1/policy", tag = "policy",
+    params(("dryRun" = Option<bool>, Query, description = "checks only"),
+        ("If-Match" = String, Header, description = "the ETag that was seen, or `*` for any")),
+    request_body(content = Object, description = "automatic, min_gain_ms, min_dwell_s, moves_in_flight_max, headroom, \
+        pins and denies"),
+    responses((status = 200, body = Object, headers(("ETag" = String, description = "the new version, quoted"))),
+        (status = 404, body = ProblemBody), (status = 412, body = ProblemBody),
+        (status = 422, body = ProblemBody), (status = 428, body = ProblemBody),
+        (status = 503, body = ProblemBody)))]
+pub(super) async fn put_policy(
+    State(api): State<Arc<Api>>,
+    Params(params): Params<WriteParams>,
+    Actor(actor): Actor,
+    headers: HeaderMap,
+    Body(body): Body<Value>,
+) -> Result<Response, Problem> {
+    let expected_version = match if_match(&headers)? {
+        Some(version) => version,
+        None => api.read(None, Consistency::Linearizable).await?.policy_version,
+    };
+    let policy: Policy = typed(body)?;
+    let command = Command::PutPolicy { policy, expected_version };
+    Ok(policy_of(&*api.write(&actor, command, params.dry_run).await?))
+}
+
+/// The version of `If-Match`; `None` for `*`.
+fn if_match(headers: &HeaderMap) -> Result<Option<u64>, Problem> {
+    let Some(tag) = text(headers, &header::IF_MATCH)? else {
+        let detail = "If-Match is missing: give the ETag of the policy that you saw, or * for any";
+        return Err(Problem::new(StatusCode::PRECONDITION_REQUIRED, detail).field("If-Match"));
+    };
+    if tag == "*" {
+        return Ok(None);
+    }
+    let quoted = tag.strip_prefix('"').and_then(|tag| tag.strip_suffix('"'));
+    let version = quoted.and_then(|tag| tag.parse().ok());
+    version.map(Some).ok_or_else(|| {
+        Problem::bad("If-Match", format!("If-Match is {tag}: give an ETag of the policy, for example \"3\""))
+    })
+}

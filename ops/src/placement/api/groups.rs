@@ -1,0 +1,151 @@
+//! Groups: where they are, and why.
+
+use std::ops::Bound;
+use std::sync::Arc;
+
+use axum::extract::State;
+use flow::{GroupId, ServiceId};
+use placement::core::{Cluster, Group};
+use serde::Deserialize;
+
+use super::extract::{Answer, Consistency, Params, ReadParams, Segments};
+use super::problem::{Problem, ProblemBody};
+use super::view::{ExplanationView, GroupView, Groups};
+use super::{Api, limited, site_by};
+
+/// Groups of a page, if not said otherwise.
+const PAGE: usize = 1_000;
+/// Groups of a page, at most.
+const PAGE_MAX: usize = 10_000;
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ListParams {
+    site: Option<String>,
+    service: Option<String>,
+    limit: Option<usize>,
+    cursor: Option<String>,
+    consistency: Option<Consistency>,
+}
+
+/// Groups, page by page.
+#[utoipa::path(get, path = "/v1/groups", tag = "groups",
+    params(("site" = Option<String>, Query, description = "only those that it owns"),
+        ("service" = Option<String>, Query, description = "only those of it, by name or number"),
+        ("limit" = Option<usize>, Query, description = "1 to 10000, 1000 if not given"),
+        ("cursor" = Option<String>, Query, description = "`next` of the page before; opaque"),
+        ("consistency" = Option<Consistency>, Query, description = "`stale` if not given")),
+    responses((status = 200, body = Groups), (status = 400, body = ProblemBody),
+        (status = 404, body = ProblemBody), (status = 503, body = ProblemBody)))]
+pub(super) async fn list(
+    State(api): State<Arc<Api>>,
+    Params(params): Params<ListParams>,
+) -> Result<Answer<Groups>, Problem> {
+    let cluster = api.read(params.consistency, Consistency::Stale).await?;
+    let limit = limited(params.limit, PAGE, PAGE_MAX)?;
+    let site = params.site.map(|name| site_by(&cluster, &name).map(|site| site.id)).transpose()?;
+    let service = params.service.map(|name| service_by(&cluster, &name)).transpose()?;
+    let after = params.cursor.map(|cursor| from_cursor(&cursor)).transpose()?;
+    let start = after.map_or(Bound::Unbounded, Bound::Excluded);
+    let wanted = |group: &&Group| {
+        site.is_none_or(|site| group.owner == site) && service.is_none_or(|id| group.id.service == id)
+    };
+    let mut rest =
+        cluster.groups.range((start, Bound::Unbounded)).map(|(_, group)| group).filter(wanted).peekable();
+    let page: Vec<&Group> = rest.by_ref().take(limit).collect();
+    let next = rest.peek().and_then(|_| page.last()).map(|last| to_cursor(&last.id));
+    let groups = page.into_iter().map(|group| GroupView::of(&cluster, group)).collect();
+    Ok(Answer::ok(cluster.revision, Groups { groups, next }))
+}
+
+fn service_by(cluster: &Cluster, name: &str) -> Result<ServiceId, Problem> {
+    let named = cluster.services.values().find(|service| service.name == name);
+    let numbered = || ServiceId::new(name.parse().ok()?).ok().and_then(|id| cluster.services.get(&id));
+    let service = named.or_else(numbered).map(|service| service.id);
+    service
+        .ok_or_else(|| Problem::not_found(format!("no service {name:?}: see /v1/services")).field("service"))
+}
+
+/// A cursor is the last group of its page in hexadecimal, so that nobody is tempted to make one.
+fn to_cursor(last: &GroupId) -> String {
+    last.to_string().bytes().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn from_cursor(cursor: &str) -> Result<GroupId, Problem> {
+    let byte = |pair: &[u8]| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok();
+    let bytes: Option<Vec<u8>> = cursor.as_bytes().chunks(2).map(byte).collect();
+    let group = bytes.and_then(|bytes| String::from_utf8(bytes).ok()).and_then(|text| text.parse().ok());
+    group.ok_or_else(|| {
+        Problem::bad("cursor", format!("cursor is {cursor:?}: give `next` of the page before"))
+    })
+}
+
+fn group_id(text: &str) -> Result<GroupId, Problem> {
+    text.parse().map_err(|error: flow::GroupIdError| Problem::bad("group", error.to_string()))
+}
+
+fn unknown(group: &GroupId) -> Problem {
+    Problem::not_found(format!("no group {group}: groups are leaves of the client prefixes of a service"))
+        .field("group")
+}
+
+async fn group(
+    api: &Api,
+    text: &str,
+    consistency: Option<Consistency>,
+) -> Result<Answer<GroupView>, Problem> {
+    let id = group_id(text)?;
+    let cluster = api.read(consistency, Consistency::Linearizable).await?;
+    let group = cluster.groups.get(&id).ok_or_else(|| unknown(&id))?;
+    Ok(Answer::ok(cluster.revision, GroupView::of(&cluster, group)))
+}
+
+/// One group, with the slash of its prefix as `%2F`.
+#[utoipa::path(get, path = "/v1/groups/{group}", tag = "groups",
+    params(("group" = String, Path, description = "for example `1:100.64.3.0%2F24`"),
+        ("consistency" = Option<Consistency>, Query, description = "`linearizable` if not given")),
+    responses((status = 200, body = GroupView), (status = 400, body = ProblemBody),
+        (status = 404, body = ProblemBody), (status = 503, body = ProblemBody)))]
+pub(super) async fn get(
+    State(api): State<Arc<Api>>,
+    Segments(text): Segments<String>,
+    Params(params): Params<ReadParams>,
+) -> Result<Answer<GroupView>, Problem> {
+    group(&api, &text, params.consistency).await
+}
+
+/// One group, with the slash of its prefix as it is.
+#[utoipa::path(get, path = "/v1/groups/{group}/{length}", tag = "groups",
+    params(("group" = String, Path, description = "for example `1:100.64.3.0`"),
+        ("length" = u8, Path, description = "for example `24`"),
+        ("consistency" = Option<Consistency>, Query, description = "`linearizable` if not given")),
+    responses((status = 200, body = GroupView), (status = 400, body = ProblemBody),
+        (status = 404, body = ProblemBody), (status = 503, body = ProblemBody)))]
+pub(super) async fn get_plain(
+    State(api): State<Arc<Api>>,
+    Segments((first, length)): Segments<(String, String)>,
+    Params(params): Params<ReadParams>,
+) -> Result<Answer<GroupView>, Problem> {
+    group(&api, &format!("{first}/{length}"), params.consistency).await
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ExplainParams {
+    group: String,
+}
+
+/// Why a group is where it is. Only the leader knows.
+#[utoipa::path(get, path = "/v1/explain", tag = "groups",
+    params(("group" = String, Query, description = "for example `1:100.64.3.0/24`")),
+    responses((status = 200, body = ExplanationView), (status = 400, body = ProblemBody),
+        (status = 404, body = ProblemBody), (status = 503, body = ProblemBody)))]
+pub(super) async fn explain(
+    State(api): State<Arc<Api>>,
+    Params(params): Params<ExplainParams>,
+) -> Result<Answer<ExplanationView>, Problem> {
+    let id = group_id(&params.group)?;
+    let cluster = api.node.cluster();
+    let explanation = api.node.explain(&id)?.ok_or_else(|| unknown(&id))?;
+    Ok(Answer::ok(cluster.revision, ExplanationView::of(&cluster, &explanation)))
+}

@@ -1,0 +1,457 @@
+//! What the API shows: sites by name, groups as `SERVICE:PREFIX`. The names of these fields are kept stable,
+//! whatever the replicated state calls its own.
+
+use std::collections::BTreeMap;
+
+use flow::SiteId;
+use placement::core::solve::{Blocked, Candidate, Explanation};
+use placement::core::{
+    Admin, AuditEntry, Change, Cluster, FinishedMove, Group, Move, MoveOutcome, MovePhase, MoveReason,
+    MoveSummary, Ordering, Service, Site,
+};
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+/// The name of a site; its number if nothing is known of it.
+pub(super) fn site_name(cluster: &Cluster, id: SiteId) -> String {
+    cluster.sites.get(&id).map_or_else(|| id.to_string(), |site| site.name.clone())
+}
+
+/// A site.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct SiteView {
+    /// Its name, unique.
+    pub name: String,
+    /// Its number.
+    pub id: u8,
+    /// `active`, `cordoned` (keeps its groups, gets no more) or `draining` (is being emptied).
+    #[schema(value_type = String)]
+    pub admin: Admin,
+    /// Whether its agent holds a lease.
+    pub alive: bool,
+    /// Where its agent listens (QUIC).
+    pub endpoint: String,
+    /// Packets per second that its workers carry.
+    pub capacity_pps: u64,
+    /// Degrees north.
+    pub latitude: Option<f64>,
+    /// Degrees east.
+    pub longitude: Option<f64>,
+}
+
+impl SiteView {
+    pub(super) fn of(site: &Site) -> Self {
+        Self {
+            name: site.name.clone(),
+            id: site.id.0,
+            admin: site.admin,
+            alive: site.alive,
+            endpoint: site.endpoint.clone(),
+            capacity_pps: site.capacity_pps,
+            latitude: site.latitude,
+            longitude: site.longitude,
+        }
+    }
+}
+
+/// A site with what is there.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct SiteStatus {
+    /// The site.
+    #[serde(flatten)]
+    pub site: SiteView,
+    /// Groups that it owns, those on their way elsewhere included.
+    pub groups: u64,
+    /// Moves in hand to it.
+    pub moves_in: u64,
+    /// Moves in hand from it.
+    pub moves_out: u64,
+}
+
+impl SiteStatus {
+    /// All sites, in one pass over the groups.
+    pub(super) fn all(cluster: &Cluster) -> Vec<Self> {
+        let mut owned: BTreeMap<SiteId, u64> = BTreeMap::new();
+        for group in cluster.groups.values() {
+            *owned.entry(group.owner).or_default() += 1;
+        }
+        let moves =
+            |at: fn(&Move) -> SiteId, id| cluster.moves.values().filter(|m| at(m) == id).count() as u64;
+        let status = |site: &Site| Self {
+            site: SiteView::of(site),
+            groups: owned.get(&site.id).copied().unwrap_or(0),
+            moves_in: moves(|m| m.to, site.id),
+            moves_out: moves(|m| m.from, site.id),
+        };
+        cluster.sites.values().map(status).collect()
+    }
+}
+
+/// All sites.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Sites {
+    /// By number.
+    pub sites: Vec<SiteStatus>,
+}
+
+/// All services.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Services {
+    /// By number, each as it was put.
+    #[schema(value_type = Vec<Object>)]
+    pub services: Vec<Service>,
+}
+
+/// A group: one client prefix of one service.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct GroupView {
+    /// `SERVICE:PREFIX`, for example `1:100.64.3.0/24`.
+    pub group: String,
+    /// The name of its service.
+    pub service: String,
+    /// The site that serves it; during a move the source, until the target serves.
+    pub owner: String,
+    /// The owner's fencing token.
+    pub epoch: u64,
+    /// The number of the move in hand.
+    #[serde(rename = "move")]
+    pub move_id: Option<u64>,
+    /// The revision of the last change of owner or epoch.
+    pub changed: u64,
+}
+
+impl GroupView {
+    pub(super) fn of(cluster: &Cluster, group: &Group) -> Self {
+        let service = cluster.services.get(&group.id.service).map(|service| service.name.clone());
+        Self {
+            group: group.id.to_string(),
+            service: service.unwrap_or_else(|| group.id.service.to_string()),
+            owner: site_name(cluster, group.owner),
+            epoch: group.epoch.0,
+            move_id: group.move_id.map(|id| id.0),
+            changed: group.changed,
+        }
+    }
+}
+
+/// A page of groups.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Groups {
+    /// In order of service and prefix.
+    pub groups: Vec<GroupView>,
+    /// Give this as `cursor` for the next page; absent on the last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<String>,
+}
+
+/// How far a move is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum MoveState {
+    /// The source serves and copies; it can be aborted.
+    Preparing,
+    /// The ingresses flip.
+    Switching,
+    /// The target serves.
+    Done,
+    /// The source went on; nothing was switched.
+    Aborted,
+    /// The source serves again.
+    TakenBack,
+}
+
+impl MoveState {
+    /// Whether there is nothing more to come.
+    #[must_use]
+    pub fn is_end(self) -> bool {
+        matches!(self, Self::Done | Self::Aborted | Self::TakenBack)
+    }
+
+    /// As in JSON.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Preparing => "preparing",
+            Self::Switching => "switching",
+            Self::Done => "done",
+            Self::Aborted => "aborted",
+            Self::TakenBack => "taken_back",
+        }
+    }
+}
+
+impl From<MovePhase> for MoveState {
+    fn from(phase: MovePhase) -> Self {
+        match phase {
+            MovePhase::Preparing => Self::Preparing,
+            MovePhase::Switching => Self::Switching,
+        }
+    }
+}
+
+impl From<&MoveOutcome> for MoveState {
+    fn from(outcome: &MoveOutcome) -> Self {
+        match outcome {
+            MoveOutcome::Done => Self::Done,
+            MoveOutcome::Aborted { .. } => Self::Aborted,
+            MoveOutcome::TakenBack => Self::TakenBack,
+        }
+    }
+}
+
+/// A move, in hand or ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct MoveView {
+    /// Its number.
+    pub id: u64,
+    /// Of what.
+    pub group: String,
+    /// The source.
+    pub from: String,
+    /// The target.
+    pub to: String,
+    /// How far it is.
+    pub state: MoveState,
+    /// Why: `operator`, `drain`, `delay` or `load`.
+    #[schema(value_type = String)]
+    pub reason: MoveReason,
+    /// The target's epoch.
+    pub epoch: u64,
+    /// Whether packets of one flow may pass one another: `strict` or `relaxed`.
+    #[schema(value_type = String)]
+    pub ordering: Ordering,
+    /// Sites that must flip; empty while preparing.
+    pub ingresses: Vec<String>,
+    /// Whether the source is dead and the target serves its shadow.
+    pub take_over: bool,
+    /// The revision of its start.
+    pub started: u64,
+    /// The revision of its end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ended: Option<u64>,
+    /// When it ended, in milliseconds since 1970.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ended_at_ms: Option<u64>,
+    /// Why it was aborted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub abort_reason: Option<String>,
+    /// What it took, of a move that is done.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Object>)]
+    pub summary: Option<MoveSummary>,
+}
+
+impl MoveView {
+    pub(super) fn present(cluster: &Cluster, present: &Move) -> Self {
+        Self {
+            id: present.id.0,
+            group: present.group.to_string(),
+            from: site_name(cluster, present.from),
+            to: site_name(cluster, present.to),
+            state: present.phase.into(),
+            reason: present.reason,
+            epoch: present.epoch.0,
+            ordering: present.ordering,
+            ingresses: present.ingresses.iter().map(|&site| site_name(cluster, site)).collect(),
+            take_over: present.take_over,
+            started: present.started,
+            ended: None,
+            ended_at_ms: None,
+            abort_reason: None,
+            summary: None,
+        }
+    }
+
+    pub(super) fn finished(cluster: &Cluster, finished: &FinishedMove) -> Self {
+        Self {
+            state: (&finished.outcome).into(),
+            ended: Some(finished.ended),
+            ended_at_ms: Some(finished.at_ms),
+            abort_reason: abort_reason(&finished.outcome),
+            summary: finished.summary,
+            ..Self::present(cluster, &finished.last)
+        }
+    }
+}
+
+fn abort_reason(outcome: &MoveOutcome) -> Option<String> {
+    match outcome {
+        MoveOutcome::Aborted { reason } => Some(reason.clone()),
+        MoveOutcome::Done | MoveOutcome::TakenBack => None,
+    }
+}
+
+/// Moves.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Moves {
+    /// Those in hand, then those that ended; newest first.
+    pub moves: Vec<MoveView>,
+}
+
+/// What became of one wish to move.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct StartedMove {
+    /// The group.
+    pub group: String,
+    /// The number of its move; null when the group is there already.
+    #[serde(rename = "move")]
+    pub move_id: Option<u64>,
+}
+
+/// What became of wishes to move, in their order.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct StartedMoves {
+    /// One per wish.
+    pub moves: Vec<StartedMove>,
+}
+
+/// A site for a group.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct CandidateView {
+    /// The site.
+    pub site: String,
+    /// Sum of the terms, in milliseconds.
+    pub total_ms: f64,
+    /// From the clients' ingress to the site.
+    pub inside_ms: f64,
+    /// From the site to the outside ingress, or to the servers.
+    pub outside_ms: f64,
+    /// Waiting at the site.
+    pub queue_ms: f64,
+    /// Load as a share of capacity with the group there.
+    pub fill: f64,
+    /// Why it cannot be chosen: `dead`, `cordoned`, `draining`, `pinned`, `denied` or `full`.
+    pub blocked: Option<String>,
+}
+
+impl CandidateView {
+    fn of(cluster: &Cluster, candidate: &Candidate) -> Self {
+        Self {
+            site: site_name(cluster, candidate.site),
+            total_ms: candidate.total_ms,
+            inside_ms: candidate.terms.inside_ms,
+            outside_ms: candidate.terms.outside_ms,
+            queue_ms: candidate.terms.queue_ms,
+            fill: candidate.fill,
+            blocked: candidate.blocked.map(|blocked| blocked_name(blocked).to_owned()),
+        }
+    }
+}
+
+fn blocked_name(blocked: Blocked) -> &'static str {
+    match blocked {
+        Blocked::Dead => "dead",
+        Blocked::Cordoned => "cordoned",
+        Blocked::Draining => "draining",
+        Blocked::Pinned => "pinned",
+        Blocked::Denied => "denied",
+        Blocked::Full => "full",
+    }
+}
+
+/// Why a group is where it is.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct ExplanationView {
+    /// The group.
+    pub group: String,
+    /// Its owner.
+    pub owner: String,
+    /// The best site that it could have.
+    pub best: Option<String>,
+    /// What moving there would gain, in milliseconds.
+    pub gain_ms: f64,
+    /// The gain that the policy demands.
+    pub min_gain_ms: f64,
+    /// Packets per second, if its traffic is known.
+    pub packets_per_s: Option<f64>,
+    /// Flows, if its traffic is known.
+    pub flows: Option<u64>,
+    /// All sites, best first.
+    pub candidates: Vec<CandidateView>,
+}
+
+impl ExplanationView {
+    pub(super) fn of(cluster: &Cluster, explanation: &Explanation) -> Self {
+        let candidates = explanation.candidates.iter();
+        Self {
+            group: explanation.group.to_string(),
+            owner: site_name(cluster, explanation.owner),
+            best: explanation.best.map(|best| site_name(cluster, best)),
+            gain_ms: explanation.gain_ms,
+            min_gain_ms: explanation.min_gain_ms,
+            packets_per_s: explanation.demand.as_ref().map(|demand| demand.packets_per_s),
+            flows: explanation.demand.as_ref().map(|demand| demand.flows),
+            candidates: candidates.map(|candidate| CandidateView::of(cluster, candidate)).collect(),
+        }
+    }
+}
+
+/// One thing that is different now.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ChangeView {
+    /// A site as it is now.
+    Site(SiteView),
+    /// A service as it is now.
+    Service(Service),
+    /// A group as it is now.
+    Group(GroupView),
+    /// A move as it is now.
+    Move(MoveView),
+    /// A move is over.
+    MoveEnded {
+        /// Which.
+        id: u64,
+        /// Of what.
+        group: String,
+        /// How.
+        state: MoveState,
+        /// Why it was aborted.
+        abort_reason: Option<String>,
+    },
+    /// The policy as it is now.
+    Policy {
+        /// What it says.
+        policy: placement::core::Policy,
+        /// Its number, as in its ETag.
+        version: u64,
+    },
+}
+
+impl ChangeView {
+    pub(super) fn of(cluster: &Cluster, change: Change) -> Self {
+        match change {
+            Change::Site(site) => Self::Site(SiteView::of(&site)),
+            Change::Service(service) => Self::Service(service),
+            Change::Group(group) => Self::Group(GroupView::of(cluster, &group)),
+            Change::Move(present) => Self::Move(MoveView::present(cluster, &present)),
+            Change::MoveEnded { id, group, outcome } => Self::MoveEnded {
+                id: id.0,
+                group: group.to_string(),
+                state: (&outcome).into(),
+                abort_reason: abort_reason(&outcome),
+            },
+            Change::Policy { policy, version } => Self::Policy { policy, version },
+        }
+    }
+}
+
+/// Changes after a revision.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct ChangesView {
+    /// Give this as `since` next.
+    pub revision: u64,
+    /// They are all there is: forget what is not among them.
+    pub reset: bool,
+    /// In order.
+    #[schema(value_type = Vec<Object>)]
+    pub changes: Vec<ChangeView>,
+}
+
+/// Who did what.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Audit {
+    /// Newest first.
+    #[schema(value_type = Vec<Object>)]
+    pub entries: Vec<AuditEntry>,
+}
