@@ -1,0 +1,126 @@
+//! `limosa group`.
+
+use clap::Subcommand;
+use serde_json::Value;
+
+use super::client::Ask;
+use super::output::{Rows, or_dash};
+use super::site::list;
+use super::{Context, Exit, Failure};
+use crate::placement::api::view::{CandidateView, ExplanationView, GroupView, Groups};
+
+/// What can be asked of groups.
+#[derive(Clone, Debug, Subcommand)]
+pub enum Verb {
+    /// Show groups.
+    List {
+        /// Only those that this site owns.
+        #[arg(long)]
+        site: Option<String>,
+        /// Only those of this service.
+        #[arg(long)]
+        service: Option<String>,
+        /// At most so many; all if not given.
+        #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
+        limit: Option<u64>,
+    },
+    /// Show one group.
+    Get {
+        /// SERVICE:PREFIX, for example 1:100.64.3.0/24.
+        group: String,
+    },
+    /// Show why a group is where it is.
+    Explain {
+        /// SERVICE:PREFIX, for example 1:100.64.3.0/24.
+        group: String,
+    },
+}
+
+pub(super) async fn run(verb: Verb, context: &Context) -> Result<Exit, Failure> {
+    match verb {
+        Verb::List { site, service, limit } => {
+            let groups = pages(context, site, service, limit).await?;
+            let views: Vec<GroupView> =
+                groups.iter().filter_map(|group| serde_json::from_value(group.clone()).ok()).collect();
+            context.output.print(&list("groups", groups), &rows(&views));
+        }
+        Verb::Get { group } => {
+            let answer = context.client.send(Ask::get(&["groups", &group])).await?;
+            context.output.print(&answer.body, &rows(&[answer.parse()?]));
+        }
+        Verb::Explain { group } => {
+            let answer = context.client.send(Ask::get(&["explain"]).query("group", Some(group))).await?;
+            context.output.print(&answer.body, &candidates(&answer.parse()?));
+        }
+    }
+    Ok(Exit::Done)
+}
+
+/// All pages, up to a limit.
+async fn pages(
+    context: &Context,
+    site: Option<String>,
+    service: Option<String>,
+    limit: Option<u64>,
+) -> Result<Vec<Value>, Failure> {
+    /// Groups of a page; the API gives no more.
+    const PAGE: u64 = 10_000;
+    let mut groups: Vec<Value> = Vec::new();
+    let mut cursor: Option<String> = None;
+    loop {
+        let left = limit.map_or(PAGE, |limit| limit.saturating_sub(groups.len() as u64).min(PAGE));
+        let ask = Ask::get(&["groups"])
+            .query("site", site.as_ref())
+            .query("service", service.as_ref())
+            .query("limit", Some(left))
+            .query("cursor", cursor.as_ref());
+        let mut answer = context.client.send(ask).await?;
+        cursor = answer.parse::<Groups>()?.next;
+        if let Some(page) = answer.body["groups"].as_array_mut() {
+            groups.append(page);
+        }
+        if cursor.is_none() || limit.is_some_and(|limit| groups.len() as u64 >= limit) {
+            return Ok(groups);
+        }
+    }
+}
+
+fn rows(groups: &[GroupView]) -> Rows {
+    let row = |group: &GroupView| {
+        vec![
+            group.group.clone(),
+            group.service.clone(),
+            group.owner.clone(),
+            group.epoch.to_string(),
+            or_dash(group.move_id),
+        ]
+    };
+    Rows { heads: &["GROUP", "SERVICE", "OWNER", "EPOCH", "MOVE"], rows: groups.iter().map(row).collect() }
+}
+
+fn candidates(explanation: &ExplanationView) -> Rows {
+    let ms = |value: f64| format!("{value:.2}");
+    let row = |candidate: &CandidateView| {
+        let note = if candidate.site == explanation.owner {
+            "owner".to_owned()
+        } else if Some(&candidate.site) == explanation.best.as_ref() {
+            format!("best: gains {} ms, {} ms wanted", ms(explanation.gain_ms), ms(explanation.min_gain_ms))
+        } else {
+            String::new()
+        };
+        vec![
+            candidate.site.clone(),
+            ms(candidate.total_ms),
+            ms(candidate.inside_ms),
+            ms(candidate.outside_ms),
+            ms(candidate.queue_ms),
+            format!("{:.0}%", candidate.fill * 100.0),
+            or_dash(candidate.blocked.as_ref()),
+            note,
+        ]
+    };
+    Rows {
+        heads: &["SITE", "TOTAL-MS", "INSIDE-MS", "OUTSIDE-MS", "QUEUE-MS", "FILL", "BLOCKED", "NOTE"],
+        rows: explanation.candidates.iter().map(row).collect(),
+    }
+}

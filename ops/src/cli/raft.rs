@@ -1,0 +1,126 @@
+//! `limosa raft`.
+
+use clap::Subcommand;
+use placement::node::{Member, RaftStatus};
+use serde_json::{Map, json};
+
+use super::client::{Answer, Ask};
+use super::output::{Rows, or_dash, progress};
+use super::{Context, Exit, Failure};
+
+/// What can be done with the placement nodes.
+#[derive(Clone, Debug, Subcommand)]
+pub enum Verb {
+    /// Show the node that is asked, and whom it knows. Exit code 6 if no leader is known or the node has stopped.
+    Status,
+    /// Make a new group of nodes. On one node, once.
+    Initialize {
+        /// ID=HOST:PORT of each first voter's QUIC.
+        #[arg(required = true, value_parser = member)]
+        members: Vec<(u64, String)>,
+    },
+    /// Add a node and let it vote once it has caught up.
+    Add {
+        /// Its number, never used before.
+        id: u64,
+        /// HOST:PORT of its QUIC.
+        address: String,
+        /// Let it follow without a vote.
+        #[arg(long)]
+        learner: bool,
+    },
+    /// Remove a node, voter or not. Its number is never used again.
+    Remove {
+        /// Its number.
+        id: u64,
+    },
+    /// Hand the lead to another voter.
+    TransferLeader {
+        /// Its number.
+        to: u64,
+    },
+    /// Take a snapshot of the state of the node that is asked.
+    Snapshot,
+}
+
+fn member(text: &str) -> Result<(u64, String), String> {
+    let parts = text.split_once('=').and_then(|(id, address)| Some((id.parse().ok()?, address.to_owned())));
+    parts.ok_or_else(|| format!("{text:?} is no member: write ID=HOST:PORT, for example 1=192.0.2.1:4001"))
+}
+
+pub(super) async fn run(verb: Verb, context: &Context) -> Result<Exit, Failure> {
+    let client = &context.client;
+    let answer = match verb {
+        Verb::Status => {
+            let answer = client.send(Ask::get(&["raft"])).await?;
+            return status(context, &answer);
+        }
+        Verb::Initialize { members } => {
+            let members: Map<_, _> =
+                members.into_iter().map(|(id, address)| (id.to_string(), address.into())).collect();
+            client.send(Ask::post(&["raft", "initialize"], Some(json!({ "members": members })))).await?
+        }
+        Verb::Add { id, address, learner } => add(context, id, &address, learner).await?,
+        Verb::Remove { id } => client.send(Ask::delete(&["raft", "members", &id.to_string()])).await?,
+        Verb::TransferLeader { to } => {
+            client.send(Ask::post(&["raft", "transfer-leader"], Some(json!({ "to": to })))).await?
+        }
+        Verb::Snapshot => client.send(Ask::post(&["raft", "snapshot"], None)).await?,
+    };
+    print(context, &answer, &answer.parse()?);
+    Ok(Exit::Done)
+}
+
+/// First without a vote, so that a node that has nothing yet cannot hold up the others.
+async fn add(context: &Context, id: u64, address: &str, learner: bool) -> Result<Answer, Failure> {
+    let body = json!({ "id": id, "address": address });
+    let answer = context.client.send(Ask::post(&["raft", "learners"], Some(body))).await?;
+    if learner {
+        return Ok(answer);
+    }
+    progress(&format!("node {id} has caught up and gets its vote"));
+    let status: RaftStatus = answer.parse()?;
+    let present = status.members.iter().filter(|member| member.voter).map(|member| member.id);
+    let voters: std::collections::BTreeSet<u64> = present.chain([id]).collect();
+    context.client.send(Ask::put(&["raft", "members"], json!({ "voters": voters }))).await
+}
+
+fn status(context: &Context, answer: &Answer) -> Result<Exit, Failure> {
+    let status: RaftStatus = answer.parse()?;
+    print(context, answer, &status);
+    if let Some(reason) = &status.stopped {
+        let message = format!("node {} has stopped: {reason}", status.id);
+        return Err(Failure::new(Exit::Degraded, message));
+    }
+    if status.leader.is_none() {
+        let message = format!(
+            "node {} knows no leader: see that a majority of its members runs, or `limosa raft initialize`",
+            status.id
+        );
+        return Err(Failure::new(Exit::Degraded, message));
+    }
+    Ok(Exit::Done)
+}
+
+fn print(context: &Context, answer: &Answer, status: &RaftStatus) {
+    let row = |member: &Member| {
+        let part = if Some(member.id) == status.leader {
+            "leader"
+        } else if member.voter {
+            "voter"
+        } else {
+            "learner"
+        };
+        let own = member.id == status.id;
+        vec![
+            member.id.to_string(),
+            part.to_owned(),
+            member.address.clone(),
+            or_dash(member.matched.or(status.last_log.filter(|_| own))),
+            or_dash(status.applied.filter(|_| own)),
+            or_dash(own.then_some(status.term)),
+        ]
+    };
+    let heads = &["NODE", "PART", "ADDRESS", "LOG", "APPLIED", "TERM"];
+    context.output.print(&answer.body, &Rows { heads, rows: status.members.iter().map(row).collect() });
+}
