@@ -141,13 +141,13 @@ impl Engine {
     fn receive(&mut self, at: usize) {
         let mut frames = std::mem::take(&mut self.frames);
         self.ports[at].receive(&mut self.inbox, &mut self.net, &mut frames);
-        let (site, is_inside) = (at / 2, at % 2 == 0);
+        let (site, is_inside) = (at / 2, at.is_multiple_of(2));
         for frame in frames.drain(..) {
             let to = Headers::parse(&frame).map(|headers| headers.to.0);
             if is_inside && let Some(client) = to.and_then(|to| self.net.client(to)) {
-                self.net.to_client(client, site, frame);
+                self.net.carry_to_client(client, site, frame);
             } else if !is_inside && let Some(server) = to.and_then(|to| self.net.server(to)) {
-                self.net.to_server(server, site, frame);
+                self.net.carry_to_server(server, site, frame);
             } else {
                 self.ledger.checks().unknown += 1;
                 self.net.recycle(frame);

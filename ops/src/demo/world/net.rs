@@ -159,26 +159,26 @@ impl Net {
     }
 
     /// A packet leaves a client towards its present ingress.
-    pub(super) fn from_client(&mut self, client: usize, frame: Vec<u8>) {
+    pub(super) fn client_sends(&mut self, client: usize, frame: Vec<u8>) {
         let site = self.groups[self.clients[client].group].site;
         self.push(self.access, Arrival::Inside(site), frame);
     }
 
     /// A packet leaves a server towards the nearest site.
-    pub(super) fn from_server(&mut self, server: usize, frame: Vec<u8>) {
+    pub(super) fn server_sends(&mut self, server: usize, frame: Vec<u8>) {
         let server = &self.servers[server];
         self.push(server.delays[server.nearest], Arrival::Outside(server.nearest), frame);
     }
 
     /// A packet left the inside port of a site towards a client. When the client has gone elsewhere, it is
     /// forwarded there, as a handover does it.
-    pub(super) fn to_client(&mut self, client: usize, site: usize, frame: Vec<u8>) {
+    pub(super) fn carry_to_client(&mut self, client: usize, site: usize, frame: Vec<u8>) {
         let here = self.groups[self.clients[client].group].site;
         self.push(self.access + self.between[site][here], Arrival::Client, frame);
     }
 
     /// A packet left the outside port of a site towards a server.
-    pub(super) fn to_server(&mut self, server: usize, site: usize, frame: Vec<u8>) {
+    pub(super) fn carry_to_server(&mut self, server: usize, site: usize, frame: Vec<u8>) {
         self.push(self.servers[server].delays[site], Arrival::Server, frame);
     }
 

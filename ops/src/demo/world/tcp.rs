@@ -399,7 +399,7 @@ impl Tcp {
                 client.host.poll(packet, tx, net);
                 client.run(net, &mut scene, &mut self.by_client, at);
                 client.host.poll(None, tx, net);
-                tx.drain(..).for_each(|frame| net.from_client(client.client, frame));
+                tx.drain(..).for_each(|frame| net.client_sends(client.client, frame));
                 let due = client.due();
                 (&mut client.host, due)
             }
@@ -409,7 +409,7 @@ impl Tcp {
                 server.host.poll(packet, tx, net);
                 server.run(&mut scene);
                 server.host.poll(None, tx, net);
-                tx.drain(..).for_each(|frame| net.from_server(server.server, frame));
+                tx.drain(..).for_each(|frame| net.server_sends(server.server, frame));
                 (&mut server.host, NEVER)
             }
         };

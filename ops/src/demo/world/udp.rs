@@ -203,7 +203,7 @@ impl Udp {
         label.write(self.seed, &mut frame);
         let from = (net.clients[flow.client].address, flow.port);
         write_udp(&mut frame, from, (net.servers[flow.server].address, SERVER_PORT));
-        net.from_client(flow.client, frame);
+        net.client_sends(flow.client, frame);
     }
 
     /// The rate of a group changed: its flows start anew, spread over their interval.
@@ -266,7 +266,7 @@ impl Udp {
         let mut frame = net.buffer();
         label.write(self.seed, &mut frame);
         write_udp(&mut frame, headers.to, headers.from);
-        net.from_server(server, frame);
+        net.server_sends(server, frame);
     }
 }
 
