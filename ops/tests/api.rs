@@ -1,0 +1,493 @@
+//! The config API and the command line over one real placement node.
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use clap::Parser;
+use limosa::cli::{self, Exit, Noun, Options};
+use limosa::placement::api;
+use placement::core::Command;
+use placement::node::{Node, NodeConfig, NodeId, Transport, TransportError};
+use reqwest::{Method, RequestBuilder, StatusCode};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+/// Reaches nobody: the node is alone.
+struct Alone;
+
+#[async_trait]
+impl Transport for Alone {
+    async fn call(&self, to: NodeId, _: Bytes) -> Result<Bytes, TransportError> {
+        Err(TransportError::Unreachable { to, reason: "there is nobody".into() })
+    }
+}
+
+struct World {
+    node: Arc<Node>,
+    base: String,
+    http: reqwest::Client,
+    _directory: TempDir,
+}
+
+struct Reply {
+    status: StatusCode,
+    headers: reqwest::header::HeaderMap,
+    body: Value,
+}
+
+impl World {
+    /// A node that is no member of anything yet.
+    async fn empty() -> Self {
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+        let directory = tempfile::tempdir().unwrap();
+        let mut config = NodeConfig::new(1, directory.path().to_owned());
+        config.raft.heartbeat = Duration::from_millis(30);
+        config.raft.election_min = Duration::from_millis(100);
+        config.raft.election_max = Duration::from_millis(200);
+        config.deadline = Duration::from_millis(1_500);
+        let node = Arc::new(Node::start(config, Arc::new(Alone)).await.unwrap());
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let base = format!("http://{}", listener.local_addr().unwrap());
+        api::serve_on(listener, node.clone()).unwrap();
+        let http = reqwest::Client::builder().no_proxy().build().unwrap();
+        Self { node, base, http, _directory: directory }
+    }
+
+    /// A node that leads, two sites that are alive, and a service of four groups at `ams`.
+    async fn new() -> Self {
+        let world = Self::empty().await;
+        let members = json!({ "members": { "1": "127.0.0.1:4001" } });
+        assert_eq!(world.post("/v1/raft/initialize", members).await.status, 200);
+        for (id, name) in [(1, "ams"), (2, "virginia")] {
+            let spec = json!({ "id": id, "endpoint": "127.0.0.1:5001", "capacity_pps": 1_000_000 });
+            assert_eq!(world.put(&format!("/v1/sites/{name}"), spec).await.status, 200);
+            let alive = Command::SetAlive { site: flow::SiteId(id), alive: true };
+            world.node.propose("leader", alive).await.unwrap();
+        }
+        let mut service = service();
+        service["owner"] = "ams".into();
+        assert_eq!(world.put("/v1/services/nat", service).await.status, 200);
+        world
+    }
+
+    fn request(&self, method: Method, path: &str) -> RequestBuilder {
+        self.http.request(method, format!("{}{path}", self.base))
+    }
+
+    async fn get(&self, path: &str) -> Reply {
+        reply(self.request(Method::GET, path)).await
+    }
+
+    async fn put(&self, path: &str, body: Value) -> Reply {
+        reply(self.request(Method::PUT, path).json(&body)).await
+    }
+
+    async fn post(&self, path: &str, body: Value) -> Reply {
+        reply(self.request(Method::POST, path).json(&body)).await
+    }
+
+    async fn delete(&self, path: &str) -> Reply {
+        reply(self.request(Method::DELETE, path)).await
+    }
+
+    async fn cli(&self, line: &str) -> Exit {
+        run(&format!("--api {} {line}", self.base)).await
+    }
+}
+
+async fn reply(request: RequestBuilder) -> Reply {
+    let response = request.send().await.unwrap();
+    let (status, headers) = (response.status(), response.headers().clone());
+    let text = response.text().await.unwrap();
+    Reply { status, headers, body: serde_json::from_str(&text).unwrap_or(Value::String(text)) }
+}
+
+/// That it is a problem of the right shape.
+#[track_caller]
+fn assert_problem(reply: &Reply, status: u16, field: Option<&str>, detail: &str) {
+    let body = &reply.body;
+    assert_eq!(reply.status, status, "{body}");
+    assert_eq!(reply.headers["content-type"], "application/problem+json");
+    assert_eq!(body["status"], status);
+    assert!(body["type"].as_str().unwrap().starts_with("/problems/"), "{body}");
+    assert!(!body["title"].as_str().unwrap().is_empty(), "{body}");
+    assert_eq!(body.get("field").and_then(Value::as_str), field, "{body}");
+    assert!(body["detail"].as_str().unwrap().contains(detail), "{body}");
+}
+
+fn service() -> Value {
+    json!({
+        "id": 1,
+        "nat": { "clients": ["100.64.0.0/22"], "pool": ["198.51.100.0/24"], "ports_per_subscriber": 1000 },
+        "group_len": 24,
+    })
+}
+
+#[derive(Parser)]
+struct Line {
+    #[command(flatten)]
+    options: Options,
+    #[command(subcommand)]
+    noun: Noun,
+}
+
+async fn run(line: &str) -> Exit {
+    let line = Line::try_parse_from(["limosa"].into_iter().chain(line.split(' '))).unwrap();
+    cli::run(line.noun, &line.options).await
+}
+
+const GROUP: &str = "1:100.64.3.0/24";
+
+#[tokio::test]
+async fn sites_are_put_shown_and_closed() {
+    let world = World::new().await;
+    let sites = world.get("/v1/sites").await;
+    assert_eq!(sites.body["sites"][0]["name"], "ams");
+    assert_eq!(sites.body["sites"][0]["groups"], 4);
+    assert!(sites.headers["limosa-revision"].to_str().unwrap().parse::<u64>().unwrap() > 0);
+    assert_eq!(world.get("/v1/sites/2?consistency=stale").await.body["name"], "virginia");
+    assert_problem(&world.get("/v1/sites/oslo").await, 404, Some("site"), "oslo");
+    assert_problem(&world.get("/v1/sites?consistency=new").await, 400, Some("query"), "linearizable");
+    for (verb, admin) in [("cordon", "cordoned"), ("drain", "draining"), ("undrain", "active")] {
+        let path = format!("/v1/sites/virginia/{verb}");
+        assert_eq!(reply(world.request(Method::POST, &path)).await.body["admin"], admin);
+        let path = format!("/v1/sites/oslo/{verb}");
+        assert_problem(&reply(world.request(Method::POST, &path)).await, 404, Some("site"), "oslo");
+    }
+    let spec =
+        json!({ "id": 3, "endpoint": "127.0.0.1:1", "capacity_pps": 1, "latitude": 91.0, "longitude": 0.0 });
+    assert_problem(&world.put("/v1/sites/oslo", spec.clone()).await, 422, Some("latitude"), "91");
+    let mut taken = spec.clone();
+    taken["latitude"] = 60.0.into();
+    assert_problem(&world.put("/v1/sites/ams", taken.clone()).await, 409, Some("name"), "ams");
+    assert_eq!(world.put("/v1/sites/oslo?dryRun=true", taken.clone()).await.status, 200);
+    assert_eq!(world.get("/v1/sites/oslo").await.status, 404, "a dry run adds nothing");
+    taken["name"] = "bergen".into();
+    assert_problem(&world.put("/v1/sites/oslo", taken.clone()).await, 422, Some("name"), "bergen");
+    taken["colour"] = "red".into();
+    taken["name"] = "oslo".into();
+    assert_problem(&world.put("/v1/sites/oslo", taken).await, 422, Some("body"), "colour");
+}
+
+#[tokio::test]
+async fn services_and_groups_are_shown_page_by_page() {
+    let world = World::new().await;
+    assert_eq!(world.get("/v1/services").await.body["services"][0]["name"], "nat");
+    let mut other = service();
+    other["group_len"] = 23.into();
+    assert_problem(&world.put("/v1/services/nat", other.clone()).await, 409, Some("group_len"), "fixed");
+    other["group_len"] = 40.into();
+    assert_problem(
+        &world.put("/v1/services/nat?dryRun=true", other.clone()).await,
+        409,
+        Some("group_len"),
+        "",
+    );
+    other["group_len"] = 24.into();
+    other["id"] = 2.into();
+    assert_problem(&world.put("/v1/services/other", other.clone()).await, 409, Some("nat"), "overlaps");
+    other["owner"] = "oslo".into();
+    assert_problem(&world.put("/v1/services/other", other).await, 404, Some("owner"), "oslo");
+
+    let first = world.get("/v1/groups?limit=3&site=ams&service=nat").await.body;
+    assert_eq!(first["groups"].as_array().unwrap().len(), 3);
+    let next = first["next"].as_str().unwrap();
+    let last = world.get(&format!("/v1/groups?limit=3&cursor={next}")).await.body;
+    assert_eq!(last["groups"][0]["group"], GROUP);
+    assert!(last.get("next").is_none());
+    assert_eq!(world.get("/v1/groups?site=virginia").await.body["groups"], json!([]));
+    assert_problem(&world.get("/v1/groups?cursor=zz").await, 400, Some("cursor"), "next");
+    assert_problem(&world.get("/v1/groups?limit=0").await, 400, Some("limit"), "1 to 10000");
+    assert_problem(&world.get("/v1/groups?site=oslo").await, 404, Some("site"), "oslo");
+    assert_problem(&world.get("/v1/groups?service=dns").await, 404, Some("service"), "dns");
+
+    for path in ["/v1/groups/1:100.64.3.0%2F24", "/v1/groups/1:100.64.3.0/24"] {
+        let group = world.get(path).await.body;
+        assert_eq!(
+            (&group["group"], &group["owner"], &group["epoch"]),
+            (&json!(GROUP), &json!("ams"), &json!(1))
+        );
+    }
+    assert_problem(&world.get("/v1/groups/one").await, 400, Some("group"), "SERVICE:PREFIX");
+    assert_problem(&world.get("/v1/groups/1:10.0.0.0/24").await, 404, Some("group"), "1:10.0.0.0/24");
+    let explained = eventually(&world, &format!("/v1/explain?group={GROUP}")).await;
+    assert_eq!(explained["owner"], "ams");
+    assert_eq!(explained["candidates"].as_array().unwrap().len(), 2);
+    assert_problem(&world.get("/v1/explain?group=1:10.0.0.0/24").await, 404, Some("group"), "10.0.0.0");
+}
+
+/// The leader's own knowledge comes a moment after its election.
+async fn eventually(world: &World, path: &str) -> Value {
+    for _ in 0..50 {
+        let reply = world.get(path).await;
+        if reply.status == 200 {
+            return reply.body;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    panic!("{path} gave no answer");
+}
+
+#[tokio::test]
+async fn moves_are_started_shown_and_aborted() {
+    let world = World::new().await;
+    let wish = json!({ "moves": [{ "group": GROUP, "to": "virginia" }] });
+    let start = |key: &'static str, body: &Value| {
+        reply(world.request(Method::POST, "/v1/moves").header("idempotency-key", key).json(body))
+    };
+    let started = start("a", &wish).await;
+    assert_eq!(started.status, 202, "{}", started.body);
+    let id = started.body["moves"][0]["move"].as_u64().unwrap();
+    assert_eq!(world.get("/v1/moves").await.body["moves"][0]["state"], "preparing");
+    assert_eq!(world.get(&format!("/v1/moves/{id}")).await.body["to"], "virginia");
+    let aborted = world.delete(&format!("/v1/moves/{id}")).await;
+    assert_eq!((aborted.status.as_u16(), &aborted.body["state"]), (200, &json!("aborted")));
+    assert_eq!(start("a", &wish).await.body["moves"][0]["move"], id, "the key brings the first answer");
+    let other = json!({ "moves": [{ "group": "1:100.64.2.0/24", "to": "virginia" }] });
+    assert_problem(&start("a", &other).await, 422, Some("idempotency-key"), "\"a\"");
+    assert_ne!(start("b", &wish).await.body["moves"][0]["move"], id, "a new key makes a new move");
+    let clash = json!({ "moves": [{ "group": GROUP, "to": "ams" }] });
+    assert_problem(&world.post("/v1/moves", clash).await, 409, None, "is moving to site 2");
+
+    let wrong = json!({ "moves": [{ "group": "x", "to": "ams" }] });
+    assert_problem(&world.post("/v1/moves", wrong).await, 422, Some("moves[0].group"), "SERVICE:PREFIX");
+    let wrong = json!({ "moves": [{ "group": GROUP, "to": "oslo" }] });
+    assert_problem(&world.post("/v1/moves", wrong).await, 404, Some("moves[0].to"), "oslo");
+    assert_problem(&world.post("/v1/moves", json!({ "moves": [] })).await, 422, Some("moves"), "1 to");
+    assert_problem(&world.post("/v1/moves", json!({ "move": [] })).await, 422, Some("body"), "move");
+    assert_problem(&world.get("/v1/moves/7").await, 404, None, "7");
+    assert_problem(&world.delete("/v1/moves/7").await, 404, None, "7");
+    assert_problem(&world.get("/v1/moves/x").await, 400, Some("path"), "");
+    assert_problem(&world.get("/v1/moves?limit=0").await, 400, Some("limit"), "1 to");
+
+    let audit = world.get("/v1/audit?limit=1000").await.body;
+    let actions: Vec<&str> =
+        audit["entries"].as_array().unwrap().iter().map(|e| e["action"].as_str().unwrap()).collect();
+    assert!(actions.iter().any(|action| action.starts_with("abort move")), "{actions:?}");
+}
+
+#[tokio::test]
+async fn a_policy_is_replaced_only_over_what_was_seen() {
+    let world = World::new().await;
+    let put = |query: &'static str, tag: Option<String>, body: Value| {
+        let request = world.request(Method::PUT, &format!("/v1/policy{query}")).json(&body);
+        reply(tag.into_iter().fold(request, |request, tag| request.header("if-match", tag)))
+    };
+    let seen = world.get("/v1/policy").await;
+    let tag = seen.headers["etag"].to_str().unwrap().to_owned();
+    let mut policy = seen.body;
+    policy["headroom"] = 0.5.into();
+    assert_problem(&put("", None, policy.clone()).await, 428, Some("If-Match"), "ETag");
+    assert_problem(&put("", Some("three".into()), policy.clone()).await, 400, Some("If-Match"), "three");
+    let dry = put("?dryRun=true", Some(tag.clone()), policy.clone()).await;
+    assert_eq!(dry.status, 200);
+    assert_eq!(world.get("/v1/policy").await.headers["etag"], tag.as_str(), "a dry run stores nothing");
+    let stored = put("", Some(tag.clone()), policy.clone()).await;
+    assert_eq!((stored.status.as_u16(), &stored.body["headroom"]), (200, &json!(0.5)));
+    assert_ne!(stored.headers["etag"], tag.as_str());
+    policy["headroom"] = 0.6.into();
+    assert_problem(&put("", Some(tag.clone()), policy.clone()).await, 412, Some("If-Match"), "read it again");
+    assert_problem(&put("?dryRun=true", Some(tag), policy.clone()).await, 412, Some("If-Match"), "");
+    assert_eq!(put("", Some("*".into()), policy.clone()).await.status, 200);
+    policy["headroom"] = 2.into();
+    assert_problem(&put("", Some("*".into()), policy.clone()).await, 422, None, "headroom is 2");
+    policy["headroom"] = 0.1.into();
+    policy["pins"] = json!([{ "service": 1, "clients": GROUP.trim_start_matches("1:"), "site": 9 }]);
+    assert_problem(&put("?dryRun=true", Some("*".into()), policy).await, 404, None, "no site 9");
+}
+
+#[tokio::test]
+async fn changes_come_as_soon_as_they_are_there() {
+    let world = World::new().await;
+    let all = world.get("/v1/changes").await.body;
+    let revision = all["revision"].as_u64().unwrap();
+    assert!(all["changes"].as_array().unwrap().iter().any(|change| change["group"]["group"] == GROUP));
+    let none = world.get(&format!("/v1/changes?since={revision}&wait_ms=10")).await.body;
+    assert_eq!(none["changes"], json!([]));
+    let path = format!("/v1/changes?since={revision}&wait_ms=20000");
+    let (news, _) = tokio::join!(world.get(&path), world.post("/v1/sites/ams/cordon", json!({})));
+    assert_eq!(news.body["changes"][0]["site"]["admin"], "cordoned");
+    assert_problem(&world.get("/v1/changes?since=x").await, 400, Some("query"), "");
+}
+
+#[tokio::test]
+async fn raft_is_shown_and_changed() {
+    let world = World::new().await;
+    let status = world.get("/v1/raft").await.body;
+    assert_eq!((&status["role"], &status["leader"]), (&json!("leader"), &json!(1)));
+    let again = json!({ "members": { "1": "127.0.0.1:4001" } });
+    assert_problem(&world.post("/v1/raft/initialize", again).await, 409, None, "membership");
+    let other = json!({ "members": { "2": "127.0.0.1:4001" } });
+    assert_problem(&world.post("/v1/raft/initialize", other).await, 422, Some("members"), "node 1");
+    let learner = json!({ "id": 2, "address": "nowhere" });
+    assert_problem(&world.post("/v1/raft/learners", learner).await, 422, Some("address"), "HOST:PORT");
+    let learner = json!({ "id": 0, "address": "127.0.0.1:4002" });
+    assert_problem(&world.post("/v1/raft/learners", learner).await, 422, Some("id"), "start at 1");
+    assert_problem(
+        &world.put("/v1/raft/members", json!({ "voters": [] })).await,
+        422,
+        Some("voters"),
+        "none",
+    );
+    assert_problem(
+        &world.put("/v1/raft/members", json!({ "voters": [1, 9] })).await,
+        409,
+        None,
+        "membership",
+    );
+    assert_eq!(world.put("/v1/raft/members", json!({ "voters": [1] })).await.status, 200);
+    assert_problem(&world.delete("/v1/raft/members/9").await, 404, Some("id"), "9");
+    assert_problem(&world.delete("/v1/raft/members/1").await, 409, Some("id"), "only voter");
+    assert_problem(&world.post("/v1/raft/transfer-leader", json!({ "to": 9 })).await, 422, Some("to"), "9");
+    assert_eq!(world.post("/v1/raft/transfer-leader", json!({ "to": 1 })).await.status, 202);
+    assert_eq!(reply(world.request(Method::POST, "/v1/raft/snapshot")).await.status, 202);
+}
+
+#[tokio::test]
+async fn a_node_without_a_leader_says_so() {
+    let world = World::empty().await;
+    assert_eq!(world.get("/livez").await.status, 200);
+    let ready = world.get("/readyz").await;
+    assert_eq!((ready.status.as_u16(), ready.body), (503, json!("[-] a leader is known\n")));
+    let refused = reply(world.request(Method::POST, "/v1/sites/ams/drain")).await;
+    assert_problem(&refused, 503, None, "no leader is known");
+    assert_eq!(refused.headers["retry-after"], "1");
+    assert_problem(&world.get("/v1/policy").await, 503, None, "no leader is known");
+    assert_eq!(world.get("/v1/policy?consistency=stale").await.status, 200);
+    assert_eq!(world.cli("raft status").await, Exit::Degraded);
+    assert_eq!(world.cli("site get ams").await, Exit::Degraded);
+    let other = World::new().await;
+    let both = format!("--api {},{} site get ams", world.base, other.base);
+    assert_eq!(run(&both).await, Exit::Done, "the next node is asked");
+}
+
+#[tokio::test]
+async fn health_metrics_and_requests_that_make_no_sense() {
+    let world = World::new().await;
+    assert_eq!(world.get("/readyz").await.body, "ok\n");
+    assert_eq!(world.get("/readyz?verbose").await.body, "[+] a leader is known\n[+] the node runs\n");
+    let metrics = world.get("/metrics").await;
+    assert!(metrics.headers["content-type"].to_str().unwrap().starts_with("text/plain"));
+    assert!(metrics.body.as_str().unwrap().contains("limosa_raft_is_leader 1"));
+    assert_problem(&world.get("/v2").await, 404, None, "openapi.json");
+    assert_problem(&world.delete("/v1/sites").await, 405, None, "method");
+    let text = world.request(Method::POST, "/v1/moves").header("content-type", "text/plain").body("{}");
+    assert_problem(&reply(text).await, 415, Some("body"), "");
+    let broken =
+        world.request(Method::POST, "/v1/moves").header("content-type", "application/json").body("{");
+    assert_problem(&reply(broken).await, 400, Some("body"), "");
+    let long = json!({ "moves": [{ "group": "x".repeat(api::BODY_LEN_MAX), "to": "ams" }] });
+    assert_problem(&world.post("/v1/moves", long).await, 413, Some("body"), "");
+    let page = world.request(Method::POST, "/v1/sites/ams/drain").header("origin", "http://evil.example");
+    assert_problem(&reply(page).await, 403, Some("Origin"), "web pages");
+    let rebound = world.request(Method::GET, "/v1/sites").header("host", "evil.example:8470");
+    assert_problem(&reply(rebound).await, 403, Some("Host"), "localhost");
+    let nameless =
+        world.request(Method::POST, "/v1/sites/ams/undrain").header("limosa-actor", "x".repeat(65));
+    assert_problem(&reply(nameless).await, 400, Some("limosa-actor"), "1 to 64");
+}
+
+#[tokio::test]
+async fn every_route_is_described() {
+    let world = World::new().await;
+    let spec = world.get("/v1/openapi.json").await.body;
+    assert_eq!(spec, serde_json::from_str::<Value>(&api::openapi().unwrap()).unwrap());
+    let described: BTreeMap<&str, BTreeSet<&str>> = spec["paths"]
+        .as_object()
+        .unwrap()
+        .iter()
+        .map(|(path, item)| (path.as_str(), item.as_object().unwrap().keys().map(String::as_str).collect()))
+        .collect();
+    let wanted: [(&str, &[&str]); 27] = [
+        ("/livez", &["get"]),
+        ("/metrics", &["get"]),
+        ("/readyz", &["get"]),
+        ("/v1/audit", &["get"]),
+        ("/v1/changes", &["get"]),
+        ("/v1/explain", &["get"]),
+        ("/v1/groups", &["get"]),
+        ("/v1/groups/{group}", &["get"]),
+        ("/v1/groups/{group}/{length}", &["get"]),
+        ("/v1/moves", &["get", "post"]),
+        ("/v1/moves/{id}", &["delete", "get"]),
+        ("/v1/openapi.json", &["get"]),
+        ("/v1/policy", &["get", "put"]),
+        ("/v1/raft", &["get"]),
+        ("/v1/raft/initialize", &["post"]),
+        ("/v1/raft/learners", &["post"]),
+        ("/v1/raft/members", &["put"]),
+        ("/v1/raft/members/{id}", &["delete"]),
+        ("/v1/raft/snapshot", &["post"]),
+        ("/v1/raft/transfer-leader", &["post"]),
+        ("/v1/services", &["get"]),
+        ("/v1/services/{name}", &["put"]),
+        ("/v1/sites", &["get"]),
+        ("/v1/sites/{name}", &["get", "put"]),
+        ("/v1/sites/{name}/cordon", &["post"]),
+        ("/v1/sites/{name}/drain", &["post"]),
+        ("/v1/sites/{name}/undrain", &["post"]),
+    ];
+    let wanted: BTreeMap<&str, BTreeSet<&str>> =
+        wanted.iter().map(|(path, methods)| (*path, methods.iter().copied().collect())).collect();
+    assert_eq!(described, wanted);
+}
+
+#[tokio::test]
+async fn the_command_line_ends_with_the_code_that_fits() {
+    let world = World::new().await;
+    let file = |name: &str, text: &str| {
+        let path = world._directory.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path.display().to_string()
+    };
+    for line in [
+        "site list",
+        "site get ams -o json",
+        "site list -o name",
+        "site cordon virginia --no-headers",
+        "site undrain virginia",
+        "site add oslo --id 3 --endpoint 127.0.0.1:5003 --capacity-pps 5 --latitude -60 --longitude 10",
+        "site drain oslo --wait --deadline 5s",
+        "service list",
+        "group list --site ams --limit 3",
+        "group get 1:100.64.3.0/24",
+        "policy get",
+        "policy get -o name",
+        "raft status",
+        "raft snapshot",
+        "audit list",
+        "move list",
+        "move start 1:100.64.0.0/24 1:100.64.1.0/24 --to virginia",
+    ] {
+        assert_eq!(world.cli(line).await, Exit::Done, "{line}");
+    }
+    let id = world.get("/v1/moves").await.body["moves"][0]["id"].as_u64().unwrap();
+    assert_eq!(world.cli(&format!("move watch {id} --deadline 300ms")).await, Exit::Timeout);
+    assert_eq!(world.cli(&format!("move abort {id}")).await, Exit::Done);
+    assert_eq!(world.cli(&format!("move watch {id} -o json")).await, Exit::Degraded, "it was aborted");
+    assert_eq!(world.cli("move get 7").await, Exit::NotFound);
+    assert_eq!(world.cli("move watch 7").await, Exit::NotFound);
+    assert_eq!(world.cli("site get bergen").await, Exit::NotFound);
+    assert_eq!(world.cli("move start 1:100.64.0.0/24 --to ams").await, Exit::Conflict);
+    assert_eq!(world.cli("move start x --to ams").await, Exit::Usage);
+    assert_eq!(world.cli("site drain ams --wait --deadline 700ms").await, Exit::Timeout);
+    let policy = file("policy.toml", "headroom = 0.3");
+    assert_eq!(world.cli(&format!("policy set {policy} --dry-run")).await, Exit::Done);
+    assert_eq!(world.cli(&format!("policy set {policy} --if-match 9")).await, Exit::Conflict);
+    assert_eq!(world.cli(&format!("policy set {policy}")).await, Exit::Done);
+    let wrong = file("wrong.json", r#"{"headroom": 3}"#);
+    assert_eq!(world.cli(&format!("policy set {wrong}")).await, Exit::Usage);
+    let mut dns = service();
+    dns["id"] = 2.into();
+    dns["name"] = "dns".into();
+    let overlap = file("dns.json", &dns.to_string());
+    assert_eq!(world.cli(&format!("service add {overlap} --owner virginia")).await, Exit::Conflict);
+    assert_eq!(run("--api http://127.0.0.1:1 site list").await, Exit::Error, "nobody listens");
+    assert_eq!(run("--api https://127.0.0.1:1 site list").await, Exit::Usage);
+    let next = format!("--api http://127.0.0.1:1 --api {} site list", world.base);
+    assert_eq!(run(&next).await, Exit::Done, "the next node is asked");
+}
