@@ -1,0 +1,85 @@
+//! All invariants that are checked as things happen.
+
+use dataplane::control::Phase;
+use flow::steer::Tag;
+use flow::{Epoch, GroupId, SiteId, WorkerId};
+
+use crate::invariant_1::OneDecider;
+use crate::invariant_2::Mappings;
+use crate::invariant_3::OutsidePorts;
+use crate::invariant_4::ExactlyOnce;
+use crate::invariant_5::Order;
+use crate::invariant_6::Outcomes;
+use crate::packet;
+use crate::world::{Checked, SITES, World};
+
+#[derive(Default)]
+pub(crate) struct Checks {
+    pub(crate) decider: OneDecider,
+    pub(crate) mappings: Mappings,
+    pub(crate) ports: OutsidePorts,
+    pub(crate) once: ExactlyOnce,
+    pub(crate) order: Order,
+    pub(crate) outcomes: Outcomes,
+}
+
+fn serves(phase: Phase) -> bool {
+    matches!(phase, Phase::Serving | Phase::Copying | Phase::Draining)
+}
+
+impl World {
+    /// All workers that decide about a group now; a relaxed target that is open counts as none, as it joins later.
+    pub(crate) fn served_by(&self, group: &GroupId) -> Vec<(SiteId, WorkerId, Epoch)> {
+        let mut all = Vec::new();
+        for site in SITES {
+            let Some(state) = self.sites.get(&site) else { continue };
+            for (id, place) in &state.workers {
+                let status = place.process.as_ref().and_then(|process| process.status.get(group));
+                all.extend(status.filter(|s| serves(s.phase)).map(|status| (site, *id, status.epoch)));
+            }
+        }
+        all
+    }
+
+    /// What a worker does now, after one of its turns.
+    pub(crate) fn check_states(&mut self, site: SiteId, worker: WorkerId) -> Checked {
+        let place = self.sites.get(&site).and_then(|state| state.workers.get(&worker));
+        let Some(process) = place.and_then(|place| place.process.as_ref()) else { return Ok(()) };
+        for status in process.status.values().filter(|status| serves(status.phase)) {
+            self.checks.outcomes.serves(status.group, status.epoch)?;
+            if !self.unplanned.contains(&status.group) {
+                OneDecider::serving(status.group, &self.served_by(&status.group))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A translated packet leaves a worker.
+    pub(crate) fn check_egress(&mut self, site: SiteId, worker: WorkerId, frame: &[u8]) -> Checked {
+        let Some(seen) = packet::read(frame) else { return Ok(()) };
+        let Some((sending, talk)) = self.traffic.of(seen.number) else { return Ok(()) };
+        let (group, client, known_as) = (talk.group, talk.client, talk.known_as);
+        let place = self.sites.get(&site).and_then(|state| state.workers.get(&worker));
+        let status = place.and_then(|place| place.process.as_ref()?.status.get(&group)).copied();
+        let outside = if packet::tag(frame) == Some(Tag::ToOutside) { Some(seen.source) } else { known_as };
+        let lost = self.unplanned.contains(&group);
+        let planned = !lost && !self.log.is_relaxed(&group);
+        self.trace(|| format!("worker {site}/{worker} translates {} {:?} as {outside:?}", seen.number, sending.way));
+        if let Some(status) = status {
+            let open = status.phase == Phase::Open;
+            self.checks.decider.translated(group, status.epoch, site, planned)?;
+            if !open {
+                self.checks.outcomes.translated(group, status.epoch);
+            }
+        }
+        let Some(outside) = outside else { return Ok(()) };
+        if lost {
+            self.checks.mappings.forget(seen.protocol, client);
+        }
+        self.checks.mappings.translated(seen.protocol, client, outside)?;
+        match self.services.get(&group.service) {
+            Some(slices) => self.checks.ports.translated(slices, seen.protocol, client, outside, !lost),
+            None => Ok(()),
+        }
+    }
+}

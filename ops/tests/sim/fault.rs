@@ -1,0 +1,268 @@
+//! Faults: what can break, for whom, and in which phase of a move.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use dataplane::control::Phase;
+use flow::sample::Seeded;
+use flow::{MoveId, SiteId, WorkerId};
+use placement::core::{Command, Move, MovePhase, MoveReason};
+
+use crate::world::{Happening, Mode, SITES, World};
+
+/// How far a move is, as nobody in the system can see it at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Stage {
+    /// Preparing is committed.
+    Preparing,
+    /// Switching is committed, the source serves.
+    Switching,
+    /// The source has cut, the target does not serve yet.
+    Cut,
+    /// The target serves, the log does not know.
+    Joined,
+}
+
+pub(crate) const STAGES: [Stage; 4] = [Stage::Preparing, Stage::Switching, Stage::Cut, Stage::Joined];
+
+/// Whose part breaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Role {
+    Source,
+    Target,
+    /// A site that is only an ingress.
+    Other,
+}
+
+const ROLES: [Role; 3] = [Role::Source, Role::Target, Role::Other];
+
+/// What breaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Kind {
+    Agent(Role),
+    /// For longer than its lease.
+    AgentLong(Role),
+    Worker(Role),
+    Control(Role),
+    Switch(Role),
+    Placement(Role),
+    Reset(Role),
+    Leader,
+    Stream,
+    /// Between the agents of source and target.
+    Partition,
+    Burst,
+    Abort,
+    Again,
+}
+
+pub(crate) fn kinds() -> Vec<Kind> {
+    let all = ROLES.into_iter().flat_map(|role| {
+        [Kind::Agent(role), Kind::AgentLong(role), Kind::Control(role), Kind::Switch(role), Kind::Placement(role), Kind::Reset(role)]
+    });
+    let workers = [Kind::Worker(Role::Source), Kind::Worker(Role::Target)];
+    let rest = [Kind::Leader, Kind::Stream, Kind::Partition, Kind::Burst, Kind::Abort, Kind::Again];
+    all.chain(workers).chain(rest).collect()
+}
+
+/// A fault on its way.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Fault {
+    pub(crate) kind: Kind,
+    pub(crate) stage: Stage,
+    pub(crate) id: MoveId,
+    pub(crate) from: SiteId,
+    pub(crate) to: SiteId,
+}
+
+/// The faults of a seed, and where things are.
+#[derive(Default)]
+pub(crate) struct Plan {
+    pending: Vec<(Kind, Stage)>,
+    stages: BTreeMap<MoveId, Stage>,
+    partitions: BTreeMap<(SiteId, SiteId), u64>,
+    /// Sites that a fault of the last moment has already hit: a second one would hide what the first did.
+    pub(crate) hits: BTreeMap<(Stage, Kind), u64>,
+    pub(crate) seen: BTreeSet<(Stage, Kind)>,
+}
+
+impl Plan {
+    pub(crate) fn new(mode: Mode, rng: &mut Seeded) -> Self {
+        let kinds = kinds();
+        let mut plan = Self::default();
+        if mode.faults {
+            for _ in 0..1 + rng.below(4) {
+                let kind = kinds[rng.below(kinds.len() as u64) as usize];
+                // Losing flows or a site makes the rest of the run easier to excuse, so it is rarer.
+                let rare = matches!(kind, Kind::Worker(_) | Kind::AgentLong(_)) && rng.below(2) == 0;
+                let stage = STAGES[rng.below(4) as usize];
+                if !rare {
+                    plan.pending.push((kind, stage));
+                }
+            }
+        }
+        plan
+    }
+
+    pub(crate) fn is_partitioned(&self, a: SiteId, b: SiteId, now: u64) -> bool {
+        self.partitions.get(&(a.min(b), a.max(b))).is_some_and(|until| *until > now)
+    }
+}
+
+impl World {
+    /// Looks how far each move is; faults that wait for a stage strike soon after it begins.
+    pub(crate) fn notice_phases(&mut self) {
+        if !self.mode.faults || self.log.cluster.moves.is_empty() || self.now >= self.busy_until {
+            return;
+        }
+        let moves: Vec<Move> = self.log.cluster.moves.values().cloned().collect();
+        for mv in moves {
+            let stage = self.stage(&mv);
+            if self.plan.stages.insert(mv.id, stage) == Some(stage) {
+                continue;
+            }
+            while let Some(at) = self.plan.pending.iter().position(|(_, wanted)| *wanted == stage) {
+                let (kind, stage) = self.plan.pending.remove(at);
+                let fault = Fault { kind, stage, id: mv.id, from: mv.from, to: mv.to };
+                let wait = if self.one_in(2) { 0 } else { self.rng.log_uniform(60_000) };
+                self.after(wait, Happening::Fault(fault));
+                if self.one_in(2) {
+                    break;
+                }
+            }
+        }
+    }
+
+    fn stage(&self, mv: &Move) -> Stage {
+        if mv.phase == MovePhase::Preparing {
+            return Stage::Preparing;
+        }
+        let phases = |site: SiteId| {
+            let places = self.sites.get(&site).into_iter().flat_map(|state| state.workers.values());
+            places.filter_map(|place| place.process.as_ref()?.status.get(&mv.group)).collect::<Vec<_>>()
+        };
+        let serves = |phase: Phase| matches!(phase, Phase::Serving | Phase::Copying | Phase::Draining);
+        if phases(mv.to).iter().any(|status| serves(status.phase) && status.epoch == mv.epoch) {
+            Stage::Joined
+        } else if phases(mv.from).iter().any(|status| serves(status.phase)) {
+            Stage::Switching
+        } else {
+            Stage::Cut
+        }
+    }
+
+    fn site_of(&self, fault: &Fault, role: Role) -> SiteId {
+        match role {
+            Role::Source => fault.from,
+            Role::Target => fault.to,
+            Role::Other => SITES.into_iter().find(|s| *s != fault.from && *s != fault.to).unwrap_or(fault.from),
+        }
+    }
+
+    /// The worker that has anything of the move's group.
+    fn worker_of(&self, fault: &Fault, site: SiteId) -> Option<WorkerId> {
+        let group = self.log.cluster.moves.get(&fault.id)?.group;
+        let workers = &self.sites.get(&site)?.workers;
+        let has = |id: &&WorkerId| {
+            workers.get(*id).and_then(|place| place.process.as_ref()).is_some_and(|p| p.status.contains_key(&group))
+        };
+        workers.keys().find(has).or_else(|| workers.keys().next()).copied()
+    }
+
+    /// Something breaks.
+    pub(crate) fn strike(&mut self, fault: Fault) {
+        let now_at = self.log.cluster.moves.get(&fault.id).cloned().map(|mv| self.stage(&mv));
+        let stage = now_at.unwrap_or(fault.stage);
+        *self.plan.hits.entry((stage, fault.kind)).or_default() += 1;
+        self.trace(|| format!("FAULT {:?} of move {} at {now_at:?}", fault.kind, fault.id));
+        let mut heal_after = 0;
+        match fault.kind {
+            Kind::Agent(role) => {
+                self.agent_crash(self.site_of(&fault, role));
+                heal_after = self.between(1_000, 600_000);
+            }
+            Kind::AgentLong(role) => {
+                self.agent_crash(self.site_of(&fault, role));
+                heal_after = self.between(1_500_000, 3_000_000);
+            }
+            Kind::Worker(role) => {
+                let site = self.site_of(&fault, role);
+                if let Some(worker) = self.worker_of(&fault, site) {
+                    self.worker_crash(site, worker);
+                    let wait = self.between(1_000, 700_000);
+                    self.after(wait, Happening::WorkerStart(site, worker));
+                }
+            }
+            Kind::Control(role) => {
+                let site = self.site_of(&fault, role);
+                if let Some(worker) = self.worker_of(&fault, site) {
+                    self.worker_cut(site, worker);
+                }
+            }
+            Kind::Switch(role) => self.switch_loss(self.site_of(&fault, role)),
+            Kind::Placement(role) => {
+                let until = self.now + self.between(50_000, 1_200_000);
+                let site = self.site_of(&fault, role);
+                if let Some(state) = self.sites.get_mut(&site) {
+                    state.cut_off_until = until;
+                }
+            }
+            Kind::Reset(role) => {
+                let site = self.site_of(&fault, role);
+                if let Some(life) = self.sites.get_mut(&site).and_then(|state| state.life.as_mut()) {
+                    life.fresh = true;
+                }
+                self.poke_watch(site);
+                self.poke_watch(site);
+            }
+            Kind::Leader => self.leader_change(),
+            Kind::Stream => self.break_stream(fault.id),
+            Kind::Partition => {
+                let until = self.now + self.between(50_000, 2_000_000);
+                self.plan.partitions.insert((fault.from.min(fault.to), fault.from.max(fault.to)), until);
+                let both = |s: &crate::world::Stream| {
+                    (s.from, s.to) == (fault.from, fault.to) || (s.from, s.to) == (fault.to, fault.from)
+                };
+                let broken: Vec<_> = self.streams.iter().filter(|(_, s)| both(s)).map(|(id, _)| *id).collect();
+                broken.into_iter().for_each(|id| self.break_stream(id));
+            }
+            Kind::Burst => self.burst_until = self.now + self.between(20_000, 400_000),
+            Kind::Abort => {
+                let reason = "the operator changed his mind".to_owned();
+                self.propose("operator", Command::Abort { move_id: fault.id, by: None, reason }, None);
+            }
+            Kind::Again => {
+                if let Some(group) = self.log.cluster.moves.get(&fault.id).map(|mv| mv.group) {
+                    let moves = vec![(group, fault.to)];
+                    self.propose("operator", Command::StartMoves { moves, reason: MoveReason::Operator }, None);
+                }
+            }
+        }
+        if heal_after > 0 {
+            self.after(heal_after, Happening::Heal(fault));
+        }
+    }
+
+    /// What was broken comes back by itself.
+    pub(crate) fn recover(&mut self, fault: Fault) {
+        if let Kind::Agent(role) | Kind::AgentLong(role) = fault.kind {
+            self.agent_start(self.site_of(&fault, role));
+        }
+    }
+
+    /// Everything works again.
+    pub(crate) fn heal(&mut self) {
+        self.trace(|| "HEAL".into());
+        self.plan.partitions.clear();
+        self.burst_until = 0;
+        for site in SITES {
+            if let Some(state) = self.sites.get_mut(&site) {
+                state.cut_off_until = 0;
+            }
+            self.agent_start(site);
+            let workers: Vec<_> = self.sites.get(&site).map(|s| s.workers.keys().copied().collect()).unwrap_or_default();
+            workers.into_iter().for_each(|worker| self.worker_start(site, worker));
+            self.poke_watch(site);
+        }
+        self.activate_sites();
+    }
+}

@@ -1,0 +1,34 @@
+//! I4: a planned move drops no packet that reached us, and sends none twice. Packets are excused that were in a worker
+//! process that died, and those of groups whose flows died with it or were taken over. Source: part 1.1.
+
+use std::collections::BTreeSet;
+
+use flow::GroupId;
+
+use crate::traffic::{Sending, Traffic};
+use crate::world::{Checked, Violation};
+
+#[derive(Default)]
+pub(crate) struct ExactlyOnce;
+
+impl ExactlyOnce {
+    pub(crate) fn arrives(&self, number: u64, sending: &Sending) -> Checked {
+        if sending.arrived <= 1 {
+            return Ok(());
+        }
+        Err(Violation::new(4, format!("packet {number} of talk {} arrived {} times", sending.talk, sending.arrived)))
+    }
+
+    /// Everything has had its time to arrive.
+    pub(crate) fn end(traffic: &Traffic, unplanned: &BTreeSet<GroupId>) -> Checked {
+        let lost = |(_, sending): &(usize, &Sending)| {
+            let group = traffic.talks[sending.talk].group;
+            sending.arrived == 0 && !sending.excused && !unplanned.contains(&group)
+        };
+        let mut lost = traffic.sendings.iter().enumerate().filter(lost);
+        let Some((number, sending)) = lost.next() else { return Ok(()) };
+        let (talk, more) = (&traffic.talks[sending.talk], lost.count());
+        let what = format!("packet {number} {:?} at {} of {} was lost, and {more} more", sending.way, sending.at, talk.group);
+        Err(Violation::new(4, what))
+    }
+}

@@ -1,0 +1,266 @@
+//! Placement: one log in which proposals are committed late, lost with a leader, or answered by nobody; watchers that
+//! hear of it late, twice or anew; the real leader's brain, and an operator who tries everything.
+
+use std::collections::BTreeMap;
+
+use flow::nat::{NatSlices, NatSpec};
+use flow::{GroupId, ServiceId, SiteId};
+use limosa::site::core::Input;
+use placement::core::leader::{Brain, BrainTimings};
+use placement::core::{
+    Admin, Change, Cluster, Command, MovePhase, MoveReason, Ordering, Policy, Proposal, Service, SiteReport, SiteSpec,
+    Timeouts,
+};
+
+use crate::world::{Checked, Happening, Queue, SITES, World};
+
+/// A client's wish: kept until the log has answered.
+pub(crate) struct Ticket {
+    pub(crate) proposal: Proposal,
+    pub(crate) origin: Option<(SiteId, u32)>,
+    pub(crate) tries: u32,
+}
+
+pub(crate) struct Log {
+    pub(crate) cluster: Cluster,
+    index: u64,
+    pub(crate) changes: Vec<Vec<Change>>,
+    pub(crate) tickets: BTreeMap<u64, Ticket>,
+    brain: Brain,
+    /// The leader is gone until then; what was on its way to it may be lost.
+    pub(crate) leaderless_until: u64,
+    started: u64,
+}
+
+fn timings() -> BrainTimings {
+    use flow::Micros;
+    BrainTimings {
+        lease: Micros(1_500_000),
+        preparing_max: Micros(4_000_000),
+        round: Micros(1_000_000),
+        retry: Micros(2_000_000),
+    }
+}
+
+fn service(id: u8, clients: &str, pool: &str, ordering: Ordering) -> Option<Service> {
+    Some(Service {
+        id: ServiceId::new(id).ok()?,
+        name: format!("nat-{id}"),
+        nat: NatSpec {
+            clients: vec![clients.parse().ok()?],
+            pool: vec![pool.parse().ok()?],
+            ports_per_subscriber: 1_008,
+            first_port: 1_024,
+            port_key: 77,
+        },
+        timeouts: Timeouts::default(),
+        ordering,
+        group_len: 27,
+    })
+}
+
+fn specs() -> Vec<Service> {
+    // Two groups share each outside address, so that port masks count.
+    let strict = service(1, "100.64.0.0/25", "198.51.100.0/30", Ordering::Strict);
+    let relaxed = service(2, "100.65.0.0/26", "198.51.101.0/30", Ordering::Relaxed);
+    strict.into_iter().chain(relaxed).collect()
+}
+
+pub(crate) fn services() -> BTreeMap<ServiceId, NatSlices> {
+    specs().into_iter().filter_map(|service| Some((service.id, NatSlices::new(service.nat).ok()?))).collect()
+}
+
+impl Log {
+    /// Three sites that are alive, two services.
+    pub(crate) fn new() -> Self {
+        let brain = Brain::new(timings(), None, flow::Micros(0));
+        let mut log = Self {
+            cluster: Cluster::default(),
+            index: 0,
+            changes: Vec::new(),
+            tickets: BTreeMap::new(),
+            brain,
+            leaderless_until: 0,
+            started: 0,
+        };
+        for id in SITES {
+            let (name, endpoint) = (format!("site-{id}"), format!("site-{id}:1"));
+            let spec = SiteSpec { id, name, latitude: None, longitude: None, endpoint, capacity_pps: 1_000_000 };
+            log.apply(&by_operator(Command::PutSite(spec)));
+            log.apply(&by_operator(Command::SetAlive { site: id, alive: true }));
+        }
+        let policy = Policy { automatic: false, min_dwell_s: 0, ..Policy::default() };
+        log.apply(&by_operator(Command::PutPolicy { policy, expected_version: 0 }));
+        for service in specs() {
+            log.apply(&by_operator(Command::PutService { service, owner: None }));
+        }
+        log
+    }
+
+    fn apply(&mut self, proposal: &Proposal) -> (Vec<Change>, bool) {
+        self.index += 1;
+        let applied = self.cluster.apply(self.index, proposal);
+        if !applied.changes.is_empty() {
+            self.changes.push(applied.changes.clone());
+        }
+        (applied.changes, applied.result.is_ok())
+    }
+
+    pub(crate) fn is_relaxed(&self, group: &GroupId) -> bool {
+        self.cluster.services.get(&group.service).is_some_and(|service| service.ordering == Ordering::Relaxed)
+    }
+}
+
+fn by_operator(command: Command) -> Proposal {
+    Proposal { actor: "operator".into(), at_ms: 0, command }
+}
+
+impl World {
+    /// Sends a ticket to the leader: committed some time later, if it gets there.
+    pub(crate) fn submit(&mut self, ticket: u64) {
+        let delay = if self.one_in(5) { self.between(1_000, 200_000) } else { self.between(1_000, 15_000) };
+        self.after(delay, Happening::Commit(ticket));
+        let again = delay + self.between(150_000, 400_000);
+        self.after(again, Happening::Retry(ticket));
+    }
+
+    pub(crate) fn retry(&mut self, ticket: u64) {
+        let Some(entry) = self.log.tickets.get_mut(&ticket) else { return };
+        entry.tries += 1;
+        let (tries, origin) = (entry.tries, entry.origin);
+        let alive = origin.is_none_or(|(site, life)| self.life(site, life).is_some());
+        if tries > 30 || !alive {
+            self.log.tickets.remove(&ticket);
+        } else {
+            self.submit(ticket);
+        }
+    }
+
+    pub(crate) fn commit(&mut self, ticket: u64) -> Checked {
+        let Some(entry) = self.log.tickets.get(&ticket) else { return Ok(()) };
+        let (proposal, origin) = (entry.proposal.clone(), entry.origin);
+        let cut_off = origin.and_then(|(site, _)| self.sites.get(&site)).map_or(0, |state| state.cut_off_until);
+        if cut_off > self.now || (self.log.leaderless_until > self.now && self.one_in(2)) {
+            return Ok(());
+        }
+        if self.log.leaderless_until > self.now {
+            // It reached a follower, and the next leader commits it.
+            let wait = self.log.leaderless_until - self.now + 1_000;
+            self.after(wait, Happening::Commit(ticket));
+            return Ok(());
+        }
+        let before = self.log.cluster.moves.clone();
+        let (changes, accepted) = self.log.apply(&proposal);
+        self.trace(|| format!("log: {:?} accepted={accepted}", proposal.command));
+        // An answer may be lost; then the client asks again.
+        if !self.one_in(12) {
+            self.log.tickets.remove(&ticket);
+        }
+        for change in &changes {
+            self.note_change(change, &before);
+            self.checks.outcomes.committed(change, &before)?;
+        }
+        if !changes.is_empty() {
+            SITES.into_iter().for_each(|site| self.poke_watch(site));
+        }
+        Ok(())
+    }
+
+    fn note_change(&mut self, change: &Change, before: &BTreeMap<flow::MoveId, placement::core::Move>) {
+        let Change::Move(mv) = change else { return };
+        if mv.take_over && !before.get(&mv.id).is_some_and(|old| old.take_over) {
+            self.unplanned.insert(mv.group);
+        }
+    }
+
+    /// A watcher has something to hear.
+    pub(crate) fn poke_watch(&mut self, site: SiteId) {
+        let Some(life) = self.sites.get(&site).and_then(|state| state.life.as_ref()) else { return };
+        let number = life.number;
+        let delay = if self.one_in(6) { self.between(1_000, 120_000) } else { self.between(500, 20_000) };
+        self.in_order(Queue::Watch(site), delay, Happening::Watch(site, number));
+    }
+
+    pub(crate) fn watch(&mut self, site: SiteId, number: u32) {
+        let now = self.now;
+        let cut_off = self.sites.get(&site).map_or(0, |state| state.cut_off_until);
+        if cut_off > now {
+            return self.after(cut_off - now + 5_000, Happening::Watch(site, number));
+        }
+        let anew = self.mode.faults && self.one_in(40);
+        let (latest, snapshot) = (self.log.changes.len(), self.log.cluster.snapshot_changes());
+        let Some(life) = self.life(site, number) else { return };
+        let reset = std::mem::take(&mut life.fresh) || anew;
+        let from = std::mem::replace(&mut life.watched, latest);
+        if from == latest && !reset {
+            return;
+        }
+        let changes = if reset { snapshot } else { self.log.changes[from..].concat() };
+        self.agent_input(site, number, Input::Placement { reset, changes });
+    }
+
+    pub(crate) fn report(&mut self, site: SiteId) {
+        self.after(200_000, Happening::Report(site));
+        let now = self.micros();
+        let Some(state) = self.sites.get(&site) else { return };
+        if state.life.is_some() && state.cut_off_until <= now.0 {
+            self.log.brain.handle_report(&SiteReport { site, ..SiteReport::default() }, now);
+        }
+    }
+
+    pub(crate) fn leader_change(&mut self) {
+        self.log.leaderless_until = self.now + self.between(10_000, 400_000);
+        self.log.brain = Brain::new(timings(), None, self.micros());
+        self.trace(|| "the leader is gone".into());
+    }
+
+    pub(crate) fn brain(&mut self) {
+        self.after(50_000, Happening::Brain);
+        if self.log.leaderless_until > self.now {
+            return;
+        }
+        for command in self.log.brain.poll(&self.log.cluster, self.micros()) {
+            let pending = self.log.tickets.values().any(|ticket| ticket.proposal.command == command);
+            if !pending {
+                self.propose("leader", command, None);
+            }
+        }
+    }
+
+    /// An operator who moves, drains and aborts at random.
+    pub(crate) fn operator(&mut self) {
+        if self.now >= self.busy_until {
+            return;
+        }
+        let wait = self.between(50_000, 500_000);
+        self.after(wait, Happening::Operator);
+        self.log.started += 1;
+        let groups: Vec<_> = self.log.cluster.groups.keys().copied().collect();
+        let command = match self.rng.below(20) {
+            0 if self.mode.faults => {
+                let (site, draining) = (self.pick(&SITES), self.one_in(2));
+                Command::SetAdmin { site, admin: if draining { Admin::Draining } else { Admin::Active } }
+            }
+            1 if self.mode.faults => {
+                let Some(id) = self.log.cluster.moves.keys().next().copied() else { return };
+                Command::Abort { move_id: id, by: None, reason: "operator".into() }
+            }
+            _ => {
+                let (group, to) = (self.pick(&groups), self.pick(&SITES));
+                Command::StartMoves { moves: vec![(group, to)], reason: MoveReason::Operator }
+            }
+        };
+        self.propose("operator", command, None);
+    }
+
+    /// The operator allows everything again.
+    pub(crate) fn activate_sites(&mut self) {
+        for site in SITES {
+            self.propose("operator", Command::SetAdmin { site, admin: Admin::Active }, None);
+        }
+    }
+
+    pub(crate) fn is_switching(&self, group: &GroupId) -> bool {
+        self.log.cluster.move_of(group).is_some_and(|mv| mv.phase == MovePhase::Switching)
+    }
+}

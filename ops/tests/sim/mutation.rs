@@ -1,0 +1,20 @@
+//! Faults of our own, built in on purpose: each must be found by the check that is there for it.
+
+/// What is broken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Mutation {
+    /// An old owner goes on serving under the epoch that it gave away.
+    TwoOwners,
+    /// A worker uses another outside port now and then.
+    PortBent,
+    /// A translated packet is lost now and then.
+    OutputLost,
+    /// A translated packet is sent twice now and then.
+    OutputTwice,
+    /// The marker is sent before the flip is in force.
+    MarkerBeforeFlip,
+    /// The target serves before the log says so.
+    EarlyTarget,
+    /// The switch says that it follows rules that it never got.
+    RulesLost,
+}

@@ -1,0 +1,495 @@
+//! The processes of a site: agent with its driver, workers, and the sockets between them.
+
+use dataplane::control::{Event, Request};
+use dataplane::worker::{Output as Sent, Settings, Wait, Worker};
+use flow::steer::Tag;
+use flow::{MoveId, SiteId, WorkerId};
+use limosa::site::core::{Agent, Bounds, Input, Output};
+use switchctl::Ports;
+use switchctl::core::driver::{Driver, Event as DriverEvent, Output as DriverOutput};
+use switchctl::ofp::Message;
+use transfer::core::{ToSource, ToTarget};
+
+use crate::mutation::Mutation;
+use crate::packet;
+use crate::world::{Checked, Happening, Life, Process, Queue, SITES, Stream, World};
+
+/// Short, so that a seed takes a few virtual seconds, and above three times the longest delay.
+pub(crate) const BOUNDS: Bounds =
+    Bounds { marker_us: 400_000, cut_us: 300_000, late_us: 600_000, relay_us: 1_500_000 };
+
+impl World {
+    pub(crate) fn life(&mut self, site: SiteId, number: u32) -> Option<&mut Life> {
+        self.sites.get_mut(&site)?.life.as_mut().filter(|life| life.number == number)
+    }
+
+    // ---- agent ----------------------------------------------------------------------------------------
+
+    pub(crate) fn agent_start(&mut self, site: SiteId) {
+        let Some(state) = self.sites.get_mut(&site) else { return };
+        if state.life.is_some() {
+            return;
+        }
+        state.lives += 1;
+        let number = state.lives;
+        let workers: Vec<_> = state.workers.keys().copied().collect();
+        let ports = Ports::conventional(SITES.into_iter().filter(|peer| *peer != site), workers.iter().copied());
+        let agent = Agent::new(site, number << 8, ports, workers.iter().copied(), BOUNDS);
+        let driver = Driver::default();
+        let life = Life { agent, driver, number, connection: 0, timer_at: u64::MAX, watched: 0, fresh: true };
+        state.life = Some(life);
+        self.trace(|| format!("agent {site} starts, life {number}"));
+        let wait = self.between(100, 5_000);
+        self.after(wait, Happening::SwitchConnect(site, number));
+        for worker in workers {
+            let wait = self.between(100, 20_000);
+            self.after(wait, Happening::WorkerConnect(site, number, worker));
+        }
+        self.poke_watch(site);
+        self.after(1, Happening::AgentTimer(site, number));
+    }
+
+    pub(crate) fn agent_crash(&mut self, site: SiteId) {
+        let Some(state) = self.sites.get_mut(&site) else { return };
+        state.life = None;
+        for place in state.workers.values_mut() {
+            place.connection = 0;
+        }
+        state.switch.forget_bundles();
+        self.trace(|| format!("agent {site} crashes"));
+        self.streams.retain(|_, stream| stream.from != site);
+        let broken = self.streams.iter().filter(|(_, s)| s.to == site && s.open.is_some());
+        let broken: Vec<_> = broken.map(|(id, _)| *id).collect();
+        broken.into_iter().for_each(|id| self.break_stream(id));
+    }
+
+    pub(crate) fn agent_input(&mut self, site: SiteId, number: u32, input: Input) {
+        let now = self.micros();
+        self.trace(|| format!("agent {site} < {}", short(&format!("{input:?}"))));
+        let Some(life) = self.life(site, number) else { return };
+        life.agent.handle(input, now);
+        self.carry_out(site, number);
+    }
+
+    pub(crate) fn agent_timer(&mut self, site: SiteId, number: u32) {
+        let now = self.micros();
+        let Some(life) = self.life(site, number) else { return };
+        if life.timer_at > now.0 && life.timer_at != u64::MAX {
+            return;
+        }
+        life.timer_at = u64::MAX;
+        life.agent.handle_timeout(now);
+        self.carry_out(site, number);
+    }
+
+    fn carry_out(&mut self, site: SiteId, number: u32) {
+        while let Some(output) = self.life(site, number).and_then(|life| life.agent.poll_output()) {
+            self.trace(|| format!("agent {site} > {}", short(&format!("{output:?}"))));
+            self.agent_output(site, number, output);
+        }
+        let now = self.now;
+        let Some(life) = self.life(site, number) else { return };
+        if let Some(at) = life.agent.poll_timeout().map(|at| at.0.max(now + 1))
+            && at < life.timer_at
+        {
+            life.timer_at = at;
+            self.schedule.at(at, Happening::AgentTimer(site, number));
+        }
+    }
+
+    fn agent_output(&mut self, site: SiteId, number: u32, output: Output) {
+        let now = self.micros();
+        match output {
+            Output::Worker(worker, request) => self.ask(site, worker, request),
+            Output::Rules(rules, tag) => {
+                let eager = self.mutation == Some(Mutation::MarkerBeforeFlip);
+                if eager {
+                    self.after(1, Happening::AgentInput(site, number, Input::InForce(tag)));
+                }
+                if self.mutation == Some(Mutation::RulesLost) && tag > 3 {
+                    return self.after(1, Happening::AgentInput(site, number, Input::InForce(tag)));
+                }
+                if let Some(life) = self.life(site, number) {
+                    life.driver.set_rules(rules, tag, now);
+                }
+                self.drive_switch(site, number);
+            }
+            Output::PacketOut(out) => {
+                if self.mutation == Some(Mutation::MarkerBeforeFlip) {
+                    let connection = self.life(site, number).map_or(0, |life| life.connection);
+                    return self.in_order(Queue::ToSwitch(site), 1, Happening::ToSwitch(site, connection, 0, Message::PacketOut(out)));
+                }
+                if let Some(life) = self.life(site, number) {
+                    life.driver.packet_out(vec![out], now);
+                }
+                self.drive_switch(site, number);
+            }
+            Output::Connect(id, to) => {
+                self.streams.insert(id, Stream { from: site, to, life: number, open: None });
+                self.retry_stream(id, 3_000);
+            }
+            Output::Hangup(id) => {
+                self.streams.remove(&id);
+            }
+            Output::ToTarget(id, message) => self.send_to_target(id, message),
+            Output::ToSource(id, message) => self.send_to_source(id, message),
+            Output::Propose(command) => self.propose(&format!("site {site}"), command, Some((site, number))),
+        }
+    }
+
+    // ---- streams --------------------------------------------------------------------------------------
+
+    fn retry_stream(&mut self, id: MoveId, wait: u64) {
+        let number = self.number();
+        self.after(wait, Happening::StreamOpen(id, number));
+    }
+
+    pub(crate) fn stream_open(&mut self, id: MoveId, number: u64) {
+        let Some((from, to, life, open)) = self.streams.get(&id).map(|s| (s.from, s.to, s.life, s.open)) else { return };
+        if open.is_some() || self.life(from, life).is_none() {
+            return;
+        }
+        let target = self.sites.get(&to).and_then(|state| state.life.as_ref()).map(|life| life.number);
+        let Some(target) = target.filter(|_| !self.plan.is_partitioned(from, to, self.now)) else {
+            return self.retry_stream(id, 40_000);
+        };
+        if let Some(stream) = self.streams.get_mut(&id) {
+            stream.open = Some((number, target));
+        }
+        self.agent_input(from, life, Input::PeerUp(id));
+    }
+
+    /// The stream breaks; the source hears of it a moment later and opens another.
+    pub(crate) fn break_stream(&mut self, id: MoveId) {
+        let Some(stream) = self.streams.get_mut(&id) else { return };
+        let Some((number, _)) = stream.open else { return };
+        stream.open = None;
+        let wait = self.between(100, 30_000);
+        self.after(wait, Happening::StreamBroken(id, number));
+    }
+
+    pub(crate) fn stream_broken(&mut self, id: MoveId, _number: u64) {
+        let Some((from, life)) = self.streams.get(&id).map(|stream| (stream.from, stream.life)) else { return };
+        self.agent_input(from, life, Input::PeerDown(id));
+        self.retry_stream(id, 20_000);
+    }
+
+    fn send_to_target(&mut self, id: MoveId, message: ToTarget) {
+        let Some((from, to, open)) = self.streams.get(&id).map(|s| (s.from, s.to, s.open)) else { return };
+        let Some((number, _)) = open else { return };
+        let delay = self.delay(from, to);
+        self.in_order(Queue::ToTarget(id), delay, Happening::ToTarget(id, number, message));
+    }
+
+    fn send_to_source(&mut self, id: MoveId, message: ToSource) {
+        let Some((from, to, open)) = self.streams.get(&id).map(|s| (s.from, s.to, s.open)) else { return };
+        let Some((number, _)) = open else { return };
+        let delay = self.delay(to, from);
+        self.in_order(Queue::ToSource(id), delay, Happening::ToSource(id, number, message));
+    }
+
+    pub(crate) fn to_target(&mut self, move_id: MoveId, number: u64, message: ToTarget) {
+        let Some(stream) = self.streams.get(&move_id) else { return };
+        let (from, to) = (stream.from, stream.to);
+        let Some((_, life)) = stream.open.filter(|(open, _)| *open == number) else { return };
+        self.agent_input(to, life, Input::FromSource { move_id, from, message, wire_len: 100 });
+    }
+
+    pub(crate) fn to_source(&mut self, id: MoveId, number: u64, message: ToSource) {
+        let Some(stream) = self.streams.get(&id) else { return };
+        let (from, life) = (stream.from, stream.life);
+        if stream.open.is_some_and(|(open, _)| open == number) {
+            self.agent_input(from, life, Input::FromTarget(id, message));
+        }
+    }
+
+    // ---- switch ---------------------------------------------------------------------------------------
+
+    pub(crate) fn switch_connect(&mut self, site: SiteId, number: u32) {
+        let (connection, now) = (self.number(), self.micros());
+        let Some(life) = self.life(site, number).filter(|life| life.connection == 0) else { return };
+        life.connection = connection;
+        life.driver.handle_connected(now);
+        self.drive_switch(site, number);
+    }
+
+    pub(crate) fn switch_loss(&mut self, site: SiteId) {
+        let Some(state) = self.sites.get_mut(&site) else { return };
+        state.switch.forget_bundles();
+        let Some(life) = state.life.as_mut().filter(|life| life.connection != 0) else { return };
+        life.connection = 0;
+        life.driver.handle_disconnected();
+        let number = life.number;
+        let wait = self.between(1_000, 300_000);
+        self.after(wait, Happening::SwitchConnect(site, number));
+        self.drive_switch(site, number);
+    }
+
+    pub(crate) fn driver_timer(&mut self, site: SiteId, number: u32) {
+        let now = self.micros();
+        if let Some(life) = self.life(site, number) {
+            life.driver.handle_timeout(now);
+        }
+        self.drive_switch(site, number);
+    }
+
+    fn drive_switch(&mut self, site: SiteId, number: u32) {
+        while let Some((output, connection)) =
+            self.life(site, number).and_then(|life| Some((life.driver.poll_output()?, life.connection)))
+        {
+            match output {
+                DriverOutput::Send(xid, message) => {
+                    let delay = self.between(20, 2_000);
+                    self.in_order(Queue::ToSwitch(site), delay, Happening::ToSwitch(site, connection, xid, message));
+                }
+                DriverOutput::Settle(settle) => {
+                    let until = self.sites.get(&site).map_or(0, |state| state.switch.settled_at());
+                    let at = until.max(self.now) + self.between(10, 3_000);
+                    self.schedule.at(at, Happening::Settled(site, connection, settle));
+                }
+                DriverOutput::Close => self.switch_loss(site),
+                DriverOutput::Event(DriverEvent::InForce { tag, .. }) => {
+                    self.after(10, Happening::AgentInput(site, number, Input::InForce(tag)));
+                }
+                DriverOutput::Event(_) => {}
+            }
+        }
+    }
+
+    pub(crate) fn to_switch(&mut self, site: SiteId, connection: u64, xid: u32, message: Message) -> Checked {
+        let now = self.now;
+        let lag = if self.one_in(8) { self.between(0, 150_000) } else { self.between(0, 10_000) };
+        let Some(state) = self.sites.get_mut(&site) else { return Ok(()) };
+        if state.life.as_ref().is_none_or(|life| life.connection != connection) {
+            return Ok(());
+        }
+        let turn = state.switch.message(message, now, lag);
+        if turn.committed {
+            self.trace(|| format!("switch {site} commits, follows within {lag}"));
+        }
+        if let Some(reply) = turn.reply {
+            let delay = self.between(20, 2_000);
+            self.in_order(Queue::FromSwitch(site), delay, Happening::FromSwitch(site, connection, xid, reply));
+        }
+        self.leave(site, turn.sent)
+    }
+
+    pub(crate) fn from_switch(&mut self, site: SiteId, connection: u64, xid: u32, message: Message) {
+        let now = self.micros();
+        let Some(life) = self.sites.get_mut(&site).and_then(|state| state.life.as_mut()) else { return };
+        if life.connection != connection {
+            return;
+        }
+        life.driver.handle_message(xid, message, now);
+        let number = life.number;
+        self.drive_switch(site, number);
+    }
+
+    pub(crate) fn settled(&mut self, site: SiteId, connection: u64, settle: u64) {
+        let now = self.micros();
+        let Some(life) = self.sites.get_mut(&site).and_then(|state| state.life.as_mut()) else { return };
+        if life.connection != connection {
+            return;
+        }
+        life.driver.handle_settled(settle, now);
+        let number = life.number;
+        self.drive_switch(site, number);
+    }
+
+    // ---- workers --------------------------------------------------------------------------------------
+
+    pub(crate) fn worker_start(&mut self, site: SiteId, worker: WorkerId) {
+        let (boot, now) = (self.number(), self.micros());
+        let keys = [self.rng.word(), self.rng.word()];
+        let Some(place) = self.sites.get_mut(&site).and_then(|state| state.workers.get_mut(&worker)) else { return };
+        if place.process.is_some() {
+            return;
+        }
+        let settings = Settings { site, worker, flow_capacity: 256, hold_packets_max: 4_096, keys, boot };
+        let status = std::collections::BTreeMap::new();
+        place.process = Some(Process { worker: Worker::new(settings, now), boot, turn_at: u64::MAX, status });
+        self.wake_worker(site, worker, 100_000);
+    }
+
+    pub(crate) fn worker_crash(&mut self, site: SiteId, worker: WorkerId) {
+        let Some(place) = self.sites.get_mut(&site).and_then(|state| state.workers.get_mut(&worker)) else { return };
+        let Some(process) = place.process.take() else { return };
+        self.trace(|| format!("worker {site}/{worker} crashes"));
+        self.unplanned.extend(process.status.keys().copied());
+        self.worker_cut(site, worker);
+        // Wherever a worker of a moving group dies its packets may be in it.
+        let moving: Vec<_> = self.log.cluster.moves.values().filter(|m| m.from == site || m.to == site).collect();
+        self.unplanned.extend(moving.iter().map(|m| m.group));
+    }
+
+    /// The control connection breaks, and is made anew.
+    pub(crate) fn worker_cut(&mut self, site: SiteId, worker: WorkerId) {
+        let Some(state) = self.sites.get_mut(&site) else { return };
+        let Some(place) = state.workers.get_mut(&worker) else { return };
+        if std::mem::take(&mut place.connection) == 0 {
+            return;
+        }
+        let Some(number) = state.life.as_ref().map(|life| life.number) else { return };
+        let wait = self.between(10, 5_000);
+        self.after(wait, Happening::AgentInput(site, number, Input::WorkerDown(worker)));
+        let again = wait + self.between(10, 100_000);
+        self.after(again, Happening::WorkerConnect(site, number, worker));
+    }
+
+    pub(crate) fn worker_connect(&mut self, site: SiteId, number: u32, worker: WorkerId) {
+        let connection = self.number();
+        if self.life(site, number).is_none() {
+            return;
+        }
+        let Some(place) = self.sites.get_mut(&site).and_then(|state| state.workers.get_mut(&worker)) else { return };
+        let Some(process) = place.process.as_mut() else {
+            return self.after(20_000, Happening::WorkerConnect(site, number, worker));
+        };
+        if place.connection != 0 {
+            return;
+        }
+        process.worker.agent_connected();
+        place.connection = connection;
+        let boot = process.boot;
+        let wait = self.between(50, 1_000);
+        self.in_order(Queue::Said(site, worker), wait, Happening::AgentInput(site, number, Input::WorkerUp { worker, boot }));
+    }
+
+    fn ask(&mut self, site: SiteId, worker: WorkerId, request: Request) {
+        let place = self.sites.get(&site).and_then(|state| state.workers.get(&worker));
+        let connection = place.map_or(0, |place| place.connection);
+        if connection == 0 {
+            return;
+        }
+        let delay = self.between(20, 500);
+        self.in_order(Queue::Asked(site, worker), delay, Happening::Asked(site, worker, connection, request));
+    }
+
+    pub(crate) fn asked(&mut self, site: SiteId, worker: WorkerId, connection: u64, request: Request) -> Checked {
+        let now = self.micros();
+        let Some(place) = self.sites.get_mut(&site).and_then(|state| state.workers.get_mut(&worker)) else {
+            return Ok(());
+        };
+        let Some(process) = place.process.as_mut().filter(|_| place.connection == connection) else { return Ok(()) };
+        process.worker.handle(request, now);
+        self.worker_turn(site, worker, Vec::new())
+    }
+
+    pub(crate) fn said(&mut self, site: SiteId, worker: WorkerId, connection: u64, event: Event) {
+        let Some(state) = self.sites.get(&site) else { return };
+        let same = state.workers.get(&worker).is_some_and(|place| place.connection == connection);
+        let Some(number) = state.life.as_ref().map(|life| life.number).filter(|_| same) else { return };
+        self.agent_input(site, number, Input::Worker(worker, event));
+    }
+
+    pub(crate) fn to_worker(&mut self, site: SiteId, worker: WorkerId, boot: u64, frame: Vec<u8>) -> Checked {
+        let place = self.sites.get(&site).and_then(|state| state.workers.get(&worker));
+        if place.and_then(|place| place.process.as_ref()).is_none_or(|process| process.boot != boot) {
+            if let Some(seen) = packet::read(&frame) {
+                self.traffic.excuse(seen.number);
+            }
+            return Ok(());
+        }
+        self.worker_turn(site, worker, vec![frame])
+    }
+
+    pub(crate) fn worker_timer(&mut self, site: SiteId, worker: WorkerId, boot: u64) -> Checked {
+        let now = self.now;
+        let Some(place) = self.sites.get_mut(&site).and_then(|state| state.workers.get_mut(&worker)) else {
+            return Ok(());
+        };
+        let Some(process) = place.process.as_mut() else { return Ok(()) };
+        if process.boot != boot || process.turn_at > now {
+            return Ok(());
+        }
+        process.turn_at = u64::MAX;
+        self.worker_turn(site, worker, Vec::new())
+    }
+
+    /// One burst, one slice, and what comes of it.
+    fn worker_turn(&mut self, site: SiteId, worker: WorkerId, mut burst: Vec<Vec<u8>>) -> Checked {
+        let (now, mutation) = (self.micros(), self.mutation);
+        let Some(place) = self.sites.get_mut(&site).and_then(|state| state.workers.get_mut(&worker)) else {
+            return Ok(());
+        };
+        let Some(process) = place.process.as_mut() else { return Ok(()) };
+        let mut out = Sent::default();
+        process.worker.burst(&mut burst, now, &mut out);
+        process.worker.slice(now, &mut out);
+        let events: Vec<Event> = std::iter::from_fn(|| process.worker.poll_event()).collect();
+        for request in events.iter().filter_map(|event| mutated(mutation, event)) {
+            process.worker.handle(request, now);
+            process.worker.slice(now, &mut out);
+        }
+        while process.worker.poll_event().is_some_and(|_| mutation.is_some()) {}
+        process.worker.handle(Request::Status, now);
+        if let Some(Event::Status { groups, .. }) = process.worker.poll_event() {
+            process.status = groups.into_iter().map(|status| (status.group, status)).collect();
+        }
+        let wait = match process.worker.wait() {
+            Wait::Now => 20,
+            Wait::Soon => 500,
+            Wait::Idle => 100_000,
+        };
+        let connection = place.connection;
+        let freed: Vec<_> = out.free.iter().filter_map(|frame| Some(packet::read(frame)?.number)).collect();
+        for number in freed {
+            self.trace(|| format!("worker {site}/{worker} drops packet {number}"));
+        }
+        self.check_states(site, worker)?;
+        for frame in out.tx {
+            self.worker_sends(site, worker, frame)?;
+        }
+        for event in events.into_iter().filter(|_| connection != 0) {
+            let delay = self.between(20, 500);
+            self.in_order(Queue::Said(site, worker), delay, Happening::Said(site, worker, connection, event));
+        }
+        self.wake_worker(site, worker, wait);
+        Ok(())
+    }
+
+    fn wake_worker(&mut self, site: SiteId, worker: WorkerId, wait: u64) {
+        let at = self.now + wait;
+        let Some(place) = self.sites.get_mut(&site).and_then(|state| state.workers.get_mut(&worker)) else { return };
+        let Some(process) = place.process.as_mut().filter(|process| process.turn_at > at) else { return };
+        process.turn_at = at;
+        let boot = process.boot;
+        self.schedule.at(at, Happening::WorkerTurn(site, worker, boot));
+    }
+
+    fn worker_sends(&mut self, site: SiteId, worker: WorkerId, mut frame: Vec<u8>) -> Checked {
+        let mut copies = 1;
+        if matches!(packet::tag(&frame), Some(Tag::ToOutside | Tag::ToClient(_))) && packet::read(&frame).is_some() {
+            match self.mutation.filter(|_| self.rng.below(200) == 0) {
+                Some(Mutation::OutputLost) => return Ok(()),
+                Some(Mutation::OutputTwice) => copies = 2,
+                Some(Mutation::PortBent) => packet::bend_source_port(&mut frame),
+                _ => {}
+            }
+            self.check_egress(site, worker, &frame)?;
+        }
+        for _ in 0..copies {
+            let delay = self.between(5, 60);
+            self.in_order(Queue::FromWorker(site, worker), delay, Happening::FromWorker(site, worker, frame.clone()));
+        }
+        Ok(())
+    }
+}
+
+/// What a broken agent would ask at once when it hears this.
+fn mutated(mutation: Option<Mutation>, event: &Event) -> Option<Request> {
+    match (mutation?, event) {
+        (Mutation::TwoOwners, Event::Cut { group, token, .. }) => {
+            Some(Request::Serve { group: *group, epoch: token.epoch })
+        }
+        (Mutation::EarlyTarget, Event::Installed { group, move_id, .. }) if !move_id.is_local() => {
+            Some(Request::TakeOver { group: *group, move_id: *move_id })
+        }
+        _ => None,
+    }
+}
+
+/// The beginning of a long text.
+fn short(text: &str) -> String {
+    text.chars().take(420).collect()
+}

@@ -1,0 +1,263 @@
+//! Clients that send to servers, servers that answer, links between, and who has got what.
+
+use std::net::Ipv4Addr;
+
+use flow::steer::Tag;
+use flow::{GroupId, Protocol, SiteId, WorkerId};
+use switchctl::{PortNo, Ports};
+
+use crate::packet::{self, End};
+use crate::switch::Sent;
+use crate::world::{Checked, Happening, Queue, SITES, World};
+
+/// Which way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Way {
+    Out,
+    In,
+}
+
+/// One conversation.
+#[derive(Clone, Debug)]
+pub(crate) struct Talk {
+    pub(crate) group: GroupId,
+    pub(crate) protocol: Protocol,
+    pub(crate) client: End,
+    pub(crate) server: End,
+    /// Where the client's packets come in.
+    pub(crate) ingress: SiteId,
+    /// Where the server's answers come in.
+    pub(crate) server_ingress: SiteId,
+    pub(crate) period: u64,
+    /// The client as the server knows it.
+    pub(crate) known_as: Option<End>,
+    /// TCP: the handshake is done.
+    pub(crate) open: bool,
+    /// No order is expected between packets of two stretches, as the client has roamed.
+    pub(crate) stretch: u32,
+}
+
+/// One packet.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Sending {
+    pub(crate) talk: usize,
+    pub(crate) way: Way,
+    pub(crate) stretch: u32,
+    pub(crate) at: u64,
+    pub(crate) arrived: u32,
+    pub(crate) excused: bool,
+}
+
+#[derive(Default)]
+pub(crate) struct Traffic {
+    pub(crate) talks: Vec<Talk>,
+    pub(crate) sendings: Vec<Sending>,
+    pub(crate) stopped: bool,
+}
+
+impl Traffic {
+    /// The packet was in a process that died.
+    pub(crate) fn excuse(&mut self, number: u64) {
+        if let Some(sending) = self.sendings.get_mut(number as usize) {
+            sending.excused = true;
+        }
+    }
+
+    pub(crate) fn of(&self, number: u64) -> Option<(Sending, &Talk)> {
+        let sending = *self.sendings.get(number as usize)?;
+        Some((sending, &self.talks[sending.talk]))
+    }
+
+    fn send(&mut self, talk: usize, way: Way, at: u64) -> u64 {
+        let stretch = self.talks[talk].stretch;
+        self.sendings.push(Sending { talk, way, stretch, at, arrived: 0, excused: false });
+        self.sendings.len() as u64 - 1
+    }
+}
+
+impl World {
+    pub(crate) fn start_traffic(&mut self) {
+        let groups: Vec<_> = self.log.cluster.groups.keys().copied().collect();
+        for group in groups {
+            for _ in 0..4 {
+                self.start_talk(group);
+            }
+        }
+    }
+
+    fn start_talk(&mut self, group: GroupId) {
+        let Some(std::net::IpAddr::V4(client)) = group.prefix.nth(u128::from(self.rng.below(32))) else { return };
+        let protocol = if self.one_in(3) { Protocol::Tcp } else { Protocol::Udp };
+        let (port, server) = (self.between(2_000, 60_000) as u16, self.between(1, 200) as u8);
+        let talk = Talk {
+            group,
+            protocol,
+            client: (client, port),
+            server: (Ipv4Addr::new(203, 0, 113, server), 443),
+            ingress: self.pick(&SITES),
+            server_ingress: self.pick(&SITES),
+            period: 8_000 + self.rng.log_uniform(60_000),
+            known_as: None,
+            open: protocol != Protocol::Tcp,
+            stretch: 0,
+        };
+        let number = self.traffic.talks.len();
+        self.traffic.talks.push(talk);
+        // New flows appear all through the run.
+        let start = if self.one_in(2) { self.between(0, 50_000) } else { self.between(0, 2_500_000) };
+        self.after(start, Happening::Client(number));
+        if self.one_in(8) {
+            let when = self.between(200_000, 3_000_000);
+            self.after(when, Happening::Roam(number));
+        }
+    }
+
+    /// The client is at another site from now on.
+    pub(crate) fn roam(&mut self, number: usize) {
+        let to = self.pick(&SITES);
+        let talk = &mut self.traffic.talks[number];
+        talk.ingress = to;
+        talk.stretch += 1;
+    }
+
+    pub(crate) fn client_sends(&mut self, number: usize) -> Checked {
+        if self.traffic.stopped {
+            return Ok(());
+        }
+        let talk = self.traffic.talks[number].clone();
+        let slow = if self.now > self.busy_until { 10 } else { 1 };
+        let period = (talk.period + self.rng.below(talk.period)) * slow;
+        let period = if talk.open { period } else { 400_000 };
+        self.after(period, Happening::Client(number));
+        let flags = if talk.open { packet::ACK } else { packet::SYN };
+        let id = self.traffic.send(number, Way::Out, self.now);
+        let frame = packet::frame(talk.protocol, talk.client, talk.server, flags, id);
+        self.trace(|| format!("packet {id} out of talk {number} {:?} at {}", talk.client, talk.ingress));
+        self.switch(talk.ingress, Ports::INSIDE, 0, &frame)
+    }
+
+    pub(crate) fn server_sends(&mut self, number: usize) -> Checked {
+        if self.traffic.stopped {
+            return Ok(());
+        }
+        let talk = self.traffic.talks[number].clone();
+        let slow = if self.now > self.busy_until { 10 } else { 1 };
+        let period = (talk.period + self.rng.below(talk.period)) * slow;
+        self.after(period, Happening::Server(number));
+        self.answer(number, packet::ACK)
+    }
+
+    fn answer(&mut self, number: usize, flags: u8) -> Checked {
+        let talk = self.traffic.talks[number].clone();
+        let Some(known_as) = talk.known_as else { return Ok(()) };
+        let id = self.traffic.send(number, Way::In, self.now);
+        let frame = packet::frame(talk.protocol, talk.server, known_as, flags, id);
+        self.trace(|| format!("packet {id} in of talk {number} to {known_as:?} at {}", talk.server_ingress));
+        self.switch(talk.server_ingress, Ports::OUTSIDE, 0, &frame)
+    }
+
+    /// A frame enters a switch by a port.
+    pub(crate) fn switch(&mut self, site: SiteId, port: PortNo, tunnel: u64, frame: &[u8]) -> Checked {
+        let now = self.now;
+        let Some(state) = self.sites.get_mut(&site) else { return Ok(()) };
+        let sent = state.switch.process(frame, port, tunnel, now);
+        if sent.is_empty() {
+            let number = packet::read(frame).map(|seen| seen.number);
+            self.trace(|| format!("switch {site} has no rule for packet {number:?} of port {port} key {tunnel:#x}"));
+        }
+        self.leave(site, sent)
+    }
+
+    /// What a switch sends arrives somewhere.
+    pub(crate) fn leave(&mut self, site: SiteId, sent: Vec<Sent>) -> Checked {
+        for (port, frame, key) in sent {
+            if port == Ports::INSIDE {
+                self.arrives_at_client(&frame)?;
+            } else if port == Ports::OUTSIDE {
+                self.arrives_at_server(&frame)?;
+            } else if port.0 >= 1_000 {
+                self.into_tunnel(site, SiteId((port.0 - 1_000) as u8), key, frame);
+            } else if let Some(worker) = port.0.checked_sub(100) {
+                self.into_worker(site, WorkerId(worker as u16), frame);
+            }
+        }
+        Ok(())
+    }
+
+    fn into_tunnel(&mut self, from: SiteId, to: SiteId, key: u64, frame: Vec<u8>) {
+        let delay = self.delay(from, to);
+        let what = Happening::Tunnel { from, to, key, frame };
+        if !self.mode.lossy {
+            return self.in_order(Queue::Tunnel(from, to), delay, what);
+        }
+        if self.one_in(50) {
+            return;
+        }
+        let more = if self.one_in(10) { self.between(0, 20_000) } else { 0 };
+        self.after(delay + more, what);
+    }
+
+    pub(crate) fn tunnel_arrives(&mut self, from: SiteId, to: SiteId, key: u64, frame: &[u8]) -> Checked {
+        self.switch(to, Ports::tunnel(from), key, frame)
+    }
+
+    fn into_worker(&mut self, site: SiteId, worker: WorkerId, frame: Vec<u8>) {
+        let place = self.sites.get(&site).and_then(|state| state.workers.get(&worker));
+        let Some(boot) = place.and_then(|place| place.process.as_ref()).map(|process| process.boot) else {
+            if let Some(seen) = packet::read(&frame) {
+                self.traffic.excuse(seen.number);
+            }
+            return;
+        };
+        if packet::is_marker(&frame) {
+            self.trace(|| format!("worker {site}/{worker} gets {:?}", packet::tag(&frame)));
+        }
+        let delay = self.between(5, 60);
+        self.in_order(Queue::ToWorker(site, worker), delay, Happening::ToWorker(site, worker, boot, frame));
+    }
+
+    pub(crate) fn from_worker(&mut self, site: SiteId, worker: WorkerId, frame: &[u8]) -> Checked {
+        if matches!(packet::tag(frame), Some(Tag::ToOutside | Tag::ToClient(_)))
+            && let Some(seen) = packet::read(frame)
+            && let Some((sending, talk)) = self.traffic.of(seen.number)
+        {
+            let strict = !self.mode.lossy && !self.log.is_relaxed(&talk.group) && !self.unplanned.contains(&talk.group);
+            if strict {
+                self.checks.order.leaves(seen.number, &sending)?;
+            }
+        }
+        self.switch(site, Ports::worker(worker), 0, frame)
+    }
+
+    fn arrives_at_server(&mut self, frame: &[u8]) -> Checked {
+        let Some(seen) = packet::read(frame) else { return Ok(()) };
+        let Some(sending) = self.traffic.sendings.get_mut(seen.number as usize) else { return Ok(()) };
+        sending.arrived += 1;
+        let (number, arrived) = (sending.talk, *sending);
+        self.checks.once.arrives(seen.number, &arrived)?;
+        let talk = &mut self.traffic.talks[number];
+        let first = talk.known_as.replace(seen.source).is_none();
+        if talk.protocol == Protocol::Tcp && !talk.open {
+            return self.answer(number, packet::SYN | packet::ACK);
+        }
+        if first || talk.protocol == Protocol::Udp && self.traffic.talks[number].known_as.is_none() {
+            self.after(5_000, Happening::Server(number));
+        }
+        Ok(())
+    }
+
+    fn arrives_at_client(&mut self, frame: &[u8]) -> Checked {
+        let Some(seen) = packet::read(frame) else { return Ok(()) };
+        let Some(sending) = self.traffic.sendings.get_mut(seen.number as usize) else { return Ok(()) };
+        sending.arrived += 1;
+        let (number, arrived) = (sending.talk, *sending);
+        self.checks.once.arrives(seen.number, &arrived)?;
+        let talk = &mut self.traffic.talks[number];
+        let opens = !talk.open;
+        talk.open = true;
+        if opens {
+            self.after(5_000, Happening::Server(number));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,358 @@
+//! The whole system in one thread: sites with real agents, workers, drivers and switch pipelines, one replicated log,
+//! links, traffic and faults. Everything that happens is an event of one schedule, drawn from one seed.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use dataplane::control::{Event, GroupStatus, Request};
+use dataplane::worker::Worker;
+use flow::nat::NatSlices;
+use flow::sample::Seeded;
+use flow::{GroupId, Micros, MoveId, ServiceId, SiteId, WorkerId};
+use limosa::site::core::{Agent, Input};
+use placement::core::{Command, Proposal};
+use switchctl::core::driver::Driver;
+use switchctl::ofp::Message;
+use transfer::core::{ToSource, ToTarget};
+
+use crate::checks::Checks;
+use crate::fault::{Fault, Plan};
+use crate::log::Log;
+use crate::mutation::Mutation;
+use crate::schedule::Schedule;
+use crate::switch::Switch;
+use crate::traffic::Traffic;
+
+pub(crate) const SITES: [SiteId; 3] = [SiteId(1), SiteId(2), SiteId(3)];
+
+/// What happens.
+#[derive(Debug)]
+pub(crate) enum Happening {
+    AgentStart(SiteId),
+    AgentInput(SiteId, u32, Input),
+    AgentTimer(SiteId, u32),
+    DriverTimer(SiteId, u32),
+    SwitchConnect(SiteId, u32),
+    ToSwitch(SiteId, u64, u32, Message),
+    FromSwitch(SiteId, u64, u32, Message),
+    Settled(SiteId, u64, u64),
+    WorkerStart(SiteId, WorkerId),
+    WorkerConnect(SiteId, u32, WorkerId),
+    WorkerTurn(SiteId, WorkerId, u64),
+    Asked(SiteId, WorkerId, u64, Request),
+    Said(SiteId, WorkerId, u64, Event),
+    ToWorker(SiteId, WorkerId, u64, Vec<u8>),
+    FromWorker(SiteId, WorkerId, Vec<u8>),
+    Tunnel { from: SiteId, to: SiteId, key: u64, frame: Vec<u8> },
+    StreamOpen(MoveId, u64),
+    StreamBroken(MoveId, u64),
+    ToTarget(MoveId, u64, ToTarget),
+    ToSource(MoveId, u64, ToSource),
+    Commit(u64),
+    Retry(u64),
+    Watch(SiteId, u32),
+    Report(SiteId),
+    Brain,
+    Operator,
+    Client(usize),
+    Server(usize),
+    Roam(usize),
+    Fault(Fault),
+    Heal(Fault),
+    Balance,
+}
+
+/// Queues that keep the order of what is put in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Queue {
+    Tunnel(SiteId, SiteId),
+    ToWorker(SiteId, WorkerId),
+    FromWorker(SiteId, WorkerId),
+    Asked(SiteId, WorkerId),
+    Said(SiteId, WorkerId),
+    ToSwitch(SiteId),
+    FromSwitch(SiteId),
+    ToTarget(MoveId),
+    ToSource(MoveId),
+    Watch(SiteId),
+}
+
+pub(crate) struct Process {
+    pub(crate) worker: Worker<Vec<u8>>,
+    pub(crate) boot: u64,
+    pub(crate) turn_at: u64,
+    pub(crate) status: BTreeMap<GroupId, GroupStatus>,
+}
+
+/// A worker's place: the process, if it runs, and the agent's connection to it (0: none).
+#[derive(Default)]
+pub(crate) struct Place {
+    pub(crate) process: Option<Process>,
+    pub(crate) connection: u64,
+}
+
+pub(crate) struct Life {
+    pub(crate) agent: Agent,
+    pub(crate) driver: Driver,
+    /// Which start of the agent this is.
+    pub(crate) number: u32,
+    /// The connection to the switch (0: none).
+    pub(crate) connection: u64,
+    pub(crate) timer_at: u64,
+    pub(crate) watched: usize,
+    pub(crate) fresh: bool,
+}
+
+#[derive(Default)]
+pub(crate) struct SiteState {
+    pub(crate) life: Option<Life>,
+    pub(crate) lives: u32,
+    pub(crate) switch: Switch,
+    pub(crate) workers: BTreeMap<WorkerId, Place>,
+    /// Placement is not reached until then.
+    pub(crate) cut_off_until: u64,
+}
+
+/// A stream of a move, from source to target.
+pub(crate) struct Stream {
+    pub(crate) from: SiteId,
+    pub(crate) to: SiteId,
+    /// The source agent's life.
+    pub(crate) life: u32,
+    /// The connection, and the target agent's life; none while it is not open.
+    pub(crate) open: Option<(u64, u32)>,
+}
+
+/// What makes runs differ.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Mode {
+    /// Tunnels lose and reorder.
+    pub(crate) lossy: bool,
+    /// Faults happen.
+    pub(crate) faults: bool,
+    /// Print what happens.
+    pub(crate) trace: bool,
+}
+
+pub(crate) struct World {
+    pub(crate) now: u64,
+    pub(crate) rng: Seeded,
+    pub(crate) mode: Mode,
+    pub(crate) mutation: Option<Mutation>,
+    pub(crate) schedule: Schedule<Happening>,
+    queues: BTreeMap<Queue, u64>,
+    pub(crate) sites: BTreeMap<SiteId, SiteState>,
+    pub(crate) streams: BTreeMap<MoveId, Stream>,
+    pub(crate) delays: BTreeMap<(SiteId, SiteId), u64>,
+    pub(crate) burst_until: u64,
+    pub(crate) log: Log,
+    pub(crate) services: BTreeMap<ServiceId, NatSlices>,
+    pub(crate) traffic: Traffic,
+    pub(crate) plan: Plan,
+    pub(crate) checks: Checks,
+    /// The operator acts and faults happen until then.
+    pub(crate) busy_until: u64,
+    pub(crate) counter: u64,
+    /// Groups whose flows were lost with a worker or were served without their source's word: their packets may be lost.
+    pub(crate) unplanned: BTreeSet<GroupId>,
+}
+
+/// What broke which rule.
+#[derive(Clone, Debug)]
+pub(crate) struct Violation {
+    pub(crate) invariant: u8,
+    pub(crate) what: String,
+}
+
+impl Violation {
+    pub(crate) fn new(invariant: u8, what: impl Into<String>) -> Self {
+        Self { invariant, what: what.into() }
+    }
+}
+
+pub(crate) type Checked = Result<(), Violation>;
+
+impl World {
+    pub(crate) fn new(seed: u64, mode: Mode, mutation: Option<Mutation>) -> Self {
+        let mut rng = Seeded::new(seed ^ 0x6c69_6d6f_7361);
+        let mut delays = BTreeMap::new();
+        for a in SITES {
+            for b in SITES.into_iter().filter(|b| *b > a) {
+                let delay = 500 + rng.log_uniform(30_000);
+                delays.insert((a, b), delay);
+                delays.insert((b, a), delay);
+            }
+        }
+        let plan = Plan::new(mode, &mut rng);
+        let mut world = Self {
+            now: 0,
+            mode,
+            mutation,
+            schedule: Schedule::default(),
+            queues: BTreeMap::new(),
+            sites: SITES.into_iter().map(|site| (site, SiteState::default())).collect(),
+            streams: BTreeMap::new(),
+            delays,
+            burst_until: 0,
+            log: Log::new(),
+            services: crate::log::services(),
+            traffic: Traffic::default(),
+            plan,
+            checks: Checks::default(),
+            busy_until: 0,
+            counter: 0,
+            unplanned: BTreeSet::new(),
+            rng,
+        };
+        world.start();
+        world
+    }
+
+    fn start(&mut self) {
+        for site in SITES {
+            for worker in 0..2 + u16::from(site == SiteId(2)) {
+                self.sites.entry(site).or_default().workers.insert(WorkerId(worker), Place::default());
+                self.after(0, Happening::WorkerStart(site, WorkerId(worker)));
+            }
+            self.after(100, Happening::AgentStart(site));
+            self.after(1_000, Happening::Report(site));
+        }
+        self.after(50_000, Happening::Brain);
+    }
+
+    pub(crate) fn micros(&self) -> Micros {
+        Micros(self.now)
+    }
+
+    pub(crate) fn after(&mut self, delay: u64, what: Happening) {
+        self.schedule.at(self.now + delay, what);
+    }
+
+    /// As [`Self::after`], but never before what was put into the queue earlier.
+    pub(crate) fn in_order(&mut self, queue: Queue, delay: u64, what: Happening) {
+        let last = self.queues.entry(queue).or_default();
+        *last = (*last).max(self.now + delay);
+        self.schedule.at(*last, what);
+    }
+
+    pub(crate) fn number(&mut self) -> u64 {
+        self.counter += 1;
+        self.counter
+    }
+
+    pub(crate) fn between(&mut self, low: u64, high: u64) -> u64 {
+        low + self.rng.below(high - low + 1)
+    }
+
+    /// One in so many.
+    pub(crate) fn one_in(&mut self, many: u64) -> bool {
+        self.rng.below(many) == 0
+    }
+
+    pub(crate) fn pick<T: Copy>(&mut self, from: &[T]) -> T {
+        from[self.rng.below(from.len() as u64) as usize]
+    }
+
+    pub(crate) fn trace(&self, what: impl FnOnce() -> String) {
+        if self.mode.trace {
+            eprintln!("{:>12} {}", self.now, what());
+        }
+    }
+
+    /// One-way delay of the underlay, with what a burst adds.
+    pub(crate) fn delay(&mut self, from: SiteId, to: SiteId) -> u64 {
+        let base = self.delays.get(&(from, to)).copied().unwrap_or(200);
+        let burst = if self.now < self.burst_until { self.between(0, 60_000) } else { 0 };
+        base + self.between(0, base / 8) + burst
+    }
+
+    pub(crate) fn propose(&mut self, actor: &str, command: Command, origin: Option<(SiteId, u32)>) {
+        let proposal = Proposal { actor: actor.to_owned(), at_ms: self.now / 1_000, command };
+        let ticket = self.number();
+        self.log.tickets.insert(ticket, crate::log::Ticket { proposal, origin, tries: 0 });
+        self.submit(ticket);
+    }
+
+    /// Runs until the end of the seed, then checks what is left behind.
+    pub(crate) fn run(&mut self) -> Checked {
+        self.converge(20_000_000, "the start")?;
+        self.busy_until = self.now + 2_500_000 + self.rng.below(2_500_000);
+        self.start_traffic();
+        self.after(50_000, Happening::Operator);
+        self.run_until(self.busy_until)?;
+        self.heal();
+        self.converge(60_000_000, "healing")?;
+        self.traffic.stopped = true;
+        let quiet = self.now + 6_000_000;
+        self.run_until(quiet)?;
+        self.converge(20_000_000, "the end")?;
+        self.check_end()
+    }
+
+    fn converge(&mut self, most: u64, after: &str) -> Checked {
+        let until = self.now + most;
+        let mut next = self.now;
+        while self.now < until {
+            next += 50_000;
+            self.run_until(next)?;
+            if self.unsettled().is_none() {
+                return Ok(());
+            }
+        }
+        let what = self.unsettled().unwrap_or_default();
+        Err(Violation::new(8, format!("{} s after {after}: {what}", most / 1_000_000)))
+    }
+
+    fn run_until(&mut self, until: u64) -> Checked {
+        while let Some((at, happening)) = self.schedule.pop() {
+            if at > until {
+                self.schedule.at(at, happening);
+                self.now = until;
+                return Ok(());
+            }
+            self.now = at;
+            self.happen(happening)?;
+        }
+        self.now = until;
+        Ok(())
+    }
+
+    fn happen(&mut self, what: Happening) -> Checked {
+        use Happening as H;
+        match what {
+            H::AgentStart(site) => self.agent_start(site),
+            H::AgentInput(site, life, input) => self.agent_input(site, life, input),
+            H::AgentTimer(site, life) => self.agent_timer(site, life),
+            H::DriverTimer(site, life) => self.driver_timer(site, life),
+            H::SwitchConnect(site, life) => self.switch_connect(site, life),
+            H::ToSwitch(site, connection, xid, message) => self.to_switch(site, connection, xid, message)?,
+            H::FromSwitch(site, connection, xid, message) => self.from_switch(site, connection, xid, message),
+            H::Settled(site, connection, number) => self.settled(site, connection, number),
+            H::WorkerStart(site, worker) => self.worker_start(site, worker),
+            H::WorkerConnect(site, life, worker) => self.worker_connect(site, life, worker),
+            H::WorkerTurn(site, worker, boot) => self.worker_timer(site, worker, boot)?,
+            H::Asked(site, worker, connection, request) => self.asked(site, worker, connection, request)?,
+            H::Said(site, worker, connection, event) => self.said(site, worker, connection, event),
+            H::ToWorker(site, worker, boot, frame) => self.to_worker(site, worker, boot, frame)?,
+            H::FromWorker(site, worker, frame) => self.from_worker(site, worker, &frame)?,
+            H::Tunnel { from, to, key, frame } => self.tunnel_arrives(from, to, key, &frame)?,
+            H::StreamOpen(id, number) => self.stream_open(id, number),
+            H::StreamBroken(id, number) => self.stream_broken(id, number),
+            H::ToTarget(id, number, message) => self.to_target(id, number, message),
+            H::ToSource(id, number, message) => self.to_source(id, number, message),
+            H::Commit(ticket) => self.commit(ticket)?,
+            H::Retry(ticket) => self.retry(ticket),
+            H::Watch(site, life) => self.watch(site, life),
+            H::Report(site) => self.report(site),
+            H::Brain => self.brain(),
+            H::Operator => self.operator(),
+            H::Client(flow) => self.client_sends(flow)?,
+            H::Server(flow) => self.server_sends(flow)?,
+            H::Roam(flow) => self.roam(flow),
+            H::Fault(fault) => self.strike(fault),
+            H::Heal(fault) => self.recover(fault),
+            H::Balance => {}
+        }
+        self.notice_phases();
+        Ok(())
+    }
+}
