@@ -87,6 +87,7 @@ pub struct Cluster {
     children: BTreeMap<Part, Child>,
     apis: BTreeMap<u64, SocketAddr>,
     metrics: BTreeMap<SiteId, SocketAddr>,
+    quic: BTreeMap<u64, SocketAddr>,
     proxies: BTreeMap<SiteId, Proxy>,
     wan: Wan,
     http: reqwest::Client,
@@ -124,6 +125,7 @@ impl Cluster {
             children: BTreeMap::new(),
             apis: addresses.api,
             metrics: addresses.metrics,
+            quic: addresses.quic_placement,
             wan,
             http: reqwest::Client::builder().timeout(Duration::from_secs(10)).build()?,
             layout,
@@ -155,7 +157,7 @@ impl Cluster {
     /// Makes the three nodes one Raft group.
     async fn form_raft(&self) -> anyhow::Result<()> {
         let members: BTreeMap<_, _> =
-            self.layout.node_ids().map(|id| (id.to_string(), format!("placement-{id}"))).collect();
+            self.quic.iter().map(|(id, address)| (id.to_string(), address.to_string())).collect();
         let body = serde_json::json!({ "members": members });
         self.until("the placement nodes answer", async || {
             self.post("/v1/raft/initialize", &body).await.is_ok()
@@ -611,5 +613,58 @@ impl Reach {
             }
         }
         Ok(Self(reach, tunnels))
+    }
+}
+
+/// The client prefixes of the demo's NAT service: 24 groups of 256 subscribers.
+pub const CLIENTS: [&str; 2] = ["100.64.0.0/20", "100.64.16.0/21"];
+/// Its outside pool: 64 addresses with 128 port blocks each.
+pub const POOL: &str = "198.51.100.0/26";
+
+impl Cluster {
+    /// Adds the sites, the NAT service and the policy through the config API, as an operator would.
+    ///
+    /// # Errors
+    /// When the API refuses.
+    pub async fn configure(&self, capacity_pps: u64) -> anyhow::Result<()> {
+        for id in self.layout.site_ids() {
+            let site = self.layout.site(id);
+            let body = serde_json::json!({
+                "id": id.0,
+                "endpoint": format!("site-{id}"),
+                "capacity_pps": capacity_pps,
+                "latitude": site.latitude,
+                "longitude": site.longitude,
+            });
+            self.put(&format!("/v1/sites/{}", site.name), &body, None).await?;
+        }
+        // A site can own groups once its agent has reported.
+        self.until("the sites report", async || {
+            let sites = self.get("/v1/sites").await.unwrap_or_default();
+            let alive = |site: &serde_json::Value| site["alive"] == true;
+            sites["sites"].as_array().is_some_and(|sites| sites.iter().all(alive))
+        })
+        .await?;
+        let service = serde_json::json!({
+            "id": 1,
+            "nat": { "clients": CLIENTS, "pool": [POOL], "ports_per_subscriber": 504, "port_key": 7_654_321 },
+            "group_len": 24,
+        });
+        self.put("/v1/services/cgn", &service, None).await?;
+        Ok(())
+    }
+
+    /// Replaces parts of the policy.
+    ///
+    /// # Errors
+    /// When the API refuses.
+    pub async fn set_policy(&self, change: serde_json::Value) -> anyhow::Result<()> {
+        let tag = self.etag("/v1/policy").await?;
+        let mut policy = self.get("/v1/policy").await?;
+        if let (Some(policy), Some(change)) = (policy.as_object_mut(), change.as_object()) {
+            policy.extend(change.clone());
+        }
+        self.put("/v1/policy", &policy, Some(&tag)).await?;
+        Ok(())
     }
 }

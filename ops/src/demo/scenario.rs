@@ -1,0 +1,431 @@
+//! The acts of the demo.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+use anyhow::Context;
+use flow::{HoldTimes, Prefix, SiteId, WorkerId};
+use serde::Deserialize;
+use tokio::time::sleep;
+
+use super::cluster::{CLIENTS, Cluster, POOL, Part};
+use super::report::{Act, BeforeAfter, Excess, MoveReport, Report, hold_bound};
+use super::world::{GroupSpec, Mark, ServerSpec, SiteSpec, World, WorldHandle, WorldSpec};
+
+/// Packets per second that each site may carry: several times what the demo sends.
+pub const CAPACITY_PPS: u64 = 60_000;
+/// Groups of each home site.
+const GROUPS_PER_SITE: usize = 8;
+/// Groups that roam in act 2.
+const ROAMING: usize = 4;
+/// Servers near each site.
+const SERVERS_PER_SITE: u8 = 8;
+/// Longest wait for the moves of an act.
+const MOVES_BOUND: Duration = Duration::from_secs(25);
+/// How long an act goes on after its moves, so that there is something to measure.
+const AFTER: Duration = Duration::from_secs(4);
+
+/// Says something to whoever watches.
+#[expect(clippy::print_stdout, reason = "the demo is for people who watch")]
+pub fn say(text: &str) {
+    println!("{text}");
+}
+
+/// The stage: a deployment, its traffic, and what was found so far.
+pub struct Stage {
+    cluster: Cluster,
+    world: WorldHandle,
+    seen: BTreeSet<u64>,
+    local_seen: BTreeMap<SiteId, u64>,
+    /// What was found.
+    pub report: Report,
+}
+
+#[derive(Deserialize)]
+struct Moves {
+    moves: Vec<MoveView>,
+}
+
+#[derive(Deserialize)]
+struct MoveView {
+    id: u64,
+    group: String,
+    from: String,
+    to: String,
+    state: String,
+    summary: Option<Summary>,
+}
+
+#[derive(Deserialize)]
+struct Summary {
+    flows: u64,
+    bytes_on_wire: u64,
+    precopy_us: u64,
+    hold: HoldTimes,
+}
+
+#[derive(Deserialize)]
+struct LocalMove {
+    number: u64,
+    group: String,
+    from: u16,
+    to: u16,
+    flows: u64,
+    precopy_us: u64,
+    hold: HoldTimes,
+}
+
+#[derive(Deserialize)]
+struct Groups {
+    groups: Vec<GroupView>,
+}
+
+#[derive(Deserialize)]
+struct GroupView {
+    group: String,
+    owner: String,
+}
+
+/// The traffic that belongs to a cluster: clients at three homes, servers near each site.
+#[must_use]
+pub fn world_spec(cluster: &Cluster, seed: u64) -> WorldSpec {
+    let layout = cluster.layout();
+    let sites = layout.site_ids().map(|id| SiteSpec {
+        id,
+        name: layout.site(id).name.clone(),
+        latitude: layout.site(id).latitude,
+        longitude: layout.site(id).longitude,
+        inside: layout.site_directory(id).join("inside.packets"),
+        outside: layout.site_directory(id).join("outside.packets"),
+    });
+    let groups = (0..GROUPS_PER_SITE * 3).filter_map(|i| {
+        let home = SiteId(u8::try_from(i / GROUPS_PER_SITE).ok()? + 1);
+        Some(GroupSpec { prefix: group_prefix(i)?, home, servers: server_weights(i, home) })
+    });
+    let servers = layout.site_ids().flat_map(|site| {
+        (0..SERVERS_PER_SITE).map(move |i| ServerSpec {
+            address: Ipv4Addr::new(203, 0, site.0, 10 + i),
+            site,
+            distance: Duration::from_millis(1 + u64::from(i % 3)),
+        })
+    });
+    let pool = POOL.parse().into_iter().collect();
+    WorldSpec { seed, ..WorldSpec::new(sites.collect(), groups.collect(), servers.collect(), pool) }
+}
+
+/// Most flows go to servers nearby. The groups that will roam to the third site have theirs there from the start.
+fn server_weights(group: usize, home: SiteId) -> Vec<(SiteId, f64)> {
+    let far = SiteId(3);
+    let near = if group < ROAMING { far } else { home };
+    (1..=3).map(|site| (SiteId(site), if SiteId(site) == near { 0.8 } else { 0.1 })).collect()
+}
+
+fn group_prefix(i: usize) -> Option<Prefix> {
+    let clients: Vec<Prefix> = CLIENTS.iter().filter_map(|text| text.parse().ok()).collect();
+    let mut rest = i as u128 * 256;
+    let within = clients.iter().find(|prefix| {
+        let inside = rest < prefix.size();
+        if !inside {
+            rest -= prefix.size();
+        }
+        inside
+    })?;
+    Prefix::new(within.nth(rest)?, 24).ok()
+}
+
+impl Stage {
+    /// Opens the stage.
+    ///
+    /// # Errors
+    /// When the traffic cannot start.
+    pub fn open(cluster: Cluster, spec: WorldSpec) -> anyhow::Result<Self> {
+        let world = World::start(spec)?;
+        let report = Report {
+            version: env!("CARGO_PKG_VERSION").into(),
+            machine: super::report::machine(),
+            ..Report::default()
+        };
+        Ok(Self { cluster, world, seen: BTreeSet::new(), local_seen: BTreeMap::new(), report })
+    }
+
+    /// The deployment.
+    #[must_use]
+    pub fn cluster(&self) -> &Cluster {
+        &self.cluster
+    }
+
+    /// Plays all acts.
+    ///
+    /// # Errors
+    /// When something could not be done at all; what went wrong with the traffic is in the report.
+    pub async fn play(&mut self) -> anyhow::Result<()> {
+        self.settle().await?;
+        self.roam().await?;
+        self.surge().await?;
+        self.drain().await?;
+        self.faults().await?;
+        self.back().await?;
+        Ok(())
+    }
+
+    fn name(&self, site: u8) -> String {
+        self.cluster.layout().site(SiteId(site)).name.clone()
+    }
+
+    async fn settle(&mut self) -> anyhow::Result<()> {
+        say("\nAct 1: settle. Placement has spread the groups without knowing where their users are.");
+        self.world.begin_act("1 settle")?;
+        let start = self.world.mark();
+        sleep(Duration::from_secs(4)).await;
+        self.cluster.set_policy(serde_json::json!({ "automatic": true })).await?;
+        self.until_moves_end(1).await?;
+        self.end("1 settle", start, &[]).await
+    }
+
+    async fn roam(&mut self) -> anyhow::Result<()> {
+        let (from, to) = (self.name(1), self.name(3));
+        say(&format!("\nAct 2: roam. The users of {ROAMING} groups fly from {from} to {to}; their flows stay behind."));
+        self.world.begin_act("2 roam")?;
+        let groups: Vec<_> = (0..ROAMING).filter_map(group_prefix).collect();
+        for prefix in &groups {
+            self.world.roam(*prefix, SiteId(3))?;
+        }
+        sleep(Duration::from_millis(1_100)).await;
+        let arrived = self.world.mark();
+        self.until_moves_end(ROAMING).await?;
+        self.end("2 roam", arrived, &groups).await
+    }
+
+    async fn surge(&mut self) -> anyhow::Result<()> {
+        let site = SiteId(1);
+        say(&format!("\nAct 3: surge. Load in {} grows fourfold; a third worker is started there.", self.name(1)));
+        self.world.begin_act("3 surge")?;
+        let start = self.world.mark();
+        let groups: Vec<_> = (ROAMING..GROUPS_PER_SITE).filter_map(group_prefix).collect();
+        for prefix in &groups {
+            self.world.set_rate(*prefix, 4.0)?;
+        }
+        sleep(Duration::from_secs(3)).await;
+        self.cluster.spawn(Part::Worker(site, WorkerId(3)))?;
+        sleep(Duration::from_secs(6)).await;
+        self.until_moves_end(0).await?;
+        for prefix in &groups {
+            self.world.set_rate(*prefix, 1.0)?;
+        }
+        self.end("3 surge", start, &groups).await
+    }
+
+    async fn drain(&mut self) -> anyhow::Result<()> {
+        let name = self.name(2);
+        say(&format!("\nAct 4: drain. {name} is emptied for upkeep; its users come in there all the same."));
+        self.world.begin_act("4 drain")?;
+        let start = self.world.mark();
+        self.cluster.post(&format!("/v1/sites/{name}/drain"), &serde_json::json!({})).await?;
+        self.until_moves_end(GROUPS_PER_SITE).await?;
+        let left = self.groups_at(&name).await?.len();
+        anyhow::ensure!(left == 0, "{left} groups are still at {name}");
+        say(&format!("  {name} serves nothing any more."));
+        self.end("4 drain", start, &[]).await
+    }
+
+    async fn faults(&mut self) -> anyhow::Result<()> {
+        say("\nAct 5: faults. Processes are killed with SIGKILL while groups move.");
+        self.world.begin_act("5 faults")?;
+        let start = self.world.mark();
+        self.cluster.set_policy(serde_json::json!({ "automatic": false })).await?;
+        let (a, c) = (self.name(1), self.name(3));
+        let batch: Vec<_> = self.groups_at(&a).await?.into_iter().take(6).collect();
+
+        self.start_moves(&batch, &c).await?;
+        sleep(Duration::from_millis(150)).await;
+        say(&format!("  The agent of {a} is killed, and started again half a second later."));
+        self.cluster.kill(Part::Agent(SiteId(1)))?;
+        sleep(Duration::from_millis(500)).await;
+        self.cluster.spawn(Part::Agent(SiteId(1)))?;
+        self.until_moves_end(batch.len()).await?;
+
+        let owned: Vec<_> = self.groups_at(&c).await?.into_iter().filter(|group| batch.contains(group)).collect();
+        self.start_moves(&owned, &a).await?;
+        sleep(Duration::from_millis(100)).await;
+        let leader = self.cluster.leader().await.context("no leader is known")?;
+        say(&format!("  Placement node {leader}, the leader, is killed, and started again a second later."));
+        self.cluster.kill(Part::Placement(leader))?;
+        sleep(Duration::from_secs(1)).await;
+        self.cluster.spawn(Part::Placement(leader))?;
+        self.until_moves_end(owned.len()).await?;
+
+        self.start_moves(&batch, &c).await?;
+        sleep(Duration::from_millis(50)).await;
+        say(&format!("  The switch of {c} loses its controller connection for a second."));
+        self.cluster.cut_controller(SiteId(3), Duration::from_secs(1)).await;
+        self.until_moves_end(1).await?;
+        self.end("5 faults", start, &[]).await
+    }
+
+    async fn back(&mut self) -> anyhow::Result<()> {
+        let name = self.name(2);
+        say(&format!("\nAct 6: back. {name} takes part again, and its users' groups return."));
+        self.world.begin_act("6 back")?;
+        let start = self.world.mark();
+        self.cluster.post(&format!("/v1/sites/{name}/undrain"), &serde_json::json!({})).await?;
+        self.cluster.set_policy(serde_json::json!({ "automatic": true })).await?;
+        self.until_moves_end(GROUPS_PER_SITE).await?;
+        self.end("6 back", start, &[]).await
+    }
+
+    async fn start_moves(&self, groups: &[String], to: &str) -> anyhow::Result<()> {
+        say(&format!("  {} groups start to move to {to}.", groups.len()));
+        let moves: Vec<_> = groups.iter().map(|group| serde_json::json!({ "group": group, "to": to })).collect();
+        self.cluster.post("/v1/moves", &serde_json::json!({ "moves": moves })).await?;
+        Ok(())
+    }
+
+    async fn groups_at(&self, site: &str) -> anyhow::Result<Vec<String>> {
+        let groups: Groups = serde_json::from_value(self.cluster.get(&format!("/v1/groups?site={site}")).await?)?;
+        let own = groups.groups.into_iter().filter(|group| group.owner == site);
+        Ok(own.map(|group| group.group).collect())
+    }
+
+    async fn moves(&self) -> anyhow::Result<Vec<MoveView>> {
+        let moves: Moves = serde_json::from_value(self.cluster.get("/v1/moves?limit=1000").await?)?;
+        Ok(moves.moves)
+    }
+
+    /// Waits until so many moves have ended since the last act, and none has been in hand for two seconds.
+    async fn until_moves_end(&self, least: usize) -> anyhow::Result<()> {
+        let ends = tokio::time::Instant::now() + MOVES_BOUND;
+        let mut quiet = 0;
+        let mut told = 0;
+        while quiet < 20 {
+            if tokio::time::Instant::now() > ends {
+                say("  This takes longer than it should; going on.");
+                return Ok(());
+            }
+            sleep(Duration::from_millis(100)).await;
+            let Ok(moves) = self.moves().await else { continue };
+            let in_hand = moves.iter().filter(|m| is_in_hand(m)).count();
+            let ended = moves.iter().filter(|m| m.state == "done" && !self.seen.contains(&m.id)).count();
+            if ended > told {
+                told = ended;
+                say(&format!("  {ended} groups have moved, {in_hand} are on their way."));
+            }
+            quiet = if in_hand == 0 && ended >= least { quiet + 1 } else { 0 };
+        }
+        Ok(())
+    }
+
+    /// Measures, and closes the act. Delays are those of `groups`, or of all; before: since `changed`, until the moves
+    /// were done, which was two seconds ago.
+    async fn end(&mut self, name: &str, changed: Mark, groups: &[Prefix]) -> anyhow::Result<()> {
+        let moved = self.world.mark();
+        sleep(AFTER).await;
+        let all: Vec<_> = CLIENTS.iter().filter_map(|text| text.parse().ok()).collect();
+        let groups = if groups.is_empty() { &all[..] } else { groups };
+        let user_delay_ms = BeforeAfter {
+            before: self.world.delay_window(groups, changed, Some(moved))?,
+            after: self.world.delay_window(groups, moved, None)?,
+        };
+        let mut act = Act { name: name.to_owned(), user_delay_ms, ..Act::default() };
+        self.collect_moves(&mut act).await?;
+        self.collect_local_moves(&mut act).await?;
+        act.take(self.world.end_act()?);
+        self.tell(&act);
+        self.report.acts.push(act);
+        for part in self.cluster.ended() {
+            self.report.failures.push(format!("{name}: {part} ended by itself"));
+        }
+        Ok(())
+    }
+
+    fn tell(&self, act: &Act) {
+        let p = &act.packets;
+        say(&format!(
+            "  {} groups with {} flows moved. {} packets: {} lost, {} duplicated, {} reordered; {} connections, {} reset.",
+            act.groups_moved, act.flows_moved, p.sent, p.lost, p.duplicated, p.reordered, act.tcp.connections,
+            act.tcp.reset
+        ));
+        let (before, after) = (&act.user_delay_ms.before, &act.user_delay_ms.after);
+        say(&format!("  Requests took {:.0} ms at the 95th percentile before, {:.0} ms after.", before.p95, after.p95));
+    }
+
+    async fn collect_moves(&mut self, act: &mut Act) -> anyhow::Result<()> {
+        for view in self.moves().await? {
+            if is_in_hand(&view) || !self.seen.insert(view.id) {
+                continue;
+            }
+            match &view.summary {
+                Some(summary) => act.moves.push(self.move_report(&view, summary)),
+                None => act.moves_given_up += 1,
+            }
+        }
+        Ok(())
+    }
+
+    fn move_report(&self, view: &MoveView, summary: &Summary) -> MoveReport {
+        let layout = self.cluster.layout();
+        let id = |name: &str| layout.site_ids().find(|id| layout.site(*id).name == name).unwrap_or_default();
+        let bound = hold_bound(layout.site_ids(), id(&view.from), id(&view.to), |a, b| layout.delay(a, b));
+        report_of(&view.group, view.from.clone(), view.to.clone(), summary, bound)
+    }
+
+    async fn collect_local_moves(&mut self, act: &mut Act) -> anyhow::Result<()> {
+        for site in self.cluster.layout().site_ids().collect::<Vec<_>>() {
+            let Ok(text) = self.cluster.site_text(site, "/v1/local-moves").await else { continue };
+            let moves: Vec<LocalMove> = serde_json::from_str(&text)?;
+            let seen = self.local_seen.entry(site).or_default();
+            if moves.last().is_some_and(|last| last.number < *seen) {
+                // The agent is another one, and counts anew.
+                *seen = 0;
+            }
+            let new: Vec<_> = moves.into_iter().filter(|m| m.number > *seen).collect();
+            *seen = new.last().map_or(*seen, |last| last.number);
+            let name = self.cluster.layout().site(site).name.clone();
+            act.moves.extend(new.into_iter().map(|m| {
+                let summary = Summary { flows: m.flows, bytes_on_wire: 0, precopy_us: m.precopy_us, hold: m.hold };
+                let worker = |worker: u16| format!("{name} worker {worker}");
+                report_of(&m.group, worker(m.from), worker(m.to), &summary, Duration::ZERO)
+            }));
+        }
+        Ok(())
+    }
+
+    /// Stops the traffic, and accounts for what was still on its way.
+    ///
+    /// # Errors
+    /// When the world has ended.
+    pub fn close(&mut self) -> anyhow::Result<()> {
+        let total = self.world.drain()?;
+        if total.packets.lost > 0 {
+            self.report.failures.push(format!("{} packets lost in all", total.packets.lost));
+        }
+        let improved = |act: &Act| act.user_delay_ms.after.p95 < act.user_delay_ms.before.p95;
+        if self.report.acts.get(1).is_some_and(|act| !improved(act)) {
+            self.report.failures.push("2 roam: delay at the 95th percentile did not become less".into());
+        }
+        self.report.sum_up();
+        Ok(())
+    }
+}
+
+fn is_in_hand(view: &MoveView) -> bool {
+    view.state == "preparing" || view.state == "switching"
+}
+
+fn report_of(group: &str, from: String, to: String, summary: &Summary, bound: Duration) -> MoveReport {
+    #[expect(clippy::cast_precision_loss, reason = "for people")]
+    let ms = |us: u64| us as f64 / 1_000.0;
+    #[expect(clippy::cast_precision_loss, reason = "for people")]
+    let per_flow = summary.bytes_on_wire as f64 / summary.flows.max(1) as f64;
+    MoveReport {
+        group: group.to_owned(),
+        from,
+        to,
+        flows: summary.flows,
+        bytes_on_wire: summary.bytes_on_wire,
+        bytes_per_flow: (per_flow * 100.0).round() / 100.0,
+        precopy_ms: ms(summary.precopy_us),
+        hold_ms_max: ms(summary.hold.us_max),
+        excess_over_bound_us: Excess::of(&summary.hold, bound),
+    }
+}
