@@ -170,6 +170,23 @@ fn arming_a_cut_group_again_gives_everything_and_the_same_token() {
 }
 
 #[test]
+fn a_move_between_workers_of_a_site_keeps_the_epoch() {
+    let local = MoveId::local(7);
+    let arm = |move_id, epoch| Request::Arm {
+        group: group_id(),
+        move_id,
+        epoch,
+        target: HERE,
+        awaited: Vec::new(),
+        bound_us: 0,
+    };
+    let mut lab = source_with_flows(1);
+    assert!(matches!(lab.ask(arm(MOVE, Epoch(1)))[..], [Event::Refused { .. }]));
+    let events = lab.ask(arm(local, Epoch(1)));
+    assert_eq!(token_of(&events).epoch, Epoch(1));
+}
+
+#[test]
 fn a_disarmed_move_never_cuts_and_a_cut_one_says_so() {
     let mut lab = source_with_flows(1);
     lab.ask(arm(&[THERE], 1_000));

@@ -392,8 +392,10 @@ impl<B: PacketBuf> Worker<B> {
                 *present = Armed { deadline, ..armed };
             }
             State::Serving | State::Copying => {
-                if armed.epoch <= group.epoch || armed.epoch < fence {
-                    return Err(format!("epoch {} of group {id} is not above {}", armed.epoch, group.epoch));
+                // Between two workers of a site the owner stays the same, and so does the epoch.
+                let lowest = if move_id.is_local() { group.epoch } else { group.epoch.next() };
+                if armed.epoch < lowest.max(fence) {
+                    return Err(format!("epoch {} of group {id} is below {}", armed.epoch, lowest.max(fence)));
                 }
                 if group.move_id != Some(move_id) {
                     group.stop_export();

@@ -26,6 +26,10 @@ const MARKER_INTERVAL: Micros = Micros(250_000);
 const BALANCE_INTERVAL: Micros = Micros(1_000_000);
 /// Moves between workers that are remembered for those who ask.
 const LOCAL_LOG_LEN: usize = 256;
+/// A gap between the most and the least loaded worker counts when it is above the mean by this, as a divisor.
+const GAP_SHARE: u64 = 3;
+/// Shortest stay of a group at a worker.
+const LOCAL_DWELL: Micros = Micros(10_000_000);
 /// Moves between workers at a time.
 const LOCAL_MOVES_MAX: usize = 4;
 
@@ -204,6 +208,10 @@ pub struct Agent {
     /// The worker that gets a group's packets at this site: its owner, or one that holds or relays.
     local: BTreeMap<GroupId, WorkerId>,
     loads: BTreeMap<GroupId, GroupLoad>,
+    /// Running means of packets per report: a group is not moved for one burst.
+    means: BTreeMap<GroupId, u64>,
+    /// When a group changed its worker last.
+    settled_at: BTreeMap<GroupId, Micros>,
     outgoing: BTreeMap<MoveId, Outgoing>,
     incoming: BTreeMap<MoveId, Incoming>,
     markers: BTreeMap<MoveId, Marker>,
@@ -248,6 +256,8 @@ impl Agent {
             workers: BTreeMap::new(),
             local: BTreeMap::new(),
             loads: BTreeMap::new(),
+            means: BTreeMap::new(),
+            settled_at: BTreeMap::new(),
             outgoing: BTreeMap::new(),
             incoming: BTreeMap::new(),
             markers: BTreeMap::new(),
@@ -409,7 +419,28 @@ impl Agent {
             }
         }
         if reset {
+            self.end_missing(now);
             self.resync(now);
+        }
+    }
+
+    /// Ends the machines of moves that a snapshot no longer has, as the owner and the epoch of the group say. That is not
+    /// ambiguous: a later move of the group to or from this site could not have ended without this agent.
+    fn end_missing(&mut self, now: Micros) {
+        let machines = self.outgoing.values().map(|out| *out.machine.spec());
+        let specs = machines.chain(self.incoming.values().map(|incoming| *incoming.machine.spec()));
+        let missing: Vec<_> =
+            specs.filter(|spec| !spec.id.is_local() && !self.moves.contains_key(&spec.id)).collect();
+        for spec in missing {
+            let Some(group) = self.groups.get(&spec.group).copied() else { continue };
+            let outcome = if group.epoch < spec.epoch {
+                MoveOutcome::Aborted { reason: String::new() }
+            } else if group.epoch > spec.epoch && group.owner == spec.from {
+                MoveOutcome::TakenBack
+            } else {
+                MoveOutcome::Done
+            };
+            self.move_ended(spec.id, spec.group, &outcome, now);
         }
     }
 
@@ -479,7 +510,8 @@ impl Agent {
 
     /// The source's and the target's part.
     fn drive(&mut self, mv: &Move, now: Micros) {
-        if !self.is_settled() {
+        // A move between workers ends first: then this one is begun from the worker that has the group.
+        if !self.is_settled() || self.is_moving_locally(&mv.group) {
             return;
         }
         if mv.from == self.site && !self.outgoing.contains_key(&mv.id) {
@@ -520,6 +552,10 @@ impl Agent {
         let group = machine.spec().group;
         if !id.is_local() {
             self.set_local(group, Some(worker));
+        }
+        if !id.is_local() && !machine.is_prepared() {
+            // The source may have offered, and sent, to a machine that is no more.
+            self.outputs.push_back(Output::ToSource(id, ToSource::Unknown));
         }
         self.incoming.insert(id, Incoming { machine, worker, prepared_at: None });
         self.drain_target(id, now);
@@ -684,6 +720,7 @@ impl Agent {
         self.counts.refused += 1;
         tracing::warn!(%worker, %group, %reason, "the worker refused");
         if let Some(id) = move_id {
+            self.feed_source_of(worker, id, SourceInput::Refused(reason.clone()), now);
             self.feed_target_of(worker, id, TargetInput::Refused(reason), now);
         }
     }
@@ -711,11 +748,14 @@ impl Agent {
         }
         for load in stats.groups {
             if self.local.get(&load.group) == Some(&worker) {
+                let mean = self.means.entry(load.group).or_insert(load.packets);
+                *mean = (*mean * 7 + load.packets) / 8;
                 self.loads.insert(load.group, load);
             }
         }
         let local = &self.local;
         self.loads.retain(|group, _| local.contains_key(group));
+        self.means.retain(|group, _| local.contains_key(group));
     }
 
     fn status(&mut self, worker: WorkerId, groups: Vec<GroupStatus>, now: Micros) {
@@ -923,6 +963,10 @@ impl Agent {
         self.feed_source(id, SourceInput::PeerUp, now);
     }
 
+    fn is_moving_locally(&self, group: &GroupId) -> bool {
+        self.outgoing.iter().any(|(id, out)| id.is_local() && out.machine.spec().group == *group)
+    }
+
     fn is_moving(&self, group: &GroupId) -> bool {
         self.outgoing.values().any(|out| out.machine.spec().group == *group)
             || self.incoming.values().any(|incoming| incoming.machine.spec().group == *group)
@@ -964,11 +1008,12 @@ impl Agent {
         self.markers.remove(&id);
         self.feed_source(id, SourceInput::Ended(ending), now);
         self.feed_target(id, TargetInput::Ended(ending), now);
+        self.resync(now);
     }
 
     /// Spreads groups over the workers: from the one with most packets to the one with fewest, one group at a time,
-    /// while that narrows the gap. A gap below a fifth of the mean is left alone, so loads that wobble do not move
-    /// groups back and forth.
+    /// while that narrows the gap well. A small gap is left alone, and a group stays for a while where it is, so loads that
+    /// wobble do not move groups back and forth.
     fn balance(&mut self, now: Micros) {
         let local_moves = self.outgoing.keys().filter(|id| id.is_local()).count();
         let mut loads: BTreeMap<WorkerId, u64> =
@@ -982,7 +1027,8 @@ impl Agent {
             return;
         }
         for _ in local_moves..LOCAL_MOVES_MAX {
-            let Some((group, from, to, weight)) = self.best_move(&loads) else { return };
+            let Some((group, from, to, weight)) = self.best_move(&loads, now) else { return };
+            self.settled_at.insert(group, now);
             self.move_locally(group, to, now);
             *loads.entry(from).or_default() -= weight;
             *loads.entry(to).or_default() += weight;
@@ -991,25 +1037,30 @@ impl Agent {
 
     /// Packets of the last report, and something for a group that is idle, so that those spread too.
     fn weight(&self, group: &GroupId) -> u64 {
-        1 + self.loads.get(group).map_or(0, |load| load.packets + load.flows / 16)
+        1 + self.means.get(group).copied().unwrap_or(0) + self.loads.get(group).map_or(0, |load| load.flows / 16)
     }
 
-    fn best_move(&self, loads: &BTreeMap<WorkerId, u64>) -> Option<(GroupId, WorkerId, WorkerId, u64)> {
+    fn best_move(
+        &self,
+        loads: &BTreeMap<WorkerId, u64>,
+        now: Micros,
+    ) -> Option<(GroupId, WorkerId, WorkerId, u64)> {
         let (&from, &most) = loads.iter().max_by_key(|(id, load)| (**load, **id))?;
         let (&to, &least) = loads.iter().min_by_key(|(id, load)| (**load, **id))?;
         let mean = loads.values().sum::<u64>() / loads.len() as u64;
         let gap = most - least;
-        if gap * 5 <= mean.max(5) {
+        if gap * GAP_SHARE <= mean.max(GAP_SHARE) {
             return None;
         }
         let movable = |group: &GroupId| {
-            self.groups.get(group).is_some_and(|g| g.owner == self.site && g.move_id.is_none()) && !self.is_moving(group)
+            let rested = self.settled_at.get(group).is_none_or(|at| at.plus(LOCAL_DWELL) <= now);
+            rested && self.groups.get(group).is_some_and(|g| g.owner == self.site && g.move_id.is_none()) && !self.is_moving(group)
         };
         self.local
             .iter()
             .filter(|(group, worker)| **worker == from && movable(group))
             .map(|(group, _)| (*group, self.weight(group)))
-            .filter(|(_, weight)| *weight < gap)
+            .filter(|(_, weight)| gap.abs_diff(2 * *weight) <= gap / 2)
             .min_by_key(|(group, weight)| ((gap / 2).abs_diff(*weight), *group))
             .map(|(group, weight)| (group, from, to, weight))
     }

@@ -59,6 +59,8 @@ pub enum SourceInput {
         /// It had cut.
         cut: bool,
     },
+    /// The worker refused what it was asked.
+    Refused(String),
     /// The log says: switching, with these ingresses.
     Switching(Vec<SiteId>),
     /// The log says: over.
@@ -188,6 +190,7 @@ impl Source {
             SourceInput::RoundEnd { dirty, flows } => self.round_ended(dirty, flows, now),
             SourceInput::Cut { token, missing } => self.cut(token, missing, now),
             SourceInput::Disarmed { cut } => self.disarmed(cut),
+            SourceInput::Refused(reason) => self.give_up(&reason, false),
             SourceInput::Switching(ingresses) => self.switching(ingresses),
             SourceInput::Ended(ending) => self.ended(ending),
         }
@@ -611,6 +614,15 @@ mod tests {
         assert_eq!(feed(&mut source, [refuse]), [SourceAction::Disarm]);
         let proposed = [SourceAction::ProposeTakeBack(Proof::NeverAccepted)];
         assert_eq!(feed(&mut source, [SourceInput::Disarmed { cut: true }]), proposed);
+    }
+
+    #[test]
+    fn a_worker_that_refuses_to_cut_leaves_the_group_with_the_source() {
+        let mut source = resting();
+        feed(&mut source, [SourceInput::Switching(vec![SiteId(1)])]);
+        assert_eq!(feed(&mut source, [SourceInput::Refused("why".into())]), [SourceAction::Disarm]);
+        let proposed = [SourceAction::ProposeTakeBack(Proof::NeverCut)];
+        assert_eq!(feed(&mut source, [SourceInput::Disarmed { cut: false }]), proposed);
     }
 
     #[test]
