@@ -182,8 +182,8 @@ fn a_move_between_workers_of_a_site_keeps_the_epoch() {
     };
     let mut lab = source_with_flows(1);
     assert!(matches!(lab.ask(arm(MOVE, Epoch(1)))[..], [Event::Refused { .. }]));
-    let events = lab.ask(arm(local, Epoch(1)));
-    assert_eq!(token_of(&events).epoch, Epoch(1));
+    lab.worker.handle(arm(local, Epoch(1)), lab.now);
+    assert_eq!(token_of(&lab.settle().0).epoch, Epoch(1));
 }
 
 #[test]

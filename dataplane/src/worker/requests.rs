@@ -496,7 +496,11 @@ impl<B: PacketBuf> Worker<B> {
         if let Ok(number) = self.number(&id) {
             let group = &self.groups[number as usize];
             if group.joined == Some(move_id) && group.serves() {
-                return Err(format!("group {id} joined by move {move_id} already"));
+                // An agent that is new does not know; to refuse would say that the target never served.
+                if !group.report_join {
+                    self.report_join(number);
+                }
+                return Ok(());
             }
             if group.serves() || matches!(group.state, State::Relaying(_)) {
                 return Err(format!("group {id} is {:?} here: it cannot be a target", group.phase()));
@@ -631,6 +635,10 @@ impl<B: PacketBuf> Worker<B> {
             self.bury(number, move_id, source, until);
         }
         self.events.push_back(Event::Abandoned { group: id, move_id, joined });
+        if self.number(&id).is_err() {
+            // Nothing had come of the move here, so nothing relays.
+            self.events.push_back(Event::Gone { group: id, move_id });
+        }
         Ok(())
     }
 }

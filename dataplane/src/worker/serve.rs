@@ -463,7 +463,7 @@ impl<B: PacketBuf> Worker<B> {
             return out.free.push(packet);
         }
         group.markers.note(body.move_id, body.from);
-        if group.joined == Some(body.move_id) && group.serves() {
+        if group.joined == Some(body.move_id) && group.state != State::Shadow {
             group.hold.release(body.from);
             group.refresh_mode();
         }

@@ -236,7 +236,8 @@ impl<B: PacketBuf> Worker<B> {
         if !missing.is_empty() && now < armed.deadline {
             return;
         }
-        if group.hold.has_backlog() || !group.hold.late.is_empty() {
+        // A late ingress that has sent nothing holds nothing up: it may never send its marker.
+        if group.hold.has_backlog() || group.hold.late.iter().any(|late| !late.queue.is_empty()) {
             return;
         }
         let (epoch, target) = (armed.epoch, armed.target);
