@@ -137,7 +137,8 @@ pub struct Counts {
 pub struct LocalMove {
     /// Counts from the start of the agent.
     pub number: u64,
-    /// What moved.
+    /// What moved, as `SERVICE:PREFIX`.
+    #[serde(serialize_with = "as_text")]
     pub group: GroupId,
     /// From this worker.
     pub from: WorkerId,
@@ -433,9 +434,9 @@ impl Agent {
             specs.filter(|spec| !spec.id.is_local() && !self.moves.contains_key(&spec.id)).collect();
         for spec in missing {
             let Some(group) = self.groups.get(&spec.group).copied() else { continue };
-            let outcome = if group.epoch < spec.epoch {
+            let outcome = if group.epoch < spec.epoch || (spec.to == self.site && group.owner != spec.to) {
                 MoveOutcome::Aborted { reason: String::new() }
-            } else if group.epoch > spec.epoch && group.owner == spec.from {
+            } else if group.owner == spec.from {
                 MoveOutcome::TakenBack
             } else {
                 MoveOutcome::Done
@@ -544,7 +545,9 @@ impl Agent {
     }
 
     fn start_target(&mut self, mv: &Move, now: Micros) {
-        let Some(worker) = self.least_loaded() else { return };
+        // A worker that still relays for the group gets stragglers: they must not meet one that knows nothing yet.
+        let relaying = self.local.get(&mv.group).copied().filter(|worker| self.is_ready(*worker));
+        let Some(worker) = relaying.or_else(|| self.least_loaded()) else { return };
         self.add_target(mv.id, Target::new(spec_of(mv), None), worker, now);
     }
 
@@ -763,6 +766,7 @@ impl Agent {
             entry.ready = true;
             entry.fresh = true;
         }
+        self.drop_stale_local(worker, &groups);
         for status in groups {
             // Whoever serves or may serve comes before whoever only relays.
             let relays = matches!(status.phase, Phase::Relaying | Phase::Tombstone);
@@ -780,6 +784,20 @@ impl Agent {
         }
         self.try_sync(now);
         self.resync(now);
+    }
+
+    /// That a relay ended may have been said while nobody listened. Groups of this site are left alone: what gives them
+    /// to the worker may have been sent after the question that this answers.
+    fn drop_stale_local(&mut self, worker: WorkerId, groups: &[GroupStatus]) {
+        let has: BTreeSet<_> = groups.iter().map(|status| status.group).collect();
+        let stale = self.local.iter().filter(|(group, at)| **at == worker && !has.contains(group));
+        let stale: Vec<_> = stale.map(|(group, _)| *group).collect();
+        for group in stale {
+            let owned = self.groups.get(&group).is_none_or(|g| g.owner == self.site);
+            if !owned && !self.is_moving(&group) {
+                self.set_local(group, None);
+            }
+        }
     }
 
     fn is_local_move_known(&self, id: Option<MoveId>) -> bool {
@@ -833,10 +851,15 @@ impl Agent {
         }
         let Some(group) = self.groups.get(&status.group).copied() else { return };
         let mv = group.move_id.and_then(|id| self.moves.get(&id)).cloned();
-        if let Some(mv) = mv.filter(|mv| mv.from == self.site || mv.to == self.site) {
-            return self.resume(worker, &status, &mv, now);
+        let serves = matches!(status.phase, Phase::Serving | Phase::Copying | Phase::Draining);
+        match mv {
+            Some(mv) if mv.from == self.site && serves => self.resume(worker, &status, &mv, now),
+            Some(mv) if mv.to == self.site && serves && status.epoch == mv.epoch => {
+                self.resume(worker, &status, &mv, now);
+            }
+            // What is left of an earlier move ends first, or the worker would refuse its part of this one.
+            _ => self.align(worker, status, group),
         }
-        self.align(worker, status, group);
     }
 
     /// No move is in hand: the group is served here, or not at all.
@@ -1332,6 +1355,10 @@ impl Agent {
             groups: self.groups.iter().map(group).collect(),
         }
     }
+}
+
+fn as_text<S: serde::Serializer>(group: &GroupId, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(group)
 }
 
 fn spec_of(mv: &Move) -> MoveSpec {
