@@ -4,6 +4,7 @@ use flow::nat::NatSlices;
 use flow::{Batch, Epoch, GroupId, Micros, MoveId, SiteId, Token};
 
 use super::{Install, Worker, mask, tick};
+use crate::table::{NIL, flags};
 use crate::control::{
     BATCH_LEN_MAX, Event, Function, GroupLoad, GroupStatus, Ordering, Request, ServiceSpec, Stats, VERSION,
 };
@@ -55,7 +56,7 @@ impl<B: PacketBuf> Worker<B> {
                 self.forget(group, move_id, epoch, target, now.plus(Micros(relay_us)))
             }
             Request::Prepare { group, move_id, epoch, source, flows, ordering } => {
-                self.prepare(group, move_id, epoch, Reservation { source, flows, ordering })
+                self.prepare(group, move_id, epoch, Reservation { source, flows, ordering }, now)
             }
             Request::Open { group, move_id } => self.open_shadow(group, move_id),
             Request::Install { group, move_id, sequence, batch } => {
@@ -491,6 +492,7 @@ impl<B: PacketBuf> Worker<B> {
         move_id: MoveId,
         epoch: Epoch,
         wanted: Reservation,
+        now: Micros,
     ) -> Result<(), Refusal> {
         self.check_epoch(&id, epoch)?;
         if let Ok(number) = self.number(&id) {
@@ -501,6 +503,9 @@ impl<B: PacketBuf> Worker<B> {
                     self.report_join(number);
                 }
                 return Ok(());
+            }
+            if group.state == State::Open && group.move_id == Some(move_id) {
+                return self.reopen(number, wanted.flows, now);
             }
             if group.serves() || matches!(group.state, State::Relaying(_)) {
                 return Err(format!("group {id} is {:?} here: it cannot be a target", group.phase()));
@@ -534,6 +539,34 @@ impl<B: PacketBuf> Worker<B> {
         group.purging = true;
         self.purge(number, 0);
         self.activate(number);
+        Ok(())
+    }
+
+    /// Relaxed: another copy comes for a group that is served already. What is here stays, with what it was imported
+    /// with as the base of the next join.
+    fn reopen(&mut self, number: u32, flows: u64, now: Micros) -> Result<(), Refusal> {
+        self.installs.retain(|install| install.group != number);
+        let room = (self.table.room() as u64).saturating_sub(self.reserved);
+        let group = &mut self.groups[number as usize];
+        let (id, move_id, clock) = (group.id, group.move_id, group.clock(tick(now)));
+        let Some(arrival) = &mut group.arrival else { return Ok(()) };
+        let mut flow = group.flows.first();
+        while let Some(number) = flow.filter(|number| *number != NIL) {
+            let known = self.table.flow(number).flags;
+            if known & (flags::IMPORTED | flags::TOUCHED) == flags::IMPORTED {
+                arrival.bases.insert(number, self.table.joined(number, clock));
+            }
+            let entry = self.table.flow_mut(number);
+            entry.flags = (entry.flags | flags::TOUCHED) & !flags::IMPORTED;
+            flow = Some(self.table.next(number));
+        }
+        let more = flows.saturating_sub(group.flows.count).min(room + arrival.reserved);
+        self.reserved = self.reserved - arrival.reserved + more;
+        arrival.reserved = more;
+        (arrival.shadow, arrival.installing, arrival.joining) = ((0, 0), 0, None);
+        arrival.removed.clear();
+        arrival.clashes.clear();
+        self.events.extend(move_id.map(|move_id| Event::Prepared { group: id, move_id }));
         Ok(())
     }
 
