@@ -168,6 +168,8 @@ struct Worker {
 struct Outgoing {
     machine: Source,
     worker: WorkerId,
+    /// The worker that had the group died after the flip; this one does not serve it yet.
+    lost: bool,
 }
 
 #[derive(Debug)]
@@ -531,14 +533,21 @@ impl Agent {
     }
 
     fn start_source(&mut self, mv: &Move, now: Micros) {
-        let Some(&worker) = self.local.get(&mv.group) else { return };
+        // Without a worker the one that had the group died, perhaps after its cut: the target may serve. Only when it
+        // accepts a copy from nothing is it known that it does not, and another worker may serve meanwhile.
+        let lost = mv.phase == MovePhase::Switching && !self.local.contains_key(&mv.group);
+        let worker = if lost { self.least_loaded() } else { self.local.get(&mv.group).copied() };
+        let Some(worker) = worker else { return };
         let flows = self.loads.get(&mv.group).map_or(0, |load| load.flows);
-        let machine = Source::new(spec_of(mv), self.incarnation, flows, false, now);
+        let machine = Source::new(spec_of(mv), self.next_incarnation(), flows, lost, now);
         self.add_source(mv.id, machine, worker, mv.to);
+        if let Some(out) = self.outgoing.get_mut(&mv.id) {
+            out.lost = lost;
+        }
     }
 
     fn add_source(&mut self, id: MoveId, machine: Source, worker: WorkerId, to: SiteId) {
-        self.outgoing.insert(id, Outgoing { machine, worker });
+        self.outgoing.insert(id, Outgoing { machine, worker, lost: false });
         if !id.is_local() {
             self.outputs.push_back(Output::Connect(id, to));
         }
@@ -546,8 +555,13 @@ impl Agent {
 
     fn start_target(&mut self, mv: &Move, now: Micros) {
         // A worker that still relays for the group gets stragglers: they must not meet one that knows nothing yet.
-        let relaying = self.local.get(&mv.group).copied().filter(|worker| self.is_ready(*worker));
-        let Some(worker) = relaying.or_else(|| self.least_loaded()) else { return };
+        // One that does not answer for a moment may have joined already, so nobody else gets its part meanwhile.
+        let worker = match self.local.get(&mv.group).copied() {
+            Some(worker) if self.is_ready(worker) => Some(worker),
+            Some(worker) if self.workers.contains_key(&worker) => None,
+            _ => self.least_loaded(),
+        };
+        let Some(worker) = worker else { return };
         self.add_target(mv.id, Target::new(spec_of(mv), None), worker, now);
     }
 
@@ -602,6 +616,11 @@ impl Agent {
     fn place(&mut self, id: GroupId) {
         let Some(group) = self.groups.get(&id).copied() else { return };
         if group.owner != self.site || self.local.contains_key(&id) || !self.is_settled() {
+            return;
+        }
+        let flipped = |id: MoveId| self.moves.get(&id).is_some_and(|mv| mv.phase == MovePhase::Switching);
+        if group.move_id.is_some_and(flipped) {
+            // The target may serve by now: see [`Self::start_source`].
             return;
         }
         if let Some(worker) = self.least_loaded() {
@@ -773,6 +792,9 @@ impl Agent {
             if self.is_local_move_known(status.move_id) {
                 continue;
             }
+            if self.abandons(worker, &status) {
+                continue;
+            }
             if !relays || !self.local.contains_key(&status.group) {
                 self.set_local(status.group, Some(worker));
             }
@@ -798,6 +820,19 @@ impl Agent {
                 self.set_local(group, None);
             }
         }
+    }
+
+    /// A shadow whose move was given to another worker while this one was away is of no use.
+    fn abandons(&mut self, worker: WorkerId, status: &GroupStatus) -> bool {
+        let Some(move_id) = status.move_id.filter(|_| matches!(status.phase, Phase::Shadow | Phase::Open)) else {
+            return false;
+        };
+        if self.incoming.get(&move_id).is_none_or(|incoming| incoming.worker == worker) {
+            return false;
+        }
+        let abandon = Request::Abandon { group: status.group, move_id, relay_us: self.bounds.relay_us };
+        self.outputs.push_back(Output::Worker(worker, abandon));
+        true
     }
 
     fn is_local_move_known(&self, id: Option<MoveId>) -> bool {
@@ -834,13 +869,13 @@ impl Agent {
         for (id, parts) in std::mem::take(&mut self.orphans) {
             self.recover_local(id, &parts, now);
         }
-        let moves: Vec<_> = self.moves.values().cloned().collect();
-        for mv in moves {
-            self.drive(&mv, now);
-        }
         let ids: Vec<_> = self.groups.keys().copied().collect();
         for id in ids {
             self.place(id);
+        }
+        let moves: Vec<_> = self.moves.values().cloned().collect();
+        for mv in moves {
+            self.drive(&mv, now);
         }
     }
 
@@ -1096,8 +1131,7 @@ impl Agent {
             tracing::warn!(worker = %id, "the worker stays away; its groups go to others");
             self.workers.remove(&id);
             self.worker_lost(id);
-            let ids: Vec<_> = self.groups.keys().copied().collect();
-            ids.into_iter().for_each(|id| self.place(id));
+            self.resync(now);
         }
     }
 
@@ -1188,6 +1222,7 @@ impl Agent {
             SourceAction::CopyStart => Request::CopyStart { group, move_id: id },
             SourceAction::CopyRound => Request::CopyRound { group, move_id: id },
             SourceAction::Arm(awaited) => {
+                self.serve_lost(id, worker, group);
                 let bound_us = self.bounds.marker_us;
                 Request::Arm { group, move_id: id, epoch: spec.epoch, target: spec.to, awaited, bound_us }
             }
@@ -1196,6 +1231,15 @@ impl Agent {
             SourceAction::Serve(epoch) => Request::Serve { group, epoch },
         };
         self.outputs.push_back(Output::Worker(worker, request));
+    }
+
+    /// The target has accepted a copy from nothing, so it does not serve: this site goes on under its epoch.
+    fn serve_lost(&mut self, id: MoveId, worker: WorkerId, group: GroupId) {
+        let lost = self.outgoing.get_mut(&id).is_some_and(|out| std::mem::take(&mut out.lost));
+        if let Some(epoch) = self.groups.get(&group).filter(|_| lost).map(|g| g.epoch) {
+            self.set_local(group, Some(worker));
+            self.outputs.push_back(Output::Worker(worker, Request::Serve { group, epoch }));
+        }
     }
 
     fn forget_request(&self, group: GroupId, move_id: MoveId, epoch: Epoch, target: SiteId) -> Request {
