@@ -1,6 +1,6 @@
 //! Faults: what can break, for whom, and in which phase of a move.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use dataplane::control::Phase;
 use flow::sample::Seeded;
@@ -80,9 +80,7 @@ pub(crate) struct Plan {
     pending: Vec<(Kind, Stage)>,
     stages: BTreeMap<MoveId, Stage>,
     partitions: BTreeMap<(SiteId, SiteId), u64>,
-    /// Sites that a fault of the last moment has already hit: a second one would hide what the first did.
     pub(crate) hits: BTreeMap<(Stage, Kind), u64>,
-    pub(crate) seen: BTreeSet<(Stage, Kind)>,
 }
 
 impl Plan {

@@ -8,7 +8,7 @@ use flow::{GroupId, ServiceId, SiteId};
 use limosa::site::core::Input;
 use placement::core::leader::{Brain, BrainTimings};
 use placement::core::{
-    Admin, Change, Cluster, Command, MovePhase, MoveReason, Ordering, Policy, Proposal, Service, SiteReport, SiteSpec,
+    Admin, Change, Cluster, Command, MoveReason, Ordering, Policy, Proposal, Service, SiteReport, SiteSpec,
     Timeouts,
 };
 
@@ -258,9 +258,5 @@ impl World {
         for site in SITES {
             self.propose("operator", Command::SetAdmin { site, admin: Admin::Active }, None);
         }
-    }
-
-    pub(crate) fn is_switching(&self, group: &GroupId) -> bool {
-        self.log.cluster.move_of(group).is_some_and(|mv| mv.phase == MovePhase::Switching)
     }
 }

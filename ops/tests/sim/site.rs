@@ -225,14 +225,6 @@ impl World {
         self.drive_switch(site, number);
     }
 
-    pub(crate) fn driver_timer(&mut self, site: SiteId, number: u32) {
-        let now = self.micros();
-        if let Some(life) = self.life(site, number) {
-            life.driver.handle_timeout(now);
-        }
-        self.drive_switch(site, number);
-    }
-
     fn drive_switch(&mut self, site: SiteId, number: u32) {
         while let Some((output, connection)) =
             self.life(site, number).and_then(|life| Some((life.driver.poll_output()?, life.connection)))
@@ -491,5 +483,5 @@ fn mutated(mutation: Option<Mutation>, event: &Event) -> Option<Request> {
 
 /// The beginning of a long text.
 fn short(text: &str) -> String {
-    text.chars().take(420).collect()
+    text.chars().take(240).collect()
 }

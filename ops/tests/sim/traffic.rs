@@ -96,7 +96,7 @@ impl World {
             server: (Ipv4Addr::new(203, 0, 113, server), 443),
             ingress: self.pick(&SITES),
             server_ingress: self.pick(&SITES),
-            period: 8_000 + self.rng.log_uniform(60_000),
+            period: 20_000 + self.rng.log_uniform(150_000),
             known_as: None,
             open: protocol != Protocol::Tcp,
             stretch: 0,
@@ -125,7 +125,7 @@ impl World {
             return Ok(());
         }
         let talk = self.traffic.talks[number].clone();
-        let slow = if self.now > self.busy_until { 10 } else { 1 };
+        let slow = if self.now > self.busy_until { 20 } else { 1 };
         let period = (talk.period + self.rng.below(talk.period)) * slow;
         let period = if talk.open { period } else { 400_000 };
         self.after(period, Happening::Client(number));
@@ -141,7 +141,7 @@ impl World {
             return Ok(());
         }
         let talk = self.traffic.talks[number].clone();
-        let slow = if self.now > self.busy_until { 10 } else { 1 };
+        let slow = if self.now > self.busy_until { 20 } else { 1 };
         let period = (talk.period + self.rng.below(talk.period)) * slow;
         self.after(period, Happening::Server(number));
         self.answer(number, packet::ACK)
@@ -240,7 +240,7 @@ impl World {
         if talk.protocol == Protocol::Tcp && !talk.open {
             return self.answer(number, packet::SYN | packet::ACK);
         }
-        if first || talk.protocol == Protocol::Udp && self.traffic.talks[number].known_as.is_none() {
+        if first {
             self.after(5_000, Happening::Server(number));
         }
         Ok(())

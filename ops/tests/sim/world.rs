@@ -30,7 +30,6 @@ pub(crate) enum Happening {
     AgentStart(SiteId),
     AgentInput(SiteId, u32, Input),
     AgentTimer(SiteId, u32),
-    DriverTimer(SiteId, u32),
     SwitchConnect(SiteId, u32),
     ToSwitch(SiteId, u64, u32, Message),
     FromSwitch(SiteId, u64, u32, Message),
@@ -58,7 +57,6 @@ pub(crate) enum Happening {
     Roam(usize),
     Fault(Fault),
     Heal(Fault),
-    Balance,
 }
 
 /// Queues that keep the order of what is put in.
@@ -322,7 +320,6 @@ impl World {
             H::AgentStart(site) => self.agent_start(site),
             H::AgentInput(site, life, input) => self.agent_input(site, life, input),
             H::AgentTimer(site, life) => self.agent_timer(site, life),
-            H::DriverTimer(site, life) => self.driver_timer(site, life),
             H::SwitchConnect(site, life) => self.switch_connect(site, life),
             H::ToSwitch(site, connection, xid, message) => self.to_switch(site, connection, xid, message)?,
             H::FromSwitch(site, connection, xid, message) => self.from_switch(site, connection, xid, message),
@@ -350,7 +347,6 @@ impl World {
             H::Roam(flow) => self.roam(flow),
             H::Fault(fault) => self.strike(fault),
             H::Heal(fault) => self.recover(fault),
-            H::Balance => {}
         }
         self.notice_phases();
         Ok(())
