@@ -4,13 +4,15 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use limosa::{certs, demo, run};
+use limosa::{certs, cli, demo, run};
 use transfer::name::{NodeName, is_label};
 
 /// Live flows move between sites without stopping.
 #[derive(Parser)]
-#[command(name = "limosa", version, about, propagate_version = true)]
+#[command(name = "limosa", version, about, propagate_version = true, after_help = cli::AFTER_HELP)]
 struct Arguments {
+    #[command(flatten)]
+    options: cli::Options,
     #[command(subcommand)]
     command: Command,
 }
@@ -26,6 +28,8 @@ enum Command {
         #[command(subcommand)]
         command: Dev,
     },
+    #[command(flatten)]
+    Noun(cli::Noun),
 }
 
 #[derive(Subcommand)]
@@ -50,9 +54,11 @@ enum Dev {
 fn main() -> ExitCode {
     // Nothing else may choose a TLS provider; a second call would only say that it is done.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-    let result = match Arguments::parse().command {
+    let arguments = Arguments::parse();
+    let result = match arguments.command {
         Command::Run(run) => run::run(run),
         Command::Demo(options) => return demo::main(&options),
+        Command::Noun(noun) => return ask(noun, &arguments.options),
         Command::Dev { command: Dev::Certs { cluster, directory, site, placement } } => {
             make_certificates(&cluster, &directory, &site, &placement)
         }
@@ -64,6 +70,19 @@ fn main() -> ExitCode {
             #[expect(clippy::print_stderr, reason = "what a person reads when logging is off")]
             {
                 eprintln!("limosa: {error:#}");
+            }
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn ask(noun: cli::Noun, options: &cli::Options) -> ExitCode {
+    match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime.block_on(cli::run(noun, options)).into(),
+        Err(error) => {
+            #[expect(clippy::print_stderr, reason = "what went wrong is for a person")]
+            {
+                eprintln!("limosa: no runtime: {error}");
             }
             ExitCode::FAILURE
         }
