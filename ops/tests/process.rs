@@ -1,44 +1,203 @@
-//! Whole processes: a deployment of three sites as child processes.
+//! Whole processes: a deployment of three sites as child processes, real traffic through it, and each kind of process
+//! killed while groups move. Nothing may be lost, duplicated or reordered wherever the design promises it.
 
 use std::path::PathBuf;
 use std::time::Duration;
 
+use flow::{SiteId, WorkerId};
 use limosa::demo::built_in;
-use limosa::demo::cluster::{Cluster, Layout};
+use limosa::demo::cluster::{Cluster, Layout, Part};
+use limosa::demo::scenario::world_spec;
+use limosa::demo::world::{World, WorldHandle};
+use serde_json::{Value, json};
+use tokio::time::sleep;
 
-async fn cluster(directory: &tempfile::TempDir) -> Cluster {
-    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-    let layout = Layout {
-        sites: built_in(),
-        workers: 2,
-        flows: 1 << 14,
-        directory: std::env::var_os("LIMOSA_TEST_DIRECTORY").map_or_else(|| directory.path().to_owned(), PathBuf::from),
-        binary: PathBuf::from(env!("CARGO_BIN_EXE_limosa")),
-        distance: 0.2,
-    };
-    let cluster = Cluster::start(layout).await.unwrap();
-    cluster.configure(100_000).await.unwrap();
-    cluster.until_ready().await.unwrap();
-    cluster
+/// Longest wait for moves to end: a dead leader and its lease included.
+const MOVES_BOUND: Duration = Duration::from_secs(40);
+
+struct Deployment {
+    cluster: Cluster,
+    world: WorldHandle,
+    _directory: Option<tempfile::TempDir>,
+}
+
+impl Deployment {
+    /// Three sites at a fifth of their real distances, so that a test takes seconds; little traffic, but of every group.
+    async fn start() -> Self {
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+        // With LIMOSA_TEST_DIRECTORY logs and state can be looked at afterwards.
+        let (directory, path) = match std::env::var_os("LIMOSA_TEST_DIRECTORY") {
+            Some(path) => (None, PathBuf::from(path)),
+            None => {
+                let directory = tempfile::Builder::new().prefix("limosa-").tempdir().unwrap();
+                let path = directory.path().to_owned();
+                (Some(directory), path)
+            }
+        };
+        let layout = Layout {
+            sites: built_in(),
+            workers: 2,
+            flows: 1 << 14,
+            directory: path,
+            binary: PathBuf::from(env!("CARGO_BIN_EXE_limosa")),
+            distance: 0.2,
+        };
+        let cluster = Cluster::start(layout).await.unwrap();
+        cluster.set_policy(json!({ "automatic": false })).await.unwrap();
+        cluster.configure(100_000).await.unwrap();
+        cluster.until_ready().await.unwrap();
+        let mut spec = world_spec(&cluster, 7);
+        spec.tcp_connections = 48;
+        spec.udp_flows = 1_200;
+        spec.udp_fast_flows = 120;
+        spec.udp_interval = (Duration::from_secs(1), Duration::from_secs(2));
+        spec.grace = Duration::from_secs(3);
+        let world = World::start(spec).unwrap();
+        world.begin_act("test").unwrap();
+        sleep(Duration::from_secs(2)).await;
+        Self { cluster, world, _directory: directory }
+    }
+
+    /// The names of groups at a site.
+    async fn groups_at(&self, site: &str) -> Vec<Value> {
+        let groups = self.cluster.get(&format!("/v1/groups?site={site}")).await.unwrap();
+        groups["groups"].as_array().unwrap().iter().map(|group| group["group"].clone()).collect()
+    }
+
+    /// Starts moves of so many groups from one site to another, and gives their numbers.
+    async fn start_moves(&self, count: usize, from: &str, to: &str) -> Vec<u64> {
+        let groups = self.groups_at(from).await;
+        let moves: Vec<_> = groups.iter().take(count).map(|group| json!({ "group": group, "to": to })).collect();
+        assert_eq!(moves.len(), count);
+        let started = self.cluster.post("/v1/moves", &json!({ "moves": moves })).await.unwrap();
+        started["moves"].as_array().unwrap().iter().map(|started| started["move"].as_u64().unwrap()).collect()
+    }
+
+    /// Waits until all these moves are done.
+    async fn until_done(&self, moves: &[u64]) {
+        let ends = tokio::time::Instant::now() + MOVES_BOUND;
+        for id in moves {
+            loop {
+                let state = self.cluster.get(&format!("/v1/moves/{id}")).await.unwrap_or_default();
+                if state["state"] == "done" {
+                    break;
+                }
+                let hopeless = state["state"] == "aborted" || state["state"] == "taken_back";
+                assert!(!hopeless, "the move was given up: {state}");
+                assert!(tokio::time::Instant::now() < ends, "the move has not ended: {state}");
+                sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+
+    /// No packet, byte or connection may have come to harm.
+    async fn assert_unharmed(&self) {
+        sleep(Duration::from_secs(2)).await;
+        let traffic = self.world.drain().unwrap();
+        let (p, t) = (traffic.packets, traffic.tcp);
+        assert!(p.sent > 2_000, "{p:?}");
+        assert_eq!((p.lost, p.duplicated, p.reordered), (0, 0, 0), "{p:?} {:?}", traffic.checks);
+        assert_eq!((t.reset, t.corrupt), (0, 0), "{t:?}");
+        assert_eq!(t.connections, 48);
+        assert_eq!(traffic.checks, Default::default());
+    }
+
+    async fn kill_and_restart(&mut self, part: Part, pause: Duration) {
+        self.cluster.kill(part).unwrap();
+        sleep(pause).await;
+        self.cluster.spawn(part).unwrap();
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_group_moves_when_an_operator_says_so() {
-    let directory = tempfile::Builder::new().prefix("limosa-").tempdir().unwrap();
-    let cluster = cluster(&directory).await;
-    cluster.set_policy(serde_json::json!({ "automatic": false })).await.unwrap();
-    let group = &cluster.get("/v1/groups").await.unwrap()["groups"][0];
-    let to = if group["owner"] == "singapore" { "virginia" } else { "singapore" };
-    let body = serde_json::json!({ "moves": [{ "group": group["group"], "to": to }] });
-    let started = cluster.post("/v1/moves", &body).await.unwrap();
-    let path = format!("/v1/moves/{}", started["moves"][0]["move"]);
-    let mut state = serde_json::Value::Null;
-    for _ in 0..100 {
-        state = cluster.get(&path).await.unwrap()["state"].clone();
-        if state == "done" {
-            return;
-        }
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
-    panic!("the move is {state} after 10 s");
+async fn moves_under_traffic_lose_nothing() {
+    let deployment = Deployment::start().await;
+    let moves = deployment.start_moves(6, "amsterdam", "singapore").await;
+    deployment.until_done(&moves).await;
+    let back = deployment.start_moves(6, "singapore", "virginia").await;
+    deployment.until_done(&back).await;
+    deployment.assert_unharmed().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_agent_of_the_source_killed_during_moves_loses_nothing() {
+    let mut deployment = Deployment::start().await;
+    let moves = deployment.start_moves(6, "amsterdam", "singapore").await;
+    sleep(Duration::from_millis(120)).await;
+    deployment.kill_and_restart(Part::Agent(SiteId(1)), Duration::from_millis(300)).await;
+    deployment.until_done(&moves).await;
+    deployment.assert_unharmed().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_agent_of_the_target_killed_during_moves_loses_nothing() {
+    let mut deployment = Deployment::start().await;
+    let moves = deployment.start_moves(6, "amsterdam", "singapore").await;
+    sleep(Duration::from_millis(120)).await;
+    deployment.kill_and_restart(Part::Agent(SiteId(3)), Duration::from_millis(300)).await;
+    deployment.until_done(&moves).await;
+    deployment.assert_unharmed().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_agent_of_an_ingress_killed_during_moves_loses_nothing() {
+    let mut deployment = Deployment::start().await;
+    let moves = deployment.start_moves(6, "amsterdam", "singapore").await;
+    sleep(Duration::from_millis(50)).await;
+    deployment.kill_and_restart(Part::Agent(SiteId(2)), Duration::from_millis(300)).await;
+    deployment.until_done(&moves).await;
+    deployment.assert_unharmed().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_leader_killed_during_moves_loses_nothing() {
+    let mut deployment = Deployment::start().await;
+    let moves = deployment.start_moves(6, "amsterdam", "singapore").await;
+    sleep(Duration::from_millis(60)).await;
+    let leader = deployment.cluster.leader().await.unwrap();
+    deployment.kill_and_restart(Part::Placement(leader), Duration::from_secs(1)).await;
+    deployment.until_done(&moves).await;
+    deployment.assert_unharmed().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_switch_without_its_controller_during_moves_loses_nothing() {
+    let deployment = Deployment::start().await;
+    let moves = deployment.start_moves(6, "amsterdam", "singapore").await;
+    sleep(Duration::from_millis(50)).await;
+    deployment.cluster.cut_controller(SiteId(2), Duration::from_secs(1)).await;
+    deployment.until_done(&moves).await;
+    deployment.assert_unharmed().await;
+}
+
+/// A worker's table dies with its process: its flows are lost, and only they. The groups are served again, and the flows
+/// of all other workers have seen nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_killed_loses_its_own_flows_only_and_its_groups_are_served_again() {
+    let mut deployment = Deployment::start().await;
+    deployment.kill_and_restart(Part::Worker(SiteId(1), WorkerId(1)), Duration::from_millis(200)).await;
+    sleep(Duration::from_secs(4)).await;
+    let metrics = deployment.cluster.site_text(SiteId(1), "/metrics").await.unwrap();
+    let served = metrics.lines().any(|line| {
+        line.starts_with("limosa_worker_packets{fate=\"translated_out\",worker=\"1\"") && !line.ends_with(" 0")
+    });
+    assert!(served, "{metrics}");
+    let elsewhere = deployment.start_moves(2, "singapore", "virginia").await;
+    deployment.until_done(&elsewhere).await;
+}
+
+/// One process by its own configuration file: what a person does who starts Limosa by hand.
+#[test]
+fn a_configuration_that_cannot_work_names_file_key_value_and_remedy() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("worker.toml");
+    std::fs::write(&path, "site = 1\nworker = 1\ndirectory = \".\"\nswitch = \"s\"\nflows = 5\n").unwrap();
+    let output = std::process::Command::new(env!("CARGO_BIN_EXE_limosa"))
+        .args(["run", "worker", "--config"])
+        .arg(&path)
+        .output()
+        .unwrap();
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert!(!output.status.success());
+    assert!(error.contains("worker.toml: flows = \"5\": use 1024 to"), "{error}");
 }

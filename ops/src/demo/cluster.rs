@@ -20,7 +20,8 @@ use crate::certs;
 
 /// The cluster's name.
 const CLUSTER: &str = "demo";
-/// Uniform jitter on top of the delay of each link between sites.
+/// Uniform jitter on top of the delay of each link between sites, at real distances. It must stay below what a detour over
+/// the third site adds: what the old owner sent to a client may otherwise be overtaken by what the new one sends.
 const JITTER: Duration = Duration::from_millis(2);
 /// 1 Gbit/s between any two sites, with room for a tenth of a second.
 const RATE_BYTES_PER_S: u64 = 125_000_000;
@@ -423,7 +424,7 @@ impl<'a> WanPlan<'a> {
         let (near_a, near_b) = (self.ports.udp()?, self.ports.udp()?);
         let delay = self.layout.delay(at_a, at_b);
         let link = |listen, from, to| LinkSpec {
-            jitter: JITTER,
+            jitter: JITTER.mul_f64(self.layout.distance),
             rate_bytes_per_s: RATE_BYTES_PER_S,
             queue_bytes_max: RATE_BYTES_PER_S / 10,
             ..LinkSpec::new(listen, from, to, delay)
