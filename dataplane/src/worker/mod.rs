@@ -14,7 +14,7 @@ use flow::steer::{Side, Tag};
 use flow::{Batch, Epoch, GroupId, Micros, MoveId, Protocol, SiteId, WorkerId};
 
 use crate::control::{Counters, Event};
-use crate::group::{Group, Mode};
+use crate::group::{Group, Mode, State};
 use crate::io::PacketBuf;
 use crate::nat::{self, Service};
 use crate::packet::{self, Content, Headers, IcmpError, Parsed, Reject};
@@ -143,6 +143,9 @@ pub struct Worker<B> {
 
 /// ICMP errors of our own that may be sent in a second (RFC 1812, section 4.3.2.8).
 const ICMP_PER_SECOND: u32 = 100;
+
+/// How long an old owner relays after the last packet of an ingress that has not flipped.
+const STRAGGLERS: Micros = Micros(5_000_000);
 
 /// Ticks of 100 ms.
 fn tick(now: Micros) -> u32 {
@@ -359,7 +362,10 @@ impl<B: PacketBuf> Worker<B> {
         self.note_direct(number, look);
         match self.groups[number as usize].mode {
             Mode::Serve => self.serve(packet, number, look, now, out),
-            Mode::Relay(site) => self.relay(packet, look.side, site, out),
+            Mode::Relay(site) => {
+                self.keep_relaying(number, look, now);
+                self.relay(packet, look.side, site, out);
+            }
             Mode::Hold => self.hold(packet, number, look, now, out),
             Mode::Queue => self.queue(packet, number, look, now, out),
         }
@@ -374,6 +380,15 @@ impl<B: PacketBuf> Worker<B> {
                 crate::group::count_site(&mut group.load.inside, site);
             }
             Side::Outside => crate::group::count_site(&mut group.load.outside, site),
+        }
+    }
+
+    /// An ingress that still sends here has not flipped: its agent may be gone for long.
+    fn keep_relaying(&mut self, number: u32, look: &Look, now: Micros) {
+        if let (State::Tombstone { until, .. }, Tag::Direct(..)) =
+            (&mut self.groups[number as usize].state, look.parsed.tag)
+        {
+            *until = (*until).max(now.plus(STRAGGLERS));
         }
     }
 

@@ -26,8 +26,15 @@ impl<B: PacketBuf> Worker<B> {
         now: Micros,
         out: &mut Output<B>,
     ) {
-        if self.groups[number as usize].open && self.only_source_knows(look) {
+        if self.groups[number as usize].open && self.is_unmapped(look) {
             return self.ask_source(packet, number, look, now, out);
+        }
+        if let State::Draining(armed) = &self.groups[number as usize].state
+            && self.is_unmapped(look)
+        {
+            // A relaxed target may have opened the mapping already; a strict one holds the packet and decides later.
+            let target = armed.target;
+            return self.relay(packet, look.side, target, out);
         }
         let sent = match look.parsed.content {
             Content::Flow(headers) => self.serve_flow(&mut packet, number, look, &headers, now, out),
@@ -41,8 +48,8 @@ impl<B: PacketBuf> Worker<B> {
         }
     }
 
-    /// Relaxed: whether a packet from the world is for a mapping that the shadow does not have yet.
-    fn only_source_knows(&self, look: &Look) -> bool {
+    /// Whether a packet from the world is for a mapping that is not here. The other side of a move may have it.
+    fn is_unmapped(&self, look: &Look) -> bool {
         let Look { side, tuple, .. } = look;
         *side == Side::Outside
             && self.table.mappings.of_outside(tuple.protocol, tuple.client, tuple.port).is_none()
