@@ -167,6 +167,11 @@ impl World {
     }
 
     fn note_change(&mut self, change: &Change, before: &BTreeMap<flow::MoveId, placement::core::Move>) {
+        if let Change::Site(site) = change
+            && !site.alive
+        {
+            self.dead_once.insert(site.id);
+        }
         let Change::Move(mv) = change else { return };
         if mv.take_over && !before.get(&mv.id).is_some_and(|old| old.take_over) {
             self.unplanned.insert(mv.group);

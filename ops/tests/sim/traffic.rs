@@ -222,7 +222,8 @@ impl World {
             && let Some((sending, talk)) = self.traffic.of(seen.number)
         {
             let strict = !self.mode.lossy && !self.log.is_relaxed(&talk.group) && !self.unplanned.contains(&talk.group);
-            if strict {
+            let ingress = if sending.way == Way::Out { talk.ingress } else { talk.server_ingress };
+            if strict && !self.dead_once.contains(&ingress) {
                 self.checks.order.leaves(seen.number, &sending)?;
             }
         }
