@@ -164,14 +164,17 @@ impl World {
     /// The stream breaks; the source hears of it a moment later and opens another.
     pub(crate) fn break_stream(&mut self, id: MoveId) {
         let Some(stream) = self.streams.get_mut(&id) else { return };
-        let Some((number, _)) = stream.open else { return };
-        stream.open = None;
+        if stream.open.take().is_none() {
+            return;
+        }
         let wait = self.between(100, 30_000);
-        self.after(wait, Happening::StreamBroken(id, number));
+        self.after(wait, Happening::StreamBroken(id));
     }
 
-    pub(crate) fn stream_broken(&mut self, id: MoveId, _number: u64) {
-        let Some((from, life)) = self.streams.get(&id).map(|stream| (stream.from, stream.life)) else { return };
+    pub(crate) fn stream_broken(&mut self, id: MoveId) {
+        // One that was hung up and opened anew meanwhile is another.
+        let stream = self.streams.get(&id).filter(|stream| stream.open.is_none());
+        let Some((from, life)) = stream.map(|stream| (stream.from, stream.life)) else { return };
         self.agent_input(from, life, Input::PeerDown(id));
         self.retry_stream(id, 20_000);
     }
