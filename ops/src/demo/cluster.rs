@@ -20,7 +20,7 @@ use crate::certs;
 
 /// The cluster's name.
 const CLUSTER: &str = "demo";
-/// Uniform jitter on top of the delay of each link between sites, at real distances. It must stay below what a detour over
+/// Uniform jitter on top of the delay of each link between sites. It must stay below what a detour over
 /// the third site adds: what the old owner sent to a client may otherwise be overtaken by what the new one sends.
 const JITTER: Duration = Duration::from_millis(2);
 /// 1 Gbit/s between any two sites, with room for a tenth of a second.
@@ -78,8 +78,6 @@ pub struct Layout {
     pub directory: PathBuf,
     /// The `limosa` binary.
     pub binary: PathBuf,
-    /// Delay between the sites, as a multiple of that of the great circle at the speed of light, times 2.
-    pub distance: f64,
 }
 
 /// The running deployment. Dropping it ends every child.
@@ -424,7 +422,7 @@ impl<'a> WanPlan<'a> {
         let (near_a, near_b) = (self.ports.udp()?, self.ports.udp()?);
         let delay = self.layout.delay(at_a, at_b);
         let link = |listen, from, to| LinkSpec {
-            jitter: JITTER.mul_f64(self.layout.distance),
+            jitter: JITTER,
             rate_bytes_per_s: RATE_BYTES_PER_S,
             queue_bytes_max: RATE_BYTES_PER_S / 10,
             ..LinkSpec::new(listen, from, to, delay)
@@ -462,7 +460,7 @@ impl Layout {
     #[must_use]
     pub fn delay(&self, a: SiteId, b: SiteId) -> Duration {
         let place = |site: SiteId| (self.site(site).latitude, self.site(site).longitude);
-        great_circle_delay(place(a), place(b)).mul_f64(self.distance)
+        great_circle_delay(place(a), place(b))
     }
 
     fn config_path(&self, part: Part) -> PathBuf {

@@ -75,7 +75,6 @@ async fn play(options: &Options, sites: Vec<DemoSite>, directory: &Path) -> anyh
         flows: FLOWS,
         directory: directory.to_owned(),
         binary: std::env::current_exe()?,
-        distance: 1.0,
     };
     let cluster = Cluster::start(layout).await?;
     cluster.set_policy(serde_json::json!({ "automatic": false, "min_dwell_s": 4, "moves_in_flight_max": 8 })).await?;
