@@ -2,6 +2,8 @@
 //! carries, the codec decodes, another worker core imports and checks the digest. No packets meanwhile. Two threads do the
 //! work of two sites, so the figure is for one core pair.
 
+#![allow(clippy::wildcard_enum_match_arm, reason = "of a worker's events a benchmark needs few")]
+
 use std::sync::mpsc;
 
 use dataplane::control::{Event, Function, Ordering, Request, ServiceSpec, Timeouts};
@@ -87,7 +89,14 @@ impl Site {
 
     fn join(&mut self, token: Token) {
         let (missing, late_bound_us, cut_bound_us) = (Vec::new(), 0, 0);
-        self.ask(Request::Join { group: self.group, move_id: MOVE, token, missing, late_bound_us, cut_bound_us });
+        self.ask(Request::Join {
+            group: self.group,
+            move_id: MOVE,
+            token,
+            missing,
+            late_bound_us,
+            cut_bound_us,
+        });
         loop {
             for event in self.events() {
                 match event {
@@ -119,7 +128,12 @@ struct Done {
     bytes: usize,
 }
 
-fn run(runtime: &tokio::runtime::Runtime, ends: &(Endpoint, Endpoint), slices: &NatSlices, flows: usize) -> Done {
+fn run(
+    runtime: &tokio::runtime::Runtime,
+    ends: &(Endpoint, Endpoint),
+    slices: &NatSlices,
+    flows: usize,
+) -> Done {
     let mut from = source(slices, flows);
     let mut to = Site::new(2, slices, flows);
     let clock = Clock::start();
@@ -231,7 +245,8 @@ fn endpoints(directory: &std::path::Path) -> (Endpoint, Endpoint) {
 #[expect(clippy::print_stdout, reason = "a benchmark prints its figures")]
 fn main() {
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("threads");
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("threads");
     let directory = tempfile::tempdir().expect("a directory");
     let ends = {
         let _inside = runtime.enter();

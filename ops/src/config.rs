@@ -85,8 +85,10 @@ impl File<'_> {
 }
 
 fn read<T: DeserializeOwned>(path: &Path) -> Result<T, ConfigError> {
-    let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read { file: path.to_owned(), source })?;
-    toml::from_str(&text).map_err(|error| ConfigError::Parse { file: path.to_owned(), message: error.to_string() })
+    let text = std::fs::read_to_string(path)
+        .map_err(|source| ConfigError::Read { file: path.to_owned(), source })?;
+    toml::from_str(&text)
+        .map_err(|error| ConfigError::Parse { file: path.to_owned(), message: error.to_string() })
 }
 
 /// Key material of a node.
@@ -134,7 +136,11 @@ pub struct NodeAddress {
 
 fn nodes(file: &File<'_>, key: &str, nodes: Vec<NodeAddress>) -> Result<Vec<NodeAddress>, ConfigError> {
     if nodes.is_empty() {
-        return Err(file.error(key, "[]", "name the placement nodes: [{ id = 1, address = \"192.0.2.1:4001\" }]"));
+        return Err(file.error(
+            key,
+            "[]",
+            "name the placement nodes: [{ id = 1, address = \"192.0.2.1:4001\" }]",
+        ));
     }
     let mut seen = BTreeSet::new();
     match nodes.iter().find(|node| node.id == 0 || !seen.insert(node.id)) {
@@ -211,7 +217,12 @@ impl PlacementConfig {
             directory: file.beside(&raw.directory),
             peers: if raw.peers.is_empty() { raw.peers } else { nodes(&file, "peers", raw.peers)? },
             locations: raw.locations.map(|path| file.existing("locations", &path, locations)).transpose()?,
-            heartbeat_ms: file.bounded("heartbeat_ms", raw.heartbeat_ms.unwrap_or(HEARTBEAT_MS), 20, 5_000)?,
+            heartbeat_ms: file.bounded(
+                "heartbeat_ms",
+                raw.heartbeat_ms.unwrap_or(HEARTBEAT_MS),
+                20,
+                5_000,
+            )?,
             lease_ms: file.bounded("lease_ms", raw.lease_ms.unwrap_or(LEASE_MS), 500, 600_000)?,
         })
     }
@@ -221,7 +232,8 @@ fn loopback(file: &File<'_>, key: &str, address: SocketAddr) -> Result<SocketAdd
     if address.ip().is_loopback() {
         return Ok(address);
     }
-    let remedy = "this listener has no encryption yet: use 127.0.0.1 or [::1] and reach it through SSH or a proxy";
+    let remedy =
+        "this listener has no encryption yet: use 127.0.0.1 or [::1] and reach it through SSH or a proxy";
     Err(file.error(key, address, remedy))
 }
 
@@ -321,7 +333,11 @@ impl SiteConfig {
         }
         let ports = raw.workers.ports.unwrap_or_else(|| raw.workers.expected.clone());
         if let Some(worker) = raw.workers.expected.iter().find(|worker| !ports.contains(worker)) {
-            return Err(file.error("workers.ports", worker, "every expected worker needs a port of the switch"));
+            return Err(file.error(
+                "workers.ports",
+                worker,
+                "every expected worker needs a port of the switch",
+            ));
         }
         let bounds = raw.moves.bounds(&file)?;
         let rate = raw.moves.rate_mbit_per_s.unwrap_or(RATE_MBIT_PER_S);
@@ -472,7 +488,11 @@ impl SwitchConfig {
         let file = File { path };
         let mut seen = BTreeSet::from([raw.site]);
         if let Some(tunnel) = raw.tunnels.iter().find(|tunnel| !seen.insert(tunnel.site)) {
-            return Err(file.error("tunnels.site", tunnel.site, "tunnels lead to the other sites, each once"));
+            return Err(file.error(
+                "tunnels.site",
+                tunnel.site,
+                "tunnels lead to the other sites, each once",
+            ));
         }
         let directory = file.beside(&raw.directory);
         let port = |number: PortNo, name: String, kind| PortConfig { number, name, kind };

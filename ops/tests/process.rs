@@ -1,6 +1,8 @@
 //! Whole processes: a deployment of three sites as child processes, real traffic through it, and each kind of process
 //! killed while groups move. Nothing may be lost, duplicated or reordered wherever the design promises it.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -66,7 +68,8 @@ impl Deployment {
     /// Starts moves of so many groups from one site to another, and gives their numbers.
     async fn start_moves(&self, count: usize, from: &str, to: &str) -> Vec<u64> {
         let groups = self.groups_at(from).await;
-        let moves: Vec<_> = groups.iter().take(count).map(|group| json!({ "group": group, "to": to })).collect();
+        let moves: Vec<_> =
+            groups.iter().take(count).map(|group| json!({ "group": group, "to": to })).collect();
         assert_eq!(moves.len(), count);
         let started = self.cluster.post("/v1/moves", &json!({ "moves": moves })).await.unwrap();
         started["moves"].as_array().unwrap().iter().map(|started| started["move"].as_u64().unwrap()).collect()
@@ -182,7 +185,10 @@ async fn a_worker_killed_loses_its_own_flows_only_and_its_groups_are_served_agai
     let after = deployment.world.end_act().unwrap();
     assert!(after.packets.sent > 500, "{:?}", after.packets);
     assert_eq!(after.packets.lost, 0, "{:?}", after.packets);
-    assert_eq!(after.checks.outside_changed, 0, "ports are a function of the subscriber, so they are the same again");
+    assert_eq!(
+        after.checks.outside_changed, 0,
+        "ports are a function of the subscriber, so they are the same again"
+    );
     let elsewhere = deployment.start_moves(2, "singapore", "virginia").await;
     deployment.until_done(&elsewhere).await;
 }

@@ -25,7 +25,8 @@ fn codec(criterion: &mut Criterion) {
     for flows in [1_000, 10_000, 100_000] {
         let (slices, batches) = batches(flows);
         let mut encoder = Encoder::new().expect("zstd");
-        let mut encode = |batch: &mut Batch| encoder.encode(&header(), batch, Some(&slices)).expect("it encodes");
+        let mut encode =
+            |batch: &mut Batch| encoder.encode(&header(), batch, Some(&slices)).expect("it encodes");
         let chunks: Vec<_> = batches.iter().map(|batch| encode(&mut batch.clone())).collect();
         let bytes: usize = chunks.iter().map(Vec::len).sum();
         #[expect(clippy::print_stdout, reason = "a figure of the benchmark")]
@@ -35,13 +36,15 @@ fn codec(criterion: &mut Criterion) {
         let mut group = criterion.benchmark_group(format!("{flows} flows"));
         group.throughput(Throughput::Elements(flows as u64)).sample_size(20);
         group.bench_function("encode", |bencher| {
-            let run = |mut batches: Vec<Batch>| batches.iter_mut().map(&mut encode).map(|c| c.len()).sum::<usize>();
+            let run =
+                |mut batches: Vec<Batch>| batches.iter_mut().map(&mut encode).map(|c| c.len()).sum::<usize>();
             bencher.iter_batched(|| batches.clone(), run, BatchSize::LargeInput);
         });
         let mut decoder = Decoder::new().expect("zstd");
         group.bench_function("decode", |bencher| {
             bencher.iter(|| {
-                let mut decode = |chunk: &Vec<u8>| decoder.decode(chunk, Some(&slices)).expect("it decodes").1.len();
+                let mut decode =
+                    |chunk: &Vec<u8>| decoder.decode(chunk, Some(&slices)).expect("it decodes").1.len();
                 chunks.iter().map(&mut decode).sum::<usize>()
             });
         });

@@ -509,11 +509,10 @@ fn read_keys(
         reader.column().filter(|c| c.len() == 2 * total).ok_or(CodecError::Column { column: "remote" })?;
     let mut keys: Vec<FlowKey> = Vec::with_capacity(total);
     let mut bits = address_bits(group.address());
-    for i in 0..total {
+    for (i, &protocol) in protocols.iter().enumerate() {
         bits = clients.signed(bits).ok_or(CodecError::Column { column: "client" })?;
         let address = address_from(group.family(), bits).ok_or(CodecError::Column { column: "client" })?;
-        let protocol =
-            Protocol::from_number(protocols[i]).ok_or(CodecError::Column { column: "protocol" })?;
+        let protocol = Protocol::from_number(protocol).ok_or(CodecError::Column { column: "protocol" })?;
         let remote =
             *remotes.get(usize::from(plane(ranks, i))).ok_or(CodecError::Column { column: "remote" })?;
         let mut key = FlowKey { protocol, client: Endpoint { address, port: plane(ports, i) }, remote };

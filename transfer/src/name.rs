@@ -3,6 +3,8 @@
 use std::fmt;
 use std::str::FromStr;
 
+use x509_parser::extensions::GeneralName;
+
 /// One node of one cluster.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct NodeName {
@@ -62,10 +64,10 @@ impl NodeName {
             x509_parser::parse_x509_certificate(der).map_err(|_| CertificateNameError::Parse)?;
         let names = certificate.subject_alternative_name().map_err(|_| CertificateNameError::Parse)?;
         let names = names.map(|extension| extension.value.general_names.as_slice()).unwrap_or_default();
-        let mut uris = names.iter().filter_map(|name| match name {
-            x509_parser::extensions::GeneralName::URI(uri) => Some(*uri),
-            _ => None,
-        });
+        let uri = |name: &GeneralName<'_>| {
+            if let GeneralName::URI(uri) = name { Some(uri.to_string()) } else { None }
+        };
+        let mut uris = names.iter().filter_map(uri);
         match (uris.next(), uris.count()) {
             (Some(uri), 0) => Ok(uri.parse()?),
             (first, more) => Err(CertificateNameError::Count(usize::from(first.is_some()) + more)),

@@ -1,5 +1,7 @@
 //! Real QUIC over loopback: who is let in, and what arrives.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, SanType};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use transfer::name::NodeName;

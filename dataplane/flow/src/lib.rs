@@ -10,4 +10,6 @@ pub mod trie;
 
 pub use id::{Epoch, Micros, MoveId, ServiceId, ServiceIdError, SiteId, WorkerId};
 pub use prefix::{Family, GroupId, GroupIdError, Prefix, PrefixError};
-pub use record::{Batch, Endpoint, Fixed, FlowKey, FlowRecord, HoldTimes, Joinable, Protocol, TcpState, Token, digest};
+pub use record::{
+    Batch, Endpoint, Fixed, FlowKey, FlowRecord, HoldTimes, Joinable, Protocol, TcpState, Token, digest,
+};

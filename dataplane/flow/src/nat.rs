@@ -267,7 +267,7 @@ impl NatSlices {
         let end_whole =
             if end == u64::from(self.subscribers) { end.next_multiple_of(per_address) } else { end };
         let whole = (end_whole - at) / per_address;
-        if at % per_address == 0 && whole > 0 {
+        if at.is_multiple_of(per_address) && whole > 0 {
             let addresses = u32::try_from(whole).unwrap_or(u32::MAX);
             return (at + whole * per_address, Some(addresses));
         }
@@ -284,7 +284,6 @@ impl NatSlices {
             // The largest aligned run that fits: bounded by the alignment of the address and the room left.
             let aligned = u32::from(address).trailing_zeros().min(31);
             let bits = aligned.min(room.ilog2());
-            #[expect(clippy::cast_possible_truncation, reason = "at most 31")]
             let addresses = Prefix::containing(IpAddr::V4(address), 32 - bits as u8).ok();
             matches.extend(addresses.map(|addresses| OutsideMatch { addresses, port: 0, port_mask: 0 }));
             index += 1 << bits;

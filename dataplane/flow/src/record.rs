@@ -298,7 +298,10 @@ mod tests {
         let mut times: Vec<u64> = (1..=1_000).rev().collect();
         let expected = HoldTimes { held: 1_000, us_p50: 500, us_p99: 990, us_p999: 999, us_max: 1_000 };
         assert_eq!(HoldTimes::of(&mut times), expected);
-        assert_eq!(HoldTimes::of(&mut [7]), HoldTimes { held: 1, us_p50: 7, us_p99: 7, us_p999: 7, us_max: 7 });
+        assert_eq!(
+            HoldTimes::of(&mut [7]),
+            HoldTimes { held: 1, us_p50: 7, us_p99: 7, us_p999: 7, us_max: 7 }
+        );
     }
 
     #[test]

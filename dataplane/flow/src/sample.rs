@@ -58,7 +58,6 @@ impl Seeded {
 /// [`SliceError`] when there are more than 2^16 subscribers.
 pub fn service(subscribers: u32) -> Result<NatSlices, SliceError> {
     let bits = subscribers.next_power_of_two().ilog2().min(16);
-    #[expect(clippy::cast_possible_truncation, reason = "at most 16")]
     let clients = Prefix::containing(IpAddr::V4(Ipv4Addr::new(100, 64, 0, 0)), 32 - bits as u8);
     let pool = Prefix::containing(IpAddr::V4(Ipv4Addr::new(198, 18, 0, 0)), 22);
     NatSlices::new(NatSpec {

@@ -113,7 +113,6 @@ impl TunnelKey {
     /// A key with the low bits of an epoch.
     #[must_use]
     pub fn new(role: TunnelRole, service: ServiceId, epoch: Epoch) -> Self {
-        #[expect(clippy::cast_possible_truncation, reason = "14 bits")]
         Self { role, service, epoch_low: (epoch.0 & 0x3fff) as u16 }
     }
 
@@ -126,7 +125,6 @@ impl TunnelKey {
     /// From the number on the wire.
     #[must_use]
     pub fn from_vni(vni: u32) -> Option<Self> {
-        #[expect(clippy::cast_possible_truncation, reason = "6 and 14 bits")]
         let (service, epoch_low) = (ServiceId::new((vni >> 14 & 0x3f) as u8).ok()?, (vni & 0x3fff) as u16);
         Some(Self { role: TunnelRole::from_number(vni >> 20 & 0xf)?, service, epoch_low })
     }

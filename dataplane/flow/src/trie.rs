@@ -122,7 +122,7 @@ impl<T> GroupTrie<T> {
                 *node = Node::Leaf(value);
                 Ok(())
             }
-            _ => Err(error),
+            Node::Leaf(_) | Node::Branch(_) => Err(error),
         }
     }
 

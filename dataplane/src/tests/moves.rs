@@ -242,7 +242,10 @@ fn a_target_holds_until_token_and_cut_and_serves_relayed_packets_first() {
     let (events, sent) = lab.settle();
     let payloads: Vec<_> = sent.iter().map(|frame| see(frame).payload).collect();
     assert_eq!(payloads, [b"1", b"2"]);
-    assert!(matches!(events[..], [Event::Joined { flows: 1, hold: flow::HoldTimes { held: 2, .. }, opened_early: false, .. }]));
+    assert!(matches!(
+        events[..],
+        [Event::Joined { flows: 1, hold: flow::HoldTimes { held: 2, .. }, opened_early: false, .. }]
+    ));
     assert!(lab.inside(udp(client(), remote(), b"3")).is_some());
     let again = lab.ask(join(token, &[]));
     assert_eq!(again, events, "asked again, it answers the same");

@@ -4,13 +4,13 @@ use flow::nat::NatSlices;
 use flow::{Batch, Epoch, GroupId, Micros, MoveId, SiteId, Token};
 
 use super::{Install, Worker, mask, tick};
-use crate::table::{NIL, flags};
 use crate::control::{
     BATCH_LEN_MAX, Event, Function, GroupLoad, GroupStatus, Ordering, Request, ServiceSpec, Stats, VERSION,
 };
 use crate::group::{Armed, Arrival, Group, Joining, State};
 use crate::io::PacketBuf;
 use crate::nat::{Service, check_record};
+use crate::table::{NIL, flags};
 
 /// Why a request was refused, for people.
 type Refusal = String;
@@ -396,7 +396,11 @@ impl<B: PacketBuf> Worker<B> {
                 // Between two workers of a site the owner stays the same, and so does the epoch.
                 let lowest = if move_id.is_local() { group.epoch } else { group.epoch.next() };
                 if armed.epoch < lowest.max(fence) {
-                    return Err(format!("epoch {} of group {id} is below {}", armed.epoch, lowest.max(fence)));
+                    return Err(format!(
+                        "epoch {} of group {id} is below {}",
+                        armed.epoch,
+                        lowest.max(fence)
+                    ));
                 }
                 if group.move_id != Some(move_id) {
                     group.stop_export();

@@ -68,7 +68,10 @@ fn run(options: &Options) -> anyhow::Result<Report> {
 
 async fn play(options: &Options, sites: Vec<DemoSite>, directory: &Path) -> anyhow::Result<Report> {
     let names: Vec<_> = sites.iter().map(|site| site.name.as_str()).collect();
-    say(&format!("Three sites ({}) and three placement nodes start, as processes of this machine.", names.join(", ")));
+    say(&format!(
+        "Three sites ({}) and three placement nodes start, as processes of this machine.",
+        names.join(", ")
+    ));
     let layout = Layout {
         sites,
         workers: WORKERS,
@@ -77,7 +80,9 @@ async fn play(options: &Options, sites: Vec<DemoSite>, directory: &Path) -> anyh
         binary: std::env::current_exe()?,
     };
     let cluster = Cluster::start(layout).await?;
-    cluster.set_policy(serde_json::json!({ "automatic": false, "min_dwell_s": 4, "moves_in_flight_max": 8 })).await?;
+    cluster
+        .set_policy(serde_json::json!({ "automatic": false, "min_dwell_s": 4, "moves_in_flight_max": 8 }))
+        .await?;
     cluster.configure(CAPACITY_PPS).await?;
     cluster.until_ready().await?;
     let spec = world_spec(&cluster, options.seed);

@@ -11,7 +11,7 @@ use tokio::sync::Notify;
 
 /// A proxy in front of one socket.
 #[derive(Clone)]
-pub struct Proxy {
+pub(super) struct Proxy {
     open: Arc<AtomicBool>,
     cut: Arc<Notify>,
 }
@@ -21,7 +21,7 @@ impl Proxy {
     ///
     /// # Errors
     /// When the socket cannot be bound.
-    pub fn start(from: &PathBuf, to: PathBuf) -> std::io::Result<Self> {
+    pub(super) fn start(from: &PathBuf, to: PathBuf) -> std::io::Result<Self> {
         let listener = UnixListener::bind(from)?;
         let proxy = Self { open: Arc::new(AtomicBool::new(true)), cut: Arc::new(Notify::new()) };
         let accepting = proxy.clone();
@@ -44,7 +44,7 @@ impl Proxy {
     }
 
     /// Ends all connections and lets none through for a while.
-    pub async fn cut_for(&self, time: Duration) {
+    pub(super) async fn cut_for(&self, time: Duration) {
         self.open.store(false, Ordering::SeqCst);
         self.cut.notify_waiters();
         tokio::time::sleep(time).await;

@@ -203,8 +203,20 @@ impl Report {
         let mut table = comfy_table::Table::new();
         table.load_style(comfy_table::presets::UTF8_HORIZONTAL_ONLY);
         table.set_header([
-            "act", "groups", "flows", "packets", "lost", "dup.", "reord.", "TCP", "reset", "MB checked", "corrupt",
-            "hold max", "delay p50/p95 before", "after",
+            "act",
+            "groups",
+            "flows",
+            "packets",
+            "lost",
+            "dup.",
+            "reord.",
+            "TCP",
+            "reset",
+            "MB checked",
+            "corrupt",
+            "hold max",
+            "delay p50/p95 before",
+            "after",
         ]);
         for act in &self.acts {
             table.add_row(row(act));
@@ -215,7 +227,8 @@ impl Report {
 
 fn row(act: &Act) -> [String; 14] {
     let hold = act.moves.iter().map(|m| m.hold_ms_max).fold(0.0, f64::max);
-    let delay = |d: &Delays| if d.count == 0 { "-".into() } else { format!("{:.0} / {:.0} ms", d.p50, d.p95) };
+    let delay =
+        |d: &Delays| if d.count == 0 { "-".into() } else { format!("{:.0} / {:.0} ms", d.p50, d.p95) };
     [
         act.name.clone(),
         act.groups_moved.to_string(),

@@ -185,7 +185,9 @@ impl Stage {
 
     async fn roam(&mut self) -> anyhow::Result<()> {
         let (from, to) = (self.name(1), self.name(3));
-        say(&format!("\nAct 2: roam. The users of {ROAMING} groups fly from {from} to {to}; their flows stay behind."));
+        say(&format!(
+            "\nAct 2: roam. The users of {ROAMING} groups fly from {from} to {to}; their flows stay behind."
+        ));
         self.world.begin_act("2 roam")?;
         let groups: Vec<_> = (0..ROAMING).filter_map(group_prefix).collect();
         for prefix in &groups {
@@ -199,7 +201,10 @@ impl Stage {
 
     async fn surge(&mut self) -> anyhow::Result<()> {
         let site = SiteId(1);
-        say(&format!("\nAct 3: surge. Load in {} grows fourfold; a third worker is started there.", self.name(1)));
+        say(&format!(
+            "\nAct 3: surge. Load in {} grows fourfold; a third worker is started there.",
+            self.name(1)
+        ));
         self.world.begin_act("3 surge")?;
         let start = self.world.mark();
         let groups: Vec<_> = (ROAMING..GROUPS_PER_SITE).filter_map(group_prefix).collect();
@@ -245,7 +250,8 @@ impl Stage {
         self.cluster.spawn(Part::Agent(SiteId(1)))?;
         self.until_moves_end(batch.len()).await?;
 
-        let owned: Vec<_> = self.groups_at(&c).await?.into_iter().filter(|group| batch.contains(group)).collect();
+        let owned: Vec<_> =
+            self.groups_at(&c).await?.into_iter().filter(|group| batch.contains(group)).collect();
         self.start_moves(&owned, &a).await?;
         sleep(Duration::from_millis(100)).await;
         let leader = self.cluster.leader().await.context("no leader is known")?;
@@ -276,13 +282,15 @@ impl Stage {
 
     async fn start_moves(&self, groups: &[String], to: &str) -> anyhow::Result<()> {
         say(&format!("  {} groups start to move to {to}.", groups.len()));
-        let moves: Vec<_> = groups.iter().map(|group| serde_json::json!({ "group": group, "to": to })).collect();
+        let moves: Vec<_> =
+            groups.iter().map(|group| serde_json::json!({ "group": group, "to": to })).collect();
         self.cluster.post("/v1/moves", &serde_json::json!({ "moves": moves })).await?;
         Ok(())
     }
 
     async fn groups_at(&self, site: &str) -> anyhow::Result<Vec<String>> {
-        let groups: Groups = serde_json::from_value(self.cluster.get(&format!("/v1/groups?site={site}")).await?)?;
+        let groups: Groups =
+            serde_json::from_value(self.cluster.get(&format!("/v1/groups?site={site}")).await?)?;
         let own = groups.groups.into_iter().filter(|group| group.owner == site);
         Ok(own.map(|group| group.group).collect())
     }
@@ -342,11 +350,20 @@ impl Stage {
         let p = &act.packets;
         say(&format!(
             "  {} groups with {} flows moved. {} packets: {} lost, {} duplicated, {} reordered; {} connections, {} reset.",
-            act.groups_moved, act.flows_moved, p.sent, p.lost, p.duplicated, p.reordered, act.tcp.connections,
+            act.groups_moved,
+            act.flows_moved,
+            p.sent,
+            p.lost,
+            p.duplicated,
+            p.reordered,
+            act.tcp.connections,
             act.tcp.reset
         ));
         let (before, after) = (&act.user_delay_ms.before, &act.user_delay_ms.after);
-        say(&format!("  Requests took {:.0} ms at the 95th percentile before, {:.0} ms after.", before.p95, after.p95));
+        say(&format!(
+            "  Requests took {:.0} ms at the 95th percentile before, {:.0} ms after.",
+            before.p95, after.p95
+        ));
     }
 
     async fn collect_moves(&mut self, act: &mut Act) -> anyhow::Result<()> {
@@ -382,7 +399,8 @@ impl Stage {
             *seen = new.last().map_or(*seen, |last| last.number);
             let name = self.cluster.layout().site(site).name.clone();
             act.moves.extend(new.into_iter().map(|m| {
-                let summary = Summary { flows: m.flows, bytes_on_wire: 0, precopy_us: m.precopy_us, hold: m.hold };
+                let summary =
+                    Summary { flows: m.flows, bytes_on_wire: 0, precopy_us: m.precopy_us, hold: m.hold };
                 let worker = |worker: u16| format!("{name} worker {worker}");
                 report_of(&m.group, worker(m.from), worker(m.to), &summary, Duration::ZERO)
             }));

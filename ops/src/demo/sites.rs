@@ -35,8 +35,9 @@ pub fn built_in() -> Vec<DemoSite> {
 ///
 /// # Errors
 /// A message that names the file, the value and what would be right.
-pub fn read(path: &Path) -> anyhow::Result<Vec<DemoSite>> {
-    let text = std::fs::read_to_string(path).with_context(|| format!("{}: cannot be read", path.display()))?;
+pub(super) fn read(path: &Path) -> anyhow::Result<Vec<DemoSite>> {
+    let text =
+        std::fs::read_to_string(path).with_context(|| format!("{}: cannot be read", path.display()))?;
     let file: SitesFile = toml::from_str(&text).with_context(|| path.display().to_string())?;
     anyhow::ensure!(
         file.site.len() == 3,
@@ -46,7 +47,12 @@ pub fn read(path: &Path) -> anyhow::Result<Vec<DemoSite>> {
     );
     for site in &file.site {
         let place = (-90.0..=90.0).contains(&site.latitude) && (-180.0..=180.0).contains(&site.longitude);
-        anyhow::ensure!(is_label(&site.name), "{}: name = {:?}: use a-z, 0-9 and '-'", path.display(), site.name);
+        anyhow::ensure!(
+            is_label(&site.name),
+            "{}: name = {:?}: use a-z, 0-9 and '-'",
+            path.display(),
+            site.name
+        );
         anyhow::ensure!(
             place,
             "{}: {} is at {}, {}: latitude is -90 to 90, longitude -180 to 180",
@@ -79,7 +85,9 @@ mod tests {
         let error = |text: &str| format!("{:#}", read_text(text).unwrap_err());
         assert!(error(&site("a", 1.0)).contains("1 sites; the demo's acts need exactly 3"));
         assert!(error(&(site("a", 1.0) + &site("B", 2.0) + &site("c", 3.0))).contains("name = \"B\""));
-        assert!(error(&(site("a", 91.0) + &site("b", 2.0) + &site("c", 3.0))).contains("latitude is -90 to 90"));
+        assert!(
+            error(&(site("a", 91.0) + &site("b", 2.0) + &site("c", 3.0))).contains("latitude is -90 to 90")
+        );
         assert!(error("[[site]]\nnam = 1").contains("unknown field"));
     }
 }

@@ -112,7 +112,12 @@ pub struct WorldSpec {
 impl WorldSpec {
     /// The traffic of the demo: some 9,000 UDP packets and 1,500 TCP packets per second in each direction.
     #[must_use]
-    pub fn new(sites: Vec<SiteSpec>, groups: Vec<GroupSpec>, servers: Vec<ServerSpec>, pool: Vec<Prefix>) -> Self {
+    pub fn new(
+        sites: Vec<SiteSpec>,
+        groups: Vec<GroupSpec>,
+        servers: Vec<ServerSpec>,
+        pool: Vec<Prefix>,
+    ) -> Self {
         Self {
             seed: 1,
             sites,

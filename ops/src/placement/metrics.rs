@@ -29,7 +29,8 @@ pub fn text(node: &Node) -> prometheus::Result<String> {
     gauge("limosa_proposals_rejected_total", "Proposals refused", counts.rejected)?;
     gauge("limosa_reports_total", "Reports of sites taken", counts.reports)?;
     let owned = IntGaugeVec::new(Opts::new("limosa_site_groups", "Groups by owner"), &["site"])?;
-    let alive = IntGaugeVec::new(Opts::new("limosa_site_alive", "1 while the site holds its lease"), &["site"])?;
+    let alive =
+        IntGaugeVec::new(Opts::new("limosa_site_alive", "1 while the site holds its lease"), &["site"])?;
     for site in cluster.sites.values() {
         let count = cluster.groups.values().filter(|group| group.owner == site.id).count();
         owned.with_label_values(&[&site.name]).set(i64::try_from(count).unwrap_or(i64::MAX));

@@ -24,7 +24,8 @@ use crate::net::{QuicTransport, endpoint};
 pub async fn run(config: PlacementConfig, stop: CancellationToken) -> anyhow::Result<()> {
     let endpoint = endpoint(config.listen, &config.tls)?;
     let transport = Arc::new(QuicTransport::new(&endpoint, &config.tls.cluster, &config.peers));
-    let node = Node::start(node_config(&config), transport).await.context("the placement node cannot start")?;
+    let node =
+        Node::start(node_config(&config), transport).await.context("the placement node cannot start")?;
     let node = Arc::new(node);
     let server = api::serve(config.api, node.clone()).await?;
     tracing::info!(id = config.id, listen = %config.listen, api = %config.api, "the placement node runs");

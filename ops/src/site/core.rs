@@ -7,13 +7,16 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
-use dataplane::control::{Event, Function, GroupLoad, GroupStatus, Ordering, Phase, Request, ServiceSpec, Stats};
+use dataplane::control::{
+    Event, Function, GroupLoad, GroupStatus, Ordering, Phase, Request, ServiceSpec, Stats,
+};
 use flow::nat::NatSlices;
 use flow::{Batch, Epoch, GroupId, HoldTimes, Micros, MoveId, ServiceId, SiteId, WorkerId};
 use placement::core::{Change, Command, Group, Move, MoveOutcome, MovePhase, MoveSummary, Service, Site};
 use switchctl::{GroupPlan, OldPath, PacketOut, Ports, RuleSet, SitePlan, marker_out};
 use transfer::core::{
-    Ending, MoveSpec, Proof, Source, SourceAction, SourceInput, Target, TargetAction, TargetInput, ToSource, ToTarget,
+    Ending, MoveSpec, Proof, Source, SourceAction, SourceInput, Target, TargetAction, TargetInput, ToSource,
+    ToTarget,
 };
 
 /// How long an agent that just started waits for workers that do not answer before it gives their groups to others.
@@ -318,7 +321,8 @@ impl Agent {
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Micros> {
         let machines = self.outgoing.values().filter_map(|out| out.machine.poll_timeout());
-        let markers = self.markers.values().filter(|m| m.tag <= self.in_force).map(|m| m.at.unwrap_or(Micros(0)));
+        let markers =
+            self.markers.values().filter(|m| m.tag <= self.in_force).map(|m| m.at.unwrap_or(Micros(0)));
         let gather = self.started.filter(|_| !self.synced).map(|at| at.plus(GATHER_BOUND));
         let balance = self.synced.then_some(self.balance_at);
         machines.chain(markers).chain(gather).chain(balance).min()
@@ -476,7 +480,8 @@ impl Agent {
     }
 
     fn group(&mut self, group: Group) {
-        let switching = group.move_id.and_then(|id| self.moves.get(&id)).filter(|m| m.phase == MovePhase::Switching);
+        let switching =
+            group.move_id.and_then(|id| self.moves.get(&id)).filter(|m| m.phase == MovePhase::Switching);
         let steer = switching.map_or(group.owner, |m| m.to);
         self.groups.insert(group.id, group);
         self.set_steer(group.id, steer);
@@ -717,7 +722,9 @@ impl Agent {
                 self.feed_source_of(worker, move_id, SourceInput::Disarmed { cut }, now);
             }
             Event::Prepared { move_id, .. } => self.prepared(worker, move_id),
-            Event::Refused { group, move_id, reason } => self.worker_refused(worker, group, move_id, reason, now),
+            Event::Refused { group, move_id, reason } => {
+                self.worker_refused(worker, group, move_id, reason, now)
+            }
             Event::Installed { move_id, sequence, .. } => {
                 self.feed_target_of(worker, move_id, TargetInput::Installed(sequence), now);
             }
@@ -725,7 +732,9 @@ impl Agent {
                 self.counts.hold_us_max = self.counts.hold_us_max.max(hold.us_max);
                 self.feed_target_of(worker, move_id, TargetInput::Joined { flows, hold }, now);
             }
-            Event::Mismatch { move_id, .. } => self.feed_target_of(worker, move_id, TargetInput::Mismatch, now),
+            Event::Mismatch { move_id, .. } => {
+                self.feed_target_of(worker, move_id, TargetInput::Mismatch, now)
+            }
             Event::Gone { group, move_id } => self.gone(worker, group, move_id),
             Event::Hello { .. } | Event::Abandoned { .. } | Event::ServicesSet | Event::Serving { .. } => {}
         }
@@ -824,7 +833,8 @@ impl Agent {
 
     /// A shadow whose move was given to another worker while this one was away is of no use.
     fn abandons(&mut self, worker: WorkerId, status: &GroupStatus) -> bool {
-        let Some(move_id) = status.move_id.filter(|_| matches!(status.phase, Phase::Shadow | Phase::Open)) else {
+        let Some(move_id) = status.move_id.filter(|_| matches!(status.phase, Phase::Shadow | Phase::Open))
+        else {
             return false;
         };
         if self.incoming.get(&move_id).is_none_or(|incoming| incoming.worker == worker) {
@@ -849,7 +859,8 @@ impl Agent {
         let ready = |id: &WorkerId| self.workers.get(id).is_some_and(|worker| worker.ready);
         let all = self.expected.iter().all(ready);
         let waited = self.started.is_some_and(|at| at.plus(GATHER_BOUND) <= now);
-        if !all && !(waited && self.workers.values().any(|worker| worker.ready)) {
+        let some = self.workers.values().any(|worker| worker.ready);
+        if !(all || waited && some) {
             return;
         }
         self.synced = true;
@@ -935,7 +946,8 @@ impl Agent {
             }
             self.drive(mv, now);
         } else if mv.to == self.site && !self.incoming.contains_key(&mv.id) {
-            let serving = (status.phase == Phase::Serving && status.epoch == mv.epoch).then_some(status.flows);
+            let serving =
+                (status.phase == Phase::Serving && status.epoch == mv.epoch).then_some(status.flows);
             self.add_target(mv.id, Target::new(spec_of(mv), serving), worker, now);
             self.drive(mv, now);
         }
@@ -950,7 +962,8 @@ impl Agent {
     /// A move between workers that a former agent began: no log knows it, the two workers do. If both have their
     /// part it goes forward; if one has nothing, the other serves what it has.
     fn recover_local(&mut self, id: MoveId, parts: &BTreeMap<WorkerId, GroupStatus>, now: Micros) {
-        let find = |phases: &[Phase]| parts.iter().find(|(_, s)| phases.contains(&s.phase)).map(|(w, s)| (*w, *s));
+        let find =
+            |phases: &[Phase]| parts.iter().find(|(_, s)| phases.contains(&s.phase)).map(|(w, s)| (*w, *s));
         let serves = find(&[Phase::Copying, Phase::Draining]);
         let relays = find(&[Phase::Relaying]);
         let joined = find(&[Phase::Serving]);
@@ -986,7 +999,8 @@ impl Agent {
             // The source is another process now, and its flows are gone with it: what was copied is best.
             (None, None, Some((to, status))) => {
                 self.set_local(status.group, Some(to));
-                self.outputs.push_back(Output::Worker(to, Request::TakeOver { group: status.group, move_id: id }));
+                self.outputs
+                    .push_back(Output::Worker(to, Request::TakeOver { group: status.group, move_id: id }));
             }
             (None, None, None) => {}
         }
@@ -1041,7 +1055,8 @@ impl Agent {
         self.set_local(spec.group, Some(to));
         self.plan_dirty = true;
         let old = OldPath::Local(old);
-        self.markers.insert(id, Marker { group: spec.group, epoch: spec.epoch, old, tag: self.tag + 1, at: None });
+        self.markers
+            .insert(id, Marker { group: spec.group, epoch: spec.epoch, old, tag: self.tag + 1, at: None });
         self.feed_source(id, SourceInput::Switching(vec![self.site]), now);
         self.feed_target(id, TargetInput::Switching, now);
     }
@@ -1095,7 +1110,8 @@ impl Agent {
 
     /// Packets of the last report, and something for a group that is idle, so that those spread too.
     fn weight(&self, group: &GroupId) -> u64 {
-        1 + self.means.get(group).copied().unwrap_or(0) + self.loads.get(group).map_or(0, |load| load.flows / 16)
+        1 + self.means.get(group).copied().unwrap_or(0)
+            + self.loads.get(group).map_or(0, |load| load.flows / 16)
     }
 
     fn best_move(
@@ -1112,7 +1128,9 @@ impl Agent {
         }
         let movable = |group: &GroupId| {
             let rested = self.settled_at.get(group).is_none_or(|at| at.plus(LOCAL_DWELL) <= now);
-            rested && self.groups.get(group).is_some_and(|g| g.owner == self.site && g.move_id.is_none()) && !self.is_moving(group)
+            rested
+                && self.groups.get(group).is_some_and(|g| g.owner == self.site && g.move_id.is_none())
+                && !self.is_moving(group)
         };
         self.local
             .iter()
@@ -1202,7 +1220,9 @@ impl Agent {
     }
 
     fn drain_target(&mut self, id: MoveId, now: Micros) {
-        while let Some(action) = self.incoming.get_mut(&id).and_then(|incoming| incoming.machine.poll_action()) {
+        while let Some(action) =
+            self.incoming.get_mut(&id).and_then(|incoming| incoming.machine.poll_action())
+        {
             self.do_target(id, action, now);
         }
         if self.incoming.get(&id).is_some_and(|incoming| incoming.machine.is_over()) {
@@ -1381,7 +1401,12 @@ impl Agent {
     }
 
     fn ports_plan(&self) -> SitePlan {
-        SitePlan { site: self.site, ports: self.ports.clone(), services: BTreeMap::new(), groups: BTreeMap::new() }
+        SitePlan {
+            site: self.site,
+            ports: self.ports.clone(),
+            services: BTreeMap::new(),
+            groups: BTreeMap::new(),
+        }
     }
 
     /// What the switch of this site is to do.

@@ -17,10 +17,14 @@ use super::metrics::SiteMetrics;
 /// # Errors
 /// When the address cannot be bound.
 pub async fn serve(address: SocketAddr, metrics: Arc<SiteMetrics>) -> anyhow::Result<JoinHandle<()>> {
-    let listener = tokio::net::TcpListener::bind(address).await.with_context(|| format!("metrics = {address}"))?;
+    let listener =
+        tokio::net::TcpListener::bind(address).await.with_context(|| format!("metrics = {address}"))?;
     let router = Router::new()
         .route("/metrics", get(|State(metrics): State<Arc<SiteMetrics>>| async move { metrics.text() }))
-        .route("/v1/local-moves", get(|State(metrics): State<Arc<SiteMetrics>>| async move { Json(metrics.local_moves()) }))
+        .route(
+            "/v1/local-moves",
+            get(|State(metrics): State<Arc<SiteMetrics>>| async move { Json(metrics.local_moves()) }),
+        )
         .route("/livez", get(|| async { "ok\n" }))
         .route("/readyz", get(|State(metrics): State<Arc<SiteMetrics>>| async move { ready(&metrics) }))
         .with_state(metrics);

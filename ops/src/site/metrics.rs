@@ -73,17 +73,31 @@ impl SiteMetrics {
             registry.register(Box::new(gauge.clone()))?;
             Ok(gauge)
         };
-        let hold_max = Gauge::new("limosa_migration_hold_seconds_max", "Longest hold of a packet by a move to here")?;
+        let hold_max =
+            Gauge::new("limosa_migration_hold_seconds_max", "Longest hold of a packet by a move to here")?;
         registry.register(Box::new(hold_max.clone()))?;
-        let build = IntGaugeVec::new(Opts::new("limosa_build_info", "Version of this process"), &["version"])?;
+        let build =
+            IntGaugeVec::new(Opts::new("limosa_build_info", "Version of this process"), &["version"])?;
         build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
         registry.register(Box::new(build))?;
         Ok(Self {
-            packets: gauge("limosa_worker_packets", "Packets by fate since the worker started", &["worker", "fate"])?,
+            packets: gauge(
+                "limosa_worker_packets",
+                "Packets by fate since the worker started",
+                &["worker", "fate"],
+            )?,
             flows: gauge("limosa_flow_table_entries", "Flows in the worker's table", &["worker"])?,
-            busy: float("limosa_worker_busy_ratio", "Share of time that the worker was not idle", &["worker"])?,
+            busy: float(
+                "limosa_worker_busy_ratio",
+                "Share of time that the worker was not idle",
+                &["worker"],
+            )?,
             rtt: float("limosa_path_rtt_seconds", "Round trip to a peer site over QUIC", &["peer_site"])?,
-            moves: gauge("limosa_migrations", "Moves that ended since the agent started", &["direction", "outcome"])?,
+            moves: gauge(
+                "limosa_migrations",
+                "Moves that ended since the agent started",
+                &["direction", "outcome"],
+            )?,
             in_progress: gauge("limosa_migrations_in_progress", "Moves in hand", &["direction"])?,
             flows_sent: counter("limosa_migration_flows_total", "Flow records sent to other sites")?,
             bytes_sent: counter("limosa_migration_bytes_total", "Encoded bytes of them")?,

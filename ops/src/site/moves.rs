@@ -178,7 +178,8 @@ pub async fn accept(
             tracing::warn!(name, "a site connected that is not among the peers of the configuration");
             continue;
         };
-        let receiver = Receiver { site, incoming: incoming.clone(), inputs: inputs.clone(), slices: slices.clone() };
+        let receiver =
+            Receiver { site, incoming: incoming.clone(), inputs: inputs.clone(), slices: slices.clone() };
         tokio::spawn(receiver.streams(connection));
     }
 }
@@ -210,7 +211,8 @@ impl Receiver {
     async fn talk(&self, frames: Frames) -> anyhow::Result<()> {
         let Frames { sender, mut receiver } = frames;
         let first = receiver.next().await?.unwrap_or_default();
-        let id = first.try_into().map_err(|_| anyhow::anyhow!("a stream of a move starts with its number"))?;
+        let id =
+            first.try_into().map_err(|_| anyhow::anyhow!("a stream of a move starts with its number"))?;
         let id = MoveId(u64::from_be_bytes(id));
         let (answers, queue) = mpsc::unbounded_channel();
         self.incoming.open(id, answers.clone());
@@ -264,7 +266,10 @@ impl Receiver {
     }
 }
 
-async fn write_answers(mut sender: FrameSender, mut queue: mpsc::UnboundedReceiver<ToSource>) -> anyhow::Result<()> {
+async fn write_answers(
+    mut sender: FrameSender,
+    mut queue: mpsc::UnboundedReceiver<ToSource>,
+) -> anyhow::Result<()> {
     while let Some(answer) = queue.recv().await {
         sender.send(&encode_answer(&answer)).await?;
     }

@@ -82,7 +82,7 @@ pub async fn run(config: SiteConfig, stop: CancellationToken) -> anyhow::Result<
 
 fn incarnation() -> u32 {
     // Differs with every start of the agent; sixteenths of a second since 1970, so it differs for eight years.
-    u32::try_from(wall_ms() / 62 & 0xffff_ffff).unwrap_or(0)
+    u32::try_from((wall_ms() / 62) & 0xffff_ffff).unwrap_or(0)
 }
 
 impl Shell {
@@ -101,7 +101,13 @@ impl Shell {
             (peer.site, Arc::new(Link::new(endpoint.clone(), peer.address, name)))
         };
         Self {
-            agent: Agent::new(config.site, incarnation(), ports, config.expected.iter().copied(), config.bounds),
+            agent: Agent::new(
+                config.site,
+                incarnation(),
+                ports,
+                config.expected.iter().copied(),
+                config.bounds,
+            ),
             clock: Clock::start(),
             workers: workers::Workers::new(config.site, inputs.clone()),
             inputs,
@@ -134,7 +140,13 @@ impl Shell {
         until(Box::pin(watch_switch(switch_events, inputs.clone(), self.metrics.clone())));
         until(Box::pin(watch_placement(self.client.clone(), inputs.clone())));
         let sites = config.peers.iter().map(|peer| (peer.name.clone(), peer.site)).collect();
-        until(Box::pin(moves::accept(endpoint, sites, self.incoming.clone(), inputs, self.slices.subscribe())));
+        until(Box::pin(moves::accept(
+            endpoint,
+            sites,
+            self.incoming.clone(),
+            inputs,
+            self.slices.subscribe(),
+        )));
         for link in self.peers.values() {
             until(Box::pin(keep(link.clone())));
         }
@@ -243,7 +255,9 @@ impl Shell {
             for _ in 0..30 {
                 match client.propose(command.clone()).await {
                     Ok(_) => return,
-                    Err(ClientError::Timeout { ms, last }) => tracing::warn!(ms, last, "no answer from the log"),
+                    Err(ClientError::Timeout { ms, last }) => {
+                        tracing::warn!(ms, last, "no answer from the log")
+                    }
                     Err(error) => return tracing::debug!(%error, ?command, "the log refused"),
                 }
             }
@@ -268,7 +282,11 @@ impl Shell {
     }
 }
 
-async fn watch_switch(mut events: mpsc::Receiver<SwitchEvent>, inputs: mpsc::Sender<Input>, metrics: Arc<SiteMetrics>) {
+async fn watch_switch(
+    mut events: mpsc::Receiver<SwitchEvent>,
+    inputs: mpsc::Sender<Input>,
+    metrics: Arc<SiteMetrics>,
+) {
     while let Some(event) = events.recv().await {
         metrics.switch(&event);
         match event {

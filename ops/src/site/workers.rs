@@ -79,7 +79,8 @@ impl Workers {
             if let Err(error) = self.talk(worker, &path).await {
                 tracing::debug!(%worker, %error, "worker");
             }
-            let connected = self.senders.lock().unwrap_or_else(PoisonError::into_inner).remove(&worker).is_some();
+            let connected =
+                self.senders.lock().unwrap_or_else(PoisonError::into_inner).remove(&worker).is_some();
             if connected && self.inputs.send(Input::WorkerDown(worker)).await.is_err() {
                 return;
             }
@@ -118,6 +119,7 @@ impl Workers {
         event: Event,
         sender: &mpsc::UnboundedSender<Vec<u8>>,
     ) -> anyhow::Result<()> {
+        #[expect(clippy::wildcard_enum_match_arm, reason = "all but the first message are for the core")]
         let input = match event {
             Event::Hello { version, worker: theirs, boot, .. } => {
                 anyhow::ensure!(version == VERSION, "worker speaks version {version}, the agent {VERSION}");
@@ -125,7 +127,7 @@ impl Workers {
                 self.senders.lock().unwrap_or_else(PoisonError::into_inner).insert(worker, sender.clone());
                 Input::WorkerUp { worker, boot }
             }
-            event => Input::Worker(worker, event),
+            other => Input::Worker(worker, other),
         };
         Ok(self.inputs.send(input).await?)
     }

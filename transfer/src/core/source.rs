@@ -215,10 +215,8 @@ impl Source {
     /// When [`Self::handle_timeout`] wants to be called.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Micros> {
-        let round = match self.state {
-            State::Resting { next_round_at } => Some(next_round_at),
-            _ => None,
-        };
+        let round =
+            if let State::Resting { next_round_at } = self.state { Some(next_round_at) } else { None };
         [round, self.offer_at, self.away_bound()].into_iter().flatten().min()
     }
 

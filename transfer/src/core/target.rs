@@ -398,8 +398,7 @@ mod tests {
     fn the_report_carries_what_the_move_was_like() {
         let hold = HoldTimes { held: 4, us_max: 50, ..HoldTimes::default() };
         let joined = TargetInput::Joined { flows: 3, hold };
-        let summary =
-            Summary { flows: 3, bytes_on_wire: 10, precopy_us: 1, rounds: 2, hold };
+        let summary = Summary { flows: 3, bytes_on_wire: 10, precopy_us: 1, rounds: 2, hold };
         let expected = [TargetAction::Send(ToSource::Joined), TargetAction::ProposeServed(summary)];
         assert_eq!(feed(&mut joining(), [joined]), expected);
     }
