@@ -58,8 +58,8 @@ pub struct Act {
     pub checks: Checks,
     /// Each move.
     pub moves: Vec<MoveReport>,
-    /// Moves that were aborted or taken back.
-    pub moves_given_up: usize,
+    /// Moves that were aborted or taken back: the source went on.
+    pub moves_given_up: Vec<GivenUp>,
     /// Request delay of the groups that the act is about.
     pub user_delay_ms: BeforeAfter,
 }
@@ -94,6 +94,19 @@ pub struct MoveReport {
     pub hold_ms_max: f64,
     /// Hold times beyond the bound that no protocol can beat.
     pub excess_over_bound_us: Excess,
+}
+
+/// A move that did not take place.
+#[derive(Clone, Debug, Serialize)]
+pub struct GivenUp {
+    /// What was to move.
+    pub group: String,
+    /// From this site.
+    pub from: String,
+    /// To this one.
+    pub to: String,
+    /// Why.
+    pub reason: String,
 }
 
 /// Percentiles in microseconds.

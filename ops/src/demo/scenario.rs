@@ -10,7 +10,7 @@ use serde::Deserialize;
 use tokio::time::sleep;
 
 use super::cluster::{CLIENTS, Cluster, POOL, Part};
-use super::report::{Act, BeforeAfter, Excess, MoveReport, Report, hold_bound};
+use super::report::{Act, BeforeAfter, Excess, GivenUp, MoveReport, Report, hold_bound};
 use super::world::{GroupSpec, Mark, ServerSpec, SiteSpec, World, WorldHandle, WorldSpec};
 
 /// Packets per second that each site may carry: several times what the demo sends.
@@ -54,6 +54,7 @@ struct MoveView {
     from: String,
     to: String,
     state: String,
+    abort_reason: Option<String>,
     summary: Option<Summary>,
 }
 
@@ -242,30 +243,33 @@ impl Stage {
         let (a, c) = (self.name(1), self.name(3));
         let batch: Vec<_> = self.groups_at(&a).await?.into_iter().take(6).collect();
 
-        self.start_moves(&batch, &c).await?;
+        let moves = self.start_moves(&batch, &c).await?;
         sleep(Duration::from_millis(150)).await;
         say(&format!("  The agent of {a} is killed, and started again half a second later."));
         self.cluster.kill(Part::Agent(SiteId(1)))?;
         sleep(Duration::from_millis(500)).await;
         self.cluster.spawn(Part::Agent(SiteId(1)))?;
-        self.until_moves_end(batch.len()).await?;
+        self.until_these_end(&moves).await;
 
         let owned: Vec<_> =
             self.groups_at(&c).await?.into_iter().filter(|group| batch.contains(group)).collect();
-        self.start_moves(&owned, &a).await?;
+        let moves = self.start_moves(&owned, &a).await?;
         sleep(Duration::from_millis(100)).await;
         let leader = self.cluster.leader().await.context("no leader is known")?;
         say(&format!("  Placement node {leader}, the leader, is killed, and started again a second later."));
         self.cluster.kill(Part::Placement(leader))?;
         sleep(Duration::from_secs(1)).await;
         self.cluster.spawn(Part::Placement(leader))?;
-        self.until_moves_end(owned.len()).await?;
+        self.until_these_end(&moves).await;
 
-        self.start_moves(&batch, &c).await?;
+        let batch: Vec<_> =
+            self.groups_at(&a).await?.into_iter().filter(|group| batch.contains(group)).collect();
+        let moves = self.start_moves(&batch, &c).await?;
         sleep(Duration::from_millis(50)).await;
         say(&format!("  The switch of {c} loses its controller connection for a second."));
         self.cluster.cut_controller(SiteId(3), Duration::from_secs(1)).await;
-        self.until_moves_end(1).await?;
+        self.until_these_end(&moves).await;
+        self.until_moves_end(0).await?;
         self.end("5 faults", start, &[]).await
     }
 
@@ -280,12 +284,42 @@ impl Stage {
         self.end("6 back", start, &[]).await
     }
 
-    async fn start_moves(&self, groups: &[String], to: &str) -> anyhow::Result<()> {
+    /// Starts moves of groups to a site, and gives their numbers.
+    async fn start_moves(&self, groups: &[String], to: &str) -> anyhow::Result<Vec<u64>> {
+        if groups.is_empty() {
+            return Ok(Vec::new());
+        }
         say(&format!("  {} groups start to move to {to}.", groups.len()));
         let moves: Vec<_> =
             groups.iter().map(|group| serde_json::json!({ "group": group, "to": to })).collect();
-        self.cluster.post("/v1/moves", &serde_json::json!({ "moves": moves })).await?;
-        Ok(())
+        let started = self.cluster.post("/v1/moves", &serde_json::json!({ "moves": moves })).await?;
+        let started = started["moves"].as_array().cloned().unwrap_or_default();
+        Ok(started.iter().filter_map(|started| started["move"].as_u64()).collect())
+    }
+
+    /// Waits until these moves have ended, one way or the other.
+    async fn until_these_end(&self, moves: &[u64]) {
+        let ends = tokio::time::Instant::now() + MOVES_BOUND;
+        loop {
+            sleep(Duration::from_millis(100)).await;
+            let views = self.moves().await.unwrap_or_default();
+            let state =
+                |wanted: &str| views.iter().filter(|v| moves.contains(&v.id) && v.state == wanted).count();
+            let done = state("done");
+            let ended = done + state("aborted") + state("taken_back");
+            if ended == moves.len() {
+                let given_up =
+                    views.iter().filter(|view| moves.contains(&view.id) && view.state == "aborted");
+                for reason in given_up.filter_map(|view| view.abort_reason.as_ref()).collect::<BTreeSet<_>>()
+                {
+                    say(&format!("  Some were given up: {reason}."));
+                }
+                return say(&format!("  {done} of them have moved, {} were given up.", ended - done));
+            }
+            if tokio::time::Instant::now() > ends {
+                return say(&format!("  Only {ended} of them have ended; going on."));
+            }
+        }
     }
 
     async fn groups_at(&self, site: &str) -> anyhow::Result<Vec<String>> {
@@ -373,7 +407,7 @@ impl Stage {
             }
             match &view.summary {
                 Some(summary) => act.moves.push(self.move_report(&view, summary)),
-                None => act.moves_given_up += 1,
+                None => act.moves_given_up.push(given_up(view)),
             }
         }
         Ok(())
@@ -424,6 +458,11 @@ impl Stage {
         self.report.sum_up();
         Ok(())
     }
+}
+
+fn given_up(view: MoveView) -> GivenUp {
+    let reason = view.abort_reason.unwrap_or(view.state);
+    GivenUp { group: view.group, from: view.from, to: view.to, reason }
 }
 
 fn is_in_hand(view: &MoveView) -> bool {

@@ -64,7 +64,9 @@ impl World {
         let outside = if packet::tag(frame) == Some(Tag::ToOutside) { Some(seen.source) } else { known_as };
         let lost = self.unplanned.contains(&group);
         let planned = !lost && !self.log.is_relaxed(&group);
-        self.trace(|| format!("worker {site}/{worker} translates {} {:?} as {outside:?}", seen.number, sending.way));
+        self.trace(|| {
+            format!("worker {site}/{worker} translates {} {:?} as {outside:?}", seen.number, sending.way)
+        });
         if let Some(status) = status {
             let open = status.phase == Phase::Open;
             self.checks.decider.translated(group, status.epoch, site, planned)?;

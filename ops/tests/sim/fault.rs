@@ -57,7 +57,14 @@ pub(crate) enum Kind {
 
 pub(crate) fn kinds() -> Vec<Kind> {
     let all = ROLES.into_iter().flat_map(|role| {
-        [Kind::Agent(role), Kind::AgentLong(role), Kind::Control(role), Kind::Switch(role), Kind::Placement(role), Kind::Reset(role)]
+        [
+            Kind::Agent(role),
+            Kind::AgentLong(role),
+            Kind::Control(role),
+            Kind::Switch(role),
+            Kind::Placement(role),
+            Kind::Reset(role),
+        ]
     });
     let workers = [Kind::Worker(Role::Source), Kind::Worker(Role::Target)];
     let rest = [Kind::Leader, Kind::Stream, Kind::Partition, Kind::Burst, Kind::Abort, Kind::Again];
@@ -152,7 +159,9 @@ impl World {
         match role {
             Role::Source => fault.from,
             Role::Target => fault.to,
-            Role::Other => SITES.into_iter().find(|s| *s != fault.from && *s != fault.to).unwrap_or(fault.from),
+            Role::Other => {
+                SITES.into_iter().find(|s| *s != fault.from && *s != fault.to).unwrap_or(fault.from)
+            }
         }
     }
 
@@ -161,7 +170,10 @@ impl World {
         let group = self.log.cluster.moves.get(&fault.id)?.group;
         let workers = &self.sites.get(&site)?.workers;
         let has = |id: &&WorkerId| {
-            workers.get(*id).and_then(|place| place.process.as_ref()).is_some_and(|p| p.status.contains_key(&group))
+            workers
+                .get(*id)
+                .and_then(|place| place.process.as_ref())
+                .is_some_and(|p| p.status.contains_key(&group))
         };
         workers.keys().find(has).or_else(|| workers.keys().next()).copied()
     }
@@ -220,7 +232,8 @@ impl World {
                 let both = |s: &crate::world::Stream| {
                     (s.from, s.to) == (fault.from, fault.to) || (s.from, s.to) == (fault.to, fault.from)
                 };
-                let broken: Vec<_> = self.streams.iter().filter(|(_, s)| both(s)).map(|(id, _)| *id).collect();
+                let broken: Vec<_> =
+                    self.streams.iter().filter(|(_, s)| both(s)).map(|(id, _)| *id).collect();
                 broken.into_iter().for_each(|id| self.break_stream(id));
             }
             Kind::Burst => self.burst_until = self.now + self.between(20_000, 400_000),
@@ -231,7 +244,11 @@ impl World {
             Kind::Again => {
                 if let Some(group) = self.log.cluster.moves.get(&fault.id).map(|mv| mv.group) {
                     let moves = vec![(group, fault.to)];
-                    self.propose("operator", Command::StartMoves { moves, reason: MoveReason::Operator }, None);
+                    self.propose(
+                        "operator",
+                        Command::StartMoves { moves, reason: MoveReason::Operator },
+                        None,
+                    );
                 }
             }
         }
@@ -257,7 +274,8 @@ impl World {
                 state.cut_off_until = 0;
             }
             self.agent_start(site);
-            let workers: Vec<_> = self.sites.get(&site).map(|s| s.workers.keys().copied().collect()).unwrap_or_default();
+            let workers: Vec<_> =
+                self.sites.get(&site).map(|s| s.workers.keys().copied().collect()).unwrap_or_default();
             workers.into_iter().for_each(|worker| self.worker_start(site, worker));
             self.poke_watch(site);
         }

@@ -16,7 +16,13 @@ pub(crate) struct OneDecider {
 
 impl OneDecider {
     /// A translated packet left a worker. `planned`: no takeover and no relaxed move overlaps two owners on purpose.
-    pub(crate) fn translated(&mut self, group: GroupId, epoch: Epoch, site: SiteId, planned: bool) -> Checked {
+    pub(crate) fn translated(
+        &mut self,
+        group: GroupId,
+        epoch: Epoch,
+        site: SiteId,
+        planned: bool,
+    ) -> Checked {
         let first = *self.deciders.entry((group, epoch)).or_insert(site);
         if first != site {
             let what = format!("group {group} was served by sites {first} and {site} under epoch {epoch}");

@@ -3,8 +3,8 @@
 
 use std::collections::BTreeMap;
 
-use flow::nat::NatSlices;
 use flow::Protocol;
+use flow::nat::NatSlices;
 
 use crate::packet::End;
 use crate::world::{Checked, Violation};
@@ -26,7 +26,10 @@ impl OutsidePorts {
     ) -> Checked {
         let owner = slices.owner(outside.0, outside.1);
         if owner.is_none() || owner != slices.subscriber(client.0) {
-            return Err(Violation::new(3, format!("{outside:?} of client {client:?} is of the block of {owner:?}")));
+            return Err(Violation::new(
+                3,
+                format!("{outside:?} of client {client:?} is of the block of {owner:?}"),
+            ));
         }
         let first = *self.clients.entry((protocol, outside)).or_insert(client);
         if planned && first != client {

@@ -16,7 +16,10 @@ impl ExactlyOnce {
         if sending.arrived <= 1 {
             return Ok(());
         }
-        Err(Violation::new(4, format!("packet {number} of talk {} arrived {} times", sending.talk, sending.arrived)))
+        Err(Violation::new(
+            4,
+            format!("packet {number} of talk {} arrived {} times", sending.talk, sending.arrived),
+        ))
     }
 
     /// Everything has had its time to arrive.
@@ -28,7 +31,10 @@ impl ExactlyOnce {
         let mut lost = traffic.sendings.iter().enumerate().filter(lost);
         let Some((number, sending)) = lost.next() else { return Ok(()) };
         let (talk, more) = (&traffic.talks[sending.talk], lost.count());
-        let what = format!("packet {number} {:?} at {} of {} was lost, and {more} more", sending.way, sending.at, talk.group);
+        let what = format!(
+            "packet {number} {:?} at {} of {} was lost, and {more} more",
+            sending.way, sending.at, talk.group
+        );
         Err(Violation::new(4, what))
     }
 }

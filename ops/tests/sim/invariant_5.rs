@@ -16,7 +16,8 @@ impl Order {
         let (last, stretch) = self.last.get(&(sending.talk, sending.way)).copied().unwrap_or((0, 0));
         // Packets of before and after roaming come in at two sites: their order was lost outside.
         if number < last && stretch == sending.stretch {
-            let what = format!("packet {number} of talk {} {:?} left after {last}", sending.talk, sending.way);
+            let what =
+                format!("packet {number} of talk {} {:?} left after {last}", sending.talk, sending.way);
             return Err(Violation::new(5, what));
         }
         self.last.insert((sending.talk, sending.way), (number.max(last), sending.stretch.max(stretch)));

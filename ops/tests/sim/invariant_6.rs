@@ -36,7 +36,9 @@ impl Outcomes {
                     self.granted.remove(&(*group, epoch));
                 }
                 if self.served.contains(&(*group, epoch)) {
-                    let what = format!("move {id} of {group} ended {outcome:?}, but the target served under {epoch}");
+                    let what = format!(
+                        "move {id} of {group} ended {outcome:?}, but the target served under {epoch}"
+                    );
                     return Err(Violation::new(6, what));
                 }
             }
@@ -48,7 +50,10 @@ impl Outcomes {
     /// A worker serves under this epoch.
     pub(crate) fn serves(&self, group: GroupId, epoch: Epoch) -> Checked {
         if epoch > Epoch(1) && !self.granted.contains(&(group, epoch)) {
-            return Err(Violation::new(6, format!("{group} is served under {epoch}, which the log does not allow")));
+            return Err(Violation::new(
+                6,
+                format!("{group} is served under {epoch}, which the log does not allow"),
+            ));
         }
         if self.void.contains(&(group, epoch)) {
             return Err(Violation::new(6, format!("{group} is served under {epoch}, which was taken back")));

@@ -10,14 +10,18 @@ impl World {
     /// Why the system is not at rest, if it is not. Tombstones may still relay.
     pub(crate) fn unsettled(&self) -> Option<String> {
         if let Some(mv) = self.log.cluster.moves.values().next() {
-            return Some(format!("move {} of {} from {} to {} is {:?}", mv.id, mv.group, mv.from, mv.to, mv.phase));
+            return Some(format!(
+                "move {} of {} from {} to {} is {:?}",
+                mv.id, mv.group, mv.from, mv.to, mv.phase
+            ));
         }
         if !self.log.tickets.is_empty() && self.now < self.busy_until {
             return Some("the log was asked".into());
         }
-        SITES.into_iter().find_map(|site| self.site_unsettled(site)).or_else(|| {
-            self.log.cluster.groups.values().find_map(|group| self.group_unsettled(group))
-        })
+        SITES
+            .into_iter()
+            .find_map(|site| self.site_unsettled(site))
+            .or_else(|| self.log.cluster.groups.values().find_map(|group| self.group_unsettled(group)))
     }
 
     fn site_unsettled(&self, site: SiteId) -> Option<String> {
@@ -34,22 +38,30 @@ impl World {
             return Some(format!("the agent of site {site} has not heard everything"));
         }
         let rules = switchctl::compile(&life.agent.plan());
-        (rules != state.switch.rules()).then(|| format!("the switch of site {site} has other rules than its plan says"))
+        (rules != state.switch.rules())
+            .then(|| format!("the switch of site {site} has other rules than its plan says"))
     }
 
     fn group_unsettled(&self, group: &Group) -> Option<String> {
         let all = self.served_by(&group.id);
         let [(site, worker, epoch)] = all.as_slice() else {
-            return Some(format!("{} of site {} under {} is served by {all:?}", group.id, group.owner, group.epoch));
+            return Some(format!(
+                "{} of site {} under {} is served by {all:?}",
+                group.id, group.owner, group.epoch
+            ));
         };
         if (*site, *epoch) != (group.owner, group.epoch) {
-            return Some(format!("{} of site {} under {} is served by {all:?}", group.id, group.owner, group.epoch));
+            return Some(format!(
+                "{} of site {} under {} is served by {all:?}",
+                group.id, group.owner, group.epoch
+            ));
         }
         SITES.into_iter().find_map(|at| {
             let plan = self.sites.get(&at)?.life.as_ref()?.agent.plan();
             let planned = plan.groups.get(&group.id)?;
             let right = planned.steer == group.owner && (at != *site || planned.local == Some(*worker));
-            (!right).then(|| format!("site {at} plans {planned:?} for {}, served by {site}/{worker}", group.id))
+            (!right)
+                .then(|| format!("site {at} plans {planned:?} for {}, served by {site}/{worker}", group.id))
         })
     }
 
@@ -84,7 +96,10 @@ impl World {
         let Some(life) = &state.life else { return Ok(()) };
         for (group, plan) in life.agent.plan().groups {
             if plan.local.is_some() && !self.owns(site, &group) {
-                return Err(Violation::new(8, format!("site {site} still delivers {group} to {:?}", plan.local)));
+                return Err(Violation::new(
+                    8,
+                    format!("site {site} still delivers {group} to {:?}", plan.local),
+                ));
             }
         }
         Ok(())

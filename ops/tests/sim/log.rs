@@ -85,7 +85,8 @@ impl Log {
         };
         for id in SITES {
             let (name, endpoint) = (format!("site-{id}"), format!("site-{id}:1"));
-            let spec = SiteSpec { id, name, latitude: None, longitude: None, endpoint, capacity_pps: 1_000_000 };
+            let spec =
+                SiteSpec { id, name, latitude: None, longitude: None, endpoint, capacity_pps: 1_000_000 };
             log.apply(&by_operator(Command::PutSite(spec)));
             log.apply(&by_operator(Command::SetAlive { site: id, alive: true }));
         }
@@ -139,7 +140,8 @@ impl World {
     pub(crate) fn commit(&mut self, ticket: u64) -> Checked {
         let Some(entry) = self.log.tickets.get(&ticket) else { return Ok(()) };
         let (proposal, origin) = (entry.proposal.clone(), entry.origin);
-        let cut_off = origin.and_then(|(site, _)| self.sites.get(&site)).map_or(0, |state| state.cut_off_until);
+        let cut_off =
+            origin.and_then(|(site, _)| self.sites.get(&site)).map_or(0, |state| state.cut_off_until);
         if cut_off > self.now || (self.log.leaderless_until > self.now && self.one_in(2)) {
             return Ok(());
         }

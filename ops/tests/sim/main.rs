@@ -73,7 +73,11 @@ fn print_coverage(hits: &Hits) -> usize {
     for kind in kinds() {
         let count = |stage| hits.get(&(stage, kind)).copied().unwrap_or(0);
         empty += STAGES.into_iter().filter(|stage| count(*stage) == 0).count();
-        eprintln!("{:<28}{}", format!("{kind:?}"), STAGES.map(|stage| format!("{:>12}", count(stage))).concat());
+        eprintln!(
+            "{:<28}{}",
+            format!("{kind:?}"),
+            STAGES.map(|stage| format!("{:>12}", count(stage))).concat()
+        );
     }
     empty
 }
@@ -102,9 +106,14 @@ fn every_invariant_holds_for_every_seed() {
 /// The check for one invariant finds the fault that is built in, in one of a few runs without other faults.
 fn is_found(mutation: Mutation, invariants: &[u8]) {
     let mode = Mode::default();
-    let found: Vec<u8> =
-        (0..12).filter_map(|seed| run(seed, mode, Some(mutation)).0.err()).map(|violation| violation.invariant).collect();
-    assert!(found.iter().any(|found| invariants.contains(found)), "{mutation:?} led to violations {found:?} only");
+    let found: Vec<u8> = (0..12)
+        .filter_map(|seed| run(seed, mode, Some(mutation)).0.err())
+        .map(|violation| violation.invariant)
+        .collect();
+    assert!(
+        found.iter().any(|found| invariants.contains(found)),
+        "{mutation:?} led to violations {found:?} only"
+    );
 }
 
 #[test]

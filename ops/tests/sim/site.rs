@@ -35,7 +35,8 @@ impl World {
         state.lives += 1;
         let number = state.lives;
         let workers: Vec<_> = state.workers.keys().copied().collect();
-        let ports = Ports::conventional(SITES.into_iter().filter(|peer| *peer != site), workers.iter().copied());
+        let ports =
+            Ports::conventional(SITES.into_iter().filter(|peer| *peer != site), workers.iter().copied());
         let agent = Agent::new(site, number << 8, ports, workers.iter().copied(), BOUNDS);
         let driver = Driver::default();
         let life = Life { agent, driver, number, connection: 0, timer_at: u64::MAX, watched: 0, fresh: true };
@@ -119,7 +120,11 @@ impl World {
             Output::PacketOut(out) => {
                 if self.mutation == Some(Mutation::MarkerBeforeFlip) {
                     let connection = self.life(site, number).map_or(0, |life| life.connection);
-                    return self.in_order(Queue::ToSwitch(site), 1, Happening::ToSwitch(site, connection, 0, Message::PacketOut(out)));
+                    return self.in_order(
+                        Queue::ToSwitch(site),
+                        1,
+                        Happening::ToSwitch(site, connection, 0, Message::PacketOut(out)),
+                    );
                 }
                 if let Some(life) = self.life(site, number) {
                     life.driver.packet_out(vec![out], now);
@@ -147,7 +152,10 @@ impl World {
     }
 
     pub(crate) fn stream_open(&mut self, id: MoveId, number: u64) {
-        let Some((from, to, life, open)) = self.streams.get(&id).map(|s| (s.from, s.to, s.life, s.open)) else { return };
+        let Some((from, to, life, open)) = self.streams.get(&id).map(|s| (s.from, s.to, s.life, s.open))
+        else {
+            return;
+        };
         if open.is_some() || self.life(from, life).is_none() {
             return;
         }
@@ -237,7 +245,11 @@ impl World {
             match output {
                 DriverOutput::Send(xid, message) => {
                     let delay = self.between(20, 2_000);
-                    self.in_order(Queue::ToSwitch(site), delay, Happening::ToSwitch(site, connection, xid, message));
+                    self.in_order(
+                        Queue::ToSwitch(site),
+                        delay,
+                        Happening::ToSwitch(site, connection, xid, message),
+                    );
                 }
                 DriverOutput::Settle(settle) => {
                     let until = self.sites.get(&site).map_or(0, |state| state.switch.settled_at());
@@ -266,7 +278,11 @@ impl World {
         }
         if let Some(reply) = turn.reply {
             let delay = self.between(20, 2_000);
-            self.in_order(Queue::FromSwitch(site), delay, Happening::FromSwitch(site, connection, xid, reply));
+            self.in_order(
+                Queue::FromSwitch(site),
+                delay,
+                Happening::FromSwitch(site, connection, xid, reply),
+            );
         }
         self.leave(site, turn.sent)
     }
@@ -298,7 +314,9 @@ impl World {
     pub(crate) fn worker_start(&mut self, site: SiteId, worker: WorkerId) {
         let (boot, now) = (self.number(), self.micros());
         let keys = [self.rng.word(), self.rng.word()];
-        let Some(place) = self.sites.get_mut(&site).and_then(|state| state.workers.get_mut(&worker)) else { return };
+        let Some(place) = self.sites.get_mut(&site).and_then(|state| state.workers.get_mut(&worker)) else {
+            return;
+        };
         if place.process.is_some() {
             return;
         }
@@ -309,13 +327,16 @@ impl World {
     }
 
     pub(crate) fn worker_crash(&mut self, site: SiteId, worker: WorkerId) {
-        let Some(place) = self.sites.get_mut(&site).and_then(|state| state.workers.get_mut(&worker)) else { return };
+        let Some(place) = self.sites.get_mut(&site).and_then(|state| state.workers.get_mut(&worker)) else {
+            return;
+        };
         let Some(process) = place.process.take() else { return };
         self.trace(|| format!("worker {site}/{worker} crashes"));
         self.unplanned.extend(process.status.keys().copied());
         self.worker_cut(site, worker);
         // Wherever a worker of a moving group dies its packets may be in it.
-        let moving: Vec<_> = self.log.cluster.moves.values().filter(|m| m.from == site || m.to == site).collect();
+        let moving: Vec<_> =
+            self.log.cluster.moves.values().filter(|m| m.from == site || m.to == site).collect();
         self.unplanned.extend(moving.iter().map(|m| m.group));
     }
 
@@ -338,7 +359,9 @@ impl World {
         if self.life(site, number).is_none() {
             return;
         }
-        let Some(place) = self.sites.get_mut(&site).and_then(|state| state.workers.get_mut(&worker)) else { return };
+        let Some(place) = self.sites.get_mut(&site).and_then(|state| state.workers.get_mut(&worker)) else {
+            return;
+        };
         let Some(process) = place.process.as_mut() else {
             return self.after(20_000, Happening::WorkerConnect(site, number, worker));
         };
@@ -349,7 +372,11 @@ impl World {
         place.connection = connection;
         let boot = process.boot;
         let wait = self.between(50, 1_000);
-        self.in_order(Queue::Said(site, worker), wait, Happening::AgentInput(site, number, Input::WorkerUp { worker, boot }));
+        self.in_order(
+            Queue::Said(site, worker),
+            wait,
+            Happening::AgentInput(site, number, Input::WorkerUp { worker, boot }),
+        );
     }
 
     fn ask(&mut self, site: SiteId, worker: WorkerId, request: Request) {
@@ -362,12 +389,20 @@ impl World {
         self.in_order(Queue::Asked(site, worker), delay, Happening::Asked(site, worker, connection, request));
     }
 
-    pub(crate) fn asked(&mut self, site: SiteId, worker: WorkerId, connection: u64, request: Request) -> Checked {
+    pub(crate) fn asked(
+        &mut self,
+        site: SiteId,
+        worker: WorkerId,
+        connection: u64,
+        request: Request,
+    ) -> Checked {
         let now = self.micros();
         let Some(place) = self.sites.get_mut(&site).and_then(|state| state.workers.get_mut(&worker)) else {
             return Ok(());
         };
-        let Some(process) = place.process.as_mut().filter(|_| place.connection == connection) else { return Ok(()) };
+        let Some(process) = place.process.as_mut().filter(|_| place.connection == connection) else {
+            return Ok(());
+        };
         process.worker.handle(request, now);
         self.worker_turn(site, worker, Vec::new())
     }
@@ -451,7 +486,9 @@ impl World {
     fn excuse_relaxed(&mut self, site: SiteId, number: u64) {
         let Some((sending, talk)) = self.traffic.of(number) else { return };
         let flipped = self.log.cluster.move_of(&talk.group).is_some_and(|mv| {
-            mv.from == site && mv.phase == MovePhase::Switching && mv.ordering == placement::core::Ordering::Relaxed
+            mv.from == site
+                && mv.phase == MovePhase::Switching
+                && mv.ordering == placement::core::Ordering::Relaxed
         });
         if flipped && sending.way == Way::In {
             self.traffic.excuse(number);
@@ -460,7 +497,9 @@ impl World {
 
     fn wake_worker(&mut self, site: SiteId, worker: WorkerId, wait: u64) {
         let at = self.now + wait;
-        let Some(place) = self.sites.get_mut(&site).and_then(|state| state.workers.get_mut(&worker)) else { return };
+        let Some(place) = self.sites.get_mut(&site).and_then(|state| state.workers.get_mut(&worker)) else {
+            return;
+        };
         let Some(process) = place.process.as_mut().filter(|process| process.turn_at > at) else { return };
         process.turn_at = at;
         let boot = process.boot;
@@ -469,7 +508,9 @@ impl World {
 
     fn worker_sends(&mut self, site: SiteId, worker: WorkerId, mut frame: Vec<u8>) -> Checked {
         let mut copies = 1;
-        if matches!(packet::tag(&frame), Some(Tag::ToOutside | Tag::ToClient(_))) && packet::read(&frame).is_some() {
+        if matches!(packet::tag(&frame), Some(Tag::ToOutside | Tag::ToClient(_)))
+            && packet::read(&frame).is_some()
+        {
             match self.mutation.filter(|_| self.rng.below(200) == 0) {
                 Some(Mutation::OutputLost) => return Ok(()),
                 Some(Mutation::OutputTwice) => copies = 2,
@@ -480,7 +521,11 @@ impl World {
         }
         for _ in 0..copies {
             let delay = self.between(5, 60);
-            self.in_order(Queue::FromWorker(site, worker), delay, Happening::FromWorker(site, worker, frame.clone()));
+            self.in_order(
+                Queue::FromWorker(site, worker),
+                delay,
+                Happening::FromWorker(site, worker, frame.clone()),
+            );
         }
         Ok(())
     }

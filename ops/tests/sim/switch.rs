@@ -70,7 +70,8 @@ impl Switch {
             Message::Hello { .. } => turn.reply = Some(Message::hello()),
             Message::EchoRequest(data) => turn.reply = Some(Message::EchoReply(data)),
             Message::FeaturesRequest => {
-                turn.reply = Some(Message::FeaturesReply { datapath: 1, buffers: 0, tables: 8, capabilities: 0 });
+                turn.reply =
+                    Some(Message::FeaturesReply { datapath: 1, buffers: 0, tables: 8, capabilities: 0 });
             }
             Message::BarrierRequest => turn.reply = Some(Message::BarrierReply),
             Message::MultipartRequest(Request::Flows(query)) => {
@@ -78,7 +79,8 @@ impl Switch {
                 turn.reply = Some(Message::MultipartReply { reply, more: false });
             }
             Message::PacketOut(out) if self.packet.load(&out.bytes) => {
-                let mut deliver = |port, packet: &mut Packet, key| turn.sent.push((port, packet.frame().to_vec(), key));
+                let mut deliver =
+                    |port, packet: &mut Packet, key| turn.sent.push((port, packet.frame().to_vec(), key));
                 Pipeline::packet_out(&mut self.packet, out.in_port, &out.actions, &mut deliver);
             }
             Message::BundleAdd { bundle, message, .. } => {
@@ -115,7 +117,11 @@ impl Switch {
 
 /// Each flow follows at a time of its own.
 fn flips_at(frame: &[u8], from: u64, until: u64) -> u64 {
-    let key = frame.get(26..38).unwrap_or(&[]).iter().fold(7u64, |hash, byte| hash.wrapping_mul(31) + u64::from(*byte));
+    let key = frame
+        .get(26..38)
+        .unwrap_or(&[])
+        .iter()
+        .fold(7u64, |hash, byte| hash.wrapping_mul(31) + u64::from(*byte));
     let hash = key.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40;
     from + (until - from) * hash / (1 << 24)
 }

@@ -86,7 +86,9 @@ impl World {
     }
 
     fn start_talk(&mut self, group: GroupId) {
-        let Some(std::net::IpAddr::V4(client)) = group.prefix.nth(u128::from(self.rng.below(32))) else { return };
+        let Some(std::net::IpAddr::V4(client)) = group.prefix.nth(u128::from(self.rng.below(32))) else {
+            return;
+        };
         let protocol = if self.one_in(3) { Protocol::Tcp } else { Protocol::Udp };
         let (port, server) = (self.between(2_000, 60_000) as u16, self.between(1, 200) as u8);
         let talk = Talk {
@@ -163,7 +165,9 @@ impl World {
         let sent = state.switch.process(frame, port, tunnel, now);
         if sent.is_empty() {
             let number = packet::read(frame).map(|seen| seen.number);
-            self.trace(|| format!("switch {site} has no rule for packet {number:?} of port {port} key {tunnel:#x}"));
+            self.trace(|| {
+                format!("switch {site} has no rule for packet {number:?} of port {port} key {tunnel:#x}")
+            });
         }
         self.leave(site, sent)
     }
@@ -221,7 +225,9 @@ impl World {
             && let Some(seen) = packet::read(frame)
             && let Some((sending, talk)) = self.traffic.of(seen.number)
         {
-            let strict = !self.mode.lossy && !self.log.is_relaxed(&talk.group) && !self.unplanned.contains(&talk.group);
+            let strict = !self.mode.lossy
+                && !self.log.is_relaxed(&talk.group)
+                && !self.unplanned.contains(&talk.group);
             let ingress = if sending.way == Way::Out { talk.ingress } else { talk.server_ingress };
             if strict && !self.dead_once.contains(&ingress) {
                 self.checks.order.leaves(seen.number, &sending)?;
