@@ -190,8 +190,9 @@ struct RawPlacement {
 
 /// A quarter of a second: above the round trip between any two continents.
 const HEARTBEAT_MS: u64 = 250;
-/// Three seconds: twelve heartbeats.
-const LEASE_MS: u64 = 3_000;
+/// Six seconds: when a leader dies, an election (up to two) and a report that still waits for the dead one (two more) must
+/// fit, or the next leader takes living sites for dead.
+const LEASE_MS: u64 = 6_000;
 
 impl PlacementConfig {
     /// Reads and checks a file.
