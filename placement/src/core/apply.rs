@@ -8,6 +8,8 @@
 //! Always true: one owner per group and epoch; an epoch never shrinks; at most one move per group. Work per
 //! command is bounded by the groups it names, or makes.
 
+use std::collections::BTreeMap;
+
 use flow::nat::NatSlices;
 use flow::{Epoch, GroupId, MoveId, SiteId};
 
@@ -415,8 +417,14 @@ impl Cluster {
 
     fn reassign(&mut self, step: &mut Step, groups: &[(GroupId, SiteId)]) -> Result<(), Rejected> {
         check_count("groups", groups.len())?;
-        let mut next = Vec::with_capacity(groups.len());
-        for &(id, to) in groups {
+        let mut wanted = BTreeMap::new();
+        for &(group, to) in groups {
+            if wanted.insert(group, to).is_some_and(|other| other != to) {
+                return Err(Rejected::Twice { group });
+            }
+        }
+        let mut next = Vec::with_capacity(wanted.len());
+        for (id, to) in wanted {
             let group = self.groups.get(&id).ok_or(Rejected::NoGroup(id))?;
             if group.owner == to {
                 continue;

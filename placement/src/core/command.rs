@@ -316,6 +316,12 @@ pub enum Rejected {
         /// Its owner.
         site: SiteId,
     },
+    /// A command names a group twice, with two targets.
+    #[error("group {group} is given to two sites: name each group once")]
+    Twice {
+        /// The group.
+        group: GroupId,
+    },
     /// The policy pins the group elsewhere.
     #[error("group {group} is pinned to site {pin}: change the pin first")]
     Pinned {

@@ -220,6 +220,18 @@ fn closed_and_dead_sites_get_nothing_and_one_refusal_refuses_all() {
 }
 
 #[test]
+fn a_group_is_reassigned_to_one_site_only() {
+    let mut log = log();
+    log.ok(Command::SetAlive { site: SiteId(0), alive: false });
+    let groups = vec![(group(0), SiteId(1)), (group(0), SiteId(2))];
+    assert_eq!(log.refused(Command::Reassign { groups }), Rejected::Twice { group: group(0) });
+    let groups = vec![(group(0), SiteId(1)); 2];
+    log.ok(Command::Reassign { groups: groups.clone() });
+    log.ok(Command::Reassign { groups });
+    assert_eq!((log.group(0).owner, log.group(0).epoch), (SiteId(1), Epoch(2)));
+}
+
+#[test]
 fn the_policy_bounds_moves_in_flight_and_pins() {
     let mut log = log();
     let pin = Rule { service: service().id, clients: "100.64.2.0/23".parse().unwrap(), site: SiteId(1) };

@@ -158,6 +158,7 @@ fn judge(rejected: &Rejected) -> (StatusCode, Option<String>) {
         | R::Timeout { field, .. }
         | R::Count { field, .. } => (StatusCode::UNPROCESSABLE_ENTITY, Some(field.clone())),
         R::Nat(_) => (StatusCode::UNPROCESSABLE_ENTITY, named("nat")),
+        R::Twice { .. } => (StatusCode::UNPROCESSABLE_ENTITY, named("groups")),
         R::GroupLen { .. } | R::TooManyGroups { .. } => {
             (StatusCode::UNPROCESSABLE_ENTITY, named("group_len"))
         }
