@@ -7,7 +7,7 @@
 use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr};
 
-use crate::nat::{NatSlices, NatSpec, SliceError};
+use crate::nat::{NatSlices, NatSpec, SliceError, Subscriber};
 use crate::record::mix;
 use crate::{Endpoint, Fixed, FlowKey, FlowRecord, Joinable, Prefix, Protocol, SiteId, TcpState};
 
@@ -75,24 +75,44 @@ pub fn flows(slices: &NatSlices, count: usize, seed: u64) -> Vec<FlowRecord> {
     let mut rng = Seeded::new(seed);
     let mut flows = Vec::with_capacity(count);
     let mut seen = HashSet::with_capacity(count);
+    let mut taken = HashSet::with_capacity(count);
     let subscribers = u64::from(slices.subscribers()).min((count as u64).div_ceil(40));
     while flows.len() < count {
         #[expect(clippy::cast_possible_truncation, reason = "below the number of subscribers")]
-        let subscriber = crate::nat::Subscriber(rng.below(subscribers) as u32);
-        let Some(record) = flow(slices, subscriber, count as u64 / 4 + 1, &mut rng) else { continue };
-        if seen.insert((record.key.protocol, record.key.client)) {
-            flows.push(record);
+        let subscriber = Subscriber(rng.below(subscribers) as u32);
+        let Some(mut record) = flow(slices, subscriber, count as u64 / 4 + 1, &mut rng) else { continue };
+        let mapping = (record.key.protocol, record.key.client);
+        if seen.contains(&mapping) {
+            continue;
         }
+        let protocol = record.key.protocol;
+        let Some(port) = free_port(slices, subscriber, record.fixed, |port| {
+            !taken.contains(&(protocol, subscriber, port))
+        }) else {
+            continue;
+        };
+        seen.insert(mapping);
+        taken.insert((protocol, subscriber, port));
+        record.fixed = Fixed::Nat44 { outside_port: port };
+        flows.push(record);
     }
     flows
 }
 
-fn flow(
+/// The wanted outside port, or the next free one of the subscriber's block, as a worker gives them.
+fn free_port(
     slices: &NatSlices,
-    subscriber: crate::nat::Subscriber,
-    servers: u64,
-    rng: &mut Seeded,
-) -> Option<FlowRecord> {
+    subscriber: Subscriber,
+    wanted: Fixed,
+    is_free: impl Fn(u16) -> bool,
+) -> Option<u16> {
+    let Fixed::Nat44 { outside_port: wanted } = wanted;
+    let block = slices.block(subscriber)?;
+    let offset = wanted.checked_sub(block.first)?;
+    (offset..block.count).chain(0..offset).map(|offset| block.first + offset).find(|&port| is_free(port))
+}
+
+fn flow(slices: &NatSlices, subscriber: Subscriber, servers: u64, rng: &mut Seeded) -> Option<FlowRecord> {
     let (protocol, remote_port) = match rng.below(100) {
         0..62 => (Protocol::Tcp, 443),
         62..70 => (Protocol::Tcp, 80),
@@ -128,4 +148,20 @@ fn flow(
 
 fn idle_limit(protocol: Protocol) -> u32 {
     if protocol == Protocol::Tcp { 7_440 } else { 300 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_two_mappings_of_a_subscriber_share_an_outside_port() {
+        let slices = service(256).unwrap();
+        let mut seen = HashSet::new();
+        for record in flows(&slices, 10_000, 1) {
+            let Fixed::Nat44 { outside_port } = record.fixed;
+            assert!(seen.insert((record.key.protocol, record.key.client.address, outside_port)));
+        }
+        assert_eq!(seen.len(), 10_000);
+    }
 }
