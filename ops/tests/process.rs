@@ -27,9 +27,11 @@ impl Deployment {
     /// Three sites at their real distances; little traffic, but of every group.
     async fn start() -> Self {
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-        // With LIMOSA_TEST_DIRECTORY logs and state can be looked at afterwards.
+        // In LIMOSA_TEST_DIRECTORY logs and state can be looked at afterwards.
         let (directory, path) = match std::env::var_os("LIMOSA_TEST_DIRECTORY") {
-            Some(path) => (None, PathBuf::from(path)),
+            Some(parent) => {
+                (None, tempfile::Builder::new().prefix("limosa-").tempdir_in(parent).unwrap().keep())
+            }
             None => {
                 let directory = tempfile::Builder::new().prefix("limosa-").tempdir().unwrap();
                 let path = directory.path().to_owned();
@@ -98,7 +100,9 @@ impl Deployment {
         let traffic = self.world.drain().unwrap();
         let (p, t) = (traffic.packets, traffic.tcp);
         assert!(p.sent > 2_000, "{p:?}");
-        assert_eq!((p.lost, p.duplicated, p.reordered), (0, 0, 0), "{p:?} {:?}", traffic.checks);
+        let drops = self.cluster.drops().await;
+        let harm = format!("{p:?} {:?}\nmissing: {:#?}\ndrops: {drops:#?}", traffic.checks, traffic.missing);
+        assert_eq!((p.lost, p.duplicated, p.reordered), (0, 0, 0), "{harm}");
         assert_eq!((t.reset, t.corrupt), (0, 0), "{t:?}");
         assert_eq!(t.connections, 48);
         assert_eq!(traffic.checks, Default::default());

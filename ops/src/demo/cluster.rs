@@ -172,11 +172,24 @@ impl Cluster {
         .await
     }
 
-    /// Waits until each agent follows placement and its switch follows it.
+    /// Waits until each agent follows all that placement has decided by now, and its workers and switch follow it.
     ///
     /// # Errors
     /// When that takes too long.
     pub async fn until_ready(&self) -> anyhow::Result<()> {
+        let revision = self.revision().await;
+        self.until("the agents follow the placement", async || {
+            let mut following = 0;
+            for &site in self.metrics.keys() {
+                let text = self.site_text(site, "/metrics").await.unwrap_or_default();
+                let followed = text.lines().find_map(|line| {
+                    line.strip_prefix("limosa_config_revision{")?.rsplit(' ').next()?.parse::<u64>().ok()
+                });
+                following += usize::from(followed.is_some_and(|followed| followed >= revision));
+            }
+            following == self.metrics.len()
+        })
+        .await?;
         self.until("the agents are ready", async || {
             let mut ready = 0;
             for address in self.metrics.values() {
@@ -185,6 +198,17 @@ impl Cluster {
             ready == self.metrics.len()
         })
         .await
+    }
+
+    /// The newest revision that any placement node has.
+    async fn revision(&self) -> u64 {
+        let mut newest = 0;
+        for api in self.apis.values() {
+            let Ok(answer) = self.http.get(format!("http://{api}/v1/raft")).send().await else { continue };
+            let status = answer.json::<serde_json::Value>().await.unwrap_or_default();
+            newest = newest.max(status["revision"].as_u64().unwrap_or(0));
+        }
+        newest
     }
 
     async fn until(&self, what: &str, mut check: impl AsyncFnMut() -> bool) -> anyhow::Result<()> {
@@ -354,6 +378,21 @@ impl Cluster {
     pub async fn site_text(&self, site: SiteId, path: &str) -> anyhow::Result<String> {
         let address = self.metrics.get(&site).context("there is no such site")?;
         Ok(self.http.get(format!("http://{address}{path}")).send().await?.text().await?)
+    }
+
+    /// Where packets were dropped so far, in words: by workers and by the emulated network.
+    pub async fn drops(&self) -> Vec<String> {
+        let mut drops = Vec::new();
+        for &site in self.metrics.keys() {
+            let text = self.site_text(site, "/metrics").await.unwrap_or_default();
+            let is_drop =
+                |line: &&str| line.starts_with("limosa_worker_packets") && line.contains("dropped_");
+            drops
+                .extend(text.lines().filter(is_drop).filter(|line| !line.ends_with(" 0")).map(str::to_owned));
+        }
+        let links = self.wan.stats().into_iter().enumerate().filter(|(_, link)| link.dropped > 0);
+        drops.extend(links.map(|(at, link)| format!("network link {at}: {} dropped", link.dropped)));
+        drops
     }
 
     /// The number of the placement node that leads.

@@ -60,6 +60,8 @@ impl Default for Bounds {
 pub enum Input {
     /// Placement's changes, in order; `reset` when they are all there is.
     Placement {
+        /// Of the log, with these changes.
+        revision: u64,
         /// Forget what was known before.
         reset: bool,
         /// What is different.
@@ -204,6 +206,7 @@ pub struct Agent {
     started: Option<Micros>,
     synced: bool,
     known: bool,
+    revision: u64,
     sites: BTreeMap<SiteId, Site>,
     services: BTreeMap<ServiceId, Service>,
     slices: BTreeMap<ServiceId, NatSlices>,
@@ -213,6 +216,8 @@ pub struct Agent {
     workers: BTreeMap<WorkerId, Worker>,
     /// The worker that gets a group's packets at this site: its owner, or one that holds or relays.
     local: BTreeMap<GroupId, WorkerId>,
+    /// Groups that a worker was told to serve and has not said that it does.
+    unserved: BTreeMap<GroupId, WorkerId>,
     loads: BTreeMap<GroupId, GroupLoad>,
     /// Running means of packets per report: a group is not moved for one burst.
     means: BTreeMap<GroupId, u64>,
@@ -253,6 +258,7 @@ impl Agent {
             started: None,
             synced: false,
             known: false,
+            revision: 0,
             sites: BTreeMap::new(),
             services: BTreeMap::new(),
             slices: BTreeMap::new(),
@@ -261,6 +267,7 @@ impl Agent {
             steer: BTreeMap::new(),
             workers: BTreeMap::new(),
             local: BTreeMap::new(),
+            unserved: BTreeMap::new(),
             loads: BTreeMap::new(),
             means: BTreeMap::new(),
             settled_at: BTreeMap::new(),
@@ -283,7 +290,10 @@ impl Agent {
     pub fn handle(&mut self, input: Input, now: Micros) {
         self.started.get_or_insert(now);
         match input {
-            Input::Placement { reset, changes } => self.placement(reset, changes, now),
+            Input::Placement { revision, reset, changes } => {
+                self.revision = revision;
+                self.placement(reset, changes, now);
+            }
             Input::WorkerUp { worker, boot } => self.worker_up(worker, boot),
             Input::WorkerDown(worker) => self.worker_down(worker, now),
             Input::Worker(worker, event) => self.worker_said(worker, event, now),
@@ -355,6 +365,19 @@ impl Agent {
     #[must_use]
     pub fn is_in_force(&self) -> bool {
         self.synced && !self.plan_dirty && self.in_force >= self.tag
+    }
+
+    /// Whether every group of this site has a worker, and none was told to serve one and has not said that it does.
+    #[must_use]
+    pub fn is_serving_all(&self) -> bool {
+        let owned = self.groups.values().filter(|group| group.owner == self.site);
+        self.unserved.is_empty() && owned.into_iter().all(|group| self.local.contains_key(&group.id))
+    }
+
+    /// The revision of the log that this agent follows.
+    #[must_use]
+    pub fn revision(&self) -> u64 {
+        self.revision
     }
 
     /// The last moves between workers, oldest first.
@@ -630,6 +653,7 @@ impl Agent {
         }
         if let Some(worker) = self.least_loaded() {
             self.set_local(id, Some(worker));
+            self.unserved.insert(id, worker);
             self.outputs.push_back(Output::Worker(worker, Request::Serve { group: id, epoch: group.epoch }));
         }
     }
@@ -688,6 +712,7 @@ impl Agent {
     /// The process is another one: what it had is gone.
     fn worker_lost(&mut self, id: WorkerId) {
         self.local.retain(|_, worker| *worker != id);
+        self.unserved.retain(|_, worker| *worker != id);
         let lost = |machine_worker: WorkerId| machine_worker == id;
         let ended: Vec<_> = self.outgoing.iter().filter(|(_, o)| lost(o.worker)).map(|(id, _)| *id).collect();
         for move_id in ended {
@@ -736,7 +761,12 @@ impl Agent {
                 self.feed_target_of(worker, move_id, TargetInput::Mismatch, now)
             }
             Event::Gone { group, move_id } => self.gone(worker, group, move_id),
-            Event::Hello { .. } | Event::Abandoned { .. } | Event::ServicesSet | Event::Serving { .. } => {}
+            Event::Serving { group, .. } => {
+                if self.unserved.get(&group) == Some(&worker) {
+                    self.unserved.remove(&group);
+                }
+            }
+            Event::Hello { .. } | Event::Abandoned { .. } | Event::ServicesSet => {}
         }
     }
 
@@ -795,6 +825,7 @@ impl Agent {
             entry.fresh = true;
         }
         self.drop_stale_local(worker, &groups);
+        self.serve_again(worker, &groups);
         for status in groups {
             // Whoever serves or may serve comes before whoever only relays.
             let relays = matches!(status.phase, Phase::Relaying | Phase::Tombstone);
@@ -829,6 +860,15 @@ impl Agent {
                 self.set_local(group, None);
             }
         }
+    }
+
+    /// What told the worker to serve was lost with its connection, or is still on its way: then twice does no harm.
+    fn serve_again(&mut self, worker: WorkerId, groups: &[GroupStatus]) {
+        let has: BTreeSet<_> = groups.iter().map(|status| status.group).collect();
+        let missing = self.unserved.iter().filter(|(group, at)| **at == worker && !has.contains(group));
+        let owned = missing.filter_map(|(group, _)| self.groups.get(group)).filter(|g| g.owner == self.site);
+        let requests = owned.map(|group| Request::Serve { group: group.id, epoch: group.epoch });
+        self.outputs.extend(requests.map(|request| Output::Worker(worker, request)).collect::<Vec<_>>());
     }
 
     /// A shadow whose move was given to another worker while this one was away is of no use.
@@ -1169,6 +1209,7 @@ impl Agent {
             None => self.local.remove(&group),
         };
         self.plan_dirty |= before != worker;
+        self.unserved.remove(&group);
     }
 
     // ---- machines ---------------------------------------------------------------------------------------

@@ -32,6 +32,7 @@ pub struct SiteMetrics {
     switch_errors: IntCounter,
     rule_changes: IntCounter,
     groups: IntGauge,
+    revision: IntGauge,
 }
 
 #[derive(Default)]
@@ -40,6 +41,7 @@ struct State {
     /// Running mean of the round trip to each server prefix, in microseconds.
     servers: BTreeMap<Prefix, f64>,
     synced: bool,
+    serving: bool,
     in_force: bool,
     connected: bool,
     local_moves: Vec<super::core::LocalMove>,
@@ -105,6 +107,7 @@ impl SiteMetrics {
             switch_errors: counter("limosa_switch_errors_total", "Requests that the switch refused")?,
             rule_changes: counter("limosa_switch_rule_changes_total", "Rules added, changed or removed")?,
             groups: single("limosa_groups", "Groups that have a worker at this site")?,
+            revision: single("limosa_config_revision", "Revision of placement that the agent follows")?,
             hold_max,
             registry,
             state: Mutex::default(),
@@ -203,7 +206,9 @@ impl SiteMetrics {
         self.hold_max.set(counts.hold_us_max as f64 / 1e6);
         self.groups.set(i64::try_from(agent.local().len()).unwrap_or(i64::MAX));
         let mut state = self.state();
+        self.revision.set(i64::try_from(agent.revision()).unwrap_or(i64::MAX));
         state.synced = agent.is_synced();
+        state.serving = agent.is_serving_all();
         state.in_force = agent.is_in_force();
         state.local_moves = agent.local_log().iter().copied().collect();
     }
@@ -222,10 +227,11 @@ impl SiteMetrics {
 
     /// What must hold for the site to be ready, each with whether it does.
     #[must_use]
-    pub fn checks(&self) -> [(&'static str, bool); 3] {
+    pub fn checks(&self) -> [(&'static str, bool); 4] {
         let state = self.state();
         [
             ("placement and workers were heard", state.synced),
+            ("all groups of the site are served", state.serving),
             ("the switch is connected", state.connected),
             ("the switch follows the newest rules", state.in_force),
         ]

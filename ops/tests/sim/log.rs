@@ -203,7 +203,8 @@ impl World {
             return;
         }
         let changes = if reset { snapshot } else { self.log.changes[from..].concat() };
-        self.agent_input(site, number, Input::Placement { reset, changes });
+        let revision = latest as u64;
+        self.agent_input(site, number, Input::Placement { revision, reset, changes });
     }
 
     pub(crate) fn report(&mut self, site: SiteId) {

@@ -216,7 +216,11 @@ impl Engine {
                 (self.udp.stopped, self.tcp.stopped) = (true, true);
                 reply.send(()).ok()
             }
-            Command::Final(reply) => reply.send(self.ledger.report(None, now, u64::MAX)).ok(),
+            Command::Final(reply) => {
+                let mut total = self.ledger.report(None, now, u64::MAX);
+                total.missing = self.udp.missing(&self.net);
+                reply.send(total).ok()
+            }
         };
     }
 

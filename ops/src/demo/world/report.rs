@@ -95,6 +95,9 @@ pub struct ActTraffic {
     pub by_group: BTreeMap<String, GroupDelays>,
     /// What must be zero.
     pub checks: Checks,
+    /// After the traffic was drained: packets that never arrived, the first ones.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub missing: Vec<String>,
 }
 
 /// Packets that were sent at about one time.

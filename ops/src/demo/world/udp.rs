@@ -15,6 +15,8 @@ use super::report::Ledger;
 const SERVER_PORT: u16 = 9_000;
 /// The first source port of a client.
 const CLIENT_PORT: u16 = 10_000;
+/// Missing packets that are listed.
+const MISSING_MAX: usize = 64;
 /// Flow, sequence, bin, direction, time.
 const HEADER_LEN: usize = 24;
 /// Numbers of one flow and direction that are remembered.
@@ -53,6 +55,14 @@ impl Track {
             return Seen::Ancient;
         }
         if self.mark(number, true) { Seen::Again } else { Seen::Reordered }
+    }
+
+    /// Those of the latest numbers up to `sent` that have not arrived.
+    fn missing(&self, sent: u32) -> impl Iterator<Item = u32> + use<'_> {
+        let remembered = |number: u32| self.highest - number < WINDOW;
+        let is_set = |place: u32| self.seen[(place / 64) as usize] & 1 << (place % 64) != 0;
+        (1..=sent)
+            .filter(move |&number| number > self.highest || remembered(number) && !is_set(number % WINDOW))
     }
 
     /// Sets or clears a bit; what it was.
@@ -216,6 +226,24 @@ impl Udp {
         }
     }
 
+    /// The packets that have not arrived, in words; the first ones only.
+    pub(super) fn missing(&self, net: &Net) -> Vec<String> {
+        let of_flow = |flow: &Flow| {
+            let client = format!("{}:{}", net.clients[flow.client].address, flow.port);
+            let server = format!("{}:{SERVER_PORT}", net.servers[flow.server].address);
+            let up: Vec<u32> = flow.up.missing(flow.sent).collect();
+            let down: Vec<u32> = flow.down.missing(flow.sent).filter(|number| !up.contains(number)).collect();
+            let sent = flow.sent;
+            let up = up.into_iter().map({
+                let (client, server) = (client.clone(), server.clone());
+                move |number| format!("{client} to {server}, {number} of {sent}")
+            });
+            up.chain(down.into_iter().map(move |number| format!("{server} to {client}, {number} of {sent}")))
+                .collect::<Vec<_>>()
+        };
+        self.flows.iter().flat_map(of_flow).take(MISSING_MAX).collect()
+    }
+
     /// A packet arrived at a server or at a client; its checksums are right.
     pub(super) fn arrive(&mut self, headers: &Headers, frame: &[u8], net: &mut Net, ledger: &mut Ledger) {
         let Some(label) = Label::read(self.seed, headers.udp_payload(frame)) else {
@@ -291,6 +319,17 @@ mod tests {
         assert_eq!(track.see(3), Seen::Ancient);
         assert_eq!(track.see(900), Seen::Reordered);
         assert_eq!(track.see(900), Seen::Again);
+    }
+
+    #[test]
+    fn a_track_lists_what_has_not_come() {
+        let mut track = Track::default();
+        for number in [1, 2, 4, 5, 300, 302] {
+            track.see(number);
+        }
+        let missing: Vec<u32> = track.missing(304).collect();
+        assert_eq!(missing[..3], [47, 48, 49], "older ones are forgotten");
+        assert_eq!(missing[missing.len() - 4..], [299, 301, 303, 304]);
     }
 
     #[test]
