@@ -72,6 +72,9 @@ pub enum State {
         to: SiteId,
         /// Until when.
         until: Micros,
+        /// Ingresses whose marker had not come at the cut: what they still send here is older than what they send by
+        /// the new path.
+        behind: Vec<SiteId>,
     },
     /// The source does; packets are held.
     Shadow,
@@ -431,6 +434,19 @@ impl<B> Group<B> {
     #[must_use]
     pub fn clock(&self, tick: u32) -> u32 {
         self.frozen.unwrap_or(tick).saturating_sub(self.offset)
+    }
+
+    /// Ingresses that may still send by a path that ended here.
+    #[must_use]
+    pub fn behind(&self) -> Vec<SiteId> {
+        let behind = match &self.state {
+            State::Relaying(given) => &given.missing,
+            State::Tombstone { behind, .. } => behind,
+            State::Serving | State::Copying | State::Draining(_) | State::Shadow | State::Open => {
+                return vec![];
+            }
+        };
+        self.move_id.map_or_else(Vec::new, |move_id| self.markers.missing(move_id, behind))
     }
 
     /// Stops the clock, if it runs.

@@ -229,6 +229,24 @@ fn a_forgotten_group_relays_for_a_while_and_is_gone() {
 }
 
 #[test]
+fn a_group_does_not_come_back_while_an_ingress_still_sends_by_the_old_path() {
+    let mut lab = source_with_flows(1);
+    lab.ask(arm(&[HERE, THERE], 1_000));
+    lab.send(marker_frame(HERE, Tag::Marker(HERE)), Tag::Marker(HERE));
+    lab.after(1_001);
+    let (group, next) = (group_id(), MoveId(10));
+    let (epoch, target, relay_us) = (Epoch(2), THERE, SECOND);
+    lab.ask(Request::Forget { group, move_id: MOVE, epoch, target, relay_us });
+    let (epoch, ordering) = (Epoch(3), Ordering::Strict);
+    let back = Request::Prepare { group, move_id: next, epoch, source: THERE, flows: 1, ordering };
+    let [Event::Refused { reason, .. }] = &lab.ask(back.clone())[..] else { panic!("not refused") };
+    assert!(reason.contains(&format!("ingress {THERE}")), "{reason}");
+    assert_eq!(lab.phase(), Some(Phase::Tombstone));
+    lab.send(marker_frame(THERE, Tag::Marker(THERE)), Tag::Marker(THERE));
+    assert_eq!(lab.ask(back), [Event::Prepared { group, move_id: next }]);
+}
+
+#[test]
 fn a_target_holds_until_token_and_cut_and_serves_relayed_packets_first() {
     let mut source = source_with_flows(1);
     let all = copied(&mut source);

@@ -479,12 +479,13 @@ impl<B: PacketBuf> Worker<B> {
     fn bury(&mut self, number: u32, move_id: MoveId, to: SiteId, until: Micros) {
         self.drop_arrival(number);
         let group = &mut self.groups[number as usize];
+        let behind = if group.move_id == Some(move_id) { group.behind() } else { Vec::new() };
         group.stop_export();
         group.move_id = Some(move_id);
         group.hold.unpark();
         group.hold.late.drain(..).for_each(|late| group.hold.direct.extend(late.queue));
         group.report_join = false;
-        group.state = State::Tombstone { to, until };
+        group.state = State::Tombstone { to, until, behind };
         group.purging = true;
         group.refresh_mode();
         self.activate(number);
@@ -513,6 +514,10 @@ impl<B: PacketBuf> Worker<B> {
             }
             if group.serves() || matches!(group.state, State::Relaying(_)) {
                 return Err(format!("group {id} is {:?} here: it cannot be a target", group.phase()));
+            }
+            // Their packets are to be relayed, but those of the new move held; by look they are the same.
+            if let Some(site) = group.behind().first() {
+                return Err(format!("ingress {site} still sends packets of {id} by an old path to here"));
             }
         }
         let of_this = self.number(&id).map_or(0, |number| {
