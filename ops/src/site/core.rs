@@ -1360,6 +1360,10 @@ impl Agent {
                 Request::Join { group, move_id: id, token, missing, late_bound_us, cut_bound_us }
             }
             TargetAction::TakeOver => Request::TakeOver { group, move_id: id },
+            TargetAction::Serve => {
+                self.unserved.insert(group, worker);
+                Request::Serve { group, epoch: spec.epoch }
+            }
             TargetAction::Abandon => Request::Abandon { group, move_id: id, relay_us: self.bounds.relay_us },
         };
         self.outputs.push_back(Output::Worker(worker, request));

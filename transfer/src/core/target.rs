@@ -72,6 +72,8 @@ pub enum TargetAction {
     },
     /// Worker: serve the shadow as it is.
     TakeOver,
+    /// Worker: serve, with whatever flows are there.
+    Serve,
     /// Worker: give the shadow up and relay to the source.
     Abandon,
     /// Log: the target serves.
@@ -301,6 +303,9 @@ impl Target {
     fn ended(&mut self, ending: Ending) {
         if ending != Ending::Done {
             self.actions.push_back(TargetAction::Abandon);
+        } else if self.state != State::Serving {
+            // The worker that joined died before this machine was made: its flows are lost, but not its group.
+            self.actions.push_back(TargetAction::Serve);
         }
         self.state = State::Over;
     }
@@ -471,7 +476,17 @@ mod tests {
             feed(&mut shadow(), [TargetInput::Ended(Ending::TakenBack(Epoch(3)))]),
             [TargetAction::Abandon]
         );
-        assert_eq!(feed(&mut joining(), [TargetInput::Ended(Ending::Done)]), []);
+    }
+
+    #[test]
+    fn an_ending_as_done_is_served_also_when_another_machine_joined() {
+        let done = || TargetInput::Ended(Ending::Done);
+        let mut serving = joining();
+        feed(&mut serving, [TargetInput::Joined { flows: 3, hold: HoldTimes::default() }]);
+        assert_eq!(feed(&mut serving, [done()]), []);
+        for mut other in [target(false), shadow(), joining()] {
+            assert_eq!(feed(&mut other, [done()]), [TargetAction::Serve]);
+        }
     }
 
     #[test]
