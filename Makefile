@@ -4,7 +4,7 @@
 CARGO ?= cargo
 SEEDS ?= 10000
 
-.PHONY: demo build test test-process test-setup lint bench sim clean
+.PHONY: demo build test test-setup lint bench sim clean
 
 demo: build
 	"$${CARGO_TARGET_DIR:-target}/release/limosa" demo $(DEMO)
@@ -12,13 +12,10 @@ demo: build
 build:
 	$(CARGO) build --release --package limosa
 
+# Whole deployments (the last line) run one at a time: each is some 20 processes, and two would fight for the cores.
 test: test-setup
 	$(CARGO) test --workspace --exclude limosa
 	$(CARGO) test --package limosa --lib --bins --test api --test sim
-	@echo "SKIPPED: kill tests of whole deployments; some fail on a busy machine and are not explained yet: make test-process"
-
-# Whole deployments run one at a time: each is some 20 processes, and two would fight for the cores.
-test-process:
 	$(CARGO) test --package limosa --test process -- --test-threads=1
 
 test-setup:
