@@ -10,6 +10,7 @@ use crate::invariant_3::OutsidePorts;
 use crate::invariant_4::ExactlyOnce;
 use crate::invariant_5::Order;
 use crate::invariant_6::Outcomes;
+use crate::invariant_7::Closed;
 use crate::packet;
 use crate::world::{Checked, SITES, World};
 
@@ -21,6 +22,7 @@ pub(crate) struct Checks {
     pub(crate) once: ExactlyOnce,
     pub(crate) order: Order,
     pub(crate) outcomes: Outcomes,
+    pub(crate) closed: Closed,
 }
 
 fn serves(phase: Phase) -> bool {

@@ -14,6 +14,7 @@ mod invariant_3;
 mod invariant_4;
 mod invariant_5;
 mod invariant_6;
+mod invariant_7;
 mod invariant_8;
 mod log;
 mod mutation;
@@ -129,6 +130,11 @@ fn a_port_that_changes_is_found() {
 #[test]
 fn a_lost_packet_is_found() {
     is_found(Mutation::OutputLost, &[4]);
+}
+
+#[test]
+fn a_port_that_is_open_to_all_is_found() {
+    is_found(Mutation::DoorOpen, &[7]);
 }
 
 #[test]

@@ -7,6 +7,8 @@ pub(crate) enum Mutation {
     TwoOwners,
     /// A worker uses another outside port now and then.
     PortBent,
+    /// What comes for a closed port is delivered to a client.
+    DoorOpen,
     /// A translated packet is lost now and then.
     OutputLost,
     /// A translated packet is sent twice now and then.

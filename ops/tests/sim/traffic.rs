@@ -6,6 +6,7 @@ use flow::steer::Tag;
 use flow::{GroupId, Protocol, SiteId, WorkerId};
 use switchctl::{PortNo, Ports};
 
+use crate::mutation::Mutation;
 use crate::packet::{self, End};
 use crate::switch::Sent;
 use crate::world::{Checked, Happening, Queue, SITES, World};
@@ -146,7 +147,20 @@ impl World {
         let slow = if self.now > self.busy_until { 20 } else { 1 };
         let period = (talk.period + self.rng.below(talk.period)) * slow;
         self.after(period, Happening::Server(number));
+        self.knock(&talk)?;
         self.answer(number, packet::ACK)
+    }
+
+    /// A stranger tries a port beside one that is open.
+    fn knock(&mut self, talk: &Talk) -> Checked {
+        let Some(open) = talk.known_as else { return Ok(()) };
+        let Some((number, target)) = self.checks.closed.probe(&self.traffic.talks, talk.protocol, open)
+        else {
+            return Ok(());
+        };
+        let target = if self.mutation == Some(Mutation::DoorOpen) { open } else { target };
+        let frame = packet::frame(talk.protocol, talk.server, target, packet::ACK, number);
+        self.switch(talk.server_ingress, Ports::OUTSIDE, 0, &frame)
     }
 
     fn answer(&mut self, number: usize, flags: u8) -> Checked {
@@ -255,6 +269,7 @@ impl World {
 
     fn arrives_at_client(&mut self, frame: &[u8]) -> Checked {
         let Some(seen) = packet::read(frame) else { return Ok(()) };
+        self.checks.closed.arrives(&seen, &self.traffic.talks)?;
         let Some(sending) = self.traffic.sendings.get_mut(seen.number as usize) else { return Ok(()) };
         sending.arrived += 1;
         let (number, arrived) = (sending.talk, *sending);
