@@ -79,19 +79,45 @@ impl Deployment {
 
     /// Waits until all these moves are done.
     async fn until_done(&self, moves: &[u64]) {
-        let ends = tokio::time::Instant::now() + MOVES_BOUND;
-        for id in moves {
-            loop {
-                let state = self.cluster.get(&format!("/v1/moves/{id}")).await.unwrap_or_default();
-                if state["state"] == "done" {
-                    break;
-                }
-                let hopeless = state["state"] == "aborted" || state["state"] == "taken_back";
-                assert!(!hopeless, "the move was given up: {state}");
-                assert!(tokio::time::Instant::now() < ends, "the move has not ended: {state}");
-                sleep(Duration::from_millis(100)).await;
-            }
+        for state in self.until_ended(moves).await {
+            assert!(state["state"] == "done", "the move was given up: {state}");
         }
+    }
+
+    /// Waits until all these moves have ended, one way or the other, and gives their last states.
+    async fn until_ended(&self, moves: &[u64]) -> Vec<Value> {
+        let ends = tokio::time::Instant::now() + MOVES_BOUND;
+        let mut states = Vec::new();
+        while states.len() < moves.len() {
+            let state =
+                self.cluster.get(&format!("/v1/moves/{}", moves[states.len()])).await.unwrap_or_default();
+            if state["state"] == "done" || state["state"] == "aborted" || state["state"] == "taken_back" {
+                states.push(state);
+                continue;
+            }
+            assert!(tokio::time::Instant::now() < ends, "the move has not ended: {state}");
+            sleep(Duration::from_millis(100)).await;
+        }
+        states
+    }
+
+    /// From now on all is well again.
+    async fn assert_whole_again(&self) {
+        self.cluster.until_ready().await.unwrap();
+        // What was sent before may still be on its way, or held.
+        sleep(Duration::from_secs(4)).await;
+        self.world.begin_act("after").unwrap();
+        sleep(Duration::from_secs(2)).await;
+        let after = self.world.end_act().unwrap();
+        assert!(after.packets.sent > 500, "{:?}", after.packets);
+        assert_eq!(after.packets.lost, 0, "{:?} {:#?}", after.packets, self.cluster.drops().await);
+        let total = self.world.total().unwrap();
+        assert_eq!(total.packets.duplicated, 0, "{:?}", total.packets);
+        assert_eq!((total.tcp.corrupt, total.checks.misdelivered, total.checks.corrupt_packets), (0, 0, 0));
+        assert_eq!(
+            total.checks.outside_changed, 0,
+            "ports are a function of the subscriber, so they are the same again"
+        );
     }
 
     /// No packet, byte or connection may have come to harm.
@@ -176,23 +202,28 @@ async fn a_switch_without_its_controller_during_moves_loses_nothing() {
     deployment.assert_unharmed().await;
 }
 
+/// What is in a switch, or comes while it is gone, is lost with it; nothing else is, and it is steered as before.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_switch_killed_during_moves_is_steered_again() {
+    let mut deployment = Deployment::start().await;
+    let moves = deployment.start_moves(6, "amsterdam", "singapore").await;
+    sleep(Duration::from_millis(120)).await;
+    deployment.kill_and_restart(Part::Switch(SiteId(2)), Duration::from_millis(200)).await;
+    deployment.until_done(&moves).await;
+    deployment.assert_whole_again().await;
+}
+
 /// A worker's table dies with its process: its flows are lost, and only they. The groups are served again, and the flows
 /// of all other workers have seen nothing.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_worker_killed_loses_its_own_flows_only_and_its_groups_are_served_again() {
+async fn a_worker_killed_during_moves_loses_its_own_flows_only_and_its_groups_are_served_again() {
     let mut deployment = Deployment::start().await;
+    let moves = deployment.start_moves(6, "amsterdam", "singapore").await;
+    sleep(Duration::from_millis(250)).await;
     deployment.kill_and_restart(Part::Worker(SiteId(1), WorkerId(1)), Duration::from_millis(200)).await;
     // The agent gives the groups to a worker, and each flow's next packet from its client makes it anew.
-    sleep(Duration::from_secs(5)).await;
-    deployment.world.begin_act("after").unwrap();
-    sleep(Duration::from_secs(2)).await;
-    let after = deployment.world.end_act().unwrap();
-    assert!(after.packets.sent > 500, "{:?}", after.packets);
-    assert_eq!(after.packets.lost, 0, "{:?}", after.packets);
-    assert_eq!(
-        after.checks.outside_changed, 0,
-        "ports are a function of the subscriber, so they are the same again"
-    );
+    deployment.until_ended(&moves).await;
+    deployment.assert_whole_again().await;
     let elsewhere = deployment.start_moves(2, "singapore", "virginia").await;
     deployment.until_done(&elsewhere).await;
 }
