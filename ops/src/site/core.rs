@@ -62,6 +62,8 @@ pub enum Input {
     Placement {
         /// Of the log, with these changes.
         revision: u64,
+        /// The wall clock, in milliseconds since 1970: flips are agreed by it.
+        wall_ms: u64,
         /// Forget what was known before.
         reset: bool,
         /// What is different.
@@ -207,6 +209,8 @@ pub struct Agent {
     synced: bool,
     known: bool,
     revision: u64,
+    /// When placement said something last.
+    wall_ms: u64,
     sites: BTreeMap<SiteId, Site>,
     services: BTreeMap<ServiceId, Service>,
     slices: BTreeMap<ServiceId, NatSlices>,
@@ -225,6 +229,8 @@ pub struct Agent {
     settled_at: BTreeMap<GroupId, Micros>,
     outgoing: BTreeMap<MoveId, Outgoing>,
     incoming: BTreeMap<MoveId, Incoming>,
+    /// Moves that are switched, with the time of their flip here.
+    flips: BTreeMap<MoveId, Micros>,
     markers: BTreeMap<MoveId, Marker>,
     local_moves: u64,
     local_log: VecDeque<LocalMove>,
@@ -259,6 +265,7 @@ impl Agent {
             synced: false,
             known: false,
             revision: 0,
+            wall_ms: 0,
             sites: BTreeMap::new(),
             services: BTreeMap::new(),
             slices: BTreeMap::new(),
@@ -273,6 +280,7 @@ impl Agent {
             settled_at: BTreeMap::new(),
             outgoing: BTreeMap::new(),
             incoming: BTreeMap::new(),
+            flips: BTreeMap::new(),
             markers: BTreeMap::new(),
             local_moves: 0,
             local_log: VecDeque::new(),
@@ -290,8 +298,9 @@ impl Agent {
     pub fn handle(&mut self, input: Input, now: Micros) {
         self.started.get_or_insert(now);
         match input {
-            Input::Placement { revision, reset, changes } => {
+            Input::Placement { revision, wall_ms, reset, changes } => {
                 self.revision = revision;
+                self.wall_ms = wall_ms;
                 self.placement(reset, changes, now);
             }
             Input::WorkerUp { worker, boot } => self.worker_up(worker, boot),
@@ -319,6 +328,7 @@ impl Agent {
             }
             self.drain_source(id, now);
         }
+        self.flip_due(now);
         if self.synced && self.balance_at <= now {
             self.balance_at = now.plus(BALANCE_INTERVAL);
             self.replace_dead_workers(now);
@@ -335,7 +345,8 @@ impl Agent {
             self.markers.values().filter(|m| m.tag <= self.in_force).map(|m| m.at.unwrap_or(Micros(0)));
         let gather = self.started.filter(|_| !self.synced).map(|at| at.plus(GATHER_BOUND));
         let balance = self.synced.then_some(self.balance_at);
-        machines.chain(markers).chain(gather).chain(balance).min()
+        let flips = self.flips.values().copied();
+        machines.chain(markers).chain(flips).chain(gather).chain(balance).min()
     }
 
     /// The next thing to do.
@@ -482,6 +493,7 @@ impl Agent {
             .collect();
         self.moves.retain(|id, _| moves.contains(id));
         self.markers.retain(|id, _| moves.contains(id) || id.is_local());
+        self.flips.retain(|id, _| moves.contains(id));
         self.groups.clear();
         self.steer.clear();
         self.plan_dirty = true;
@@ -503,8 +515,9 @@ impl Agent {
     }
 
     fn group(&mut self, group: Group) {
+        let switching = group.move_id.and_then(|id| self.moves.get(&id));
         let switching =
-            group.move_id.and_then(|id| self.moves.get(&id)).filter(|m| m.phase == MovePhase::Switching);
+            switching.filter(|m| m.phase == MovePhase::Switching && !self.flips.contains_key(&m.id));
         let steer = switching.map_or(group.owner, |m| m.to);
         self.groups.insert(group.id, group);
         self.set_steer(group.id, steer);
@@ -519,9 +532,29 @@ impl Agent {
         let before = self.moves.insert(mv.id, mv.clone());
         let flipped = mv.phase == MovePhase::Switching;
         if flipped && before.as_ref().is_none_or(|b| b.phase == MovePhase::Preparing) {
-            self.flip(&mv);
+            self.plan_flip(&mv, now);
         }
         self.drive(&mv, now);
+    }
+
+    /// All ingresses flip at one time, or packets of the early ones would wait for the markers of the late ones.
+    fn plan_flip(&mut self, mv: &Move, now: Micros) {
+        let wait_ms =
+            mv.flip.map_or(0, |flip| flip.at_ms.saturating_sub(self.wall_ms).min(flip.lead_ms.into()));
+        if wait_ms == 0 {
+            return self.flip(mv);
+        }
+        self.flips.insert(mv.id, now.plus(Micros(wait_ms * 1_000)));
+    }
+
+    fn flip_due(&mut self, now: Micros) {
+        let due: Vec<_> = self.flips.iter().filter(|(_, at)| **at <= now).map(|(id, _)| *id).collect();
+        for id in due {
+            self.flips.remove(&id);
+            if let Some(mv) = self.moves.get(&id).cloned() {
+                self.flip(&mv);
+            }
+        }
     }
 
     /// The ingress part: steer to the target, then send a marker down the old path.
@@ -607,6 +640,12 @@ impl Agent {
     }
 
     fn move_ended(&mut self, id: MoveId, group: GroupId, outcome: &MoveOutcome, now: Micros) {
+        if self.flips.remove(&id).is_some()
+            && *outcome == MoveOutcome::Done
+            && let Some(mv) = self.moves.get(&id).cloned()
+        {
+            self.flip(&mv);
+        }
         let switching = self.moves.remove(&id).is_some_and(|m| m.phase == MovePhase::Switching);
         // A flip that is not in force yet still owes its marker: the target waits for it.
         let owed = self.markers.get(&id).is_some_and(|marker| marker.at.is_none());
@@ -981,7 +1020,8 @@ impl Agent {
             let machine = Source::new(spec_of(mv), self.next_incarnation(), status.flows, frozen, now);
             self.set_local(mv.group, Some(worker));
             self.add_source(mv.id, machine, worker, mv.to);
-            if mv.phase == MovePhase::Switching && !self.markers.contains_key(&mv.id) {
+            let flipped = self.markers.contains_key(&mv.id) || self.flips.contains_key(&mv.id);
+            if mv.phase == MovePhase::Switching && !flipped {
                 self.flip(mv);
             }
             self.drive(mv, now);
@@ -1284,7 +1324,7 @@ impl Agent {
             SourceAction::CopyRound => Request::CopyRound { group, move_id: id },
             SourceAction::Arm(awaited) => {
                 self.serve_lost(id, worker, group);
-                let bound_us = self.bounds.marker_us;
+                let bound_us = self.bounds.marker_us + self.flips.get(&id).map_or(0, |at| at.since(now).0);
                 Request::Arm { group, move_id: id, epoch: spec.epoch, target: spec.to, awaited, bound_us }
             }
             SourceAction::Disarm => Request::Disarm { group, move_id: id },

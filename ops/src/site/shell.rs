@@ -310,7 +310,8 @@ async fn watch_placement(client: Arc<Client>, inputs: mpsc::Sender<Input>) {
         if !changes.reset && changes.changes.is_empty() {
             continue;
         }
-        let input = Input::Placement { revision: since, reset: changes.reset, changes: changes.changes };
+        let (reset, changes) = (changes.reset, changes.changes);
+        let input = Input::Placement { revision: since, wall_ms: wall_ms(), reset, changes };
         if inputs.send(input).await.is_err() {
             return;
         }

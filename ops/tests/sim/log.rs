@@ -72,7 +72,7 @@ pub(crate) fn services() -> BTreeMap<ServiceId, NatSlices> {
 
 impl Log {
     /// Three sites that are alive, two services.
-    pub(crate) fn new() -> Self {
+    pub(crate) fn new(flip_lead_ms: u32) -> Self {
         let brain = Brain::new(timings(), None, flow::Micros(0));
         let mut log = Self {
             cluster: Cluster::default(),
@@ -90,7 +90,7 @@ impl Log {
             log.apply(&by_operator(Command::PutSite(spec)));
             log.apply(&by_operator(Command::SetAlive { site: id, alive: true }));
         }
-        let policy = Policy { automatic: false, min_dwell_s: 0, ..Policy::default() };
+        let policy = Policy { automatic: false, min_dwell_s: 0, flip_lead_ms, ..Policy::default() };
         log.apply(&by_operator(Command::PutPolicy { policy, expected_version: 0 }));
         for service in specs() {
             log.apply(&by_operator(Command::PutService { service, owner: None }));
@@ -204,7 +204,9 @@ impl World {
         }
         let changes = if reset { snapshot } else { self.log.changes[from..].concat() };
         let revision = latest as u64;
-        self.agent_input(site, number, Input::Placement { revision, reset, changes });
+        // No clock of the three is right.
+        let wall_ms = (self.now / 1_000).saturating_add(u64::from(site.0) * 40).saturating_sub(60);
+        self.agent_input(site, number, Input::Placement { revision, wall_ms, reset, changes });
     }
 
     pub(crate) fn report(&mut self, site: SiteId) {

@@ -193,7 +193,7 @@ impl World {
             streams: BTreeMap::new(),
             delays,
             burst_until: 0,
-            log: Log::new(),
+            log: Log::new([0, 30, 300][(seed % 3) as usize]),
             services: crate::log::services(),
             traffic: Traffic::default(),
             plan,

@@ -18,7 +18,7 @@ use super::command::{
     Proof, Proposal, Rejected, Started, clip,
 };
 use super::model::{
-    AUDIT_LEN_MAX, Admin, AuditEntry, Change, Cluster, FINISHED_LEN_MAX, FinishedMove, Group, Move,
+    AUDIT_LEN_MAX, Admin, AuditEntry, Change, Cluster, FINISHED_LEN_MAX, FinishedMove, Flip, Group, Move,
     MoveOutcome, MovePhase, MoveReason, MoveSummary, Service, Site, SiteSpec, Timeouts, cut,
 };
 use super::policy::Policy;
@@ -293,6 +293,7 @@ impl Cluster {
             phase: MovePhase::Preparing,
             ordering: service.ordering,
             ingresses: Vec::new(),
+            flip: None,
             take_over: false,
             reason,
             started: index,
@@ -333,6 +334,8 @@ impl Cluster {
         }
         let mut next = present.clone();
         next.phase = MovePhase::Switching;
+        let lead_ms = self.policy.flip_lead_ms;
+        next.flip = Some(Flip { at_ms: step.at_ms.saturating_add(lead_ms.into()), lead_ms });
         next.ingresses = self.sites.values().filter(|site| site.alive).map(|site| site.id).collect();
         self.set_move(step, next);
         Ok(())

@@ -100,6 +100,7 @@ fn moving(cluster: &mut Cluster, phase: MovePhase) -> MoveId {
         phase,
         ordering: Ordering::Strict,
         ingresses: vec![],
+        flip: None,
         take_over: false,
         reason: MoveReason::Operator,
         started: 1,

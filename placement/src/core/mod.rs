@@ -20,7 +20,7 @@ pub use command::{
     Proof, Proposal, REASON_LEN_MAX, Rejected, Started,
 };
 pub use model::{
-    AUDIT_LEN_MAX, Admin, AuditEntry, Change, Cluster, FINISHED_LEN_MAX, FinishedMove, Group, Move,
+    AUDIT_LEN_MAX, Admin, AuditEntry, Change, Cluster, FINISHED_LEN_MAX, FinishedMove, Flip, Group, Move,
     MoveOutcome, MovePhase, MoveReason, MoveSummary, Ordering, Service, Site, SiteSpec, Timeouts,
 };
 pub use policy::{Policy, PolicyError, RULES_LEN_MAX, Rule};

@@ -195,12 +195,24 @@ pub struct Move {
     pub ordering: Ordering,
     /// The sites that must flip; empty while preparing, fixed when switching is committed.
     pub ingresses: Vec<SiteId>,
+    /// When they flip; nothing while preparing.
+    #[serde(default)]
+    pub flip: Option<Flip>,
     /// The source is dead: the target serves its shadow.
     pub take_over: bool,
     /// Why.
     pub reason: MoveReason,
     /// The revision of its intent.
     pub started: u64,
+}
+
+/// When the ingresses flip. Clocks that differ cost a longer hold, nothing else.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Flip {
+    /// By the wall clock, in milliseconds since 1970.
+    pub at_ms: u64,
+    /// How long after the commit that is: nobody waits for longer, whatever its clock says.
+    pub lead_ms: u32,
 }
 
 /// How far a move is committed.

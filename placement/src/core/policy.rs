@@ -6,6 +6,9 @@ use serde::{Deserialize, Serialize};
 /// Rules that may be given in one policy.
 pub const RULES_LEN_MAX: usize = 4096;
 
+/// Longest lead of a flip, in milliseconds.
+pub(super) const FLIP_LEAD_MS_MAX: u32 = 5_000;
+
 /// What the operator wants of the solver. [`Policy::validate`] checks the numbers.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -18,6 +21,9 @@ pub struct Policy {
     pub min_dwell_s: u32,
     /// Moves at one time.
     pub moves_in_flight_max: u32,
+    /// How long after the commit of a switch the ingresses flip, all at one time of the wall clock, in milliseconds. Long
+    /// enough for every site to have heard, packets are held no longer than the distances want; 0 flips at once.
+    pub flip_lead_ms: u32,
     /// Share of each site's capacity that is left free, 0 to 0.9.
     pub headroom: f64,
     /// Groups that must be at a site; the longest prefix wins.
@@ -55,6 +61,8 @@ impl Default for Policy {
             // A group that has just moved has new measurements to gather first.
             min_dwell_s: 60,
             moves_in_flight_max: 32,
+            // The slowest round trip there is, nearly; what is too short costs a longer hold, never a packet.
+            flip_lead_ms: 300,
             headroom: 0.2,
             pins: Vec::new(),
             denies: Vec::new(),
@@ -78,6 +86,9 @@ pub enum PolicyError {
     /// Out of range.
     #[error("min_dwell_s is {0}: give at most 86400")]
     MinDwell(u32),
+    /// Out of range.
+    #[error("flip_lead_ms is {0}: give at most {FLIP_LEAD_MS_MAX}")]
+    FlipLead(u32),
     /// Too many rules.
     #[error("{field} has {len} rules: give at most {RULES_LEN_MAX}")]
     TooManyRules {
@@ -117,6 +128,9 @@ impl Policy {
         }
         if self.min_dwell_s > 86_400 {
             return Err(PolicyError::MinDwell(self.min_dwell_s));
+        }
+        if self.flip_lead_ms > FLIP_LEAD_MS_MAX {
+            return Err(PolicyError::FlipLead(self.flip_lead_ms));
         }
         for (field, rules) in [("pins", &self.pins), ("denies", &self.denies)] {
             if rules.len() > RULES_LEN_MAX {

@@ -197,7 +197,7 @@ fn policy_of(cluster: &Cluster) -> Response {
 #[utoipa::path(put, path = "/v1/policy", tag = "policy",
     params(("dryRun" = Option<bool>, Query, description = "checks only"),
         ("If-Match" = String, Header, description = "the ETag that was seen, or `*` for any")),
-    request_body(content = Object, description = "automatic, min_gain_ms, min_dwell_s, moves_in_flight_max, headroom, \
+    request_body(content = Object, description = "automatic, min_gain_ms, min_dwell_s, moves_in_flight_max, flip_lead_ms, headroom, \
         pins and denies"),
     responses((status = 200, body = Object, headers(("ETag" = String, description = "the new version, quoted"))),
         (status = 404, body = ProblemBody), (status = 412, body = ProblemBody),
