@@ -228,6 +228,51 @@ async fn a_worker_killed_during_moves_loses_its_own_flows_only_and_its_groups_ar
     deployment.until_done(&elsewhere).await;
 }
 
+/// Runs the command line against a deployment; exit status, output and error.
+fn limosa(deployment: &Deployment, arguments: &[&str]) -> (i32, String, String) {
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_limosa"));
+    for api in deployment.cluster.apis() {
+        command.args(["--api", &api]);
+    }
+    let output = command.args(arguments).output().unwrap();
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_command_line_shows_a_deployment_and_changes_it() {
+    let deployment = Deployment::start().await;
+    let ok = |arguments: &[&str]| {
+        let (status, output, error) = limosa(&deployment, arguments);
+        assert_eq!(status, 0, "{arguments:?}: {error}");
+        output
+    };
+    let json = |arguments: &[&str]| -> Value {
+        serde_json::from_str(&ok(&[arguments, &["-o", "json"]].concat())).unwrap()
+    };
+    assert_eq!(ok(&["site", "list", "-o", "name"]).lines().count(), 3);
+    assert!(ok(&["site", "list"]).contains("amsterdam"));
+    let groups = ok(&["group", "list", "-o", "name"]);
+    let group = groups.lines().next().unwrap();
+    assert!(ok(&["group", "explain", group]).contains("amsterdam"));
+    let owner = json(&["group", "get", group])["owner"].as_str().unwrap().to_owned();
+    let to = if owner == "virginia" { "singapore" } else { "virginia" };
+    ok(&["move", "start", group, "--to", to]);
+    ok(&["move", "watch"]);
+    assert_eq!(json(&["group", "get", group])["owner"], to);
+    assert!(ok(&["move", "list", "-o", "json"]).contains(group));
+    assert_eq!(json(&["policy", "get"])["automatic"], false);
+    assert!(json(&["raft", "status"])["leader"].is_u64());
+    ok(&["site", "drain", "singapore"]);
+    assert_eq!(json(&["site", "get", "singapore"])["admin"], "draining");
+    ok(&["site", "undrain", "singapore"]);
+    assert!(ok(&["audit", "list"]).contains("singapore"));
+    let (status, _, error) = limosa(&deployment, &["site", "drain", "atlantis"]);
+    assert!(status != 0 && error.contains("atlantis"), "{status}: {error}");
+    let (status, _, error) = limosa(&deployment, &["group", "get", "1:10.0.0.0/33"]);
+    assert!(status != 0 && error.contains("10.0.0.0/33"), "{status}: {error}");
+}
+
 /// One process by its own configuration file: what a person does who starts Limosa by hand.
 #[test]
 fn a_configuration_that_cannot_work_names_file_key_value_and_remedy() {

@@ -61,8 +61,8 @@ impl Default for Policy {
             // A group that has just moved has new measurements to gather first.
             min_dwell_s: 60,
             moves_in_flight_max: 32,
-            // The slowest round trip there is, nearly; what is too short costs a longer hold, never a packet.
-            flip_lead_ms: 300,
+            // A commit, a heartbeat and the longest way between sites; what is too short costs a longer hold, never a packet.
+            flip_lead_ms: 500,
             headroom: 0.2,
             pins: Vec::new(),
             denies: Vec::new(),

@@ -134,7 +134,7 @@ fn a_move_runs_to_its_end_and_every_step_can_be_repeated() {
         log.ok(switch(id, 0));
     }
     assert_eq!(log.cluster.moves[&id].ingresses, [0, 1, 2].map(SiteId));
-    assert_eq!(log.cluster.moves[&id].flip, Some(Flip { at_ms: 300, lead_ms: 300 }));
+    assert_eq!(log.cluster.moves[&id].flip, Some(Flip { at_ms: 500, lead_ms: 500 }));
     let end = log.apply(served(id, 2));
     assert!(end.changes.contains(&Change::MoveEnded { id, group: group(1), outcome: MoveOutcome::Done }));
     let revision = log.cluster.revision;
