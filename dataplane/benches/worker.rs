@@ -158,7 +158,7 @@ fn moves(c: &mut Criterion) {
                 let mut out = Output::default();
                 for (sequence, batch) in (0..).zip(batches) {
                     target.handle(
-                        Request::Install { group: group(), move_id: MOVE, sequence, batch },
+                        Request::Install { group: group(), move_id: MOVE, sequence, batch, more: false },
                         Micros(0),
                     );
                     while target.wait() == dataplane::worker::Wait::Now {

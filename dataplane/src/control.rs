@@ -15,7 +15,7 @@ use flow::{Batch, Epoch, GroupId, HoldTimes, MoveId, Prefix, ServiceId, SiteId, 
 use serde::{Deserialize, Serialize};
 
 /// Version of this vocabulary.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// Longest message, in bytes. A longer one ends the connection.
 pub const MESSAGE_LEN_MAX: usize = 4 << 20;
@@ -185,6 +185,8 @@ pub enum Request {
         sequence: u64,
         /// At most [`BATCH_LEN_MAX`].
         batch: Batch,
+        /// There are more pieces with this sequence number; only the last one is answered.
+        more: bool,
     },
     /// Target: everything is installed. If flows and digest match the token, and the cut has come along the
     /// data path or `cut_bound_us` has passed, serves what is held and then directly:
@@ -222,6 +224,26 @@ pub enum Request {
         /// How long to relay on, in microseconds.
         relay_us: u64,
     },
+}
+
+/// Records of one [`Request::Install`] that [`Request::install`] makes, so that taking it keeps the packet path waiting
+/// for some ten microseconds only.
+const PIECE_LEN: usize = 256;
+
+impl Request {
+    /// A batch as requests of a size that the packet path can bear; at least one. Removals come first, as in a batch.
+    pub fn install(group: GroupId, move_id: MoveId, sequence: u64, batch: Batch) -> Vec<Self> {
+        let (removals, upserts) = (batch.removals.chunks(PIECE_LEN), batch.upserts.chunks(PIECE_LEN));
+        let removals = removals.map(|piece| Batch { removals: piece.to_vec(), upserts: Vec::new() });
+        let upserts = upserts.map(|piece| Batch { removals: Vec::new(), upserts: piece.to_vec() });
+        let mut pieces: Vec<_> = removals.chain(upserts).collect();
+        if pieces.is_empty() {
+            pieces.push(Batch::default());
+        }
+        let last = pieces.len() - 1;
+        let request = |(at, batch)| Self::Install { group, move_id, sequence, batch, more: at < last };
+        pieces.into_iter().enumerate().map(request).collect()
+    }
 }
 
 /// From the worker to the agent.

@@ -200,7 +200,8 @@ fn flows_move_from_one_worker_to_another() {
     let (token, missing) = loop {
         match source.hear() {
             Event::Records { batch, .. } => {
-                let installed = target.ask(&Request::Install { group, move_id, sequence: 7, batch });
+                let installed =
+                    target.ask(&Request::Install { group, move_id, sequence: 7, batch, more: false });
                 assert_eq!(installed, Event::Installed { group, move_id, sequence: 7 });
             }
             Event::Cut { token, missing, .. } => break (token, missing),

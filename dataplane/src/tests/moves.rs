@@ -40,7 +40,7 @@ fn join(token: Token, missing: &[SiteId]) -> Request {
 }
 
 fn install(batch: Batch) -> Request {
-    Request::Install { group: group_id(), move_id: MOVE, sequence: 1, batch }
+    Request::Install { group: group_id(), move_id: MOVE, sequence: 1, batch, more: false }
 }
 
 fn target() -> Lab {
@@ -267,6 +267,23 @@ fn a_target_holds_until_token_and_cut_and_serves_relayed_packets_first() {
     assert!(lab.inside(udp(client(), remote(), b"3")).is_some());
     let again = lab.ask(join(token, &[]));
     assert_eq!(again, events, "asked again, it answers the same");
+}
+
+#[test]
+fn a_batch_in_pieces_is_answered_once_and_removals_come_first() {
+    let mut source = source_with_flows(500);
+    let mut batch = copied(&mut source);
+    let gone = batch.upserts[0].key;
+    batch.removals.push((gone, 0));
+    let mut lab = target();
+    let mut answers = Vec::new();
+    let pieces = Request::install(group_id(), MOVE, 7, batch);
+    assert!(matches!(&pieces[0], Request::Install { batch, .. } if batch.removals.len() == 1));
+    for piece in pieces {
+        answers.extend(lab.ask(piece));
+    }
+    assert_eq!(answers, [Event::Installed { group: group_id(), move_id: MOVE, sequence: 7 }]);
+    assert_eq!(lab.worker.counters().flows, 500, "what was removed before came again");
 }
 
 #[test]

@@ -93,6 +93,7 @@ struct Install {
     move_id: MoveId,
     sequence: u64,
     batch: Batch,
+    more: bool,
     at: usize,
 }
 

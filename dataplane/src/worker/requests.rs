@@ -59,8 +59,8 @@ impl<B: PacketBuf> Worker<B> {
                 self.prepare(group, move_id, epoch, Reservation { source, flows, ordering }, now)
             }
             Request::Open { group, move_id } => self.open_shadow(group, move_id),
-            Request::Install { group, move_id, sequence, batch } => {
-                self.install(group, move_id, sequence, batch)
+            Request::Install { group, move_id, sequence, batch, more } => {
+                self.install(group, move_id, sequence, batch, more)
             }
             Request::Join { group, move_id, token, missing, late_bound_us, cut_bound_us } => {
                 let cut_deadline = now.plus(Micros(cut_bound_us));
@@ -608,12 +608,21 @@ impl<B: PacketBuf> Worker<B> {
         Ok(())
     }
 
-    fn install(&mut self, id: GroupId, move_id: MoveId, sequence: u64, batch: Batch) -> Result<(), Refusal> {
+    fn install(
+        &mut self,
+        id: GroupId,
+        move_id: MoveId,
+        sequence: u64,
+        batch: Batch,
+        more: bool,
+    ) -> Result<(), Refusal> {
         if let Ok(number) = self.number(&id)
             && self.groups[number as usize].joined == Some(move_id)
         {
             // Sent again after the join: everything is here.
-            self.events.push_back(Event::Installed { group: id, move_id, sequence });
+            if !more {
+                self.events.push_back(Event::Installed { group: id, move_id, sequence });
+            }
             return Ok(());
         }
         let number = self.arriving(&id, move_id)?;
@@ -633,7 +642,7 @@ impl<B: PacketBuf> Worker<B> {
         if let Some(arrival) = &mut self.groups[number as usize].arrival {
             arrival.installing += 1;
         }
-        self.installs.push_back(Install { group: number, move_id, sequence, batch, at: 0 });
+        self.installs.push_back(Install { group: number, move_id, sequence, batch, more, at: 0 });
         Ok(())
     }
 

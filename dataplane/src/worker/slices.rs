@@ -12,7 +12,7 @@ use crate::table::mapping::BindError;
 use crate::table::{NIL, NewFlow, flags, tuple_of};
 
 /// Records of one [`Event::Records`].
-const RECORDS_LEN: usize = 1024;
+const RECORDS_LEN: usize = 512;
 
 /// When no slice ran for so many ticks the process was stopped, and nobody could refresh a flow: that time
 /// does not count.
@@ -422,7 +422,8 @@ impl<B: PacketBuf> Worker<B> {
     }
 
     fn install_some(&mut self, now: Micros) {
-        let mut budget = SLICE_LEN;
+        // To put a record into the table takes some ten times as long as to take one out.
+        let mut budget = SLICE_LEN / 2;
         while let Some(install) = self.installs.front_mut() {
             let number = install.group;
             let len = install.batch.len();
@@ -462,12 +463,14 @@ impl<B: PacketBuf> Worker<B> {
     }
 
     fn end_install(&mut self) {
-        let Some(Install { group, move_id, sequence, .. }) = self.installs.pop_front() else { return };
+        let Some(Install { group, move_id, sequence, more, .. }) = self.installs.pop_front() else { return };
         let entry = &mut self.groups[group as usize];
         if let Some(arrival) = &mut entry.arrival {
             arrival.installing = arrival.installing.saturating_sub(1);
         }
-        self.events.push_back(Event::Installed { group: entry.id, move_id, sequence });
+        if !more {
+            self.events.push_back(Event::Installed { group: entry.id, move_id, sequence });
+        }
         self.activate(group);
     }
 

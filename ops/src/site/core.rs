@@ -1392,7 +1392,9 @@ impl Agent {
                 Request::Prepare { group, move_id: id, epoch: spec.epoch, source: spec.from, flows, ordering }
             }
             TargetAction::Install(sequence, batch) => {
-                Request::Install { group, move_id: id, sequence, batch: Batch::clone(&batch) }
+                let pieces = Request::install(group, id, sequence, Batch::clone(&batch));
+                self.outputs.extend(pieces.into_iter().map(|piece| Output::Worker(worker, piece)));
+                return;
             }
             TargetAction::Open => Request::Open { group, move_id: id },
             TargetAction::Join { token, missing } => {
