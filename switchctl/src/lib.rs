@@ -9,7 +9,7 @@ pub mod ofp;
 pub mod session;
 pub mod softswitch;
 
-pub use core::compile::{GroupPlan, Ports, SitePlan, compile};
+pub use core::compile::{GroupPlan, Ports, SitePlan, Tunnel, compile};
 pub use core::marker::{MarkerError, OldPath, marker_out, marker_packet};
 pub use core::rules::{Action, FlowMod, Match, PacketOut, PortNo, Rule, RuleKey, RuleSet, Vlan, diff};
 pub use session::{Session, SessionOptions, SwitchAddr, SwitchEvent, SwitchHandle};

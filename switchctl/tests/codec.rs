@@ -20,9 +20,10 @@ fn matches() -> impl Strategy<Value = Match> {
         proptest::option::of((any::<bool>(), any::<u128>(), any::<u128>(), any::<u128>(), any::<u128>()));
     let port =
         proptest::option::of((prop_oneof![Just(PROTO_TCP), Just(PROTO_UDP)], any::<u16>(), any::<u16>()));
-    (vlan, any::<Option<u32>>(), any::<Option<(u64, u64)>>(), ip, port).prop_map(
-        |(vlan, in_port, key, ip, port)| {
-            let mut m = Match::any();
+    (vlan, any::<Option<u32>>(), any::<Option<(u64, u64)>>(), any::<Option<std::net::Ipv4Addr>>(), ip, port)
+        .prop_map(|(vlan, in_port, key, from, ip, port)| {
+            let from_tunnel = |m: Match| from.map_or(m, |address| m.tunnel_src(address));
+            let mut m = from_tunnel(Match::any());
             m = vlan.map_or(m, |vlan| m.vlan(vlan));
             m = in_port.map_or(m, |port| m.in_port(PortNo(port)));
             m = key.map_or(m, |(key, mask)| m.tunnel_id(key, mask));
@@ -34,8 +35,7 @@ fn matches() -> impl Strategy<Value = Match> {
             port.map_or(m, |(protocol, port, mask)| {
                 m.ip_proto(protocol).tp_dst(port, mask).tp_src(port, !mask)
             })
-        },
-    )
+        })
 }
 
 fn actions() -> impl Strategy<Value = Vec<Action>> {
@@ -44,6 +44,7 @@ fn actions() -> impl Strategy<Value = Vec<Action>> {
         Just(Action::PopVlan),
         any::<u64>().prop_map(Action::SetTunnel),
         Just(Action::ClearInPort),
+        any::<std::net::Ipv4Addr>().prop_map(Action::SetTunnelDst),
         (0u32..0xffff_ff00).prop_map(|port| Action::Output(PortNo(port))),
         Just(Action::OutputInPort),
     ];

@@ -27,7 +27,7 @@
 //! a shared address whose group has no plan here; the worker drops what is nobody's.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use flow::nat::{NatSlices, OutsideMatch};
 use flow::steer::{Side, Tag, TunnelKey, TunnelRole};
@@ -55,6 +55,16 @@ const PRIORITY_POOL: u16 = 100;
 /// What a worker sends to the world and no pool has.
 const PRIORITY_LEAVE: u16 = 10;
 
+/// How a peer site is reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tunnel {
+    /// The tunnel's port.
+    pub port: PortNo,
+    /// The peer's address, when the port is a flow-based tunnel that leads to all peers; such ports are an
+    /// extension of Open vSwitch.
+    pub remote: Option<Ipv4Addr>,
+}
+
 /// The ports of a site's switch.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Ports {
@@ -62,8 +72,8 @@ pub struct Ports {
     pub inside: PortNo,
     /// Towards the world.
     pub outside: PortNo,
-    /// One tunnel per peer site.
-    pub tunnels: BTreeMap<SiteId, PortNo>,
+    /// How each peer site is reached.
+    pub tunnels: BTreeMap<SiteId, Tunnel>,
     /// One per worker.
     pub workers: BTreeMap<WorkerId, PortNo>,
 }
@@ -87,16 +97,21 @@ impl Ports {
         PortNo(1_000 + u32::from(site.0))
     }
 
+    /// Number of the one port of flow-based tunnels by convention; the numbers below it are of the tunnels of each
+    /// site.
+    pub const FLOW_BASED: PortNo = PortNo(1_300);
+
     /// All ports with their numbers by convention.
     #[must_use]
     pub fn conventional(
         peers: impl IntoIterator<Item = SiteId>,
         workers: impl IntoIterator<Item = WorkerId>,
     ) -> Self {
+        let tunnel = |site| (site, Tunnel { port: Self::tunnel(site), remote: None });
         Self {
             inside: Self::INSIDE,
             outside: Self::OUTSIDE,
-            tunnels: peers.into_iter().map(|site| (site, Self::tunnel(site))).collect(),
+            tunnels: peers.into_iter().map(tunnel).collect(),
             workers: workers.into_iter().map(|worker| (worker, Self::worker(worker))).collect(),
         }
     }
@@ -162,7 +177,7 @@ pub fn compile(plan: &SitePlan) -> RuleSet {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Target {
     Worker(PortNo),
-    Tunnel(PortNo),
+    Tunnel(Tunnel),
     /// Nowhere known: no rule.
     Nowhere,
 }
@@ -172,7 +187,7 @@ impl SitePlan {
         if group.steer == self.site {
             return self.local_target(group);
         }
-        self.ports.tunnels.get(&group.steer).map_or(Target::Nowhere, |&port| Target::Tunnel(port))
+        self.ports.tunnels.get(&group.steer).map_or(Target::Nowhere, |&tunnel| Target::Tunnel(tunnel))
     }
 
     fn local_target(&self, group: &GroupPlan) -> Target {
@@ -250,7 +265,7 @@ impl Compiler<'_> {
     }
 
     fn classify_tunnels(&mut self) {
-        for (&peer, &port) in &self.plan.ports.tunnels {
+        for (&peer, &tunnel) in &self.plan.ports.tunnels {
             let deliveries = [
                 (TunnelRole::Direct(Side::Inside), Tag::Direct(Side::Inside, peer), TABLE_LOCAL_INSIDE),
                 (TunnelRole::Direct(Side::Outside), Tag::Direct(Side::Outside, peer), TABLE_LOCAL_OUTSIDE),
@@ -260,10 +275,10 @@ impl Compiler<'_> {
                 (TunnelRole::Cut, Tag::Cut(peer), TABLE_LOCAL_INSIDE),
             ];
             for (role, tag, table) in deliveries {
-                self.classify(from_tunnel(port, role), vec![Action::PushVlan(tag.vlan())], Some(table));
+                self.classify(from_tunnel(tunnel, role), vec![Action::PushVlan(tag.vlan())], Some(table));
             }
             let to_client = vec![Action::Output(self.plan.ports.inside)];
-            self.classify(from_tunnel(port, TunnelRole::ToClient), to_client, None);
+            self.classify(from_tunnel(tunnel, TunnelRole::ToClient), to_client, None);
         }
     }
 
@@ -366,9 +381,9 @@ impl Compiler<'_> {
 
     fn rule(&self, merged: &Merged, table: u8, side: Side) -> Rule {
         let actions = match merged.target {
-            Target::Tunnel(port) => {
+            Target::Tunnel(tunnel) => {
                 let key = TunnelKey::new(TunnelRole::Direct(side), merged.group.service, merged.epoch);
-                into_tunnel(key, port)
+                into_tunnel(key, tunnel)
             }
             // In table 2 the packet may have come from a worker (hairpin), so its tag is not yet this one.
             Target::Worker(port) if table == TABLE_OUTSIDE => {
@@ -388,11 +403,23 @@ fn tagged() -> Match {
     Match::any().vlan(Vlan::Present)
 }
 
-fn from_tunnel(port: PortNo, role: TunnelRole) -> Match {
+fn from_tunnel(tunnel: Tunnel, role: TunnelRole) -> Match {
     let key = u64::from(role.number() << 20);
-    Match::any().in_port(port).vlan(Vlan::Absent).tunnel_id(key, TunnelKey::ROLE_MASK.into())
+    let matches =
+        Match::any().in_port(tunnel.port).vlan(Vlan::Absent).tunnel_id(key, TunnelKey::ROLE_MASK.into());
+    tunnel.remote.map_or(matches, |remote| matches.tunnel_src(remote))
 }
 
-fn into_tunnel(key: TunnelKey, port: PortNo) -> Vec<Action> {
-    vec![Action::PopVlan, Action::SetTunnel(key.vni().into()), Action::Output(port)]
+fn into_tunnel(key: TunnelKey, tunnel: Tunnel) -> Vec<Action> {
+    let mut actions = vec![Action::PopVlan];
+    actions.extend(tunnel.enter(key));
+    actions
+}
+
+impl Tunnel {
+    /// What sends a packet into the tunnel.
+    pub(crate) fn enter(self, key: TunnelKey) -> impl Iterator<Item = Action> {
+        let remote = self.remote.map(Action::SetTunnelDst);
+        std::iter::once(Action::SetTunnel(key.vni().into())).chain(remote).chain([Action::Output(self.port)])
+    }
 }

@@ -88,9 +88,9 @@ pub fn marker_out(
             vec![Action::PushVlan(Tag::Marker(plan.site).vlan()), Action::Output(*port)]
         }
         OldPath::Remote(site) => {
-            let port = plan.ports.tunnels.get(&site).ok_or(MarkerError::NoTunnel(site))?;
+            let tunnel = plan.ports.tunnels.get(&site).ok_or(MarkerError::NoTunnel(site))?;
             let key = TunnelKey::new(TunnelRole::Marker, group.service, epoch);
-            vec![Action::SetTunnel(key.vni().into()), Action::Output(*port)]
+            tunnel.enter(key).collect()
         }
     };
     let bytes = marker_packet(group, move_id, epoch, plan.site);

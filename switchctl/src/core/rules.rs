@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use flow::{Family, Prefix};
 
@@ -49,7 +49,7 @@ pub const PROTO_ICMPV6: u8 = 58;
 pub const VLAN_PRESENT: u16 = 0x1000;
 
 /// Words of all header fields.
-pub const WORDS: usize = 7;
+pub const WORDS: usize = 8;
 
 /// A header field: a run of bits in one word, or an address in two.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -62,6 +62,9 @@ pub enum Field {
     EthType,
     /// Tunnel key, 64 bits.
     TunnelId,
+    /// IPv4 source address of the tunnel that the packet came by, 32 bits. An extension of Open vSwitch: with
+    /// flow-based tunnels one port serves all peers, and this says which one sent the packet.
+    TunnelSrc,
     /// IPv4 (low 32 bits) or IPv6 source address.
     IpSrc,
     /// IPv4 (low 32 bits) or IPv6 destination address.
@@ -82,6 +85,7 @@ impl Field {
             Self::Vlan => (0, 1, 16, 16),
             Self::EthType => (0, 1, 0, 16),
             Self::TunnelId => (1, 1, 0, 64),
+            Self::TunnelSrc => (7, 1, 0, 32),
             Self::IpSrc => (2, 2, 0, 128),
             Self::IpDst => (4, 2, 0, 128),
             Self::IpProto => (6, 1, 32, 8),
@@ -188,6 +192,12 @@ impl Match {
         self.masked(Field::TunnelId, value.into(), mask.into())
     }
 
+    /// Packets that a tunnel brought from this address.
+    #[must_use]
+    pub fn tunnel_src(self, address: Ipv4Addr) -> Self {
+        self.exact(Field::TunnelSrc, u32::from(address).into())
+    }
+
     /// Packets of an EtherType.
     #[must_use]
     pub fn eth_type(self, eth_type: u16) -> Self {
@@ -276,9 +286,9 @@ impl Match {
 
 impl fmt::Debug for Match {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        use Field::{EthType, InPort, IpDst, IpProto, IpSrc, TpDst, TpSrc, TunnelId, Vlan};
+        use Field::{EthType, InPort, IpDst, IpProto, IpSrc, TpDst, TpSrc, TunnelId, TunnelSrc, Vlan};
         let mut map = f.debug_map();
-        for field in [InPort, Vlan, EthType, TunnelId, IpSrc, IpDst, IpProto, TpSrc, TpDst] {
+        for field in [InPort, Vlan, EthType, TunnelId, TunnelSrc, IpSrc, IpDst, IpProto, TpSrc, TpDst] {
             if let Some((value, mask)) = self.field(field) {
                 map.entry(&field, &format_args!("{value:#x}/{mask:#x}"));
             }
@@ -298,6 +308,8 @@ pub enum Action {
     SetVlan(u16),
     /// Sets the tunnel key of what leaves by a tunnel.
     SetTunnel(u64),
+    /// Sets where a flow-based tunnel leads. An extension of Open vSwitch.
+    SetTunnelDst(Ipv4Addr),
     /// Forgets which port the packet came by, so that it may leave by that port too, which switches refuse
     /// otherwise. An extension of Open vSwitch.
     ClearInPort,

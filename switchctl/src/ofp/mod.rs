@@ -183,6 +183,8 @@ pub mod error {
     pub const BUFFER_UNKNOWN: Code = (1, 8);
     /// An output port that cannot be.
     pub const BAD_OUT_PORT: Code = (2, 4);
+    /// Setting something that cannot be set.
+    pub const BAD_SET_ARGUMENT: Code = (2, 15);
     /// A table to go to that is not later.
     pub const BAD_TABLE_ID: Code = (3, 2);
     /// A flow mod failed: table full.

@@ -1,5 +1,7 @@
 //! Matches, actions and instructions on the wire.
 
+use std::net::Ipv4Addr;
+
 use super::wire::{Reader, Writer};
 use super::{DecodeError, Unsupported};
 use crate::core::rules::{
@@ -8,6 +10,8 @@ use crate::core::rules::{
 };
 
 const CLASS_BASIC: u16 = 0x8000;
+/// The class of Nicira's extensions (`nicira-ext.h` of Open vSwitch).
+const CLASS_NXM_1: u16 = 0x0001;
 
 const IN_PORT: u8 = 0;
 const ETH_TYPE: u8 = 5;
@@ -26,6 +30,11 @@ const IPV6_DST: u8 = 27;
 const ICMPV6_TYPE: u8 = 29;
 const ICMPV6_CODE: u8 = 30;
 const TUNNEL_ID: u8 = 38;
+/// `NXM_NX_TUN_IPV4_SRC` and `NXM_NX_TUN_IPV4_DST` have the numbers 31 and 32 of their class; the top bit, which no
+/// field of OpenFlow 1.4 has, tells them apart here.
+const NXM_1: u8 = 0x80;
+const TUN_IPV4_SRC: u8 = NXM_1 | 31;
+const TUN_IPV4_DST: u8 = NXM_1 | 32;
 
 /// The field and its bytes on the wire.
 fn field_of(number: u8) -> Option<(Field, usize)> {
@@ -43,13 +52,14 @@ fn field_of(number: u8) -> Option<(Field, usize)> {
         IPV6_SRC => (Field::IpSrc, 16),
         IPV6_DST => (Field::IpDst, 16),
         TUNNEL_ID => (Field::TunnelId, 8),
+        TUN_IPV4_SRC => (Field::TunnelSrc, 4),
         _ => return None,
     })
 }
 
 /// Numbers of source, destination, port-like first and second field in this match: they depend on the
 /// EtherType and the IP protocol.
-fn numbers(matches: &Match) -> [(Field, Option<u8>); 9] {
+fn numbers(matches: &Match) -> [(Field, Option<u8>); 10] {
     let v6 = matches.exact_value(Field::EthType) == Some(ETH_IPV6.into());
     let v4 = matches.exact_value(Field::EthType) == Some(ETH_IPV4.into());
     let (src, dst) = match (v4, v6) {
@@ -75,6 +85,7 @@ fn numbers(matches: &Match) -> [(Field, Option<u8>); 9] {
         (Field::TpSrc, first),
         (Field::TpDst, second),
         (Field::TunnelId, Some(TUNNEL_ID)),
+        (Field::TunnelSrc, Some(TUN_IPV4_SRC)),
     ]
 }
 
@@ -92,13 +103,17 @@ fn put_value(w: &mut Writer, value: u128, len: usize) {
 
 fn put_field(w: &mut Writer, number: u8, value: u128, mask: Option<u128>) {
     let Some((_, len)) = field_of(number) else { return };
-    w.u16(CLASS_BASIC);
-    w.u8(number << 1 | u8::from(mask.is_some()));
-    w.u8((len * if mask.is_some() { 2 } else { 1 }) as u8);
+    put_header(w, number, mask.is_some(), len);
     put_value(w, value, len);
     if let Some(mask) = mask {
         put_value(w, mask, len);
     }
+}
+
+fn put_header(w: &mut Writer, number: u8, masked: bool, len: usize) {
+    w.u16(if number & NXM_1 == 0 { CLASS_BASIC } else { CLASS_NXM_1 });
+    w.u8((number & !NXM_1) << 1 | u8::from(masked));
+    w.u8((len * if masked { 2 } else { 1 }) as u8);
 }
 
 /// Writes `ofp_match` with its padding. Fields that lack what they depend on (an address without EtherType)
@@ -122,15 +137,21 @@ fn value_of(bytes: &[u8]) -> u128 {
     bytes.iter().fold(0, |value, &byte| value << 8 | u128::from(byte))
 }
 
+/// Bytes of a field on the wire, also of one that can only be set.
+fn size_of_field(number: u8) -> Option<usize> {
+    if number == TUN_IPV4_DST { Some(4) } else { field_of(number).map(|(_, len)| len) }
+}
+
 /// One field: its number, value and mask.
 fn take_field(r: &mut Reader<'_>) -> Result<(u8, u128, u128), DecodeError> {
     let class = r.u16()?;
     let number_and_flag = r.u8()?;
     let len = usize::from(r.u8()?);
-    let (number, masked) = (number_and_flag >> 1, number_and_flag & 1 == 1);
+    let (on_wire, masked) = (number_and_flag >> 1, number_and_flag & 1 == 1);
     let mut body = r.sub(len)?;
-    let known = if class == CLASS_BASIC { field_of(number) } else { None };
-    let (_, size) = known.ok_or(Unsupported::Field { class, number })?;
+    let number = if class == CLASS_NXM_1 { on_wire | NXM_1 } else { on_wire };
+    let known = if class == CLASS_BASIC || class == CLASS_NXM_1 { size_of_field(number) } else { None };
+    let size = known.ok_or(Unsupported::Field { class, number: on_wire })?;
     if len != size * if masked { 2 } else { 1 } {
         return Err(DecodeError::FieldLength { number, len });
     }
@@ -156,12 +177,13 @@ pub(crate) fn take_match(r: &mut Reader<'_>) -> Result<Match, DecodeError> {
         if value & !mask != 0 && number != VLAN_VID {
             return Err(DecodeError::BitsOutsideMask { number });
         }
-        if let Some((field, _)) = field_of(number) {
-            if matches.field(field).is_some() {
-                bad = Some(number);
-            }
-            matches = matches.masked(field, value, mask);
+        let Some((field, _)) = field_of(number) else {
+            return Err(Unsupported::Field { class: CLASS_NXM_1, number: number & !NXM_1 }.into());
+        };
+        if matches.field(field).is_some() {
+            bad = Some(number);
         }
+        matches = matches.masked(field, value, mask);
     }
     match bad {
         Some(number) => Err(DecodeError::FieldTwice { number }),
@@ -201,6 +223,7 @@ pub(crate) fn put_actions(w: &mut Writer, actions: &[Action]) {
             Action::PopVlan => put_plain(w, POP_VLAN, 0),
             Action::SetVlan(id) => put_set_vlan(w, id),
             Action::SetTunnel(key) => put_set(w, TUNNEL_ID, key.into()),
+            Action::SetTunnelDst(address) => put_set(w, TUN_IPV4_DST, u32::from(address).into()),
             Action::ClearInPort => w.bytes(&CLEAR_IN_PORT),
             Action::Output(port) => put_output(w, port),
             Action::OutputInPort => put_output(w, PortNo::IN_PORT),
@@ -231,7 +254,10 @@ fn put_set(w: &mut Writer, number: u8, value: u128) {
     let start = w.len();
     w.u16(SET_FIELD);
     w.u16(0);
-    put_field(w, number, value, None);
+    if let Some(len) = size_of_field(number) {
+        put_header(w, number, false, len);
+        put_value(w, value, len);
+    }
     w.pad8(start);
     let len = w.len() - start;
     w.set_u16(start + 2, len);
@@ -274,13 +300,14 @@ fn take_action(kind: u16, mut body: Reader<'_>) -> Result<Action, DecodeError> {
 
 fn take_set(body: &mut Reader<'_>) -> Result<Action, DecodeError> {
     let (number, value, mask) = take_field(body)?;
-    let len = field_of(number).map_or(0, |(_, len)| len);
+    let len = size_of_field(number).unwrap_or_default();
     if mask != full_mask(number, len) {
         return Err(Unsupported::SetMasked(number).into());
     }
     match number {
         VLAN_VID => Ok(Action::SetVlan(value as u16 & 0xfff)),
         TUNNEL_ID => Ok(Action::SetTunnel(value as u64)),
+        TUN_IPV4_DST => Ok(Action::SetTunnelDst(Ipv4Addr::from(value as u32))),
         _ => Err(Unsupported::SetField(number).into()),
     }
 }

@@ -205,6 +205,10 @@ impl Pipeline {
         if impossible && !deletes {
             return Err(error::BAD_OUT_PORT);
         }
+        let flow_based = |action: &Action| matches!(action, Action::SetTunnelDst(_));
+        if change.rule.actions.iter().any(flow_based) && !deletes {
+            return Err(error::BAD_SET_ARGUMENT);
+        }
         if change.command == Command::Add && self.len() >= RULES_MAX {
             return Err(error::TABLE_FULL);
         }
@@ -380,6 +384,8 @@ impl Flight {
                     self.set_vlan(id & 0xfff | VLAN_PRESENT);
                 }
                 Action::SetTunnel(key) => Field::TunnelId.write(&mut self.words, key.into()),
+                // Refused when the rule came; a packet of a controller goes where its port leads.
+                Action::SetTunnelDst(_) => {}
                 Action::ClearInPort => {
                     Field::InPort.write(&mut self.words, PortNo::ANY.0.into());
                     self.from = PortNo::ANY;
