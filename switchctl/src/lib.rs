@@ -5,11 +5,15 @@
 //! a socket. [`softswitch`] is a small OpenFlow switch, usable where no Open vSwitch is wanted.
 
 pub mod core;
+mod net;
 pub mod ofp;
+pub mod ovs;
 pub mod session;
 pub mod softswitch;
 
 pub use core::compile::{GroupPlan, Ports, SitePlan, Tunnel, compile};
+pub use core::driver::{Proof, SENTINEL_SWEEPS};
 pub use core::marker::{MarkerError, OldPath, marker_out, marker_packet};
 pub use core::rules::{Action, FlowMod, Match, PacketOut, PortNo, Rule, RuleKey, RuleSet, Vlan, diff};
-pub use session::{Session, SessionOptions, SwitchAddr, SwitchEvent, SwitchHandle};
+pub use net::{SwitchAddr, TlsClient, TlsError};
+pub use session::{InForce, Session, SessionOptions, SwitchEvent, SwitchHandle};

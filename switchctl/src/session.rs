@@ -1,31 +1,52 @@
 //! The driver of one switch on a socket: connects, connects again, and carries commands and events.
 
-use std::io;
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
 use flow::Micros;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::net::{TcpStream, UnixStream};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
-use crate::core::driver::{Answer, Driver, Event, Output, Query, QueryId};
-use crate::core::rules::{PacketOut, RuleSet};
+use crate::core::driver::{Answer, Driver, Event, Output, Proof, Query, QueryId};
+use crate::core::rules::{PacketOut, PortNo, RuleSet};
+use crate::net::{self, Stream};
 use crate::ofp::{self, FlowStats, HEADER_LEN, Header, PortStats};
+use crate::ovs;
 
 pub use crate::core::driver::DriverError;
+pub use crate::net::SwitchAddr;
 
-/// Where a switch listens for its controller.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum SwitchAddr {
-    /// A Unix stream socket. For Open vSwitch: `BRIDGE.mgmt` in its run directory.
-    Unix(PathBuf),
-    /// TCP.
-    Tcp(SocketAddr),
+/// How the session learns that rules are in force.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum InForce {
+    /// They are when the barrier is answered: the embedded switch.
+    #[default]
+    Barrier,
+    /// `ovs-vswitchd` of this machine is asked over its control socket: a socket, or the run directory in which it is,
+    /// since its name changes with each start of the daemon.
+    Control(PathBuf),
+    /// Open vSwitch elsewhere: probe packets leave by one port and come in by another.
+    Probe {
+        /// Where probes leave.
+        out: PortNo,
+        /// Where they come in: the other end of the same link.
+        back: PortNo,
+    },
+}
+
+impl InForce {
+    /// What the driver has to do for it.
+    #[must_use]
+    pub fn proof(&self) -> Proof {
+        match *self {
+            Self::Barrier => Proof::Barrier,
+            Self::Control(_) => Proof::Sweeps,
+            Self::Probe { out, back } => Proof::Probe { out, back },
+        }
+    }
 }
 
 /// How to behave.
@@ -35,9 +56,8 @@ pub struct SessionOptions {
     pub backoff_min: Duration,
     /// Longest pause between attempts.
     pub backoff_max: Duration,
-    /// The control socket of `ovs-vswitchd` (`ovs-vswitchd.PID.ctl`): with it, a rule counts as in force only
-    /// when `revalidator/wait` was answered. The embedded switch needs nothing of the kind.
-    pub ovs_control: Option<PathBuf>,
+    /// How to learn that rules are in force.
+    pub in_force: InForce,
 }
 
 impl Default for SessionOptions {
@@ -45,7 +65,7 @@ impl Default for SessionOptions {
         Self {
             backoff_min: Duration::from_millis(20),
             backoff_max: Duration::from_secs(1),
-            ovs_control: None,
+            in_force: InForce::Barrier,
         }
     }
 }
@@ -85,6 +105,7 @@ enum Command {
     Rules(Arc<RuleSet>, u64),
     Packets(Vec<PacketOut>),
     Query(Query, oneshot::Sender<Answer>),
+    Resync(oneshot::Sender<Answer>),
 }
 
 /// Commands one switch. Clones command the same; when the last is dropped the session ends, and the switch
@@ -127,9 +148,24 @@ impl SwitchHandle {
         }
     }
 
+    /// Reads the rules that the switch has, mends those that are not as wanted, and says how many when they are in force.
+    ///
+    /// # Errors
+    /// [`QueryError::Unavailable`], also when no rules were set yet or the switch refused them.
+    pub async fn resync(&self) -> Result<usize, QueryError> {
+        match self.ask_with(Command::Resync).await {
+            Some(Answer::Resynced(changes)) => Ok(changes),
+            _ => Err(QueryError::Unavailable),
+        }
+    }
+
     async fn ask(&self, query: Query) -> Option<Answer> {
+        self.ask_with(|answer| Command::Query(query, answer)).await
+    }
+
+    async fn ask_with(&self, command: impl FnOnce(oneshot::Sender<Answer>) -> Command) -> Option<Answer> {
         let (answer, answered) = oneshot::channel();
-        self.command(Command::Query(query, answer));
+        self.command(command(answer));
         answered.await.ok()
     }
 
@@ -140,10 +176,6 @@ impl SwitchHandle {
         }
     }
 }
-
-/// A stream to a switch, whichever kind.
-trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
-impl<T: AsyncRead + AsyncWrite + Unpin + Send> Stream for T {}
 
 /// The task that drives one switch.
 #[derive(Debug)]
@@ -174,12 +206,13 @@ impl Session {
     pub fn spawn(target: SwitchAddr, options: SessionOptions) -> (SwitchHandle, mpsc::Receiver<SwitchEvent>) {
         let (commands, command_source) = mpsc::unbounded_channel();
         let (events, event_source) = mpsc::channel(1_024);
+        let driver = Driver::new(options.in_force.proof());
         let session = Self {
             target,
             options,
             commands: command_source,
             events,
-            driver: Driver::default(),
+            driver,
             answers: Vec::new(),
             next_query: 0,
             started: Instant::now(),
@@ -192,7 +225,7 @@ impl Session {
     async fn run(mut self) {
         let mut pause = self.options.backoff_min;
         loop {
-            match self.connect().await {
+            match net::connect(&self.target).await {
                 Ok(mut stream) => {
                     let began = Instant::now();
                     if matches!(self.serve(&mut *stream).await, Left::Unwanted) {
@@ -205,24 +238,13 @@ impl Session {
                         pause = self.options.backoff_min;
                     }
                 }
-                Err(error) => tracing::debug!(%error, target = ?self.target, "switch not reached"),
+                Err(error) => tracing::debug!(%error, target = %self.target, "switch not reached"),
             }
             if self.pause(pause).await.is_none() {
                 return;
             }
             pause = (pause * 2).min(self.options.backoff_max);
         }
-    }
-
-    async fn connect(&self) -> io::Result<Box<dyn Stream>> {
-        Ok(match &self.target {
-            SwitchAddr::Unix(path) => Box::new(UnixStream::connect(path).await?),
-            SwitchAddr::Tcp(address) => {
-                let stream = TcpStream::connect(address).await?;
-                stream.set_nodelay(true)?;
-                Box::new(stream)
-            }
-        })
     }
 
     /// Waits, still taking commands; `None` when nobody commands any more.
@@ -248,18 +270,28 @@ impl Session {
             Command::Rules(rules, tag) => self.driver.set_rules(rules, tag, now),
             Command::Packets(packets) => self.driver.packet_out(packets, now),
             Command::Query(query, answer) => {
-                let id = QueryId(self.next_query);
-                self.next_query += 1;
-                self.answers.push((id, answer));
+                let id = self.asked(answer);
                 self.driver.query(id, query);
             }
+            Command::Resync(answer) => {
+                let id = self.asked(answer);
+                self.driver.resync(id, now);
+            }
         }
+    }
+
+    fn asked(&mut self, answer: oneshot::Sender<Answer>) -> QueryId {
+        let id = QueryId(self.next_query);
+        self.next_query += 1;
+        self.answers.push((id, answer));
+        id
     }
 
     async fn serve(&mut self, stream: &mut dyn Stream) -> Left {
         self.driver.handle_connected(self.now());
         let (mut reader, mut writer) = tokio::io::split(stream);
         let (mut input, mut output) = (BytesMut::with_capacity(64 << 10), BytesMut::new());
+        let mut unflushed = false;
         loop {
             if !self.tell(&mut output).await {
                 return Left::Lost;
@@ -272,8 +304,11 @@ impl Session {
                     Ok(1..) => if self.received(&mut input).is_err() { return Left::Lost },
                     Ok(0) | Err(_) => return Left::Lost,
                 },
-                written = writer.write(&output), if !output.is_empty() => match written {
-                    Ok(count) => output.advance(count),
+                written = write_or_flush(&mut writer, &output), if !output.is_empty() || unflushed => match written {
+                    Ok(count) => {
+                        unflushed = !output.is_empty();
+                        output.advance(count);
+                    }
                     Err(_) => return Left::Lost,
                 },
                 command = self.commands.recv() => match command {
@@ -346,38 +381,27 @@ impl Session {
 
     fn settle(&self, number: u64) {
         let settled = self.settled.0.clone();
-        match self.options.ovs_control.clone() {
-            None => drop(settled.send(number)),
-            Some(path) => drop(tokio::spawn(async move {
-                // Unanswered, the rule is reported late rather than never.
-                if let Err(error) = tokio::time::timeout(OVS_WAIT_MAX, revalidator_wait(&path))
-                    .await
-                    .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
-                {
-                    tracing::warn!(%error, path = %path.display(), "ovs-vswitchd did not confirm its datapath");
-                    tokio::time::sleep(OVS_WAIT_INSTEAD).await;
-                }
-                let _ = settled.send(number);
-            })),
-        }
+        let InForce::Control(path) = self.options.in_force.clone() else {
+            // Both ends of this channel are the session's.
+            let _ = settled.send(number);
+            return;
+        };
+        tokio::spawn(async move {
+            // Unanswered, the rule is reported late rather than never.
+            if let Err(error) = ovs::revalidator_wait(&path).await {
+                tracing::warn!(%error, path = %path.display(), "ovs-vswitchd did not confirm its datapath");
+                tokio::time::sleep(OVS_WAIT_INSTEAD).await;
+            }
+            let _ = settled.send(number);
+        });
     }
 }
 
-/// How long `ovs-vswitchd` may take to settle its datapath.
-const OVS_WAIT_MAX: Duration = Duration::from_secs(5);
+/// Writes what can be written, and without bytes flushes: TLS may keep what it took. Either can be cancelled without
+/// loss, both in one could not.
+async fn write_or_flush(writer: &mut (impl AsyncWriteExt + Unpin), bytes: &[u8]) -> std::io::Result<usize> {
+    if bytes.is_empty() { writer.flush().await.map(|()| 0) } else { writer.write(bytes).await }
+}
+
 /// What is waited instead when it cannot be asked: its revalidators run at least twice a second.
 const OVS_WAIT_INSTEAD: Duration = Duration::from_millis(1_000);
-
-/// Asks `ovs-vswitchd` over its control socket (JSON-RPC) to answer when its datapath follows the rules.
-async fn revalidator_wait(path: &std::path::Path) -> io::Result<()> {
-    let mut stream = UnixStream::connect(path).await?;
-    stream.write_all(br#"{"id":0,"method":"revalidator/wait","params":[]}"#).await?;
-    let mut answer = Vec::new();
-    // One small JSON object; it is complete when its braces are closed.
-    while !(answer.ends_with(b"}") || answer.ends_with(b"}\n")) {
-        if stream.read_buf(&mut answer).await? == 0 || answer.len() > 64 << 10 {
-            return Err(io::ErrorKind::UnexpectedEof.into());
-        }
-    }
-    Ok(())
-}

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
 use proptest::prelude::*;
+use switchctl::core::rules::PacketIn;
 use switchctl::core::rules::{ETH_IPV4, ETH_IPV6, Field, PROTO_ICMP, PROTO_TCP, PROTO_UDP};
 use switchctl::ofp::{
     self, Aggregate, BundleControl, Command, Description, FlowModMsg, FlowQuery, FlowStats, Message,
@@ -126,6 +127,11 @@ fn messages() -> impl Strategy<Value = Message> {
         (actions(), bytes()).prop_map(|(actions, bytes)| {
             Message::PacketOut(PacketOut { bytes, in_port: PortNo::CONTROLLER, actions })
         }),
+        (any::<u64>(), any::<u8>(), bytes()).prop_map(|(cookie, table, bytes)| Message::PacketIn(PacketIn {
+            cookie,
+            table,
+            bytes
+        })),
         flow_mod.clone(),
         flow_mod.prop_map(|change| Message::BundleAdd { bundle: 9, flags: 3, message: Box::new(change) }),
         requests.prop_map(Message::MultipartRequest),

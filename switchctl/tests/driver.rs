@@ -1,10 +1,12 @@
 //! State, event, actions of the driver.
 #![expect(clippy::wildcard_enum_match_arm, reason = "a test names what it is about and nothing else")]
+#![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
 use std::sync::Arc;
 
 use flow::Micros;
-use switchctl::core::driver::{Driver, DriverError, Event, Output};
+use switchctl::core::driver::{Driver, DriverError, Event, Output, Proof, QueryId};
+use switchctl::core::rules::PacketIn;
 use switchctl::ofp::{BundleControl, Command, FlowStats, Message, Reply};
 use switchctl::{Action, Match, PacketOut, PortNo, Rule, RuleKey, RuleSet};
 
@@ -251,4 +253,131 @@ fn a_switch_of_another_version_is_left() {
     let done = names(&outputs(&mut driver)).0;
     assert!(done[1].contains("Version(4)"), "{done:?}");
     assert_eq!(done[2], "close");
+}
+
+/// Takes a driver of this proof to the point where the barrier behind the commit was answered.
+fn committed(proof: Proof, sentinel: Option<u64>) -> Driver {
+    let mut driver = Driver::new(proof);
+    driver.handle_connected(T);
+    driver.handle_message(0, Message::hello(), T);
+    let features = Message::FeaturesReply { datapath: 7, buffers: 0, tables: 8, capabilities: 0 };
+    driver.handle_message(2, features, T);
+    let (_, xid) = names(&outputs(&mut driver));
+    let flow = |cookie| {
+        let rule = Rule { cookie, ..Rule::default() };
+        FlowStats { key: proof.sentinel().unwrap(), rule, packets: 0, bytes: 0 }
+    };
+    let reply = Reply::Flows(sentinel.map(flow).into_iter().collect());
+    driver.handle_message(xid, Message::MultipartReply { reply, more: false }, T);
+    driver.set_rules(rules(&[1]), 5, T);
+    let (sent, barrier) = names(&outputs(&mut driver));
+    assert_eq!(sent, ["connected 0", "OpenRequest", "add", "BarrierRequest"], "the sentinel is not deleted");
+    driver.handle_message(barrier, Message::BarrierReply, T);
+    let (_, commit) = names(&outputs(&mut driver));
+    answer(&mut driver, commit, BundleControl::CommitReply);
+    let (_, barrier) = names(&outputs(&mut driver));
+    driver.handle_message(barrier, Message::BarrierReply, T);
+    driver
+}
+
+/// The cookie of the only change of a sentinel among the outputs.
+fn sentinel_of(outputs: &[Output]) -> Option<u64> {
+    outputs.iter().find_map(|output| match output {
+        Output::Send(_, Message::FlowMod(change)) => Some(change.rule.cookie),
+        _ => None,
+    })
+}
+
+#[test]
+fn the_end_of_one_sweep_proves_nothing_and_that_of_one_begun_after_it_does() {
+    let mut driver = committed(Proof::Sweeps, Some(7));
+    let asked = outputs(&mut driver);
+    let [Output::Settle(first)] = asked[..] else { panic!("{asked:?}") };
+    driver.handle_settled(first, T);
+    let changed = outputs(&mut driver);
+    assert_eq!(sentinel_of(&changed), Some(8), "a change makes the next sweep begin");
+    let barrier = names(&changed).1;
+    driver.handle_settled(first, T);
+    assert_eq!(outputs(&mut driver), [], "an answer counts once");
+    driver.handle_message(barrier, Message::BarrierReply, T);
+    let asked = outputs(&mut driver);
+    let [Output::Settle(second)] = asked[..] else { panic!("{asked:?}") };
+    driver.handle_settled(second, T);
+    assert_eq!(names(&outputs(&mut driver)).0, ["in force 5 1"]);
+}
+
+const PROBE: Proof = Proof::Probe { out: PortNo(10), back: PortNo(11) };
+
+fn packet_in(cookie: u64, bytes: &[u8]) -> Message {
+    Message::PacketIn(PacketIn { cookie, table: 0, bytes: bytes.to_vec() })
+}
+
+fn probe_of(outputs: &[Output]) -> Vec<u8> {
+    let probe = outputs.iter().find_map(|output| match output {
+        Output::Send(_, Message::PacketOut(packet)) => Some(packet.bytes.clone()),
+        _ => None,
+    });
+    probe.unwrap()
+}
+
+#[test]
+fn probes_prove_with_four_cookies_each_seen_before_the_next_is_set() {
+    let mut driver = committed(PROBE, Some(40));
+    for cookie in 41..=44 {
+        let sent = outputs(&mut driver);
+        assert_eq!(sentinel_of(&sent), Some(cookie));
+        let probe = probe_of(&sent);
+        driver.handle_message(0, packet_in(cookie - 1, &probe), T);
+        driver.handle_message(0, packet_in(cookie, &[0; 60]), T);
+        assert_eq!(outputs(&mut driver), [], "neither an old cookie nor a strange frame proves anything");
+        let again = driver.poll_timeout().unwrap();
+        driver.handle_timeout(again);
+        assert_eq!(probe_of(&outputs(&mut driver)), probe, "a lost probe is sent again");
+        driver.handle_message(0, packet_in(cookie, &probe), T);
+    }
+    assert_eq!(names(&outputs(&mut driver)).0, ["in force 5 1"]);
+}
+
+#[test]
+fn probes_that_never_come_back_are_an_error_and_the_rules_count_late_rather_than_never() {
+    let mut driver = committed(PROBE, None);
+    let mut said = Vec::new();
+    for _ in 0..5_000 {
+        said.extend(names(&outputs(&mut driver)).0.into_iter().filter(|name| !name.starts_with("packet")));
+        let Some(at) = driver.poll_timeout() else { break };
+        driver.handle_timeout(at);
+        if said.iter().any(|name| name.starts_with("in force")) {
+            break;
+        }
+    }
+    let [.., lost, in_force] = &said[..] else { panic!("{said:?}") };
+    assert!(lost.contains("ProbeLost"), "{said:?}");
+    assert_eq!(in_force, "in force 5 1");
+}
+
+#[test]
+fn a_resync_reads_the_switch_and_mends_what_others_changed() {
+    let mut driver = Driver::default();
+    driver.set_rules(rules(&[1, 2]), 4, T);
+    connect(&mut driver, &rules(&[1, 2]));
+    finish(&mut driver);
+    driver.resync(QueryId(3), T);
+    let (sent, xid) = names(&outputs(&mut driver));
+    assert_eq!(sent, ["read"]);
+    let found = rules(&[1, 9]);
+    let flow =
+        |(key, rule): (&RuleKey, &Rule)| FlowStats { key: *key, rule: rule.clone(), packets: 0, bytes: 0 };
+    let reply = Reply::Flows(found.iter().map(flow).collect());
+    driver.handle_message(xid, Message::MultipartReply { reply, more: false }, T);
+    let done = finish(&mut driver);
+    assert_eq!(done[..3], ["OpenRequest", "add", "delete"]);
+    assert_eq!(done[done.len() - 2..], ["in force 4 2", "Answer(QueryId(3), Resynced(2))"]);
+}
+
+#[test]
+fn a_resync_without_a_switch_is_answered_at_once() {
+    let mut driver = Driver::default();
+    driver.set_rules(rules(&[1]), 4, T);
+    driver.resync(QueryId(1), T);
+    assert_eq!(names(&outputs(&mut driver)).0, ["Answer(QueryId(1), Unavailable)"]);
 }

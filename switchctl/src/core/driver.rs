@@ -14,14 +14,14 @@
 //!
 //! A bundle commits only if every change was accepted: Open vSwitch applies the rest of a bundle of which a
 //! change was refused. And an answered barrier does not mean that its datapath cache follows the new rules:
-//! so the driver asks the caller to settle the datapath before it says that a rule is in force.
+//! so the driver settles the datapath before it says that a rule is in force, as [`Proof`] says.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use flow::Micros;
 
-use super::rules::{FlowMod, Match, PacketOut, PortNo, Rule, RuleKey, RuleSet, apply, diff};
+use super::rules::{Action, FlowMod, Match, PacketOut, PortNo, Rule, RuleKey, RuleSet, apply, diff};
 use crate::ofp::{
     BUNDLE_ATOMIC, BUNDLE_ORDERED, BundleControl, Command, FlowModMsg, FlowQuery, FlowStats, Message,
     PortStats, Reply, Request,
@@ -35,6 +35,69 @@ const ECHO_INTERVAL: Micros = Micros(5_000_000);
 const RETRY_DELAY: Micros = Micros(1_000_000);
 /// Packets that wait for rules; more are dropped, the newest first, and reported.
 const PACKETS_MAX: usize = 65_536;
+
+/// Where the sentinel of [`Proof::Sweeps`] is: a table that nothing leads to.
+pub const SENTINEL_SWEEPS: RuleKey = RuleKey { table: 7, priority: 0, matches: Match::ANY };
+/// A probe that has not come back is sent again after this.
+const PROBE_INTERVAL: Micros = Micros(2_000);
+/// When probes that do not come back are given up.
+const PROBE_BOUND: Micros = Micros(3_000_000);
+/// How often the sentinel changes; see [`Proof::Probe`].
+const PROBE_ROUNDS: u8 = 4;
+
+/// A frame of the EtherType for local experiments (IEEE 802, section 9.2.4), as short as Ethernet allows. All are equal,
+/// so that the cache has one entry for them.
+const PROBE_FRAME: [u8; 60] = {
+    let mut frame = [0; 60];
+    // Both addresses are locally administered: 02:4c:6d:00:00:03 and :04.
+    let head = [0x02, 0x4c, 0x6d, 0, 0, 3, 0x02, 0x4c, 0x6d, 0, 0, 4, 0x88, 0xb5];
+    let mut at = 0;
+    while at < head.len() {
+        frame[at] = head[at];
+        at += 1;
+    }
+    frame
+};
+
+/// What proves that the datapath follows the rules.
+///
+/// Open vSwitch forwards by a cache that revalidator threads sweep after each change of the tables. A sweep that ran
+/// when the change came may end without having seen it, so one end of a sweep proves nothing, and the end of a sweep
+/// that began after another had ended does. What makes a sweep begin at once is a change: of the *sentinel*, a rule that
+/// no packet of a group meets. The sentinel is the driver's own and never part of a difference.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Proof {
+    /// The barrier: there is no cache. The caller is asked to settle once, and may say at once that it is done.
+    #[default]
+    Barrier,
+    /// The ends of two sweeps, of which the second began after the sentinel changed. The caller is asked to settle
+    /// twice, and says each time when a sweep has ended.
+    Sweeps,
+    /// Packets: each leaves by one port and comes in by another, through the cache, to a sentinel that sends it to the
+    /// controller with its cookie. Four cookies, each set when the one before was seen: the first fills the cache, and the
+    /// sweep that brought the fourth began after the one that brought the third, so the one that brought the third has
+    /// ended, and it began after the one that brought the second, which came after the rules.
+    Probe {
+        /// Where probes leave.
+        out: PortNo,
+        /// Where they come in: the other end of the same link.
+        back: PortNo,
+    },
+}
+
+impl Proof {
+    /// The rule that the driver keeps for itself.
+    #[must_use]
+    pub fn sentinel(self) -> Option<RuleKey> {
+        match self {
+            Self::Barrier => None,
+            Self::Sweeps => Some(SENTINEL_SWEEPS),
+            Self::Probe { back, .. } => {
+                Some(RuleKey { table: 0, priority: u16::MAX, matches: Match::any().in_port(back) })
+            }
+        }
+    }
+}
 
 /// What a caller asks for; answered by [`Event::Answer`] with the same number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -56,6 +119,8 @@ pub enum Answer {
     Ports(Vec<PortStats>),
     /// All rules with counters.
     Flows(Vec<FlowStats>),
+    /// The switch has again what is wanted; so many rules were not.
+    Resynced(usize),
     /// The connection ended, or the switch refused.
     Unavailable,
 }
@@ -88,6 +153,14 @@ pub enum DriverError {
     /// The peer does not speak OpenFlow 1.4. The connection is closed and tried again.
     #[error("the switch does not speak OpenFlow 1.4; its hello has version {0}")]
     Version(u8),
+    /// Probes do not come back, so the rules count as in force without proof. Look at the two ports of the probe.
+    #[error("probes from port {out} do not come in by port {back}: rules count as in force without proof")]
+    ProbeLost {
+        /// Where probes leave.
+        out: PortNo,
+        /// Where they should come in.
+        back: PortNo,
+    },
     /// The switch does not answer. The connection is closed and tried again.
     #[error("the switch did not answer for {} s", .0.0 / 1_000_000)]
     Silent(Micros),
@@ -171,16 +244,27 @@ enum State {
     Committing(Flight),
     /// The barrier behind the commit.
     Committed(Flight),
-    /// The caller's word that the datapath follows.
+    /// The proof that the datapath follows.
     Settling {
         wanted: Wanted,
         changes: usize,
-        number: u64,
+        step: Step,
     },
     /// Time.
     Failed {
         retry_at: Micros,
     },
+}
+
+/// What the proof awaits.
+#[derive(Clone, Copy, Debug)]
+enum Step {
+    /// The caller's word for a number.
+    Word { number: u64, last: bool },
+    /// The barrier behind a change of the sentinel.
+    Sentinel { xid: u32 },
+    /// A probe with the sentinel's present cookie, and after it `left` changes of it.
+    Probe { left: u8, resend_at: Micros, give_up_at: Micros },
 }
 
 #[derive(Debug)]
@@ -192,6 +276,13 @@ struct Asked {
 /// See the module.
 #[derive(Debug)]
 pub struct Driver {
+    proof: Proof,
+    /// The sentinel's cookie: grows with each change, also over connections.
+    sentinel: u64,
+    /// Who waits for the switch's rules to be read anew.
+    resyncs: Vec<QueryId>,
+    /// They were read after all of `resyncs` had asked.
+    reread: bool,
     state: State,
     /// The rules that the switch is known to have.
     present: RuleSet,
@@ -216,6 +307,10 @@ pub struct Driver {
 impl Default for Driver {
     fn default() -> Self {
         Self {
+            proof: Proof::Barrier,
+            sentinel: 0,
+            resyncs: Vec::new(),
+            reread: false,
             state: State::Disconnected,
             present: RuleSet::new(),
             wanted: None,
@@ -235,6 +330,12 @@ impl Default for Driver {
 }
 
 impl Driver {
+    /// A driver of a switch of which rules are in force as `proof` says.
+    #[must_use]
+    pub fn new(proof: Proof) -> Self {
+        Self { proof, ..Self::default() }
+    }
+
     /// What to do next, if anything.
     pub fn poll_output(&mut self) -> Option<Output> {
         self.outputs.pop_front()
@@ -247,6 +348,9 @@ impl Driver {
         match self.state {
             State::Disconnected => None,
             State::Failed { retry_at } => Some(retry_at.min(self.silence_ends())),
+            State::Settling { step: Step::Probe { resend_at, .. }, .. } => {
+                Some(resend_at.min(self.silence_ends()))
+            }
             _ => Some(self.silence_ends()),
         }
     }
@@ -287,6 +391,17 @@ impl Driver {
         self.queries.insert(xid, Asked { id, answer });
     }
 
+    /// Reads the switch's rules anew and mends what is not as wanted; answered by [`Answer::Resynced`] when that is in
+    /// force.
+    pub fn resync(&mut self, id: QueryId, now: Micros) {
+        if matches!(self.state, State::Disconnected) || self.newest.is_none() {
+            return self.event(Event::Answer(id, Answer::Unavailable));
+        }
+        self.resyncs.push(id);
+        self.reread = false;
+        self.advance(now);
+    }
+
     /// A connection is there.
     pub fn handle_connected(&mut self, now: Micros) {
         self.heard_at = now;
@@ -307,6 +422,7 @@ impl Driver {
         for asked in std::mem::take(&mut self.queries).into_values() {
             self.event(Event::Answer(asked.id, Answer::Unavailable));
         }
+        self.answer_resyncs(&Answer::Unavailable);
         self.in_force = 0;
         self.wanted.clone_from(&self.newest);
         if was_up {
@@ -316,13 +432,96 @@ impl Driver {
 
     /// The datapath follows the rules. Numbers that are not awaited are ignored.
     pub fn handle_settled(&mut self, number: u64, now: Micros) {
-        let State::Settling { wanted, changes, number: awaited } = &self.state else { return };
-        if *awaited == number {
-            self.in_force = wanted.generation;
-            let event = Event::InForce { tag: wanted.tag, changes: *changes };
-            self.state = State::Idle;
-            self.event(event);
-            self.advance(now);
+        let State::Settling { step, .. } = &mut self.state else { return };
+        match *step {
+            Step::Word { number: awaited, last } if awaited == number => {
+                if last {
+                    return self.proven(now);
+                }
+                self.change_sentinel(Vec::new());
+                let xid = self.send(Message::BarrierRequest);
+                self.step(Step::Sentinel { xid });
+            }
+            Step::Word { .. } | Step::Sentinel { .. } | Step::Probe { .. } => {}
+        }
+    }
+
+    /// The rules on which the proof was made are in force.
+    fn proven(&mut self, now: Micros) {
+        let State::Settling { wanted, changes, .. } = &self.state else { return };
+        let (tag, changes) = (wanted.tag, *changes);
+        self.in_force = wanted.generation;
+        self.state = State::Idle;
+        self.event(Event::InForce { tag, changes });
+        if self.reread {
+            self.answer_resyncs(&Answer::Resynced(changes));
+        }
+        self.advance(now);
+    }
+
+    fn answer_resyncs(&mut self, answer: &Answer) {
+        for id in std::mem::take(&mut self.resyncs) {
+            self.event(Event::Answer(id, answer.clone()));
+        }
+    }
+
+    fn step(&mut self, next: Step) {
+        if let State::Settling { step, .. } = &mut self.state {
+            *step = next;
+        }
+    }
+
+    fn change_sentinel(&mut self, actions: Vec<Action>) {
+        let Some(key) = self.proof.sentinel() else { return };
+        self.sentinel = self.sentinel.wrapping_add(1);
+        let rule = Rule { cookie: self.sentinel, actions, goto: None };
+        self.send(Message::FlowMod(FlowModMsg::new(Command::Add, key, rule)));
+    }
+
+    fn probe_round(&mut self, left: u8, now: Micros) {
+        self.change_sentinel(vec![Action::Output(PortNo::CONTROLLER)]);
+        self.step(Step::Probe {
+            left,
+            resend_at: now.plus(PROBE_INTERVAL),
+            give_up_at: now.plus(PROBE_BOUND),
+        });
+        self.send_probe();
+    }
+
+    fn send_probe(&mut self) {
+        let Proof::Probe { out, .. } = self.proof else { return };
+        let packet = PacketOut {
+            bytes: PROBE_FRAME.to_vec(),
+            in_port: PortNo::CONTROLLER,
+            actions: vec![Action::Output(out)],
+        };
+        self.send(Message::PacketOut(packet));
+    }
+
+    fn probe_seen(&mut self, cookie: u64, frame: &[u8], now: Micros) {
+        let State::Settling { step: Step::Probe { left, .. }, .. } = self.state else { return };
+        // Another frame that came in there has a place of its own in the cache, and proves nothing.
+        if cookie != self.sentinel || !frame.starts_with(&PROBE_FRAME[..14]) {
+            return;
+        }
+        match left.checked_sub(1) {
+            Some(left) => self.probe_round(left, now),
+            None => self.proven(now),
+        }
+    }
+
+    fn probe_timeout(&mut self, now: Micros) {
+        let State::Settling { step: Step::Probe { left, resend_at, give_up_at }, .. } = self.state else {
+            return;
+        };
+        if give_up_at <= now {
+            if let Proof::Probe { out, back } = self.proof {
+                self.event(Event::Error(DriverError::ProbeLost { out, back }));
+            }
+            self.proven(now);
+        } else if resend_at <= now {
+            self.step(Step::Probe { left, resend_at: now.plus(PROBE_INTERVAL), give_up_at });
+            self.send_probe();
         }
     }
 
@@ -336,6 +535,7 @@ impl Driver {
             }
             self.read_rules(None, now);
         }
+        self.probe_timeout(now);
         if matches!(self.state, State::Disconnected) || now < self.silence_ends() {
             return;
         }
@@ -359,10 +559,15 @@ impl Driver {
             Message::EchoRequest(data) => self.outputs.push_back(Output::Send(xid, Message::EchoReply(data))),
             Message::Hello { version, versions } => self.hello(version, versions),
             Message::FeaturesReply { datapath, .. } if matches!(self.state, State::Features) => {
+                if matches!(self.proof, Proof::Probe { .. }) {
+                    // Without a length of its own Open vSwitch sends no packets to controllers that it did not call.
+                    self.send(Message::SetConfig(0, PROBE_FRAME.len() as u16));
+                }
                 self.read_rules(Some(datapath), now);
             }
+            Message::PacketIn(packet) => self.probe_seen(packet.cookie, &packet.bytes, now),
             Message::MultipartReply { reply, more } => self.multipart(xid, reply, more, now),
-            Message::BarrierReply => self.barrier(xid),
+            Message::BarrierReply => self.barrier(xid, now),
             Message::BundleControl { control: BundleControl::CommitReply, .. } => self.committed(xid),
             Message::BundleControl { control: BundleControl::DiscardReply, .. } => self.discarded(xid, now),
             Message::Error { kind, code, .. } => self.error(xid, kind, code, now),
@@ -456,7 +661,11 @@ impl Driver {
         }
     }
 
-    fn rules_known(&mut self, rules: RuleSet, datapath: Option<u64>, now: Micros) {
+    fn rules_known(&mut self, mut rules: RuleSet, datapath: Option<u64>, now: Micros) {
+        if let Some(rule) = self.proof.sentinel().and_then(|key| rules.remove(&key)) {
+            // A cookie that the cache may still have must not come again.
+            self.sentinel = self.sentinel.max(rule.cookie);
+        }
         self.present = rules;
         self.state = State::Idle;
         if let Some(datapath) = datapath {
@@ -474,6 +683,13 @@ impl Driver {
             {
                 self.send(Message::PacketOut(packet));
             }
+        }
+        if matches!(self.state, State::Idle) && !self.resyncs.is_empty() && !self.reread {
+            self.reread = true;
+            if self.wanted.is_none() {
+                self.wanted.clone_from(&self.newest);
+            }
+            return self.read_rules(None, now);
         }
         if matches!(self.state, State::Idle)
             && let Some(wanted) = self.wanted.take()
@@ -495,7 +711,7 @@ impl Driver {
         if changes.is_empty() {
             // What the switch already had may have been set a moment ago by a connection that is gone, so the
             // datapath is settled all the same.
-            return self.settle(wanted, 0);
+            return self.settle(wanted, 0, now);
         }
         let bundle = self.next_bundle;
         self.next_bundle = self.next_bundle.wrapping_add(1).max(1);
@@ -513,7 +729,7 @@ impl Driver {
     }
 
     #[expect(clippy::wildcard_enum_match_arm, reason = "every other state stays as it is")]
-    fn barrier(&mut self, xid: u32) {
+    fn barrier(&mut self, xid: u32, now: Micros) {
         match std::mem::replace(&mut self.state, State::Idle) {
             State::Adding(mut flight) if flight.awaited == xid => {
                 let control = match flight.refused {
@@ -525,17 +741,30 @@ impl Driver {
             }
             State::Committed(flight) if flight.awaited == xid => {
                 apply(&mut self.present, &flight.changes);
-                self.settle(flight.wanted, flight.changes.len());
+                self.settle(flight.wanted, flight.changes.len(), now);
+            }
+            State::Settling { wanted, changes, step: Step::Sentinel { xid: awaited } } if awaited == xid => {
+                let step = self.ask_word(true);
+                self.state = State::Settling { wanted, changes, step };
             }
             other => self.state = other,
         }
     }
 
-    fn settle(&mut self, wanted: Wanted, changes: usize) {
+    fn settle(&mut self, wanted: Wanted, changes: usize, now: Micros) {
+        if matches!(self.proof, Proof::Probe { .. }) {
+            let step = Step::Probe { left: 0, resend_at: now, give_up_at: now };
+            self.state = State::Settling { wanted, changes, step };
+            return self.probe_round(PROBE_ROUNDS - 1, now);
+        }
+        let step = self.ask_word(self.proof == Proof::Barrier);
+        self.state = State::Settling { wanted, changes, step };
+    }
+
+    fn ask_word(&mut self, last: bool) -> Step {
         self.next_settle += 1;
-        let number = self.next_settle;
-        self.outputs.push_back(Output::Settle(number));
-        self.state = State::Settling { wanted, changes, number };
+        self.outputs.push_back(Output::Settle(self.next_settle));
+        Step::Word { number: self.next_settle, last }
     }
 
     #[expect(clippy::wildcard_enum_match_arm, reason = "every other state stays as it is")]
@@ -582,6 +811,7 @@ impl Driver {
         let tag = flight.wanted.tag;
         self.state = State::Failed { retry_at: now.plus(RETRY_DELAY) };
         self.event(Event::Error(DriverError::RulesRefused { tag, kind, code }));
+        self.answer_resyncs(&Answer::Unavailable);
         if self.wanted.is_some() {
             self.read_rules(None, now);
         }

@@ -2,5 +2,6 @@
 
 pub mod compile;
 pub mod driver;
+pub mod jsonrpc;
 pub mod marker;
 pub mod rules;

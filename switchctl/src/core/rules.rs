@@ -142,6 +142,9 @@ pub struct Match {
 
 impl Match {
     /// Every packet.
+    pub const ANY: Self = Self { value: [0; WORDS], mask: [0; WORDS] };
+
+    /// Every packet.
     #[must_use]
     pub fn any() -> Self {
         Self::default()
@@ -353,6 +356,17 @@ pub enum FlowMod {
     Delete(RuleKey),
     /// Removes all rules of all tables.
     Clear,
+}
+
+/// A packet that the switch sent to the controller.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PacketIn {
+    /// Of the rule that sent it.
+    pub cookie: u64,
+    /// The table of that rule.
+    pub table: u8,
+    /// The start of the frame.
+    pub bytes: Vec<u8>,
 }
 
 /// A packet that the controller sends through the switch.

@@ -15,8 +15,10 @@ pub use multipart::{
     split_reply,
 };
 
-use crate::core::rules::{Action, Field, PacketOut, PortNo, Rule, RuleKey};
-use oxm::{put_actions, put_instructions, put_match, take_actions, take_instructions, take_match};
+use crate::core::rules::{Action, Field, Match, PacketIn, PacketOut, PortNo, Rule, RuleKey};
+use oxm::{
+    put_actions, put_instructions, put_match, skip_match, take_actions, take_instructions, take_match,
+};
 use wire::{Reader, Writer};
 
 /// The version byte of OpenFlow 1.4.
@@ -25,6 +27,8 @@ pub const VERSION: u8 = 5;
 pub const HEADER_LEN: usize = 8;
 /// Longest message.
 pub const MESSAGE_LEN_MAX: usize = u16::MAX as usize;
+/// A packet was sent to the controller by an action (`OFPR_APPLY_ACTION`).
+const REASON_ACTION: u8 = 1;
 /// No packet is buffered in the switch.
 const NO_BUFFER: u32 = u32::MAX;
 
@@ -375,8 +379,10 @@ pub enum Message {
     GetConfigReply(u16, u16),
     /// Set it.
     SetConfig(u16, u16),
-    /// A packet for the controller or a status change, which nobody here reads: its type.
+    /// A status change, which nobody here reads: its type.
     Async(u8),
+    /// A packet for the controller. What else the switch says of it is left out.
+    PacketIn(PacketIn),
     /// A packet from the controller.
     PacketOut(PacketOut),
     /// A change of rules.
@@ -485,6 +491,7 @@ impl Message {
             Self::GetConfigReply(..) => kind::GET_CONFIG_REPLY,
             Self::SetConfig(..) => kind::SET_CONFIG,
             Self::Async(kind) => *kind,
+            Self::PacketIn(_) => kind::PACKET_IN,
             Self::PacketOut(_) => kind::PACKET_OUT,
             Self::FlowMod(_) => kind::FLOW_MOD,
             Self::MultipartRequest(_) => kind::MULTIPART_REQUEST,
@@ -559,6 +566,7 @@ fn put_body(w: &mut Writer, xid: u32, message: &Message) {
             w.u16(*flags);
             w.u16(*miss);
         }
+        Message::PacketIn(packet) => put_packet_in(w, packet),
         Message::PacketOut(packet) => put_packet_out(w, packet),
         Message::FlowMod(change) => put_flow_mod(w, change),
         Message::MultipartRequest(request) => multipart::put_request(w, request),
@@ -580,6 +588,27 @@ fn put_body(w: &mut Writer, xid: u32, message: &Message) {
             put_message(w, xid, message);
         }
     }
+}
+
+fn put_packet_in(w: &mut Writer, packet: &PacketIn) {
+    w.u32(NO_BUFFER);
+    w.u16(packet.bytes.len() as u16);
+    w.u8(REASON_ACTION);
+    w.u8(packet.table);
+    w.u64(packet.cookie);
+    put_match(w, &Match::ANY);
+    w.zeros(2);
+    w.bytes(&packet.bytes);
+}
+
+fn take_packet_in(r: &mut Reader<'_>) -> Result<Message, DecodeError> {
+    // Buffer, length of the whole frame, reason.
+    r.take(7)?;
+    let (table, cookie) = (r.u8()?, r.u64()?);
+    // Fields that a switch tells of a packet may be of any class.
+    skip_match(r)?;
+    r.take(2)?;
+    Ok(Message::PacketIn(PacketIn { cookie, table, bytes: r.rest().to_vec() }))
 }
 
 fn put_packet_out(w: &mut Writer, packet: &PacketOut) {
@@ -663,7 +692,8 @@ fn take_body(message: u8, r: &mut Reader<'_>) -> Result<Message, DecodeError> {
         kind::GET_CONFIG_REQUEST => Message::GetConfigRequest,
         kind::GET_CONFIG_REPLY => Message::GetConfigReply(r.u16()?, r.u16()?),
         kind::SET_CONFIG => Message::SetConfig(r.u16()?, r.u16()?),
-        kind::PACKET_IN | kind::FLOW_REMOVED | kind::PORT_STATUS | kind::ROLE_STATUS | kind::TABLE_STATUS => {
+        kind::PACKET_IN => take_packet_in(r)?,
+        kind::FLOW_REMOVED | kind::PORT_STATUS | kind::ROLE_STATUS | kind::TABLE_STATUS => {
             Message::Async(message)
         }
         kind::PACKET_OUT => Message::PacketOut(take_packet_out(r)?),

@@ -161,6 +161,15 @@ fn take_field(r: &mut Reader<'_>) -> Result<(u8, u128, u128), DecodeError> {
     Ok((number, value, mask))
 }
 
+/// Skips `ofp_match` with its padding.
+pub(crate) fn skip_match(r: &mut Reader<'_>) -> Result<(), DecodeError> {
+    let (kind, len) = (r.u16()?, usize::from(r.u16()?));
+    if len < 4 {
+        return Err(DecodeError::Match { kind, len });
+    }
+    r.take(len.next_multiple_of(8) - 4).map(drop)
+}
+
 /// Reads `ofp_match` with its padding.
 pub(crate) fn take_match(r: &mut Reader<'_>) -> Result<Match, DecodeError> {
     let kind = r.u16()?;
@@ -242,7 +251,8 @@ fn put_output(w: &mut Writer, port: PortNo) {
     w.u16(OUTPUT);
     w.u16(16);
     w.u32(port.0);
-    w.u16(0);
+    // Bytes of the packet, for the controller: all.
+    w.u16(if port == PortNo::CONTROLLER { u16::MAX } else { 0 });
     w.zeros(6);
 }
 

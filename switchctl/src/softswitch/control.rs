@@ -202,6 +202,7 @@ impl Connection {
             | Message::MultipartReply { .. }
             | Message::BarrierReply
             | Message::RoleReply(..)
+            | Message::PacketIn(_)
             | Message::GetAsyncReply(_) => return Err(error::BAD_TYPE),
         }
         Ok(())

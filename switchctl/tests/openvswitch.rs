@@ -1,0 +1,283 @@
+//! The session against Open vSwitch itself; skipped where that is not installed.
+#![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
+
+mod ovs;
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::sync::Arc;
+use std::time::Duration;
+
+use flow::{Epoch, GroupId, ServiceId, SiteId, WorkerId};
+use ovs::{Datapath, OpenVswitch, skip};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use switchctl::core::rules::RuleSet;
+use switchctl::{
+    GroupPlan, InForce, Match, PortNo, Ports, Rule, RuleKey, Session, SessionOptions, SitePlan, SwitchAddr,
+    SwitchEvent, SwitchHandle, TlsClient, Tunnel, compile,
+};
+use tokio::sync::mpsc;
+
+const OWN: SiteId = SiteId(1);
+const PEER: SiteId = SiteId(2);
+
+fn group() -> GroupId {
+    GroupId { service: ServiceId::new(1).unwrap(), prefix: "100.64.0.0/24".parse().unwrap() }
+}
+
+fn plan(steer: SiteId, local: Option<u16>) -> SitePlan {
+    let entry = GroupPlan { epoch: Epoch(1), steer, local: local.map(WorkerId) };
+    SitePlan {
+        site: OWN,
+        ports: Ports::conventional([PEER], [WorkerId(0), WorkerId(1)]),
+        services: BTreeMap::new(),
+        groups: BTreeMap::from([(group(), entry)]),
+    }
+}
+
+fn rules(steer: SiteId, local: Option<u16>) -> Arc<RuleSet> {
+    Arc::new(compile(&plan(steer, local)))
+}
+
+/// A plan with NAT slices and a flow-based tunnel, so that every kind of rule is there.
+fn rich_rules(steer: SiteId) -> Arc<RuleSet> {
+    let spec = flow::nat::NatSpec {
+        clients: vec![group().prefix],
+        pool: vec!["198.51.100.0/29".parse().unwrap()],
+        ports_per_subscriber: 1000,
+        first_port: 1024,
+        port_key: 1,
+    };
+    let mut plan = plan(steer, Some(0));
+    let remote = Some("10.0.0.2".parse().unwrap());
+    plan.ports.tunnels.insert(SiteId(3), Tunnel { port: Ports::FLOW_BASED, remote });
+    plan.services.insert(group().service, flow::nat::NatSlices::new(spec).unwrap());
+    let (low, high) = group().prefix.halves().unwrap();
+    let entry = plan.groups.remove(&group()).unwrap();
+    let (first, second) = low.halves().unwrap();
+    plan.groups.insert(GroupId { prefix: first, ..group() }, entry);
+    plan.groups.insert(GroupId { prefix: second, ..group() }, GroupPlan { steer: SiteId(3), ..entry });
+    let second = GroupPlan { steer: OWN, local: Some(WorkerId(1)), ..entry };
+    plan.groups.insert(GroupId { prefix: high, ..group() }, second);
+    let v6 = GroupId { prefix: "2001:db8::/48".parse().unwrap(), ..group() };
+    plan.groups.insert(v6, entry);
+    Arc::new(compile(&plan))
+}
+
+async fn next(events: &mut mpsc::Receiver<SwitchEvent>) -> SwitchEvent {
+    tokio::time::timeout(Duration::from_secs(30), events.recv()).await.unwrap().unwrap()
+}
+
+async fn in_force(events: &mut mpsc::Receiver<SwitchEvent>, tag: u64) -> usize {
+    loop {
+        match next(events).await {
+            SwitchEvent::InForce { tag: told, changes } if told == tag => return changes,
+            SwitchEvent::Error(error) => panic!("{error}"),
+            SwitchEvent::Connected { .. } | SwitchEvent::Disconnected | SwitchEvent::InForce { .. } => {}
+        }
+    }
+}
+
+async fn read(switch: &SwitchHandle, but: Option<RuleKey>) -> RuleSet {
+    let flows = switch.flow_stats().await.unwrap();
+    flows.into_iter().map(|flow| (flow.key, flow.rule)).filter(|(key, _)| Some(*key) != but).collect()
+}
+
+/// The same behaviour over every transport and with every proof.
+async fn keeps_returns_and_refuses(address: SwitchAddr, in_force_by: InForce) {
+    let sentinel = in_force_by.proof().sentinel();
+    let options = SessionOptions { in_force: in_force_by, ..SessionOptions::default() };
+    let (switch, mut events) = Session::spawn(address.clone(), options.clone());
+    switch.set_rules(rich_rules(PEER), 1);
+    assert_eq!(in_force(&mut events, 1).await, rich_rules(PEER).len());
+    assert_eq!(read(&switch, sentinel).await, *rich_rules(PEER));
+    switch.set_rules(rich_rules(OWN), 2);
+    in_force(&mut events, 2).await;
+    drop((switch, events));
+
+    let (switch, mut events) = Session::spawn(address, options);
+    switch.set_rules(rich_rules(OWN), 3);
+    assert_eq!(in_force(&mut events, 3).await, 0, "what the switch has is what is wanted");
+    assert!(!switch.port_stats().await.unwrap().is_empty());
+
+    let mut bad = (*rich_rules(PEER)).clone();
+    let backwards = RuleKey { table: 3, priority: 1, matches: Match::any() };
+    bad.insert(backwards, Rule { goto: Some(2), ..Rule::default() });
+    switch.set_rules(Arc::new(bad), 4);
+    assert!(matches!(next(&mut events).await, SwitchEvent::Error(_)));
+    assert_eq!(read(&switch, sentinel).await, *rich_rules(OWN), "a refused rule leaves everything as it was");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rules_are_kept_returned_and_refused_as_a_whole_over_a_unix_socket() {
+    let Some(ovs) = OpenVswitch::start(Datapath::Dummy, None) else {
+        return skip("rules over a Unix socket", "Open vSwitch is not installed");
+    };
+    ovs.dummy_bridge(&[]);
+    let address = SwitchAddr::Unix(ovs.path("br0.mgmt"));
+    keeps_returns_and_refuses(address, InForce::Control(ovs.path("vs.ctl"))).await;
+}
+
+/// A port that was free a moment ago.
+fn free_port() -> u16 {
+    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rules_are_kept_returned_and_refused_as_a_whole_over_tcp() {
+    let Some(ovs) = OpenVswitch::start(Datapath::Dummy, None) else {
+        return skip("rules over TCP", "Open vSwitch is not installed");
+    };
+    ovs.dummy_bridge(&[]);
+    let port = free_port();
+    ovs.vsctl(&["set-controller", "br0", &format!("ptcp:{port}:127.0.0.1")]);
+    let address = SwitchAddr::Tcp("localhost".into(), port);
+    keeps_returns_and_refuses(address, InForce::Control(ovs.path("vs.ctl"))).await;
+}
+
+/// An authority, and what it signed for a name: chain and key as PEM.
+struct Authority(rcgen::CertifiedIssuer<'static, rcgen::KeyPair>);
+
+impl Authority {
+    fn new() -> Self {
+        let mut parameters = rcgen::CertificateParams::new(Vec::new()).unwrap();
+        // OpenSSL takes a certificate for self-signed when subject and issuer have one name.
+        parameters.distinguished_name.push(rcgen::DnType::CommonName, "authority");
+        parameters.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        Self(rcgen::CertifiedIssuer::self_signed(parameters, rcgen::KeyPair::generate().unwrap()).unwrap())
+    }
+
+    fn sign(&self, name: &str) -> (String, String) {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let mut parameters = rcgen::CertificateParams::new(vec![name.to_owned()]).unwrap();
+        parameters.distinguished_name.push(rcgen::DnType::CommonName, name);
+        (parameters.signed_by(&key, &self.0).unwrap().pem(), key.serialize_pem())
+    }
+
+    fn client(&self, name_of_switch: &str) -> TlsClient {
+        let (chain, key) = self.sign("agent");
+        let chain = vec![CertificateDer::from_pem_slice(chain.as_bytes()).unwrap()];
+        let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap();
+        TlsClient::new(name_of_switch, chain, key, &[self.0.der().clone()]).unwrap()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn over_tls_a_switch_of_the_wrong_name_is_not_spoken_to_and_the_right_one_is() {
+    let Some(ovs) = OpenVswitch::start(Datapath::Dummy, None) else {
+        return skip("rules over TLS", "Open vSwitch is not installed");
+    };
+    ovs.dummy_bridge(&[]);
+    let (authority, port) = (Authority::new(), free_port());
+    let (chain, key) = authority.sign("switch-1");
+    for (name, text) in [("key.pem", key), ("cert.pem", chain), ("ca.pem", authority.0.pem())] {
+        std::fs::write(ovs.path(name), text).unwrap();
+    }
+    let file = |name| ovs.path(name).display().to_string();
+    ovs.vsctl(&["set-ssl", &file("key.pem"), &file("cert.pem"), &file("ca.pem")]);
+    ovs.vsctl(&["set-controller", "br0", &format!("pssl:{port}:127.0.0.1")]);
+    let address = |client| SwitchAddr::Tls("127.0.0.1".into(), port, client);
+
+    let strangers = [authority.client("switch-2"), Authority::new().client("switch-1")];
+    for stranger in strangers {
+        let (switch, mut events) = Session::spawn(address(stranger), SessionOptions::default());
+        switch.set_rules(rules(OWN, Some(0)), 1);
+        assert!(tokio::time::timeout(Duration::from_millis(500), events.recv()).await.is_err());
+    }
+    let in_force = InForce::Control(ovs.path("vs.ctl"));
+    keeps_returns_and_refuses(address(authority.client("switch-1")), in_force).await;
+}
+
+/// A UDP packet of client 100.64.0.1 with a number in it, as hexadecimal digits.
+fn client_frame(number: u32) -> String {
+    let mut frame = vec![2; 12];
+    frame.extend_from_slice(&[
+        0x08, 0x00, 0x45, 0, 0, 32, 0, 0, 0, 0, 64, 17, 0, 0, 100, 64, 0, 1, 192, 0, 2, 1,
+    ]);
+    frame.extend_from_slice(&[1, 1, 0, 53, 0, 12, 0, 0]);
+    frame.extend_from_slice(&number.to_be_bytes());
+    frame.resize(60, 0);
+    frame.iter().fold(String::new(), |mut hex, byte| {
+        write!(hex, "{byte:02x}").unwrap();
+        hex
+    })
+}
+
+const WORKER_0: PortNo = PortNo(100);
+const WORKER_1: PortNo = PortNo(101);
+
+async fn sent_by(switch: &SwitchHandle, port: PortNo) -> u64 {
+    let stats = switch.port_stats().await.unwrap();
+    stats.iter().find(|stats| stats.port == port).unwrap().tx_packets
+}
+
+/// Whether the next packet of a cached flow always takes the new path once a flip is in force.
+async fn flips(ovs: &OpenVswitch, proof: InForce) {
+    let options = SessionOptions { in_force: proof, ..SessionOptions::default() };
+    let (switch, mut events) = Session::spawn(SwitchAddr::Unix(ovs.path("br0.mgmt")), options);
+    let mut expected = [0; 2];
+    for tag in 1..=30 {
+        let worker = tag % 2;
+        switch.set_rules(rules(OWN, Some(u16::try_from(worker).unwrap())), tag);
+        in_force(&mut events, tag).await;
+        for number in 0..3 {
+            ovs.appctl(&["netdev-dummy/receive", "inside", &client_frame(number)]);
+        }
+        expected[usize::try_from(worker).unwrap()] += 3;
+        let sent = [sent_by(&switch, WORKER_0).await, sent_by(&switch, WORKER_1).await];
+        assert_eq!(sent, expected, "after flip {tag}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn after_sweeps_no_packet_takes_the_old_path() {
+    let Some(ovs) = OpenVswitch::start(Datapath::Dummy, None) else {
+        return skip("sweeps", "Open vSwitch is not installed");
+    };
+    ovs.dummy_bridge(&[("inside", 1), ("worker0", 100), ("worker1", 101)]);
+    flips(&ovs, InForce::Control(ovs.path("vs.ctl"))).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn after_probes_no_packet_takes_the_old_path() {
+    let Some(ovs) = OpenVswitch::start(Datapath::Dummy, None) else {
+        return skip("probes", "Open vSwitch is not installed");
+    };
+    ovs.dummy_bridge(&[("inside", 1), ("worker0", 100), ("worker1", 101), ("out", 90), ("back", 91)]);
+    // A link between two dummy ports.
+    ovs.vsctl(&["set", "interface", "back", "options:pstream=punix:link"]);
+    ovs.wait_for("link");
+    ovs.vsctl(&["set", "interface", "out", "options:stream=unix:link"]);
+    flips(&ovs, InForce::Probe { out: PortNo(90), back: PortNo(91) }).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_resync_mends_what_others_changed_and_a_restarted_daemon_gets_all_rules_again() {
+    let Some(mut ovs) = OpenVswitch::start(Datapath::Dummy, None) else {
+        return skip("resync", "Open vSwitch is not installed");
+    };
+    ovs.dummy_bridge(&[]);
+    let proof = InForce::Control(ovs.path("vs.ctl"));
+    let sentinel = proof.proof().sentinel();
+    let options = SessionOptions { in_force: proof, ..SessionOptions::default() };
+    let (switch, mut events) = Session::spawn(SwitchAddr::Unix(ovs.path("br0.mgmt")), options);
+    let wanted = rich_rules(PEER);
+    switch.set_rules(wanted.clone(), 1);
+    in_force(&mut events, 1).await;
+    let bridge = format!("unix:{}", ovs.path("br0.mgmt").display());
+    ovs.ofctl(&["del-flows", &bridge, "table=3"]);
+    ovs.ofctl(&["add-flow", &bridge, "table=1,priority=9,ip,actions=drop"]);
+    let missing = wanted.keys().filter(|key| key.table == 3).count();
+    assert!(missing > 0);
+    assert_eq!(switch.resync().await, Ok(missing + 1));
+    assert_eq!(read(&switch, sentinel).await, *wanted);
+    assert_eq!(switch.resync().await, Ok(0));
+    assert_eq!(in_force(&mut events, 1).await, missing + 1);
+    assert_eq!(in_force(&mut events, 1).await, 0);
+
+    ovs.kill_vswitchd();
+    assert_eq!(next(&mut events).await, SwitchEvent::Disconnected);
+    ovs.vswitchd(Datapath::Dummy);
+    assert_eq!(in_force(&mut events, 1).await, wanted.len());
+}
