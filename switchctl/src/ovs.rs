@@ -1,5 +1,5 @@
-//! The daemons of Open vSwitch beside OpenFlow: JSON-RPC on a stream, and what is asked of `ovs-vswitchd` over its
-//! control socket.
+//! The daemons of Open vSwitch beside OpenFlow: JSON-RPC on a stream, what is asked of `ovs-vswitchd` over its control
+//! socket, and transactions of its database.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::core::jsonrpc::{self, Decoder, JsonRpcError, Message};
+use crate::core::ovsdb::{self, BridgeSpec, OvsdbError, Plan, Present};
 use crate::net::{self, Stream, SwitchAddr};
 
 /// How long a daemon may take to answer.
@@ -34,6 +35,9 @@ pub enum OvsError {
         /// Its words.
         error: String,
     },
+    /// The database refused, or what it holds is in the way.
+    #[error(transparent)]
+    Database(#[from] OvsdbError),
 }
 
 /// A connection to a daemon.
@@ -106,6 +110,93 @@ impl Channel {
 pub(crate) async fn revalidator_wait(control: &Path) -> Result<(), OvsError> {
     let mut channel = Channel::connect(&SwitchAddr::Unix(control_socket(control))).await?;
     channel.call("revalidator/wait", &json!([])).await.map(drop)
+}
+
+/// A connection to the database of Open vSwitch.
+pub struct Database(Channel);
+
+impl std::fmt::Debug for Database {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Database").field(&self.0.target).finish()
+    }
+}
+
+impl Database {
+    /// Connects to where `ovsdb-server` listens: `db.sock` in its run directory, or TCP or TLS.
+    ///
+    /// # Errors
+    /// [`OvsError::Unreachable`].
+    pub async fn connect(target: &SwitchAddr) -> Result<Self, OvsError> {
+        Channel::connect(target).await.map(Self)
+    }
+
+    /// Carries out operations as one transaction.
+    ///
+    /// # Errors
+    /// [`OvsError`]; when the database refused an operation nothing was changed.
+    pub async fn transact(&mut self, operations: Vec<Value>) -> Result<Vec<Value>, OvsError> {
+        let mut parameters = vec![json!(ovsdb::DATABASE)];
+        parameters.extend(operations);
+        Ok(ovsdb::results(self.0.call("transact", &Value::Array(parameters)).await?)?)
+    }
+
+    /// What it has.
+    ///
+    /// # Errors
+    /// [`OvsError`].
+    pub async fn read(&mut self) -> Result<Present, OvsError> {
+        Ok(Present::parse(&self.transact(ovsdb::read()).await?)?)
+    }
+}
+
+/// Between two looks whether the daemon has carried out a change.
+const LOOK: Duration = Duration::from_millis(20);
+/// How long the daemon may take to carry out a change.
+const CARRY_OUT_BOUND: Duration = Duration::from_secs(10);
+
+/// What became of a bridge.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SetUp {
+    /// What was changed, for people.
+    pub changes: Vec<String>,
+    /// What is still not as it should be.
+    pub problems: Vec<String>,
+}
+
+impl Database {
+    /// What would have to change.
+    ///
+    /// # Errors
+    /// [`OvsError`].
+    pub async fn plan(&mut self, spec: &BridgeSpec) -> Result<Plan, OvsError> {
+        Ok(ovsdb::plan(spec, &self.read().await?)?)
+    }
+
+    /// Brings a bridge to what it should be, and waits until the daemon has carried that out.
+    ///
+    /// # Errors
+    /// [`OvsError`]; when the database refused, nothing was changed.
+    pub async fn set_up(&mut self, spec: &BridgeSpec) -> Result<SetUp, OvsError> {
+        let Plan { changes, operations } = self.plan(spec).await?;
+        if !operations.is_empty() {
+            self.transact(operations).await?;
+        }
+        let wanted = self.read().await?.next_cfg;
+        let done = async {
+            loop {
+                let present = self.read().await?;
+                if present.cur_cfg >= wanted {
+                    return Ok::<_, OvsError>(present.problems(spec));
+                }
+                tokio::time::sleep(LOOK).await;
+            }
+        };
+        let problems = tokio::time::timeout(CARRY_OUT_BOUND, done).await.unwrap_or_else(|_| {
+            let seconds = CARRY_OUT_BOUND.as_secs();
+            Ok(vec![format!("ovs-vswitchd has not carried it out within {seconds} s: does it run?")])
+        })?;
+        Ok(SetUp { changes, problems })
+    }
 }
 
 /// The control socket in a run directory; what is no directory is the socket itself.

@@ -4,4 +4,5 @@ pub mod compile;
 pub mod driver;
 pub mod jsonrpc;
 pub mod marker;
+pub mod ovsdb;
 pub mod rules;

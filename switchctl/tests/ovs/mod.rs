@@ -65,18 +65,6 @@ impl Namespace {
         let output = Command::new("nsenter").args(["-t", &pid, "-n"]).args(words).output().unwrap();
         assert!(output.status.success(), "{command}: {}", String::from_utf8_lossy(&output.stderr));
     }
-
-    /// Does something with a thread that is in it; sockets made there stay there.
-    pub(crate) fn inside<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
-        let file = std::fs::File::open(format!("/proc/{}/ns/net", self.pid())).unwrap();
-        std::thread::scope(|scope| {
-            let thread = scope.spawn(move || {
-                nix::sched::setns(file, nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
-                work()
-            });
-            thread.join().unwrap()
-        })
-    }
 }
 
 /// One database and one daemon.
@@ -91,7 +79,7 @@ pub(crate) struct OpenVswitch {
 pub(crate) enum Datapath {
     /// The userspace datapath with ports that exist nowhere else; needs no rights.
     Dummy,
-    /// The userspace datapath with real ports.
+    /// The userspace datapath with real ports, and such that exist nowhere else if asked for.
     Netdev,
 }
 
@@ -115,11 +103,8 @@ impl OpenVswitch {
     /// Starts the daemon; what it had before is in the database.
     pub(crate) fn vswitchd(&mut self, datapath: Datapath) {
         let _ = std::fs::remove_file(self.path("vs.ctl"));
-        let dummy: &[&str] = if datapath == Datapath::Dummy { &["--enable-dummy=override"] } else { &[] };
-        self.spawn(
-            "ovs-vswitchd",
-            &[&["unix:db.sock", "--unixctl=vs.ctl", "--log-file=vs.log"], dummy].concat(),
-        );
+        let dummy = if datapath == Datapath::Dummy { "--enable-dummy=override" } else { "--enable-dummy" };
+        self.spawn("ovs-vswitchd", &["unix:db.sock", "--unixctl=vs.ctl", "--log-file=vs.log", dummy]);
         self.wait_for("vs.ctl");
     }
 
