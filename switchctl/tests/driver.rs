@@ -288,22 +288,42 @@ fn sentinel_of(outputs: &[Output]) -> Option<u64> {
     })
 }
 
+/// The number of the only question among the outputs.
+fn question_of(outputs: &[Output]) -> u64 {
+    let number = outputs.iter().find_map(|output| match output {
+        Output::Settle(number) => Some(*number),
+        _ => None,
+    });
+    number.unwrap()
+}
+
 #[test]
 fn the_end_of_one_sweep_proves_nothing_and_that_of_one_begun_after_it_does() {
     let mut driver = committed(Proof::Sweeps, Some(7));
     let asked = outputs(&mut driver);
-    let [Output::Settle(first)] = asked[..] else { panic!("{asked:?}") };
+    assert_eq!(sentinel_of(&asked), Some(8), "a change makes a sweep begin");
+    let first = question_of(&asked);
     driver.handle_settled(first, T);
-    let changed = outputs(&mut driver);
-    assert_eq!(sentinel_of(&changed), Some(8), "a change makes the next sweep begin");
-    let barrier = names(&changed).1;
+    let asked = outputs(&mut driver);
+    assert_eq!(sentinel_of(&asked), Some(9), "and so the next");
     driver.handle_settled(first, T);
     assert_eq!(outputs(&mut driver), [], "an answer counts once");
-    driver.handle_message(barrier, Message::BarrierReply, T);
-    let asked = outputs(&mut driver);
-    let [Output::Settle(second)] = asked[..] else { panic!("{asked:?}") };
-    driver.handle_settled(second, T);
+    driver.handle_settled(question_of(&asked), T);
     assert_eq!(names(&outputs(&mut driver)).0, ["in force 5 1"]);
+}
+
+#[test]
+fn a_sweep_that_ended_before_the_question_is_followed_by_another() {
+    let mut driver = committed(Proof::Sweeps, Some(7));
+    outputs(&mut driver);
+    let mut before = T;
+    for cookie in 9..12 {
+        let at = driver.poll_timeout().unwrap();
+        assert!(at.0 >= 2 * before.0, "the pauses double");
+        driver.handle_timeout(at);
+        assert_eq!(sentinel_of(&outputs(&mut driver)), Some(cookie));
+        before = at;
+    }
 }
 
 const PROBE: Proof = Proof::Probe { out: PortNo(10), back: PortNo(11) };

@@ -40,6 +40,9 @@ const PACKETS_MAX: usize = 65_536;
 pub const SENTINEL_SWEEPS: RuleKey = RuleKey { table: 7, priority: 0, matches: Match::ANY };
 /// A probe that has not come back is sent again after this.
 const PROBE_INTERVAL: Micros = Micros(2_000);
+/// When the sentinel changes again if no sweep has ended: the one that its change began may have ended before the daemon was
+/// asked. Doubles each time, since each sweep of a full cache costs the daemon dear.
+const NUDGE_INTERVAL: Micros = Micros(5_000);
 /// When probes that do not come back are given up.
 const PROBE_BOUND: Micros = Micros(3_000_000);
 /// How often the sentinel changes; see [`Proof::Probe`].
@@ -64,14 +67,15 @@ const PROBE_FRAME: [u8; 60] = {
 /// Open vSwitch forwards by a cache that revalidator threads sweep after each change of the tables. A sweep that ran
 /// when the change came may end without having seen it, so one end of a sweep proves nothing, and the end of a sweep
 /// that began after another had ended does. What makes a sweep begin at once is a change: of the *sentinel*, a rule that
-/// no packet of a group meets. The sentinel is the driver's own and never part of a difference.
+/// no packet of a group meets. Without one the daemon sweeps twice a second. The sentinel is the driver's own and never
+/// part of a difference.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Proof {
     /// The barrier: there is no cache. The caller is asked to settle once, and may say at once that it is done.
     #[default]
     Barrier,
-    /// The ends of two sweeps, of which the second began after the sentinel changed. The caller is asked to settle
-    /// twice, and says each time when a sweep has ended.
+    /// The ends of two sweeps, one after the other. The caller is asked to settle twice, and says each time when a sweep
+    /// has ended that had not when it was asked; meanwhile the sentinel changes, so that there is one soon.
     Sweeps,
     /// Packets: each leaves by one port and comes in by another, through the cache, to a sentinel that sends it to the
     /// controller with its cookie. Four cookies, each set when the one before was seen: the first fills the cache, and the
@@ -260,11 +264,16 @@ enum State {
 #[derive(Clone, Copy, Debug)]
 enum Step {
     /// The caller's word for a number.
-    Word { number: u64, last: bool },
-    /// The barrier behind a change of the sentinel.
-    Sentinel { xid: u32 },
+    Word { number: u64, last: bool, nudge: Option<Nudge> },
     /// A probe with the sentinel's present cookie, and after it `left` changes of it.
     Probe { left: u8, resend_at: Micros, give_up_at: Micros },
+}
+
+/// When the sentinel changes again.
+#[derive(Clone, Copy, Debug)]
+struct Nudge {
+    at: Micros,
+    next: Micros,
 }
 
 #[derive(Debug)]
@@ -348,6 +357,9 @@ impl Driver {
         match self.state {
             State::Disconnected => None,
             State::Failed { retry_at } => Some(retry_at.min(self.silence_ends())),
+            State::Settling { step: Step::Word { nudge: Some(Nudge { at, .. }), .. }, .. } => {
+                Some(at.min(self.silence_ends()))
+            }
             State::Settling { step: Step::Probe { resend_at, .. }, .. } => {
                 Some(resend_at.min(self.silence_ends()))
             }
@@ -430,19 +442,21 @@ impl Driver {
         }
     }
 
-    /// The datapath follows the rules. Numbers that are not awaited are ignored.
+    /// What was asked for with [`Output::Settle`] is so. Numbers that are not awaited are ignored.
+    #[expect(
+        clippy::wildcard_enum_match_arm,
+        reason = "in every other state nothing is awaited of the caller"
+    )]
     pub fn handle_settled(&mut self, number: u64, now: Micros) {
-        let State::Settling { step, .. } = &mut self.state else { return };
-        match *step {
-            Step::Word { number: awaited, last } if awaited == number => {
+        match self.state {
+            State::Settling { step: Step::Word { number: awaited, last, .. }, .. } if awaited == number => {
                 if last {
                     return self.proven(now);
                 }
-                self.change_sentinel(Vec::new());
-                let xid = self.send(Message::BarrierRequest);
-                self.step(Step::Sentinel { xid });
+                let step = self.ask_word(true, now);
+                self.step(step);
             }
-            Step::Word { .. } | Step::Sentinel { .. } | Step::Probe { .. } => {}
+            _ => {}
         }
     }
 
@@ -535,6 +549,7 @@ impl Driver {
             }
             self.read_rules(None, now);
         }
+        self.nudge(now);
         self.probe_timeout(now);
         if matches!(self.state, State::Disconnected) || now < self.silence_ends() {
             return;
@@ -743,10 +758,6 @@ impl Driver {
                 apply(&mut self.present, &flight.changes);
                 self.settle(flight.wanted, flight.changes.len(), now);
             }
-            State::Settling { wanted, changes, step: Step::Sentinel { xid: awaited } } if awaited == xid => {
-                let step = self.ask_word(true);
-                self.state = State::Settling { wanted, changes, step };
-            }
             other => self.state = other,
         }
     }
@@ -757,14 +768,28 @@ impl Driver {
             self.state = State::Settling { wanted, changes, step };
             return self.probe_round(PROBE_ROUNDS - 1, now);
         }
-        let step = self.ask_word(self.proof == Proof::Barrier);
+        let step = self.ask_word(self.proof == Proof::Barrier, now);
         self.state = State::Settling { wanted, changes, step };
     }
 
-    fn ask_word(&mut self, last: bool) -> Step {
+    fn ask_word(&mut self, last: bool, now: Micros) -> Step {
         self.next_settle += 1;
-        self.outputs.push_back(Output::Settle(self.next_settle));
-        Step::Word { number: self.next_settle, last }
+        let number = self.next_settle;
+        self.outputs.push_back(Output::Settle(number));
+        let nudge = (self.proof == Proof::Sweeps).then(|| {
+            self.change_sentinel(Vec::new());
+            Nudge { at: now.plus(NUDGE_INTERVAL), next: Micros(2 * NUDGE_INTERVAL.0) }
+        });
+        Step::Word { number, last, nudge }
+    }
+
+    fn nudge(&mut self, now: Micros) {
+        if let State::Settling { step: Step::Word { nudge: Some(nudge), .. }, .. } = &mut self.state
+            && nudge.at <= now
+        {
+            *nudge = Nudge { at: now.plus(nudge.next), next: Micros(2 * nudge.next.0) };
+            self.change_sentinel(Vec::new());
+        }
     }
 
     #[expect(clippy::wildcard_enum_match_arm, reason = "every other state stays as it is")]
