@@ -14,6 +14,8 @@ pub mod softswitch;
 pub use core::compile::{GroupPlan, Ports, SitePlan, Tunnel, compile};
 pub use core::driver::{Proof, SENTINEL_SWEEPS};
 pub use core::marker::{MarkerError, OldPath, marker_out, marker_packet};
-pub use core::rules::{Action, FlowMod, Match, PacketOut, PortNo, Rule, RuleKey, RuleSet, Vlan, diff};
+pub use core::rules::{
+    Action, FlowMod, Match, PacketIn, PacketOut, PortNo, Rule, RuleKey, RuleSet, Vlan, diff,
+};
 pub use net::{SwitchAddr, TlsClient, TlsError};
 pub use session::{InForce, Session, SessionOptions, SwitchEvent, SwitchHandle};

@@ -283,6 +283,16 @@ async fn a_resync_mends_what_others_changed_and_a_restarted_daemon_gets_all_rule
     assert_eq!(in_force(&mut events, 1).await, missing + 1);
     assert_eq!(in_force(&mut events, 1).await, 0);
 
+    // Open vSwitch drops all rules when the fail mode changes, and tells nobody.
+    ovs.vsctl(&["set-fail-mode", "br0", "standalone"]);
+    assert!(switch.resync().await.unwrap() > wanted.len());
+    assert_eq!(read(&switch, sentinel).await, *wanted);
+    ovs.vsctl(&["set-fail-mode", "br0", "secure"]);
+    switch.resync().await.unwrap();
+    assert_eq!(read(&switch, sentinel).await, *wanted);
+    in_force(&mut events, 1).await;
+    in_force(&mut events, 1).await;
+
     ovs.kill_vswitchd();
     assert_eq!(next(&mut events).await, SwitchEvent::Disconnected);
     ovs.vswitchd(Datapath::Dummy);

@@ -6,3 +6,4 @@ pub mod jsonrpc;
 pub mod marker;
 pub mod ovsdb;
 pub mod rules;
+mod text;
