@@ -1,6 +1,8 @@
 //! Configuration files, one per process. What is read (`Raw*`) becomes what is used only through validation, and an
 //! error names the file, the key, the value and what would be right. Relative paths are relative to the file.
 
+mod openvswitch;
+
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -11,6 +13,7 @@ use serde::de::DeserializeOwned;
 use transfer::name::is_label;
 
 use crate::site::core::Bounds;
+pub use openvswitch::{OpenVswitch, SwitchSettings};
 
 /// Why a file is of no use.
 #[derive(Debug, thiserror::Error)]
@@ -255,8 +258,8 @@ pub struct SiteConfig {
     pub placement: Vec<NodeAddress>,
     /// The other sites: number, name, and where their QUIC is reached from here.
     pub peers: Vec<Peer>,
-    /// Unix socket of the switch's OpenFlow.
-    pub switch: PathBuf,
+    /// The switch.
+    pub switch: SwitchSettings,
     /// Directory with the workers' control sockets, `worker-N.control`.
     pub workers: PathBuf,
     /// Workers that should be there.
@@ -289,7 +292,8 @@ struct RawSite {
     name: String,
     listen: SocketAddr,
     metrics: SocketAddr,
-    switch: PathBuf,
+    switch: String,
+    openvswitch: Option<openvswitch::RawOpenVswitch>,
     tls: RawTls,
     placement: Vec<NodeAddress>,
     #[serde(default)]
@@ -342,15 +346,19 @@ impl SiteConfig {
         }
         let bounds = raw.moves.bounds(&file)?;
         let rate = raw.moves.rate_mbit_per_s.unwrap_or(RATE_MBIT_PER_S);
+        let tls = raw.tls.validate(&file, &cluster)?;
+        let peers = peers(&file, raw.site, raw.peers)?;
+        let site = openvswitch::Site { file: &file, tls: &tls, peers: &peers, worker_ports: &ports };
+        let switch = site.switch(&raw.switch, raw.openvswitch)?;
         Ok(Self {
             site: raw.site,
             name: file.label("name", raw.name)?,
-            tls: raw.tls.validate(&file, &cluster)?,
+            tls,
             listen: raw.listen,
             metrics: loopback(&file, "metrics", raw.metrics)?,
             placement: nodes(&file, "placement", raw.placement)?,
-            peers: peers(&file, raw.site, raw.peers)?,
-            switch: file.beside(&raw.switch),
+            peers,
+            switch,
             workers: file.beside(&raw.workers.directory),
             expected: raw.workers.expected,
             worker_ports: ports,
@@ -563,7 +571,9 @@ mod tests {
         let config = SiteConfig::read(&path).unwrap();
         assert_eq!(config.bounds, Bounds::default());
         assert_eq!(config.worker_ports, [WorkerId(1), WorkerId(2)]);
-        assert_eq!(config.switch, directory.path().join("switch.control"));
+        let path = directory.path().join("switch.control");
+        assert_eq!(config.switch.address.to_string(), format!("unix:{}", path.display()));
+        assert_eq!(config.switch.in_force, switchctl::InForce::Barrier);
     }
 
     #[test]
@@ -582,6 +592,71 @@ mod tests {
         assert!(nodes.contains("node ids start at 1"), "{nodes}");
         let site = site_error("site = 1", "site = 256");
         assert!(site.contains("site.toml") && site.contains("256"), "{site}");
+    }
+
+    const OPENVSWITCH: &str = r#"
+        [[peers]]
+        site = 2
+        name = "fra"
+        address = "192.0.2.2:4001"
+
+        [openvswitch]
+        bridge = "limosa"
+        database = "db.sock"
+        control = "/run/openvswitch"
+        inside = { name = "in0" }
+        outside = { name = "out0", number = 7, type = "dpdk", options = { dpdk-devargs = "0000:01:00.0" } }
+        workers = [{ worker = 1, name = "w1" }, { worker = 2, name = "w2" }]
+        tunnels = { mode = "flow-based", remotes = [{ site = 2, address = "10.0.0.2" }] }
+    "#;
+
+    fn with_openvswitch(from: &str, to: &str) -> Result<SiteConfig, ConfigError> {
+        let text = SITE.replace("\"switch.control\"", "\"tcp:127.0.0.1:6653\"") + OPENVSWITCH;
+        assert!(text.contains(from), "{from}");
+        let (_directory, path) = written(&text.replace(from, to));
+        SiteConfig::read(&path)
+    }
+
+    #[test]
+    fn a_bridge_has_its_ports_tunnels_and_listener() {
+        let switch = with_openvswitch("", "").unwrap().switch;
+        let bridge = switch.openvswitch.unwrap().bridge;
+        assert_eq!(bridge.listen.as_deref(), Some("ptcp:6653:127.0.0.1"));
+        let ports: Vec<_> = bridge.ports.iter().map(|port| (port.name.as_str(), port.number.0)).collect();
+        assert_eq!(ports, [("in0", 1), ("out0", 7), ("w1", 101), ("w2", 102), ("vxlan", 1300)]);
+        assert_eq!(bridge.ports[4].options["remote_ip"], "flow");
+        assert_eq!(switch.ports.outside, switchctl::PortNo(7));
+        let tunnel = switch.ports.tunnels[&SiteId(2)];
+        assert_eq!(tunnel.remote, Some([10, 0, 0, 2].into()));
+        let per_peer = with_openvswitch("flow-based", "per-peer").unwrap().switch;
+        let bridge = per_peer.openvswitch.unwrap().bridge;
+        assert_eq!((bridge.ports[4].name.as_str(), bridge.ports[4].number.0), ("vxlan2", 1002));
+        assert_eq!(bridge.ports[4].options["remote_ip"], "10.0.0.2");
+    }
+
+    #[test]
+    fn mistakes_about_the_bridge_are_named_with_their_remedy() {
+        for (from, to, wanted) in [
+            ("tcp:127.0.0.1:6653", "tcp:6653", "switch = \"tcp:6653\": use a path, unix:PATH"),
+            ("tcp:127.0.0.1:6653", "tls:127.0.0.1:6653", "tls.key = "),
+            ("database = \"db.sock\"", "", "openvswitch.check_fail_mode = \"true\": the fail mode is read"),
+            ("control = \"/run/openvswitch\"", "", "openvswitch.control = \"neither\": set control to"),
+            ("{ worker = 2, name = \"w2\" }", "", "openvswitch.workers = \"2\": add { worker = 2"),
+            ("\"w2\"", "\"w1\"", "openvswitch.workers.name = \"w1\": this name is taken"),
+            ("number = 7", "number = 101", "openvswitch.workers.number = \"101\": port out0 has this number"),
+            ("number = 7", "number = 65280", "openvswitch.outside.number = \"65280\": use 1 to 65279"),
+            ("\"in0\"", "\"a name too long for it\"", "openvswitch.inside.name"),
+            ("10.0.0.2\" }]", "2001:db8::2\" }]", "use mode = \"per-peer\""),
+            (
+                "{ site = 2, address = \"10.0.0.2\" }",
+                "",
+                "openvswitch.tunnels.remotes = \"fra\": add { site = 2",
+            ),
+            ("{ site = 2, ", "{ site = 3, ", "openvswitch.tunnels.remotes.site = \"3\": no such site"),
+        ] {
+            let error = with_openvswitch(from, to).unwrap_err().to_string();
+            assert!(error.contains("site.toml") && error.contains(wanted), "{from} -> {to}: {error}");
+        }
     }
 
     #[test]

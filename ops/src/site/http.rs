@@ -1,4 +1,4 @@
-//! Metrics and health of the agent, over HTTP on loopback.
+//! Metrics, health and the switch of the agent, over HTTP on loopback.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -6,33 +6,75 @@ use std::sync::Arc;
 use anyhow::Context;
 use axum::extract::State;
 use axum::http::StatusCode;
-use axum::routing::get;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
 use axum::{Json, Router};
+use problem_details::ProblemDetails;
+use serde::Serialize;
+use switchctl::session::QueryError;
 use tokio::task::JoinHandle;
 
 use super::metrics::SiteMetrics;
+use super::switch::Switch;
 
-/// Serves `/metrics`, `/livez`, `/readyz`, and `/v1/local-moves`: the last moves between workers.
+#[derive(Clone)]
+struct Site {
+    metrics: Arc<SiteMetrics>,
+    switch: Switch,
+}
+
+/// Serves `/metrics`, `/livez`, `/readyz`; `/v1/local-moves`: the last moves between workers; and `/v1/switch/rules`,
+/// `/v1/switch/diff` and `/v1/switch/resync` (POST).
 ///
 /// # Errors
 /// When the address cannot be bound.
-pub async fn serve(address: SocketAddr, metrics: Arc<SiteMetrics>) -> anyhow::Result<JoinHandle<()>> {
+pub async fn serve(
+    address: SocketAddr,
+    metrics: Arc<SiteMetrics>,
+    switch: Switch,
+) -> anyhow::Result<JoinHandle<()>> {
     let listener =
         tokio::net::TcpListener::bind(address).await.with_context(|| format!("metrics = {address}"))?;
     let router = Router::new()
-        .route("/metrics", get(|State(metrics): State<Arc<SiteMetrics>>| async move { metrics.text() }))
+        .route("/metrics", get(|State(site): State<Site>| async move { site.metrics.text() }))
         .route(
             "/v1/local-moves",
-            get(|State(metrics): State<Arc<SiteMetrics>>| async move { Json(metrics.local_moves()) }),
+            get(|State(site): State<Site>| async move { Json(site.metrics.local_moves()) }),
+        )
+        .route(
+            "/v1/switch/rules",
+            get(|State(site): State<Site>| async move { told(site.switch.rules().await) }),
+        )
+        .route(
+            "/v1/switch/diff",
+            get(|State(site): State<Site>| async move { told(site.switch.differences().await) }),
+        )
+        .route(
+            "/v1/switch/resync",
+            post(|State(site): State<Site>| async move { told(site.switch.resync().await) }),
         )
         .route("/livez", get(|| async { "ok\n" }))
-        .route("/readyz", get(|State(metrics): State<Arc<SiteMetrics>>| async move { ready(&metrics) }))
-        .with_state(metrics);
+        .route("/readyz", get(|State(site): State<Site>| async move { ready(&site.metrics) }))
+        .with_state(Site { metrics, switch });
     Ok(tokio::spawn(async move {
         if let Err(error) = axum::serve(listener, router).await {
             tracing::error!(%error, "the metrics listener ended");
         }
     }))
+}
+
+fn told(answer: Result<impl Serialize, QueryError>) -> Response {
+    match answer {
+        Ok(body) => Json(body).into_response(),
+        Err(QueryError::Unavailable) => {
+            let detail =
+                "the switch is not connected, did not answer, or nothing is wanted of it yet: see /readyz";
+            ProblemDetails::from_status_code(StatusCode::SERVICE_UNAVAILABLE)
+                .with_type(axum::http::Uri::from_static("/problems/unavailable"))
+                .with_detail(detail)
+                .into_response()
+        }
+    }
 }
 
 fn ready(metrics: &SiteMetrics) -> (StatusCode, String) {

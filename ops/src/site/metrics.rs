@@ -31,6 +31,9 @@ pub struct SiteMetrics {
     switch_connected: IntGauge,
     switch_errors: IntCounter,
     rule_changes: IntCounter,
+    rules: IntGauge,
+    rules_drift: IntGauge,
+    fail_mode: IntGaugeVec,
     groups: IntGauge,
     revision: IntGauge,
 }
@@ -44,6 +47,8 @@ struct State {
     serving: bool,
     in_force: bool,
     connected: bool,
+    /// Whether the fail mode is secure, where it is looked at.
+    fail_mode: Option<bool>,
     local_moves: Vec<super::core::LocalMove>,
 }
 
@@ -106,6 +111,16 @@ impl SiteMetrics {
             switch_connected: single("limosa_switch_connected", "1 while the switch answers")?,
             switch_errors: counter("limosa_switch_errors_total", "Requests that the switch refused")?,
             rule_changes: counter("limosa_switch_rule_changes_total", "Rules added, changed or removed")?,
+            rules: single("limosa_switch_rules", "Rules that are wanted of the switch")?,
+            rules_drift: single(
+                "limosa_switch_rules_drift",
+                "Rules that were not as wanted when they were compared last",
+            )?,
+            fail_mode: gauge(
+                "limosa_switch_fail_mode_secure",
+                "1 while the bridge is known to keep its rules without a controller; absent where it is not looked at",
+                &[],
+            )?,
             groups: single("limosa_groups", "Groups that have a worker at this site")?,
             revision: single("limosa_config_revision", "Revision of placement that the agent follows")?,
             hold_max,
@@ -149,6 +164,18 @@ impl SiteMetrics {
     fn set_connected(&self, connected: bool) {
         self.switch_connected.set(connected.into());
         self.state().connected = connected;
+    }
+
+    /// Takes a comparison of all rules.
+    pub fn drift(&self, wanted: usize, differences: usize) {
+        self.rules.set(i64::try_from(wanted).unwrap_or(i64::MAX));
+        self.rules_drift.set(i64::try_from(differences).unwrap_or(i64::MAX));
+    }
+
+    /// Takes a look at the bridge's fail mode.
+    pub fn fail_mode(&self, secure: bool) {
+        self.fail_mode.with_label_values::<&str>(&[]).set(secure.into());
+        self.state().fail_mode = Some(secure);
     }
 
     /// Counts records sent.
@@ -227,14 +254,20 @@ impl SiteMetrics {
 
     /// What must hold for the site to be ready, each with whether it does.
     #[must_use]
-    pub fn checks(&self) -> [(&'static str, bool); 4] {
+    pub fn checks(&self) -> Vec<(&'static str, bool)> {
         let state = self.state();
-        [
+        let mut checks = vec![
             ("placement and workers were heard", state.synced),
             ("all groups of the site are served", state.serving),
             ("the switch is connected", state.connected),
             ("the switch follows the newest rules", state.in_force),
-        ]
+        ];
+        checks.extend(
+            state
+                .fail_mode
+                .map(|secure| ("the bridge keeps its rules without the agent (fail mode)", secure)),
+        );
+        checks
     }
 }
 

@@ -5,4 +5,5 @@ pub mod http;
 pub mod metrics;
 pub mod moves;
 pub mod shell;
+pub mod switch;
 pub mod workers;

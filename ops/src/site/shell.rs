@@ -11,8 +11,7 @@ use flow::nat::NatSlices;
 use flow::{Micros, MoveId, ServiceId, SiteId, WorkerId};
 use placement::client::{Client, ClientError};
 use placement::core::Command;
-use switchctl::Ports;
-use switchctl::session::{Session, SessionOptions, SwitchAddr, SwitchEvent, SwitchHandle};
+use switchctl::session::{Session, SessionOptions, SwitchEvent};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use transfer::core::{ToSource, ToTarget};
@@ -21,6 +20,7 @@ use transfer::quic::Endpoint;
 
 use super::core::{Agent, Input, Output};
 use super::metrics::SiteMetrics;
+use super::switch::Switch;
 use super::{moves, workers};
 use crate::clock::{Clock, wall_ms};
 use crate::config::SiteConfig;
@@ -41,7 +41,7 @@ pub struct Shell {
     agent: Agent,
     clock: Clock,
     inputs: mpsc::Sender<Input>,
-    switch: SwitchHandle,
+    switch: Switch,
     client: Arc<Client>,
     workers: workers::Workers,
     peers: BTreeMap<SiteId, Arc<Link>>,
@@ -66,11 +66,14 @@ pub async fn run(config: SiteConfig, stop: CancellationToken) -> anyhow::Result<
     let transport = Arc::new(QuicTransport::new(&endpoint, &config.tls.cluster, &config.placement));
     let members = config.placement.iter().map(|node| node.id).collect();
     let client = Arc::new(Client::new(transport, members));
-    let target = SwitchAddr::Unix(config.switch.clone());
-    let (switch, switch_events) = Session::spawn(target, SessionOptions::default());
+    let options = SessionOptions { in_force: config.switch.in_force.clone(), ..SessionOptions::default() };
+    let sentinel = options.in_force.proof().sentinel();
+    let (switch, switch_events) = Session::spawn(config.switch.address.clone(), options);
+    let guarded = config.switch.openvswitch.as_ref().is_some_and(|settings| settings.check_fail_mode);
+    let switch = Switch::new(switch, sentinel, guarded);
     let (inputs, mut queue) = mpsc::channel(INPUTS_MAX);
     let metrics = Arc::new(SiteMetrics::new(&config.name)?);
-    let server = crate::site::http::serve(config.metrics, metrics.clone()).await?;
+    let server = crate::site::http::serve(config.metrics, metrics.clone(), switch.clone()).await?;
     let mut shell = Shell::new(&config, &endpoint, client, switch, inputs.clone(), metrics);
     shell.spawn_helpers(&config, endpoint.clone(), switch_events, inputs, stop.clone());
     tracing::info!(site = %config.name, listen = %config.listen, "the agent runs");
@@ -90,12 +93,11 @@ impl Shell {
         config: &SiteConfig,
         endpoint: &Endpoint,
         client: Arc<Client>,
-        switch: SwitchHandle,
+        switch: Switch,
         inputs: mpsc::Sender<Input>,
         metrics: Arc<SiteMetrics>,
     ) -> Self {
-        let sites = config.peers.iter().map(|peer| peer.site);
-        let ports = Ports::conventional(sites, config.worker_ports.iter().copied());
+        let ports = config.switch.ports.clone();
         let link = |peer: &crate::config::Peer| {
             let name = NodeName::site(&config.tls.cluster, &peer.name);
             (peer.site, Arc::new(Link::new(endpoint.clone(), peer.address, name)))
@@ -138,6 +140,12 @@ impl Shell {
         };
         until(Box::pin(self.workers.clone().discover(config.workers.clone(), config.worker_ports.clone())));
         until(Box::pin(watch_switch(switch_events, inputs.clone(), self.metrics.clone())));
+        until(Box::pin(self.switch.clone().watch_drift(self.metrics.clone())));
+        if let Some(settings) = config.switch.openvswitch.clone().filter(|settings| settings.check_fail_mode)
+            && let Some(database) = settings.database.clone()
+        {
+            until(Box::pin(self.switch.clone().guard(database, settings, self.metrics.clone())));
+        }
         until(Box::pin(watch_placement(self.client.clone(), inputs.clone())));
         let sites = config.peers.iter().map(|peer| (peer.name.clone(), peer.site)).collect();
         until(Box::pin(moves::accept(
@@ -204,7 +212,7 @@ impl Shell {
             match output {
                 Output::Worker(worker, request) => self.workers.send(worker, &request),
                 Output::Rules(rules, tag) => self.switch.set_rules(rules, tag),
-                Output::PacketOut(packet) => self.switch.packet_out(vec![packet]),
+                Output::PacketOut(packet) => self.switch.packet_out(packet),
                 Output::Connect(id, site) => self.connect(id, site),
                 Output::Hangup(id) => {
                     if let Some(stream) = self.outgoing.remove(&id) {
