@@ -8,6 +8,7 @@ mod policy;
 mod raft;
 mod service;
 mod site;
+mod switch;
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -29,7 +30,7 @@ Exit codes:
   3  conflict: the present state forbids it, or somebody else was faster
   4  not found
   5  timeout
-  6  degraded: no node can answer for lack of a leader, or what was waited for ended otherwise";
+  6  degraded: no node can answer for lack of a leader, what was waited for ended otherwise, or a switch is not as wanted";
 
 /// How a command ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -116,6 +117,9 @@ pub enum Noun {
     /// What is wanted of the solver.
     #[command(subcommand, after_help = AFTER_HELP)]
     Policy(policy::Verb),
+    /// The switch of a site: set up, look at its rules, mend them.
+    #[command(subcommand, after_help = AFTER_HELP)]
+    Switch(switch::Verb),
     /// The placement nodes.
     #[command(subcommand, after_help = AFTER_HELP)]
     Raft(raft::Verb),
@@ -152,6 +156,7 @@ async fn dispatch(noun: Noun, options: &Options) -> Result<Exit, Failure> {
         Noun::Group(verb) => group::run(verb, &context).await,
         Noun::Move(verb) => moves::run(verb, &context).await,
         Noun::Policy(verb) => policy::run(verb, &context).await,
+        Noun::Switch(verb) => switch::run(verb, &context, options).await,
         Noun::Raft(verb) => raft::run(verb, &context).await,
         Noun::Audit(verb) => policy::audit(verb, &context).await,
     }
