@@ -2,10 +2,12 @@
 
 use std::collections::VecDeque;
 use std::io::{IoSlice, IoSliceMut};
-use std::os::fd::{AsRawFd, OwnedFd};
-use std::path::Path;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
 
+use flow::Micros;
 use nix::errno::Errno;
+use nix::poll::PollFlags;
 use nix::sys::socket::{
     AddressFamily, MsgFlags, MultiHeaders, SockFlag, SockType, UnixAddr, connect, recvmmsg, sendmmsg,
     setsockopt, socket, sockopt,
@@ -27,15 +29,19 @@ const DETACHED_QUEUE_LEN: usize = 4_096;
 
 /// A frame that the worker may rewrite in place.
 pub trait PacketBuf: Sized {
+    /// Where new frames come from.
+    type Pool: std::fmt::Debug;
     /// The frame.
     fn data(&self) -> &[u8];
     /// The frame, to be rewritten.
     fn data_mut(&mut self) -> &mut [u8];
-    /// A new frame, for the few packets that the worker makes itself.
-    fn from_bytes(bytes: &[u8]) -> Self;
+    /// A new frame, for the few packets that the worker makes itself; none when no buffer is free.
+    fn from_bytes(pool: &Self::Pool, bytes: &[u8]) -> Option<Self>;
 }
 
 impl PacketBuf for Vec<u8> {
+    type Pool = ();
+
     fn data(&self) -> &[u8] {
         self
     }
@@ -44,8 +50,8 @@ impl PacketBuf for Vec<u8> {
         self
     }
 
-    fn from_bytes(bytes: &[u8]) -> Self {
-        bytes.to_vec()
+    fn from_bytes((): &(), bytes: &[u8]) -> Option<Self> {
+        Some(bytes.to_vec())
     }
 }
 
@@ -63,6 +69,8 @@ impl Frame {
 }
 
 impl PacketBuf for Frame {
+    type Pool = ();
+
     fn data(&self) -> &[u8] {
         &self.buffer[..self.len]
     }
@@ -71,8 +79,8 @@ impl PacketBuf for Frame {
         &mut self.buffer[..self.len]
     }
 
-    fn from_bytes(bytes: &[u8]) -> Self {
-        Self { buffer: bytes.to_vec(), len: bytes.len() }
+    fn from_bytes((): &(), bytes: &[u8]) -> Option<Self> {
+        Some(Self { buffer: bytes.to_vec(), len: bytes.len() })
     }
 }
 
@@ -92,6 +100,51 @@ pub trait PacketIo<B: PacketBuf> {
 
     /// Takes buffers back.
     fn recycle(&mut self, packets: &mut Vec<B>);
+}
+
+/// Packets that a link lost or refused, by reason.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Drops {
+    /// The switch took too few.
+    pub tx_full: u64,
+    /// Taken by the device and not sent.
+    pub tx_error: u64,
+    /// Sent while there was no link.
+    pub link_down: u64,
+    /// No buffer was free. A device that does not count them itself adds one for every look that found none.
+    pub no_buffer: u64,
+    /// Longer than a frame may be.
+    pub oversize: u64,
+    /// Lost in the device before we looked.
+    pub rx_missed: u64,
+    /// Received damaged.
+    pub rx_error: u64,
+}
+
+/// What to do while a link brings nothing.
+#[derive(Debug)]
+pub enum Rest<'a> {
+    /// Look again at once.
+    Spin,
+    /// Look again after so long.
+    Nap(Micros),
+    /// Look again when the descriptor is ready.
+    Until(BorrowedFd<'a>, PollFlags),
+}
+
+/// A worker's one link to its switch, and how it is kept.
+pub trait SwitchLink: PacketIo<Self::Buf> {
+    /// What its packets are in.
+    type Buf: PacketBuf;
+
+    /// Does what is due: reaches for the switch, looks at the device. Called at every turn.
+    fn maintain(&mut self, now: Micros);
+
+    /// How to wait, after nothing has come for `idle`.
+    fn rest(&mut self, idle: Micros) -> Rest<'_>;
+
+    /// What was lost since the last call.
+    fn take_drops(&mut self) -> Drops;
 }
 
 /// Queues in memory, for tests and benches.
@@ -290,6 +343,73 @@ impl PacketIo<Frame> for SeqpacketIo {
         for packet in packets.drain(..) {
             self.recycle_one(packet);
         }
+    }
+}
+
+/// First and longest wait between attempts to reach the switch.
+const BACKOFF_MIN: Micros = Micros(10_000);
+const BACKOFF_MAX: Micros = Micros(1_000_000);
+
+/// [`SeqpacketIo`] that connects again and again.
+#[derive(Debug)]
+pub struct SocketLink {
+    io: SeqpacketIo,
+    path: PathBuf,
+    connect_at: Micros,
+    backoff: Micros,
+}
+
+impl SocketLink {
+    /// To a switch that listens at `path`, now or later.
+    #[must_use]
+    pub fn new(path: PathBuf) -> Self {
+        Self { io: SeqpacketIo::new(), path, connect_at: Micros(0), backoff: BACKOFF_MIN }
+    }
+}
+
+impl PacketIo<Frame> for SocketLink {
+    fn rx_burst(&mut self, packets: &mut Vec<Frame>) -> Result<usize, Errno> {
+        self.io.rx_burst(packets)
+    }
+
+    fn tx_burst(&mut self, packets: &mut Vec<Frame>) -> Result<(), Errno> {
+        self.io.tx_burst(packets)
+    }
+
+    fn recycle(&mut self, packets: &mut Vec<Frame>) {
+        self.io.recycle(packets);
+    }
+}
+
+impl SwitchLink for SocketLink {
+    type Buf = Frame;
+
+    fn maintain(&mut self, now: Micros) {
+        if self.io.socket().is_some() || now < self.connect_at {
+            return;
+        }
+        match self.io.connect(&self.path) {
+            Ok(()) => {
+                tracing::info!(path = %self.path.display(), "connected to the switch");
+                self.backoff = BACKOFF_MIN;
+            }
+            Err(error) => {
+                tracing::debug!(%error, path = %self.path.display(), "cannot reach the switch");
+                self.backoff = Micros((self.backoff.0 * 2).min(BACKOFF_MAX.0));
+            }
+        }
+        self.connect_at = now.plus(self.backoff);
+    }
+
+    fn rest(&mut self, _idle: Micros) -> Rest<'_> {
+        let Some(socket) = self.io.socket() else { return Rest::Nap(BACKOFF_MIN) };
+        let mut flags = PollFlags::POLLIN;
+        flags.set(PollFlags::POLLOUT, self.io.is_waiting());
+        Rest::Until(socket.as_fd(), flags)
+    }
+
+    fn take_drops(&mut self) -> Drops {
+        Drops { tx_full: self.io.take_dropped(), ..Drops::default() }
     }
 }
 

@@ -4,6 +4,7 @@
 //! [`process::run`] puts sockets and a clock around it.
 
 pub mod control;
+pub mod dpdk;
 pub mod group;
 pub mod io;
 pub mod nat;

@@ -1,31 +1,39 @@
-//! The worker as a process: one thread, one switch socket, one agent at a time, one clock.
+//! The worker as a process: one thread, one link to the switch, one agent at a time, one clock.
 //!
 //! It goes on forwarding without an agent, and waits for a switch that is gone. With a slow agent exports
 //! pause: nothing is queued without bound.
 
 use std::hash::BuildHasher;
 use std::io::{Read, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use flow::{Micros, SiteId, WorkerId};
 use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::poll::{PollFd, PollFlags, ppoll};
 
 use crate::control::codec::{FrameDecoder, encode};
 use crate::control::{Event, Request, VERSION};
-use crate::io::{Frame, PacketIo, SeqpacketIo};
+use crate::dpdk::{DpdkConfig, DpdkError};
+use crate::io::{Drops, PacketBuf, Rest, SocketLink, SwitchLink};
 use crate::worker::{Output, Settings, Wait, Worker};
 
 /// Bytes that may wait for the agent before exports pause.
 const AGENT_QUEUE_LEN: usize = 2 << 20;
-/// First and longest wait between attempts to reach the switch.
-const BACKOFF_MIN: Micros = Micros(10_000);
-const BACKOFF_MAX: Micros = Micros(1_000_000);
-/// Bursts between two looks at the agent's socket under load.
-const BURSTS_PER_CONTROL: u32 = 8;
+/// Longest time between two looks at the agent's socket under load.
+const CONTROL_INTERVAL: Micros = Micros(100);
+
+/// How a worker reaches its switch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Link {
+    /// By the switch's `SOCK_SEQPACKET` socket.
+    Socket(PathBuf),
+    /// By a device that DPDK polls.
+    Dpdk(DpdkConfig),
+}
 
 /// What a worker process needs to know.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,8 +44,8 @@ pub struct WorkerConfig {
     pub worker: WorkerId,
     /// Where it listens for the agent; a file that is there is replaced.
     pub control_path: PathBuf,
-    /// Where the switch listens, `SOCK_SEQPACKET`.
-    pub switch_path: PathBuf,
+    /// Its way to the switch.
+    pub link: Link,
     /// Flows that fit.
     pub flow_capacity: usize,
     /// Packets that may be held, over all groups.
@@ -58,6 +66,9 @@ pub enum WorkerError {
     /// Waiting for sockets failed.
     #[error("poll failed: {0}")]
     Poll(Errno),
+    /// The device cannot be used.
+    #[error("{0}")]
+    Dpdk(#[from] DpdkError),
 }
 
 /// Microseconds of a monotonic clock since the process started the worker.
@@ -90,11 +101,28 @@ pub fn run(config: &WorkerConfig, stop: &AtomicBool) -> Result<(), WorkerError> 
     let _ = std::fs::remove_file(&config.control_path);
     let listener = UnixListener::bind(&config.control_path).map_err(listen)?;
     listener.set_nonblocking(true).map_err(listen)?;
-    let mut process = Process::new(config, listener);
+    let result = match &config.link {
+        Link::Socket(path) => {
+            run_over(config, listener, SocketLink::new(path.clone()), Output::default(), stop)
+        }
+        Link::Dpdk(dpdk) => crate::dpdk::run(config, dpdk, listener, stop),
+    };
+    let _ = std::fs::remove_file(&config.control_path);
+    result
+}
+
+/// Runs a worker over a link that is open.
+pub(crate) fn run_over<L: SwitchLink>(
+    config: &WorkerConfig,
+    listener: UnixListener,
+    link: L,
+    out: Output<L::Buf>,
+    stop: &AtomicBool,
+) -> Result<(), WorkerError> {
+    let mut process = Process::new(config, listener, link, out);
     while !stop.load(Ordering::Relaxed) {
         process.turn()?;
     }
-    let _ = std::fs::remove_file(&config.control_path);
     Ok(())
 }
 
@@ -107,22 +135,22 @@ struct Agent {
     greeted: bool,
 }
 
-struct Process<'a> {
-    config: &'a WorkerConfig,
+struct Process<L: SwitchLink> {
     clock: Clock,
     listener: UnixListener,
     agent: Option<Agent>,
-    io: SeqpacketIo,
-    connect_at: Micros,
-    backoff: Micros,
-    worker: Worker<Frame>,
-    rx: Vec<Frame>,
-    out: Output<Frame>,
-    bursts: u32,
+    /// Agent or listener are ready, or were left with something to read.
+    control_due: bool,
+    control_at: Micros,
+    link: L,
+    idle_since: Option<Micros>,
+    worker: Worker<L::Buf>,
+    rx: Vec<L::Buf>,
+    out: Output<L::Buf>,
 }
 
-impl<'a> Process<'a> {
-    fn new(config: &'a WorkerConfig, listener: UnixListener) -> Self {
+impl<L: SwitchLink> Process<L> {
+    fn new(config: &WorkerConfig, listener: UnixListener, link: L, out: Output<L::Buf>) -> Self {
         let clock = Clock::start();
         let settings = Settings {
             site: config.site,
@@ -133,25 +161,24 @@ impl<'a> Process<'a> {
             boot: random(2),
         };
         Self {
-            config,
             clock,
             listener,
             agent: None,
-            io: SeqpacketIo::new(),
-            connect_at: Micros(0),
-            backoff: BACKOFF_MIN,
+            control_due: false,
+            control_at: Micros(0),
+            link,
+            idle_since: None,
             worker: Worker::new(settings, clock.now()),
             rx: Vec::new(),
-            out: Output::default(),
-            bursts: 0,
+            out,
         }
     }
 
-    /// One burst, one slice, and now and then the agent; sleeps when there is nothing to do.
+    /// One burst, one slice, and now and then the agent; rests when there is nothing to do.
     fn turn(&mut self) -> Result<(), WorkerError> {
         let now = self.clock.now();
-        self.reach_switch(now);
-        let received = self.io.rx_burst(&mut self.rx).unwrap_or_else(|error| {
+        self.link.maintain(now);
+        let received = self.link.rx_burst(&mut self.rx).unwrap_or_else(|error| {
             tracing::warn!(%error, "the switch is gone");
             0
         });
@@ -160,43 +187,31 @@ impl<'a> Process<'a> {
         }
         self.worker.slice(now, &mut self.out);
         self.flush();
-        self.bursts = self.bursts.wrapping_add(1);
-        let idle = received == 0 && self.worker.wait() != Wait::Now;
-        if idle || self.bursts.is_multiple_of(BURSTS_PER_CONTROL) {
+        let to_say = self.agent.is_some() && self.worker.has_events();
+        if self.control_due || to_say || now >= self.control_at {
             self.talk(now);
+            self.control_at = now.plus(CONTROL_INTERVAL);
         }
-        if idle && self.worker.wait() != Wait::Now { self.sleep() } else { Ok(()) }
+        if received > 0 || self.control_due || self.worker.wait() == Wait::Now {
+            self.idle_since = None;
+            return Ok(());
+        }
+        self.rest(now)
     }
 
     fn flush(&mut self) {
-        if let Err(error) = self.io.tx_burst(&mut self.out.tx) {
+        if let Err(error) = self.link.tx_burst(&mut self.out.tx) {
             tracing::warn!(%error, "the switch is gone");
         }
-        self.io.recycle(&mut self.out.free);
-        let dropped = self.io.take_dropped();
-        if dropped > 0 {
-            self.worker.note_unsent(dropped);
+        self.link.recycle(&mut self.out.free);
+        let drops = self.link.take_drops();
+        if drops != Drops::default() {
+            self.worker.note_drops(&drops);
         }
-    }
-
-    fn reach_switch(&mut self, now: Micros) {
-        if self.io.socket().is_some() || now < self.connect_at {
-            return;
-        }
-        match self.io.connect(&self.config.switch_path) {
-            Ok(()) => {
-                tracing::info!(path = %self.config.switch_path.display(), "connected to the switch");
-                self.backoff = BACKOFF_MIN;
-            }
-            Err(error) => {
-                tracing::debug!(%error, path = %self.config.switch_path.display(), "cannot reach the switch");
-                self.backoff = Micros((self.backoff.0 * 2).min(BACKOFF_MAX.0));
-            }
-        }
-        self.connect_at = now.plus(self.backoff);
     }
 
     fn talk(&mut self, now: Micros) {
+        self.control_due = false;
         self.accept();
         let Some(mut agent) = self.agent.take() else {
             // Nobody listens: what was said to the last agent is void.
@@ -224,13 +239,12 @@ impl<'a> Process<'a> {
         }
     }
 
-    fn sleep(&mut self) -> Result<(), WorkerError> {
-        let before = self.clock.now();
-        let timeout: u16 = match self.worker.wait() {
+    fn rest(&mut self, now: Micros) -> Result<(), WorkerError> {
+        let idle = now.since(*self.idle_since.get_or_insert(now));
+        let most = match self.worker.wait() {
             Wait::Now => return Ok(()),
-            Wait::Soon => 1,
-            Wait::Idle if self.io.socket().is_none() => 10,
-            Wait::Idle => 100,
+            Wait::Soon => Micros(1_000),
+            Wait::Idle => Micros(100_000),
         };
         let mut fds = vec![PollFd::new(self.listener.as_fd(), PollFlags::POLLIN)];
         if let Some(agent) = &self.agent {
@@ -239,22 +253,31 @@ impl<'a> Process<'a> {
             flags.set(PollFlags::POLLOUT, !agent.queue.is_empty());
             fds.push(PollFd::new(agent.stream.as_fd(), flags));
         }
-        if let Some(socket) = self.io.socket().map(OwnedFd::as_fd) {
-            let mut flags = PollFlags::POLLIN;
-            flags.set(PollFlags::POLLOUT, self.io.is_waiting());
-            fds.push(PollFd::new(socket, flags));
-        }
-        match poll(&mut fds, PollTimeout::from(timeout)) {
+        let control = fds.len();
+        let timeout = match self.link.rest(idle) {
+            Rest::Spin => {
+                self.worker.note_idle(self.clock.now().since(now));
+                return Ok(());
+            }
+            Rest::Nap(span) => span.min(most),
+            Rest::Until(descriptor, flags) => {
+                fds.push(PollFd::new(descriptor, flags));
+                most
+            }
+        };
+        let before = self.clock.now();
+        match ppoll(&mut fds, Some(Duration::from_micros(timeout.0).into()), None) {
             Ok(_) | Err(Errno::EINTR) => {}
             Err(error) => return Err(WorkerError::Poll(error)),
         }
+        self.control_due = fds[..control].iter().any(|fd| fd.any().unwrap_or(true));
         self.worker.note_idle(self.clock.now().since(before));
         Ok(())
     }
 }
 
 impl Agent {
-    fn receive(&mut self, worker: &mut Worker<Frame>, now: Micros) -> Result<(), String> {
+    fn receive<B: PacketBuf>(&mut self, worker: &mut Worker<B>, now: Micros) -> Result<(), String> {
         let mut bytes = [0; 65_536];
         while !worker.is_backlogged() && self.queue.len() < AGENT_QUEUE_LEN {
             match self.decoder.next().map_err(|error| error.to_string())? {
@@ -293,7 +316,7 @@ impl Agent {
     }
 
     /// Encodes events while the queue is short, and writes what the socket takes.
-    fn send(&mut self, worker: &mut Worker<Frame>) -> Result<(), String> {
+    fn send<B: PacketBuf>(&mut self, worker: &mut Worker<B>) -> Result<(), String> {
         while self.queue.len() - self.sent < AGENT_QUEUE_LEN {
             let Some(event) = worker.poll_event() else { break };
             self.queue.extend(encode::<Event>(&event).map_err(|error| error.to_string())?);

@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use dataplane::control::codec::{FrameDecoder, encode};
 use dataplane::control::{Event, Function, Ordering, Phase, Request, ServiceSpec, Timeouts, VERSION};
+use dataplane::process::Link;
 use dataplane::{WorkerConfig, packet, run};
 use flow::nat::NatSpec;
 use flow::steer::{Side, Tag};
@@ -62,7 +63,7 @@ impl Running {
             site: SITE,
             worker: WorkerId(number),
             control_path: control.clone(),
-            switch_path,
+            link: Link::Socket(switch_path),
             flow_capacity: 4096,
             hold_packets_max: 100,
         };

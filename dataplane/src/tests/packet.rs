@@ -138,3 +138,34 @@ fn fragments_and_unknown_protocols_are_unsupported_and_a_bad_header_sum_is_refus
     untagged[12] = 8;
     assert_eq!(parse(&untagged), Err(Reject::Malformed));
 }
+
+#[test]
+fn a_checksum_left_to_the_network_card_is_made_and_others_stay() {
+    let tag = Tag::Direct(Side::Inside, SiteId(1));
+    let (source, destination) = (0x6440_0005u32, 0xcb00_7109u32);
+    for (protocol, header_len, at) in [(17u8, 8, 6), (6, 20, 16)] {
+        let mut payload = vec![0; header_len];
+        payload[..4].copy_from_slice(&[0x12, 0x34, 0, 53]);
+        if protocol == 6 {
+            payload[12] = 0x50;
+        }
+        payload.extend(b"an odd number of bytes");
+        let len = payload.len() as u16;
+        let pseudo =
+            [&source.to_be_bytes()[..], &destination.to_be_bytes(), &[0, protocol], &len.to_be_bytes()];
+        payload[at..at + 2].copy_from_slice(&ones_complement(&pseudo.concat()).to_be_bytes());
+        let mut frame = build_ip(tag, protocol, source, destination, &payload);
+        // Padding is not part of it.
+        frame.extend([7; 3]);
+        complete_checksum(&mut frame);
+        let whole = [&pseudo.concat(), &frame[IP + IPV4_LEN..frame.len() - 3]].concat();
+        assert_eq!(ones_complement(&whole), 0xffff);
+        let complete = frame.clone();
+        complete_checksum(&mut frame);
+        assert_eq!(frame, complete);
+        frame[IP + IPV4_LEN + at] ^= 1;
+        let damaged = frame.clone();
+        complete_checksum(&mut frame);
+        assert_eq!(frame, damaged, "a damaged packet stays damaged");
+    }
+}

@@ -15,7 +15,7 @@ use flow::{Batch, Epoch, GroupId, Micros, MoveId, Protocol, SiteId, WorkerId};
 
 use crate::control::{Counters, Event};
 use crate::group::{Group, Mode, State};
-use crate::io::PacketBuf;
+use crate::io::{Drops, PacketBuf};
 use crate::nat::{self, Service};
 use crate::packet::{self, Content, Headers, IcmpError, Parsed, Reject};
 use crate::rtt::RoundTrips;
@@ -62,16 +62,26 @@ impl Default for Settings {
 
 /// Packets that leave the worker: to the switch, in this order, and those that are done with.
 #[derive(Debug)]
-pub struct Output<B> {
+pub struct Output<B: PacketBuf> {
     /// To the switch.
     pub tx: Vec<B>,
     /// To be used again.
     pub free: Vec<B>,
+    /// For packets that the worker makes itself.
+    pool: B::Pool,
 }
 
-impl<B> Default for Output<B> {
+impl<B: PacketBuf> Output<B> {
+    /// Empty; new packets come from `pool`.
+    #[must_use]
+    pub fn new(pool: B::Pool) -> Self {
+        Self { tx: Vec::new(), free: Vec::new(), pool }
+    }
+}
+
+impl<B: PacketBuf<Pool: Default>> Default for Output<B> {
     fn default() -> Self {
-        Self { tx: Vec::new(), free: Vec::new() }
+        Self::new(B::Pool::default())
     }
 }
 
@@ -198,9 +208,22 @@ impl<B: PacketBuf> Worker<B> {
         self.idle = self.idle.plus(span);
     }
 
-    /// Notes packets that could not be sent.
-    pub fn note_unsent(&mut self, packets: u64) {
-        self.counters.dropped_tx_full += packets;
+    /// Notes packets that the link lost.
+    pub fn note_drops(&mut self, drops: &Drops) {
+        let counters = &mut self.counters;
+        counters.dropped_tx_full += drops.tx_full;
+        counters.dropped_tx_error += drops.tx_error;
+        counters.dropped_link_down += drops.link_down;
+        counters.dropped_no_buffer += drops.no_buffer;
+        counters.dropped_oversize += drops.oversize;
+        counters.dropped_rx_missed += drops.rx_missed;
+        counters.dropped_rx_error += drops.rx_error;
+    }
+
+    /// Whether there is something to tell the agent.
+    #[must_use]
+    pub fn has_events(&self) -> bool {
+        !self.events.is_empty()
     }
 
     /// Whether so many batches wait that no more requests should be read.
@@ -402,6 +425,17 @@ impl<B: PacketBuf> Worker<B> {
     fn send(&mut self, packet: B, out: &mut Output<B>) {
         self.counters.sent += 1;
         out.tx.push(packet);
+    }
+
+    /// Sends a packet of our own.
+    fn send_made(&mut self, bytes: &[u8], out: &mut Output<B>) -> bool {
+        let packet = B::from_bytes(&out.pool, bytes);
+        let made = packet.is_some();
+        match packet {
+            Some(packet) => self.send(packet, out),
+            None => self.counters.dropped_no_buffer += 1,
+        }
+        made
     }
 
     /// Puts a group on the list of those with work to do.

@@ -300,8 +300,7 @@ impl<B: PacketBuf> Worker<B> {
             return;
         }
         let bytes = packet::build_unreachable(Tag::ToClient(site), outside, frame, headers);
-        self.counters.icmp_sent += 1;
-        self.send(B::from_bytes(&bytes), out);
+        self.counters.icmp_sent += u64::from(self.send_made(&bytes, out));
     }
 
     fn may_send_icmp(&mut self, now: Micros) -> bool {

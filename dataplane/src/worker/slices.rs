@@ -293,7 +293,8 @@ impl<B: PacketBuf> Worker<B> {
         // Marker and cut go to the remote side in name only: switches steer them by tag and source.
         let tag = Tag::SendCut(given.target);
         let frame = packet::build_ip(tag, MARKER_PROTOCOL, first.into(), first.into(), &body.encode());
-        self.send(B::from_bytes(&frame), out);
+        // Without it the target waits for its bound.
+        self.send_made(&frame, out);
     }
 
     /// Exports some records. Pauses while the agent is slow to take what there is.

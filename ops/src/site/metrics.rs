@@ -271,7 +271,7 @@ impl SiteMetrics {
     }
 }
 
-fn fates(stats: &Stats) -> [(&'static str, u64); 16] {
+fn fates(stats: &Stats) -> [(&'static str, u64); 22] {
     let c = &stats.counters;
     [
         ("received", c.received),
@@ -290,5 +290,11 @@ fn fates(stats: &Stats) -> [(&'static str, u64); 16] {
         ("dropped_ttl", c.dropped_ttl),
         ("dropped_bad_checksum", c.dropped_bad_checksum),
         ("dropped_tx_full", c.dropped_tx_full),
+        ("dropped_tx_error", c.dropped_tx_error),
+        ("dropped_link_down", c.dropped_link_down),
+        ("dropped_no_buffer", c.dropped_no_buffer),
+        ("dropped_oversize", c.dropped_oversize),
+        ("dropped_rx_missed", c.dropped_rx_missed),
+        ("dropped_rx_error", c.dropped_rx_error),
     ]
 }
