@@ -7,6 +7,8 @@ use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
+use dataplane::dpdk::{Device, DpdkConfig, DpdkError, Idle, buffers_min, memory_min_mb};
+use dataplane::process::Link;
 use flow::{SiteId, WorkerId};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -407,15 +409,55 @@ struct RawWorker {
     site: SiteId,
     worker: WorkerId,
     directory: PathBuf,
-    switch: PathBuf,
+    switch: Option<PathBuf>,
     flows: Option<usize>,
     hold_packets: Option<usize>,
+    dpdk: Option<RawDpdk>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawDpdk {
+    device: Option<String>,
+    pci: Option<String>,
+    lcore: Option<usize>,
+    huge_pages: Option<bool>,
+    memory_mb: Option<u32>,
+    idle: Option<String>,
+    mtu: Option<u16>,
+    buffers: Option<u32>,
+    rx_descriptors: Option<u16>,
+    tx_descriptors: Option<u16>,
+    #[serde(default)]
+    eal: Vec<String>,
 }
 
 /// A million flows take about 100 MiB.
 const FLOWS: usize = 1 << 20;
 /// 64 Ki packets: 300 ms at 200,000 packets per second.
 const HOLD_PACKETS: usize = 1 << 16;
+/// Each has a buffer of full length over DPDK: with 16 Ki packets, and those that may go over, some 200 MiB.
+const DPDK_HOLD_PACKETS: usize = 1 << 14;
+/// Packets that a device may hold in each direction.
+const DESCRIPTORS: u16 = 1_024;
+/// Longest frame of a worker without its header.
+const MTU_MAX: u64 = 9_198;
+/// Arguments of DPDK that are set by other keys, and one that would end the process.
+const EAL_OWN: [(&str, &str); 13] = [
+    ("-l", "lcore"),
+    ("-c", "lcore"),
+    ("--lcores", "lcore"),
+    ("-m", "memory_mb"),
+    ("--no-huge", "huge_pages"),
+    ("--in-memory", "huge_pages"),
+    ("-a", "pci"),
+    ("--allow", "pci"),
+    ("--no-pci", "pci"),
+    ("--vdev", "device"),
+    ("--file-prefix", "huge_pages"),
+    ("-h", ""),
+    ("--help", ""),
+];
 
 impl WorkerConfig {
     /// Reads and checks a file.
@@ -427,20 +469,151 @@ impl WorkerConfig {
         let file = File { path };
         let flows = raw.flows.unwrap_or(FLOWS);
         file.bounded("flows", flows as u64, 1_024, 1 << 28)?;
-        let hold = raw.hold_packets.unwrap_or(HOLD_PACKETS);
+        let hold = match raw.dpdk {
+            Some(_) => raw.hold_packets.unwrap_or(DPDK_HOLD_PACKETS),
+            None => raw.hold_packets.unwrap_or(HOLD_PACKETS),
+        };
         file.bounded("hold_packets", hold as u64, 32, 1 << 22)?;
+        let link = match (raw.switch, raw.dpdk) {
+            (Some(path), None) => Link::Socket(file.beside(&path)),
+            (None, Some(dpdk)) => {
+                let link = Link::Dpdk(dpdk.validate(&file, hold)?);
+                if !dataplane::dpdk::BUILT {
+                    return Err(file.error("dpdk", "a table", DpdkError::NotBuilt.to_string()));
+                }
+                link
+            }
+            (Some(path), Some(_)) => {
+                let remedy = "a worker has one way to its switch: either this socket or the table [dpdk]";
+                return Err(file.error("switch", path.display(), remedy));
+            }
+            (None, None) => {
+                let remedy = "name the switch's socket for this worker, or add a table [dpdk] with a device";
+                return Err(file.error("switch", "", remedy));
+            }
+        };
         let directory = file.beside(&raw.directory);
         Ok(Self {
             worker: dataplane::process::WorkerConfig {
                 site: raw.site,
                 worker: raw.worker,
                 control_path: control_path(&directory, raw.worker),
-                switch_path: file.beside(&raw.switch),
+                link,
                 flow_capacity: flows,
                 hold_packets_max: hold,
             },
         })
     }
+}
+
+impl RawDpdk {
+    fn validate(self, file: &File<'_>, hold_packets: usize) -> Result<DpdkConfig, ConfigError> {
+        let mtu = self.mtu.unwrap_or(1_500);
+        file.bounded("dpdk.mtu", mtu.into(), 576, MTU_MAX)?;
+        let least = buffers_min(u32::try_from(hold_packets).unwrap_or(u32::MAX));
+        let buffers = self.buffers.unwrap_or(least);
+        if buffers < least {
+            let remedy =
+                format!("hold_packets = {hold_packets} needs {least} or more; lower that, or raise this");
+            return Err(file.error("dpdk.buffers", buffers, remedy));
+        }
+        let least = memory_min_mb(buffers, mtu);
+        let memory_mb = self.memory_mb.unwrap_or(least.saturating_add(64));
+        if memory_mb < least {
+            let remedy = format!("{buffers} buffers need {least} or more; lower hold_packets, or raise this");
+            return Err(file.error("dpdk.memory_mb", memory_mb, remedy));
+        }
+        let descriptors = |key: &str, value: Option<u16>| {
+            let value = value.unwrap_or(DESCRIPTORS);
+            file.bounded(key, value.into(), 32, 2_048).map(|_| value)
+        };
+        let idle = match self.idle.as_deref() {
+            None | Some("backoff") => Idle::Backoff,
+            Some("spin") => Idle::Spin,
+            Some(other) => return Err(file.error("dpdk.idle", other, "use \"spin\" or \"backoff\"")),
+        };
+        for argument in &self.eal {
+            let name = argument.split('=').next().unwrap_or_default();
+            if let Some((_, key)) = EAL_OWN.iter().find(|(own, _)| *own == name) {
+                let remedy = match *key {
+                    "" => "leave it out: DPDK would end the process".to_owned(),
+                    key => format!("leave it out: the key dpdk.{key} sets it"),
+                };
+                return Err(file.error("dpdk.eal", argument, remedy));
+            }
+        }
+        Ok(DpdkConfig {
+            device: dpdk_device(file, self.device, self.pci)?,
+            lcore: self.lcore,
+            huge_pages: self.huge_pages.unwrap_or(true),
+            memory_mb,
+            idle,
+            mtu,
+            buffers,
+            rx_descriptors: descriptors("dpdk.rx_descriptors", self.rx_descriptors)?,
+            tx_descriptors: descriptors("dpdk.tx_descriptors", self.tx_descriptors)?,
+            eal: self.eal,
+        })
+    }
+}
+
+/// Exactly one of the two keys, in the form that DPDK wants.
+fn dpdk_device(file: &File<'_>, device: Option<String>, pci: Option<String>) -> Result<Device, ConfigError> {
+    match (device, pci) {
+        (Some(text), None) => virtual_device(file, text).map(Device::Virtual),
+        (None, Some(address)) if is_pci_address(&address) => Ok(Device::Pci(address)),
+        (None, Some(address)) => {
+            Err(file.error("dpdk.pci", address, "use domain:bus:device.function, such as \"0000:3b:00.1\""))
+        }
+        (Some(text), Some(_)) => {
+            Err(file.error("dpdk.device", text, "a worker has one device: leave out this key or dpdk.pci"))
+        }
+        (None, None) => {
+            let remedy =
+                "name a device, such as \"net_af_packet0,iface=eth1\", or the address of one as dpdk.pci";
+            Err(file.error("dpdk.device", "", remedy))
+        }
+    }
+}
+
+/// Drivers of virtual devices, and the argument that each cannot go without.
+const DRIVERS: [(&str, &str); 9] = [
+    ("net_virtio_user", "path"),
+    ("net_af_packet", "iface"),
+    ("net_af_xdp", "iface"),
+    ("net_tap", ""),
+    ("net_memif", "role"),
+    ("net_vhost", "iface"),
+    ("net_null", ""),
+    ("net_ring", ""),
+    ("net_pcap", ""),
+];
+
+fn virtual_device(file: &File<'_>, text: String) -> Result<String, ConfigError> {
+    let mut parts = text.split(',');
+    let name = parts.next().unwrap_or_default();
+    let driver = name.trim_end_matches(|letter: char| letter.is_ascii_digit());
+    let Some((_, needed)) = DRIVERS.iter().find(|(known, _)| *known == driver && name != driver) else {
+        let known: Vec<_> = DRIVERS.iter().map(|(name, _)| *name).collect();
+        let remedy =
+            format!("use a driver and a number, then key=value pairs; drivers: {}", known.join(", "));
+        return Err(file.error("dpdk.device", text, remedy));
+    };
+    if !needed.is_empty() && !parts.any(|part| part.split_once('=').is_some_and(|(key, _)| key == *needed)) {
+        let remedy = format!("{driver} needs {needed}=, as in \"{name},{needed}=...\"");
+        return Err(file.error("dpdk.device", text, remedy));
+    }
+    Ok(text)
+}
+
+fn is_pci_address(text: &str) -> bool {
+    let is_hex = |part: &str, len| part.len() == len && part.chars().all(|letter| letter.is_ascii_hexdigit());
+    let mut parts = text.splitn(3, ':');
+    let (domain, bus, rest) =
+        (parts.next(), parts.next(), parts.next().and_then(|rest| rest.split_once('.')));
+    domain.is_some_and(|part| is_hex(part, 4))
+        && bus.is_some_and(|part| is_hex(part, 2))
+        && rest.is_some_and(|(device, function)| is_hex(device, 2) && is_hex(function, 1))
 }
 
 /// The control socket of a worker, by convention.
@@ -656,6 +829,69 @@ mod tests {
         ] {
             let error = with_openvswitch(from, to).unwrap_err().to_string();
             assert!(error.contains("site.toml") && error.contains(wanted), "{from} -> {to}: {error}");
+        }
+    }
+
+    const WORKER: &str = r#"
+        site = 1
+        worker = 2
+        directory = "workers"
+    "#;
+
+    fn worker(rest: &str) -> Result<WorkerConfig, String> {
+        let (_directory, path) = written(&format!("{WORKER}{rest}"));
+        WorkerConfig::read(&path).map_err(|error| error.to_string())
+    }
+
+    fn worker_error(rest: &str) -> String {
+        worker(rest).unwrap_err()
+    }
+
+    #[test]
+    fn a_worker_has_one_way_to_its_switch() {
+        assert!(matches!(worker("switch = \"s\"").unwrap().worker.link, Link::Socket(_)));
+        assert!(worker_error("").contains("name the switch's socket for this worker, or add a table [dpdk]"));
+        let both = worker_error("switch = \"s\"\n[dpdk]\ndevice = \"net_null0\"");
+        assert!(both.contains("switch = \"s\": a worker has one way to its switch"), "{both}");
+    }
+
+    #[test]
+    fn a_dpdk_worker_needs_a_program_with_dpdk_and_has_defaults_that_fit() {
+        let read = worker("[dpdk]\npci = \"0000:3b:00.1\"");
+        if !dataplane::dpdk::BUILT {
+            let error = read.unwrap_err();
+            assert!(error.contains("site.toml: dpdk = "), "{error}");
+            assert!(error.contains("cargo build --release --package limosa --features dpdk"), "{error}");
+            return;
+        }
+        let config = read.unwrap().worker;
+        let Link::Dpdk(dpdk) = config.link else { panic!("{:?}", config.link) };
+        assert_eq!(dpdk.device, Device::Pci("0000:3b:00.1".to_owned()));
+        assert_eq!((dpdk.idle, dpdk.huge_pages, dpdk.mtu), (Idle::Backoff, true, 1_500));
+        assert_eq!((config.hold_packets_max, dpdk.buffers), (16_384, 4 * 16_384 + 8_192));
+        assert!(dpdk.memory_mb >= memory_min_mb(dpdk.buffers, 1_500));
+    }
+
+    #[test]
+    fn errors_of_a_dpdk_table_name_file_key_value_and_remedy() {
+        for (rest, expected) in [
+            ("", "dpdk.device = \"\": name a device, such as \"net_af_packet0,iface=eth1\""),
+            ("pci = \"3b:00.1\"", "dpdk.pci = \"3b:00.1\": use domain:bus:device.function"),
+            ("device = \"net_null0\"\npci = \"0000:3b:00.1\"", "a worker has one device"),
+            ("device = \"net_null\"", "dpdk.device = \"net_null\": use a driver and a number"),
+            ("device = \"eth1\"", "drivers: net_virtio_user, net_af_packet, net_af_xdp"),
+            ("device = \"net_af_packet0\"", "net_af_packet needs iface=, as in \"net_af_packet0,iface=...\""),
+            ("device = \"net_null0\"\nidle = \"nap\"", "dpdk.idle = \"nap\": use \"spin\" or \"backoff\""),
+            ("device = \"net_null0\"\nmtu = 9500", "dpdk.mtu = \"9500\": use 576 to 9198"),
+            ("device = \"net_null0\"\nbuffers = 9000", "hold_packets = 16384 needs 73728 or more"),
+            ("device = \"net_null0\"\nmemory_mb = 64", "dpdk.memory_mb = \"64\": 73728 buffers need "),
+            ("device = \"net_null0\"\nrx_descriptors = 8", "dpdk.rx_descriptors = \"8\": use 32 to 2048"),
+            ("device = \"net_null0\"\neal = [\"--no-huge\"]", "the key dpdk.huge_pages sets it"),
+            ("device = \"net_null0\"\neal = [\"-h\"]", "dpdk.eal = \"-h\": leave it out: DPDK would end"),
+            ("device = \"net_null0\"\nnosuch = 1", "unknown field `nosuch`"),
+        ] {
+            let error = worker_error(&format!("[dpdk]\n{rest}"));
+            assert!(error.contains("site.toml") && error.contains(expected), "{rest}: {error}");
         }
     }
 
