@@ -3,6 +3,9 @@
 
 CARGO ?= cargo
 SEEDS ?= 10000
+# Packages of DPDK workers are empty without feature `dpdk`, so commands over the workspace need no DPDK.
+DPDK_PACKAGES = libdpdk-dev dpdk-dev pkg-config clang libclang-dev
+HAS_DPDK = (pkg-config --exists libdpdk && command -v clang) >/dev/null 2>&1
 
 .PHONY: demo build test test-setup lint bench sim clean
 
@@ -17,6 +20,10 @@ test: test-setup
 	$(CARGO) test --workspace --exclude limosa
 	$(CARGO) test --package limosa --lib --bins --test api --test sim
 	$(CARGO) test --package limosa --test process -- --test-threads=1
+	@if $(HAS_DPDK) && [ "$$(id -u)" = 0 ]; then set -x; \
+	  $(CARGO) test --package limosa-dpdk --package limosa-dataplane --package limosa --features dpdk \
+	    --test devices --test refusals --test huge_pages --test dpdk; \
+	else echo "SKIPPED: tests of DPDK workers (DPDK is not installed, or not root)"; fi
 
 test-setup:
 	@if command -v ovs-ofctl >/dev/null 2>&1; then echo "ovs-ofctl is there: its tests run"; \
@@ -25,16 +32,25 @@ test-setup:
 	    && echo "Open vSwitch was installed: its tests run" \
 	    || echo "SKIPPED: tests against Open vSwitch (it could not be installed)"; \
 	else echo "SKIPPED: tests against Open vSwitch (not installed, and not root to install it)"; fi
+	@if ! $(HAS_DPDK) && [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then \
+	  (apt-get update -q && apt-get install -y -q --no-install-recommends $(DPDK_PACKAGES)) >/dev/null 2>&1 || true; fi
 
 lint:
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
+	@if $(HAS_DPDK); then set -x; \
+	  $(CARGO) clippy --workspace --all-targets --features limosa-dpdk/dpdk,limosa/dpdk -- -D warnings; \
+	else echo "SKIPPED: lints of DPDK workers (DPDK is not installed)"; fi
 
 sim:
 	SIM_SEEDS=$(SEEDS) $(CARGO) test --release --package limosa --test sim -- --nocapture
 
 bench:
 	$(CARGO) bench --workspace --benches
+	@if $(HAS_DPDK) && [ "$$(id -u)" = 0 ]; then set -x; \
+	  $(CARGO) bench --package limosa-dataplane --features dpdk --bench dpdk \
+	  && $(CARGO) bench --package limosa --features dpdk --bench dpdk_idle; \
+	else echo "SKIPPED: benches of DPDK workers (DPDK is not installed, or not root)"; fi
 
 clean:
 	$(CARGO) clean
