@@ -208,7 +208,7 @@ impl<B: PacketBuf> Turns<B> {
                 }
                 25 => {
                     let batch = Batch::default();
-                    self.ask(Request::Install { group: held, move_id, sequence: 1, batch });
+                    self.ask(Request::Install { group: held, move_id, sequence: 1, batch, more: false });
                 }
                 40 => {
                     let token = Token { epoch, flows: 0, ..self.token() };
