@@ -15,7 +15,7 @@ demo: build
 build:
 	$(CARGO) build --release --package limosa
 
-# Whole deployments (the last line) run one at a time: each is some 20 processes, and two would fight for the cores.
+# Whole deployments (`--test process`) run one at a time: each is some 20 processes, and two would fight for the cores.
 test: test-setup
 	$(CARGO) test --workspace --exclude limosa
 	$(CARGO) test --package limosa --lib --bins --test api --test sim

@@ -82,7 +82,7 @@ fn main() {
     let mut installing = Times("a slice of import", Vec::new());
     for (sequence, chunk) in records.chunks(CHUNK).enumerate() {
         let batch = Batch { upserts: chunk.to_vec(), removals: Vec::new() };
-        let pieces = Request::install(group, move_id, sequence as u64, batch);
+        let pieces = Request::install(group, move_id, sequence as u64, &batch);
         for request in pieces {
             let bytes = encode(&request).expect("it encodes");
             let mut decoder = FrameDecoder::<Request>::new();

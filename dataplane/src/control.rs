@@ -232,7 +232,7 @@ const PIECE_LEN: usize = 256;
 
 impl Request {
     /// A batch as requests of a size that the packet path can bear; at least one. Removals come first, as in a batch.
-    pub fn install(group: GroupId, move_id: MoveId, sequence: u64, batch: Batch) -> Vec<Self> {
+    pub fn install(group: GroupId, move_id: MoveId, sequence: u64, batch: &Batch) -> Vec<Self> {
         let (removals, upserts) = (batch.removals.chunks(PIECE_LEN), batch.upserts.chunks(PIECE_LEN));
         let removals = removals.map(|piece| Batch { removals: piece.to_vec(), upserts: Vec::new() });
         let upserts = upserts.map(|piece| Batch { removals: Vec::new(), upserts: piece.to_vec() });

@@ -246,6 +246,11 @@ impl<L: SwitchLink> Process<L> {
             Wait::Soon => Micros(1_000),
             Wait::Idle => Micros(100_000),
         };
+        let rest = self.link.rest(idle);
+        if matches!(rest, Rest::Spin) {
+            self.worker.note_idle(self.clock.now().since(now));
+            return Ok(());
+        }
         let mut fds = vec![PollFd::new(self.listener.as_fd(), PollFlags::POLLIN)];
         if let Some(agent) = &self.agent {
             let mut flags = PollFlags::empty();
@@ -254,11 +259,8 @@ impl<L: SwitchLink> Process<L> {
             fds.push(PollFd::new(agent.stream.as_fd(), flags));
         }
         let control = fds.len();
-        let timeout = match self.link.rest(idle) {
-            Rest::Spin => {
-                self.worker.note_idle(self.clock.now().since(now));
-                return Ok(());
-            }
+        let timeout = match rest {
+            Rest::Spin => Micros(0),
             Rest::Nap(span) => span.min(most),
             Rest::Until(descriptor, flags) => {
                 fds.push(PollFd::new(descriptor, flags));

@@ -233,9 +233,9 @@ impl<B: PacketBuf> Turns<B> {
     }
 
     fn token(&self) -> Token {
-        let cut = self.events.iter().find_map(|event| match event {
-            Event::Cut { token, .. } => Some(*token),
-            _ => None,
+        let cut = self.events.iter().find_map(|event| {
+            let Event::Cut { token, .. } = event else { return None };
+            Some(*token)
         });
         cut.unwrap()
     }

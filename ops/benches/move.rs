@@ -83,7 +83,7 @@ impl Site {
     }
 
     fn install(&mut self, sequence: u64, batch: Batch) {
-        Request::install(self.group, MOVE, sequence, batch).into_iter().for_each(|piece| self.ask(piece));
+        Request::install(self.group, MOVE, sequence, &batch).into_iter().for_each(|piece| self.ask(piece));
         while !self.events().iter().any(|event| matches!(event, Event::Installed { .. })) {}
     }
 

@@ -1,6 +1,7 @@
 //! The session against Open vSwitch itself; skipped where that is not installed.
 #![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
+mod common;
 mod ovs;
 
 use std::collections::BTreeMap;
@@ -8,8 +9,9 @@ use std::fmt::Write;
 use std::sync::Arc;
 use std::time::Duration;
 
+use common::{OWN, PEER, group, in_force, next, plan, rules};
 use flow::steer::{Side, Tag};
-use flow::{Epoch, GroupId, MoveId, ServiceId, SiteId, WorkerId};
+use flow::{Epoch, GroupId, MoveId, SiteId, WorkerId};
 use ovs::{Datapath, Namespace, OpenVswitch, skip};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -21,27 +23,6 @@ use switchctl::{
     SwitchAddr, SwitchEvent, SwitchHandle, TlsClient, Tunnel, compile, marker_out,
 };
 use tokio::sync::mpsc;
-
-const OWN: SiteId = SiteId(1);
-const PEER: SiteId = SiteId(2);
-
-fn group() -> GroupId {
-    GroupId { service: ServiceId::new(1).unwrap(), prefix: "100.64.0.0/24".parse().unwrap() }
-}
-
-fn plan(steer: SiteId, local: Option<u16>) -> SitePlan {
-    let entry = GroupPlan { epoch: Epoch(1), steer, local: local.map(WorkerId) };
-    SitePlan {
-        site: OWN,
-        ports: Ports::conventional([PEER], [WorkerId(0), WorkerId(1)]),
-        services: BTreeMap::new(),
-        groups: BTreeMap::from([(group(), entry)]),
-    }
-}
-
-fn rules(steer: SiteId, local: Option<u16>) -> Arc<RuleSet> {
-    Arc::new(compile(&plan(steer, local)))
-}
 
 /// A plan with NAT slices and a flow-based tunnel, so that every kind of rule is there.
 fn rich_rules(steer: SiteId) -> Arc<RuleSet> {
@@ -66,20 +47,6 @@ fn rich_rules(steer: SiteId) -> Arc<RuleSet> {
     let v6 = GroupId { prefix: "2001:db8::/48".parse().unwrap(), ..group() };
     plan.groups.insert(v6, entry);
     Arc::new(compile(&plan))
-}
-
-async fn next(events: &mut mpsc::Receiver<SwitchEvent>) -> SwitchEvent {
-    tokio::time::timeout(Duration::from_secs(30), events.recv()).await.unwrap().unwrap()
-}
-
-async fn in_force(events: &mut mpsc::Receiver<SwitchEvent>, tag: u64) -> usize {
-    loop {
-        match next(events).await {
-            SwitchEvent::InForce { tag: told, changes } if told == tag => return changes,
-            SwitchEvent::Error(error) => panic!("{error}"),
-            SwitchEvent::Connected { .. } | SwitchEvent::Disconnected | SwitchEvent::InForce { .. } => {}
-        }
-    }
 }
 
 async fn read(switch: &SwitchHandle, but: Option<RuleKey>) -> RuleSet {

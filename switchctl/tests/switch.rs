@@ -1,7 +1,8 @@
 //! The embedded switch and the session, as they run: sockets, threads, a controller that comes and goes.
 #![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
-use std::collections::BTreeMap;
+mod common;
+
 use std::io::Read;
 use std::net::UdpSocket;
 use std::path::{Path, PathBuf};
@@ -11,19 +12,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use common::{OWN, PEER, group, in_force, next, plan, rules};
 use flow::steer::{MarkerBody, Side, Tag, TunnelKey, TunnelRole};
-use flow::{Epoch, GroupId, MoveId, ServiceId, SiteId, WorkerId};
+use flow::{Epoch, MoveId, WorkerId};
 use socket2::{Domain, SockAddr, Socket, Type};
-use switchctl::core::rules::RuleSet;
 use switchctl::softswitch::{self, PortConfig, PortKind, QUEUE_FRAMES, SwitchConfig};
 use switchctl::{
-    Action, GroupPlan, Match, OldPath, PacketOut, PortNo, Ports, Rule, RuleKey, Session, SessionOptions,
-    SitePlan, SwitchAddr, SwitchEvent, compile, marker_out,
+    Action, Match, OldPath, PacketOut, PortNo, Ports, Rule, RuleKey, Session, SessionOptions, SwitchAddr,
+    SwitchEvent, marker_out,
 };
-use tokio::sync::mpsc;
-
-const OWN: SiteId = SiteId(1);
-const PEER: SiteId = SiteId(2);
 
 /// A switch in a thread of its own, with its sockets in a directory of its own.
 struct Running {
@@ -146,38 +143,6 @@ fn client_frame(number: u32) -> Vec<u8> {
     frame.extend_from_slice(&[1, 1, 0, 53, 0, 12, 0, 0]);
     frame.extend_from_slice(&number.to_be_bytes());
     frame
-}
-
-fn group() -> GroupId {
-    GroupId { service: ServiceId::new(1).unwrap(), prefix: "100.64.0.0/24".parse().unwrap() }
-}
-
-fn plan(steer: SiteId, local: Option<u16>) -> SitePlan {
-    let entry = GroupPlan { epoch: Epoch(1), steer, local: local.map(WorkerId) };
-    SitePlan {
-        site: OWN,
-        ports: Ports::conventional([PEER], [WorkerId(0), WorkerId(1)]),
-        services: BTreeMap::new(),
-        groups: BTreeMap::from([(group(), entry)]),
-    }
-}
-
-fn rules(steer: SiteId, local: Option<u16>) -> Arc<RuleSet> {
-    Arc::new(compile(&plan(steer, local)))
-}
-
-async fn next(events: &mut mpsc::Receiver<SwitchEvent>) -> SwitchEvent {
-    tokio::time::timeout(Duration::from_secs(10), events.recv()).await.unwrap().unwrap()
-}
-
-async fn in_force(events: &mut mpsc::Receiver<SwitchEvent>, tag: u64) -> usize {
-    loop {
-        match next(events).await {
-            SwitchEvent::InForce { tag: told, changes } if told == tag => return changes,
-            SwitchEvent::Error(error) => panic!("{error}"),
-            SwitchEvent::Connected { .. } | SwitchEvent::Disconnected | SwitchEvent::InForce { .. } => {}
-        }
-    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -8,15 +8,13 @@ use std::os::unix::net::UnixListener;
 use std::sync::atomic::AtomicBool;
 
 use crate::process::{WorkerConfig, WorkerError};
+use crate::worker::RELAYED_HOLD_FACTOR;
 
 #[cfg(feature = "dpdk")]
 pub use link::DpdkLink;
 
 /// Whether workers over DPDK are built in.
 pub const BUILT: bool = cfg!(feature = "dpdk");
-
-/// Held packets that go over the bound of the worker, as a factor, when they were relayed; see `worker::serve`.
-const HELD_FACTOR: u32 = 4;
 
 /// Buffers beside those of held packets: both rings of the device, its queue to be sent, bursts, caches.
 const BUFFERS_BESIDE: u32 = 8_192;
@@ -68,7 +66,7 @@ pub struct DpdkConfig {
 /// So many buffers are needed: a hold that takes the last one would hold the packet that ends it, too.
 #[must_use]
 pub fn buffers_min(hold_packets_max: u32) -> u32 {
-    hold_packets_max.saturating_mul(HELD_FACTOR).saturating_add(BUFFERS_BESIDE)
+    hold_packets_max.saturating_mul(RELAYED_HOLD_FACTOR as u32).saturating_add(BUFFERS_BESIDE)
 }
 
 /// Memory that so many buffers of that length need, in megabytes, with what DPDK itself needs.

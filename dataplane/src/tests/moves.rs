@@ -277,7 +277,7 @@ fn a_batch_in_pieces_is_answered_once_and_removals_come_first() {
     batch.removals.push((gone, 0));
     let mut lab = target();
     let mut answers = Vec::new();
-    let pieces = Request::install(group_id(), MOVE, 7, batch);
+    let pieces = Request::install(group_id(), MOVE, 7, &batch);
     assert!(matches!(&pieces[0], Request::Install { batch, .. } if batch.removals.len() == 1));
     for piece in pieces {
         answers.extend(lab.ask(piece));

@@ -8,6 +8,8 @@ mod requests;
 mod serve;
 mod slices;
 
+pub(crate) use serve::RELAYED_HOLD_FACTOR;
+
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
 use flow::steer::{Side, Tag};

@@ -14,7 +14,7 @@ use crate::table::{NewFlow, flags};
 
 /// Held packets may go over the bound by this factor when the source relays them: sending those back
 /// would let them circle.
-const RELAYED_HOLD_FACTOR: usize = 4;
+pub(crate) const RELAYED_HOLD_FACTOR: usize = 4;
 
 impl<B: PacketBuf> Worker<B> {
     /// Translates a packet of a group that we serve.

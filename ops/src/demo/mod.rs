@@ -93,7 +93,7 @@ async fn play(options: &Options, sites: Vec<DemoSite>, directory: &Path) -> anyh
     if options.keep {
         keep(stage.cluster()).await;
     }
-    stage.close()?;
+    stage.close().await?;
     write(&stage.report, &options.report)?;
     Ok(stage.report)
 }

@@ -446,10 +446,12 @@ impl Stage {
     ///
     /// # Errors
     /// When the world has ended.
-    pub fn close(&mut self) -> anyhow::Result<()> {
+    pub async fn close(&mut self) -> anyhow::Result<()> {
         let total = self.world.drain()?;
         if total.packets.lost > 0 {
-            self.report.failures.push(format!("{} packets lost in all", total.packets.lost));
+            let (missing, drops) = (total.missing.join("; "), self.cluster.drops().await.join("; "));
+            let what = format!("{} packets lost in all: {missing}; dropped: {drops}", total.packets.lost);
+            self.report.failures.push(what);
         }
         let improved = |act: &Act| act.user_delay_ms.after.p95 < act.user_delay_ms.before.p95;
         if self.report.acts.get(1).is_some_and(|act| !improved(act)) {

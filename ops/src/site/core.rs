@@ -11,7 +11,7 @@ use dataplane::control::{
     Event, Function, GroupLoad, GroupStatus, Ordering, Phase, Request, ServiceSpec, Stats,
 };
 use flow::nat::NatSlices;
-use flow::{Batch, Epoch, GroupId, HoldTimes, Micros, MoveId, ServiceId, SiteId, WorkerId};
+use flow::{Epoch, GroupId, HoldTimes, Micros, MoveId, ServiceId, SiteId, WorkerId};
 use placement::core::{Change, Command, Group, Move, MoveOutcome, MovePhase, MoveSummary, Service, Site};
 use switchctl::{GroupPlan, OldPath, PacketOut, Ports, RuleSet, SitePlan, marker_out};
 use transfer::core::{
@@ -692,9 +692,14 @@ impl Agent {
         }
         if let Some(worker) = self.least_loaded() {
             self.set_local(id, Some(worker));
-            self.unserved.insert(id, worker);
-            self.outputs.push_back(Output::Worker(worker, Request::Serve { group: id, epoch: group.epoch }));
+            self.serve(worker, id, group.epoch);
         }
+    }
+
+    /// Tells a worker to serve; the site is not ready before it has said that it does.
+    fn serve(&mut self, worker: WorkerId, group: GroupId, epoch: Epoch) {
+        self.unserved.insert(group, worker);
+        self.outputs.push_back(Output::Worker(worker, Request::Serve { group, epoch }));
     }
 
     // ---- workers --------------------------------------------------------------------------------------
@@ -1339,7 +1344,7 @@ impl Agent {
         let lost = self.outgoing.get_mut(&id).is_some_and(|out| std::mem::take(&mut out.lost));
         if let Some(epoch) = self.groups.get(&group).filter(|_| lost).map(|g| g.epoch) {
             self.set_local(group, Some(worker));
-            self.outputs.push_back(Output::Worker(worker, Request::Serve { group, epoch }));
+            self.serve(worker, group, epoch);
         }
     }
 
@@ -1392,7 +1397,7 @@ impl Agent {
                 Request::Prepare { group, move_id: id, epoch: spec.epoch, source: spec.from, flows, ordering }
             }
             TargetAction::Install(sequence, batch) => {
-                let pieces = Request::install(group, id, sequence, Batch::clone(&batch));
+                let pieces = Request::install(group, id, sequence, &batch);
                 self.outputs.extend(pieces.into_iter().map(|piece| Output::Worker(worker, piece)));
                 return;
             }
@@ -1402,10 +1407,7 @@ impl Agent {
                 Request::Join { group, move_id: id, token, missing, late_bound_us, cut_bound_us }
             }
             TargetAction::TakeOver => Request::TakeOver { group, move_id: id },
-            TargetAction::Serve => {
-                self.unserved.insert(group, worker);
-                Request::Serve { group, epoch: spec.epoch }
-            }
+            TargetAction::Serve => return self.serve(worker, group, spec.epoch),
             TargetAction::Abandon => Request::Abandon { group, move_id: id, relay_us: self.bounds.relay_us },
         };
         self.outputs.push_back(Output::Worker(worker, request));
