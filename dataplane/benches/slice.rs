@@ -1,11 +1,15 @@
 //! How long the packet path waits for one piece of a move's work: a slice of export or import, a request taken from the
-//! agent, an event written to it. The limit that the design sets is 100 microseconds.
+//! agent, an event written to it. The limit that the design sets is 100 microseconds. Time is that of the processor, so
+//! that others who use it take nothing away.
+
+use std::time::Duration;
 
 use dataplane::control::codec::{FrameDecoder, encode};
 use dataplane::control::{Event, Function, Ordering, Request, ServiceSpec, Timeouts};
 use dataplane::{Output, Settings, Worker};
 use flow::nat::NatSlices;
 use flow::{Batch, Epoch, FlowRecord, GroupId, Micros, MoveId, ServiceId, SiteId, Token};
+use nix::time::{ClockId, clock_gettime};
 
 const FLOWS: usize = 100_000;
 /// What the source sends as one chunk.
@@ -15,11 +19,10 @@ const CHUNK: usize = 4_096;
 struct Times(&'static str, Vec<u128>);
 
 impl Times {
-    #[expect(clippy::disallowed_methods, reason = "a benchmark measures")]
     fn measure<T>(&mut self, work: impl FnOnce() -> T) -> T {
-        let start = std::time::Instant::now();
+        let start = thread_time();
         let result = work();
-        self.1.push(start.elapsed().as_nanos());
+        self.1.push((thread_time() - start).as_nanos());
         result
     }
 
@@ -36,6 +39,10 @@ impl Times {
             at(1000)
         );
     }
+}
+
+fn thread_time() -> Duration {
+    clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).expect("the clock of this thread").into()
 }
 
 fn worker(slices: &NatSlices, site: u8) -> Worker<Vec<u8>> {

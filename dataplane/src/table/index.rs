@@ -2,6 +2,8 @@
 //! bytes per place (32 bits of hash beside the number, so that one cache line answers), and deletion by
 //! backward shift, so that no tombstones gather and no rehash ever stalls the worker.
 
+use super::resident::filled;
+
 /// The index. Its size is fixed; it stays at most half full.
 #[derive(Debug)]
 pub struct Index {
@@ -19,7 +21,7 @@ impl Index {
     #[must_use]
     pub fn new(capacity: usize) -> Self {
         let places = (capacity.max(8) * 2).next_power_of_two();
-        Self { places: vec![0; places], mask: places - 1 }
+        Self { places: filled(places, 0), mask: places - 1 }
     }
 
     /// The first number with this hash, without looking at its key: for overlapping the memory accesses of

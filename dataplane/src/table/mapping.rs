@@ -7,6 +7,10 @@ use std::collections::HashMap;
 use flow::Protocol;
 
 use super::index::{Hasher, Index};
+use super::resident::room_for;
+
+/// Flows of an ordinary client, to have room for so many clients from the start.
+const FLOWS_PER_CLIENT: usize = 8;
 
 /// One endpoint's outside port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,6 +27,12 @@ pub struct Mapping {
     pub protocol: Protocol,
     /// Where the client's packets came in last, for flows that begin outside.
     pub ingress: u8,
+}
+
+impl Mapping {
+    /// Of nobody yet.
+    const VACANT: Self =
+        Self { client: 0, flows: 0, client_port: 0, outside_port: 0, protocol: Protocol::Udp, ingress: 0 };
 }
 
 /// Why a port could not be bound.
@@ -64,11 +74,11 @@ impl Mappings {
     #[must_use]
     pub fn new(capacity: usize, hasher: Hasher) -> Self {
         Self {
-            entries: Vec::with_capacity(capacity),
-            free: Vec::new(),
+            entries: room_for(capacity, Mapping::VACANT),
+            free: room_for(capacity, 0),
             by_client: Index::new(capacity),
             by_outside: Index::new(capacity),
-            used: HashMap::new(),
+            used: HashMap::with_capacity(capacity / FLOWS_PER_CLIENT),
             hasher,
         }
     }

@@ -6,6 +6,7 @@
 
 pub mod index;
 pub mod mapping;
+mod resident;
 pub mod wheel;
 
 use std::collections::VecDeque;
@@ -15,6 +16,7 @@ use flow::{Endpoint, Fixed, FlowKey, FlowRecord, Joinable, Protocol, SiteId, Tcp
 
 use index::{Hasher, Index};
 use mapping::Mappings;
+use resident::room_for;
 use wheel::Wheel;
 
 /// No flow.
@@ -92,6 +94,32 @@ pub struct Flow {
     pub ingress: u8,
     /// See [`flags`].
     pub flags: u8,
+}
+
+impl Flow {
+    /// Of nobody yet.
+    const VACANT: Self = Self {
+        client: 0,
+        remote: 0,
+        outside: 0,
+        group: 0,
+        expires: 0,
+        mapping: 0,
+        version: 0,
+        bytes_out: 0,
+        bytes_in: 0,
+        prev: NIL,
+        next: NIL,
+        packets_out: 0,
+        packets_in: 0,
+        client_port: 0,
+        remote_port: 0,
+        outside_port: 0,
+        protocol: Protocol::Udp,
+        tcp: TcpState::None,
+        ingress: 0,
+        flags: 0,
+    };
 }
 
 /// What only timers, exports and busy flows need.
@@ -211,9 +239,9 @@ impl Table {
     pub fn new(capacity: usize, keys: [u64; 2], tick: u32) -> Self {
         let hasher = Hasher::new(keys);
         Self {
-            flows: Vec::with_capacity(capacity),
-            cold: Vec::with_capacity(capacity),
-            free: Vec::new(),
+            flows: room_for(capacity, Flow::VACANT),
+            cold: room_for(capacity, Cold::default()),
+            free: room_for(capacity, NIL),
             capacity,
             live: 0,
             out: Index::new(capacity),
@@ -307,13 +335,6 @@ impl Table {
             group: new.group,
             expires: new.expires,
             mapping: new.mapping,
-            version: 0,
-            bytes_out: 0,
-            bytes_in: 0,
-            prev: NIL,
-            next: NIL,
-            packets_out: 0,
-            packets_in: 0,
             client_port: new.tuple.port,
             remote_port: new.tuple.remote_port,
             outside_port,
@@ -321,6 +342,7 @@ impl Table {
             tcp: new.tcp,
             ingress: new.ingress,
             flags: new.flags,
+            ..Flow::VACANT
         };
         let number = self.place(flow);
         self.live += 1;
