@@ -67,7 +67,7 @@ pub enum WorkerError {
     #[error("poll failed: {0}")]
     Poll(Errno),
     /// The device cannot be used.
-    #[error("{0}")]
+    #[error(transparent)]
     Dpdk(#[from] DpdkError),
 }
 

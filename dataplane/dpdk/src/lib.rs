@@ -14,6 +14,7 @@ mod eal;
 mod error;
 mod mbuf;
 mod port;
+mod socket;
 
 pub use eal::{Eal, EalConfig, Memory, cycles, cycles_per_second};
 pub use error::{EalError, PoolError, PortError};

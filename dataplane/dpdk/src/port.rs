@@ -8,6 +8,7 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 use crate::eal::{Eal, describe};
 use crate::error::PortError;
 use crate::mbuf::{Mbuf, Pool};
+use crate::socket::remove_abandoned;
 
 /// Most packets of one call.
 pub const BURST_LEN: usize = 32;
@@ -42,6 +43,17 @@ impl Device {
 
     fn argument(&self, key: &str) -> Option<&str> {
         self.text().split(',').find_map(|part| part.strip_prefix(key)?.strip_prefix('='))
+    }
+
+    /// The socket at which it will listen, if it does.
+    fn listens_at(&self) -> Option<&std::path::Path> {
+        let (role, path) = match self.driver() {
+            "net_virtio_user" => ("server=1", "path"),
+            "net_memif" => ("role=server", "socket"),
+            _ => return None,
+        };
+        let listens = self.text().split(',').any(|part| part == role);
+        listens.then(|| self.argument(path).map(std::path::Path::new))?
     }
 
     /// Why it may not be there, as far as can be seen from here.
@@ -154,6 +166,7 @@ impl Port {
     /// # Errors
     /// [`PortError`].
     pub fn open(_: &Eal, pool: Pool, config: &PortConfig) -> Result<Self, PortError> {
+        config.device.listens_at().into_iter().for_each(remove_abandoned);
         let sockets = packet_sockets();
         let number = probe(&config.device)?;
         // From here on dropping it closes the device.

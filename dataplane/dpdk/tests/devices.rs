@@ -197,6 +197,27 @@ fn packets_cross_a_vhost_socket_and_wake_a_sleeper() {
     assert_eq!(worker.rx_burst(&mut left).packets, 1);
 }
 
+/// A worker that was killed leaves its socket; a new one takes its place. What is not a socket is left alone.
+#[test]
+fn a_vhost_server_comes_back_where_a_killed_one_was() {
+    let (eal, _turn) = eal();
+    let pool = Pool::new(eal, "again", 8192, 1518).unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("vhost");
+    drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+    assert!(path.exists());
+    let socket = path.display();
+    let mut switch = open(eal, pool, format!("net_vhost1,iface={socket},client=1")).unwrap();
+    let mut worker = open(eal, pool, format!("net_virtio_user1,path={socket},server=1")).unwrap();
+    assert_eq!(cross(pool, &mut switch, &mut worker).data(), [9; 100]);
+
+    let file = directory.path().join("file");
+    std::fs::write(&file, "mine").unwrap();
+    let device = format!("net_virtio_user2,path={},server=1", file.display());
+    assert!(open(eal, pool, device).is_err());
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), "mine");
+}
+
 #[test]
 fn a_device_that_cannot_be_opened_is_named_with_a_remedy() {
     let (eal, _turn) = eal();

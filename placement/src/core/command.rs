@@ -248,7 +248,7 @@ pub enum Rejected {
         service: ServiceId,
     },
     /// A policy that makes no sense.
-    #[error("{0}")]
+    #[error(transparent)]
     Policy(#[from] PolicyError),
     /// Somebody else was faster.
     #[error("policy version is {current}, but {expected} was expected: read it again")]
