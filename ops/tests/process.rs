@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use flow::{SiteId, WorkerId};
@@ -12,6 +13,7 @@ use limosa::demo::cluster::{Cluster, Layout, Part};
 use limosa::demo::scenario::world_spec;
 use limosa::demo::world::{World, WorldHandle};
 use serde_json::{Value, json};
+use switchctl::{Session, SessionOptions, SwitchAddr, SwitchEvent};
 use tokio::time::sleep;
 
 /// Longest wait for moves to end: a dead leader and its lease included.
@@ -271,6 +273,52 @@ async fn the_command_line_shows_a_deployment_and_changes_it() {
     assert!(status != 0 && error.contains("atlantis"), "{status}: {error}");
     let (status, _, error) = limosa(&deployment, &["group", "get", "1:10.0.0.0/33"]);
     assert!(status != 0 && error.contains("10.0.0.0/33"), "{status}: {error}");
+}
+
+/// A second controller takes one rule away, as a person with `ovs-ofctl` would.
+async fn remove_a_rule(socket: PathBuf) {
+    let (handle, mut events) = Session::spawn(SwitchAddr::Unix(socket), SessionOptions::default());
+    loop {
+        match events.recv().await.unwrap() {
+            SwitchEvent::Connected { .. } => {
+                let flows = handle.flow_stats().await.unwrap();
+                assert!(flows.len() > 1, "the agent has set rules");
+                let kept = flows.into_iter().skip(1).map(|flow| (flow.key, flow.rule)).collect();
+                handle.set_rules(Arc::new(kept), 1);
+            }
+            SwitchEvent::InForce { tag: 1, changes } => return assert_eq!(changes, 1),
+            SwitchEvent::InForce { .. } | SwitchEvent::Disconnected => {}
+            SwitchEvent::Error(error) => panic!("{error}"),
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_command_line_finds_a_rule_that_was_taken_away_and_mends_it() {
+    let deployment = Deployment::start().await;
+    let site = SiteId(1);
+    let config = deployment.cluster.config_path(Part::Agent(site)).display().to_string();
+    let switch =
+        |verb: &str| limosa(&deployment, &["switch", verb, "--config", config.as_str(), "-o", "json"]);
+    let json = |text: &str| -> Value { serde_json::from_str(text).unwrap() };
+    let (status, rules, error) = switch("rules");
+    assert_eq!(status, 0, "{error}");
+    let all = json(&rules)["rules"].as_array().unwrap().len();
+    let (status, differences, error) = switch("diff");
+    assert_eq!(status, 0, "{differences}{error}");
+
+    remove_a_rule(deployment.cluster.site_directory(site).join("switch.control")).await;
+    let (status, differences, _) = switch("diff");
+    assert_eq!((status, json(&differences)["differences"][0]["drift"].as_str()), (6, Some("missing")));
+    let (status, mended, error) = switch("resync");
+    assert_eq!((status, json(&mended)["mended"].as_u64()), (0, Some(1)), "{error}");
+    let (status, _, error) = switch("diff");
+    assert_eq!(status, 0, "{error}");
+    let (_, rules, _) = switch("rules");
+    assert_eq!(json(&rules)["rules"].as_array().unwrap().len(), all);
+
+    let (status, _, error) = switch("setup");
+    assert!(status == 2 && error.contains("no table [openvswitch]"), "{status}: {error}");
 }
 
 /// One process by its own configuration file: what a person does who starts Limosa by hand.

@@ -502,7 +502,9 @@ impl Layout {
         great_circle_delay(place(a), place(b))
     }
 
-    fn config_path(&self, part: Part) -> PathBuf {
+    /// The configuration file of a process.
+    #[must_use]
+    pub fn config_path(&self, part: Part) -> PathBuf {
         self.directory.join(format!("{part}.toml"))
     }
 
