@@ -5,12 +5,34 @@ CARGO ?= cargo
 SEEDS ?= 10000
 # Packages of DPDK workers are empty without feature `dpdk`, so commands over the workspace need no DPDK.
 DPDK_PACKAGES = libdpdk-dev dpdk-dev pkg-config clang libclang-dev
+LAB_PACKAGES = openvswitch-switch iproute2 procps ethtool iperf3 nginx-light curl openssh-server openssh-client \
+  iputils-ping $(DPDK_PACKAGES)
 HAS_DPDK = (pkg-config --exists libdpdk && command -v clang) >/dev/null 2>&1
 
-.PHONY: demo build test test-setup lint bench sim clean
+.PHONY: demo lab lab-short lab-setup build test test-setup lint bench sim clean
 
 demo: build
 	"$${CARGO_TARGET_DIR:-target}/release/limosa" demo $(DEMO)
+
+# Three sites in network namespaces, with Open vSwitch, DPDK workers and the kernel's TCP: docs/lab.md. Needs root.
+lab: lab-setup
+	$(CARGO) build --release --package limosa --features dpdk
+	"$${CARGO_TARGET_DIR:-target}/release/limosa" lab $(LAB)
+
+# Two sites, one move, one kill. What it cannot run it says, and is content.
+lab-short: lab-setup
+	@if ! $(HAS_DPDK); then echo "SKIPPED: the short lab (DPDK is not installed)"; else \
+	  $(CARGO) build --package limosa --features dpdk || exit 1; \
+	  limosa="$${CARGO_TARGET_DIR:-target}/debug/limosa"; \
+	  if missing=$$($$limosa lab --check); then $$limosa lab --short; \
+	  else echo "SKIPPED: the short lab ($$missing)"; fi; fi
+
+# RUNLEVEL=1 keeps the packages' own services from starting: the lab starts its own, in its namespaces.
+lab-setup:
+	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1 \
+	    && ! dpkg-query --show $(LAB_PACKAGES) >/dev/null 2>&1; then \
+	  (apt-get update -q && DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 \
+	    apt-get install -y -q --no-install-recommends $(LAB_PACKAGES)) >/dev/null 2>&1 || true; fi
 
 build:
 	$(CARGO) build --release --package limosa
@@ -24,6 +46,7 @@ test: test-setup
 	  $(CARGO) test --package limosa-dpdk --package limosa-dataplane --package limosa --features dpdk \
 	    --test devices --test refusals --test huge_pages --test dpdk; \
 	else echo "SKIPPED: tests of DPDK workers (DPDK is not installed, or not root)"; fi
+	@$(MAKE) --no-print-directory lab-short
 
 test-setup:
 	@if command -v ovs-ofctl >/dev/null 2>&1; then echo "ovs-ofctl is there: its tests run"; \

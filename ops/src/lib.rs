@@ -5,6 +5,7 @@ pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod demo;
+pub mod lab;
 pub mod net;
 pub mod placement;
 pub mod run;

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use limosa::{certs, cli, demo, run};
+use limosa::{certs, cli, demo, lab, run};
 use transfer::name::{NodeName, is_label};
 
 /// Live flows move between sites without stopping.
@@ -23,6 +23,8 @@ enum Command {
     Run(run::Run),
     /// Run a whole deployment of three sites on this machine, with traffic, moves and failures.
     Demo(demo::Options),
+    /// Run one in network namespaces, with Open vSwitch, DPDK workers and the kernel's TCP. Needs root.
+    Lab(lab::Options),
     /// Helpers for trying out.
     Dev {
         #[command(subcommand)]
@@ -58,6 +60,7 @@ fn main() -> ExitCode {
     let result = match arguments.command {
         Command::Run(run) => run::run(run),
         Command::Demo(options) => return demo::main(&options),
+        Command::Lab(options) => return lab::main(&options),
         Command::Noun(noun) => return ask(noun, &arguments.options),
         Command::Dev { command: Dev::Certs { cluster, directory, site, placement } } => {
             make_certificates(&cluster, &directory, &site, &placement)

@@ -10,7 +10,7 @@ use nix::sys::socket::{MsgFlags, MultiHeaders, SockaddrStorage, recvmmsg, sendmm
 use nix::sys::time::TimeSpec;
 
 /// Datagrams per system call.
-pub(super) const BATCH_LEN: usize = 32;
+pub(crate) const BATCH_LEN: usize = 32;
 
 /// Longest datagram, a jumbo frame with tunnel headers; longer ones are cut off.
 const DATAGRAM_LEN_MAX: usize = 9_728;
@@ -19,19 +19,19 @@ const DATAGRAM_LEN_MAX: usize = 9_728;
 const SOCKET_BUFFER_LEN: usize = 8 << 20;
 
 /// Buffers that datagrams are received into.
-pub(super) struct Inbox {
+pub(crate) struct Inbox {
     buffers: Vec<Vec<u8>>,
     lengths: [usize; BATCH_LEN],
 }
 
 impl Inbox {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self { buffers: vec![vec![0; DATAGRAM_LEN_MAX]; BATCH_LEN], lengths: [0; BATCH_LEN] }
     }
 
     /// Receives without waiting; the number of datagrams, 0 when there are none. A datagram of length 0 is
     /// what a closed connection reads as.
-    pub(super) fn receive<F: AsFd>(&mut self, socket: &F) -> Result<usize, Errno> {
+    pub(crate) fn receive<F: AsFd>(&mut self, socket: &F) -> Result<usize, Errno> {
         let mut headers = MultiHeaders::<SockaddrStorage>::preallocate(BATCH_LEN, None);
         let mut buffers = self.buffers.iter_mut();
         let mut slices: [[IoSliceMut<'_>; 1]; BATCH_LEN] =
@@ -50,13 +50,13 @@ impl Inbox {
         Ok(count)
     }
 
-    pub(super) fn datagram(&self, at: usize) -> &[u8] {
+    pub(crate) fn datagram(&self, at: usize) -> &[u8] {
         &self.buffers[at][..self.lengths[at]]
     }
 }
 
 /// Sends up to [`BATCH_LEN`] datagrams; the number that the kernel took, 0 when the socket is full.
-pub(super) fn send<'a, F: AsFd>(
+pub(crate) fn send<'a, F: AsFd>(
     socket: &F,
     datagrams: impl Iterator<Item = &'a [u8]>,
     to: Option<SockaddrStorage>,
@@ -79,7 +79,7 @@ pub(super) fn send<'a, F: AsFd>(
 }
 
 /// Waits until a socket is ready or the time is over.
-pub(super) fn wait(fds: &mut [PollFd<'_>], timeout: Duration) -> Result<(), Errno> {
+pub(crate) fn wait(fds: &mut [PollFd<'_>], timeout: Duration) -> Result<(), Errno> {
     match ppoll(fds, Some(TimeSpec::from_duration(timeout)), None) {
         Ok(_) | Err(Errno::EINTR) => Ok(()),
         Err(error) => Err(error),
@@ -87,13 +87,13 @@ pub(super) fn wait(fds: &mut [PollFd<'_>], timeout: Duration) -> Result<(), Errn
 }
 
 /// Whether something is to be read, or an error to be seen.
-pub(super) fn is_readable(fd: &PollFd<'_>) -> bool {
+pub(crate) fn is_readable(fd: &PollFd<'_>) -> bool {
     let wanted = PollFlags::POLLIN | PollFlags::POLLHUP | PollFlags::POLLERR;
     fd.revents().is_some_and(|events| events.intersects(wanted))
 }
 
 /// Larger buffers, beyond the system's limit where we may.
-pub(super) fn grow_buffers<F: AsFd>(socket: &F) {
+pub(crate) fn grow_buffers<F: AsFd>(socket: &F) {
     if setsockopt(socket, sockopt::RcvBufForce, &SOCKET_BUFFER_LEN).is_err() {
         let _ = setsockopt(socket, sockopt::RcvBuf, &SOCKET_BUFFER_LEN);
     }

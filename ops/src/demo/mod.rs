@@ -1,9 +1,10 @@
 //! `limosa demo`: a whole deployment on one machine, the network between its sites, the traffic of all clients and servers, and
 //! what happens to them.
 
-mod batch;
+pub(crate) mod batch;
 mod clock;
 pub mod cluster;
+pub(crate) mod line;
 mod options;
 mod proxy;
 pub mod report;

@@ -5,7 +5,6 @@
 //! listens at `s_a` and sends from `s_b`, the link back listens at `s_b` and sends from `s_a`. So each end sees
 //! one peer address in both directions, as QUIC needs it.
 
-use std::collections::VecDeque;
 use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -14,7 +13,6 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use flow::sample::Seeded;
 use nix::poll::{PollFd, PollFlags};
 use nix::sys::socket::SockaddrStorage;
 use placement::core::delay::great_circle_km;
@@ -22,6 +20,7 @@ use serde::Serialize;
 
 use super::batch::{self, BATCH_LEN, Inbox};
 use super::clock::Clock;
+use super::line::{Line, LineSpec};
 
 /// Kilometres that light travels in a millisecond, in a vacuum.
 const LIGHT_KM_PER_MS: f64 = 299.792_458;
@@ -59,6 +58,11 @@ impl LinkSpec {
     pub fn new(listen: SocketAddr, from: SocketAddr, to: SocketAddr, delay: Duration) -> Self {
         let jitter = Duration::ZERO;
         Self { listen, from, to, delay, jitter, rate_bytes_per_s: 0, queue_bytes_max: u64::MAX, loss: 0.0 }
+    }
+
+    fn line(&self) -> LineSpec {
+        let Self { delay, jitter, rate_bytes_per_s, queue_bytes_max, loss, .. } = *self;
+        LineSpec { delay, jitter, rate_bytes_per_s, queue_bytes_max, loss }
     }
 }
 
@@ -162,21 +166,11 @@ impl SharedLink {
     }
 }
 
-struct Waiting {
-    release: u64,
-    bytes: Vec<u8>,
-}
-
 /// One direction while it runs. Times are nanoseconds.
 struct Link {
-    spec: LinkSpec,
     from: usize,
     to: SockaddrStorage,
-    queue: VecDeque<Waiting>,
-    /// When the last byte accepted so far has left at the rate.
-    sent_at: u64,
-    release_last: u64,
-    rng: Seeded,
+    line: Line,
 }
 
 struct Emulator {
@@ -203,7 +197,7 @@ impl Emulator {
             let (listen, from) = (place(&spec.listen), place(&spec.from));
             ensure!(listeners[listen].is_none(), "two links listen at {}; give each its own", spec.listen);
             listeners[listen] = Some(at);
-            links.push(Link::new(spec, from, at as u64));
+            links.push(Link::new(&spec, from, at as u64));
         }
         let (clock, inbox) = (Clock::start(), Inbox::new());
         Ok(Self { shared, sockets, links, listeners, clock, inbox, spare: Vec::new() })
@@ -258,53 +252,30 @@ impl Emulator {
 }
 
 impl Link {
-    fn new(spec: LinkSpec, from: usize, seed: u64) -> Self {
-        let (to, queue, rng) = (spec.to.into(), VecDeque::new(), Seeded::new(seed));
-        Self { spec, from, to, queue, sent_at: 0, release_last: 0, rng }
+    fn new(spec: &LinkSpec, from: usize, seed: u64) -> Self {
+        Self { to: spec.to.into(), from, line: Line::new(spec.line(), seed) }
     }
 
     fn next_release(&self) -> Option<u64> {
-        self.queue.front().map(|waiting| waiting.release)
+        self.line.next_release()
     }
 
     fn accept(&mut self, bytes: &[u8], now: u64, shared: &SharedLink, spare: &mut Vec<Vec<u8>>) {
-        let backlog = self.backlog(now).saturating_add(bytes.len() as u64);
-        let lost = self.spec.loss > 0.0 && self.rng.fraction() < self.spec.loss;
-        if lost || backlog > self.spec.queue_bytes_max || !shared.up.load(Relaxed) {
-            shared.dropped.fetch_add(1, Relaxed);
-            return;
+        let up = shared.up.load(Relaxed);
+        match up.then(|| self.line.accept(bytes, now, spare)).flatten() {
+            Some(backlog) => drop(shared.queue_bytes_max.fetch_max(backlog, Relaxed)),
+            None => drop(shared.dropped.fetch_add(1, Relaxed)),
         }
-        shared.queue_bytes_max.fetch_max(backlog, Relaxed);
-        self.sent_at = self.sent_at.max(now) + self.nanos_of(bytes.len() as u64);
-        let jitter = nanos(self.spec.jitter);
-        let jitter = if jitter == 0 { 0 } else { self.rng.below(jitter + 1) };
-        self.release_last = self.release_last.max(self.sent_at + nanos(self.spec.delay) + jitter);
-        let mut copy = spare.pop().unwrap_or_default();
-        copy.clear();
-        copy.extend_from_slice(bytes);
-        self.queue.push_back(Waiting { release: self.release_last, bytes: copy });
-    }
-
-    /// Bytes that wait for the rate.
-    fn backlog(&self, now: u64) -> u64 {
-        let wait = u128::from(self.sent_at.saturating_sub(now));
-        let bytes = wait * u128::from(self.spec.rate_bytes_per_s) / 1_000_000_000;
-        u64::try_from(bytes).unwrap_or(u64::MAX)
-    }
-
-    fn nanos_of(&self, bytes: u64) -> u64 {
-        bytes.saturating_mul(1_000_000_000).checked_div(self.spec.rate_bytes_per_s).unwrap_or(0)
     }
 
     fn release(&mut self, socket: &UdpSocket, now: u64, shared: &SharedLink, spare: &mut Vec<Vec<u8>>) {
         loop {
-            let due = self.queue.partition_point(|waiting| waiting.release <= now).min(BATCH_LEN);
+            let due = self.line.due(now).min(BATCH_LEN);
             if due == 0 {
                 return;
             }
             let sent = if shared.up.load(Relaxed) {
-                let datagrams = self.queue.iter().take(due).map(|waiting| waiting.bytes.as_slice());
-                batch::send(socket, datagrams, Some(self.to))
+                batch::send(socket, self.line.packets().take(due), Some(self.to))
             } else {
                 Err(nix::errno::Errno::ENETDOWN)
             };
@@ -314,9 +285,9 @@ impl Link {
                 // The first one cannot be sent, the others may.
                 Err(_) => (1, false),
             };
-            for waiting in self.queue.drain(..count) {
-                shared.released(waiting.bytes.len(), delivered);
-                spare.push(waiting.bytes);
+            for bytes in self.line.drain(count) {
+                shared.released(bytes.len(), delivered);
+                spare.push(bytes);
             }
         }
     }
@@ -331,10 +302,6 @@ impl SharedLink {
             self.dropped.fetch_add(1, Relaxed);
         }
     }
-}
-
-fn nanos(duration: Duration) -> u64 {
-    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX / 4)
 }
 
 fn open(address: SocketAddr) -> Result<UdpSocket> {

@@ -1,0 +1,139 @@
+//! Short HTTP requests, each over a connection of its own, so many per second whatever the answers take.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use anyhow::Context;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpSocket;
+
+use super::super::namespaces::Namespace;
+use super::Samples;
+use crate::clock::Clock;
+
+/// How long a request may take: longer than the kernel's first five retransmissions.
+const TIMEOUT: Duration = Duration::from_secs(30);
+/// Subscribers that the requests are spread over. Each has a few hundred ports, and a closed connection keeps its for minutes.
+const SUBSCRIBERS: u8 = 250;
+
+/// What to ask for.
+#[derive(Clone, Debug)]
+pub(in super::super) struct Plan {
+    /// The third byte of the clients' addresses.
+    pub(in super::super) group: u8,
+    pub(in super::super) server: Ipv4Addr,
+    pub(in super::super) per_second: u32,
+    pub(in super::super) expected: Vec<u8>,
+}
+
+/// Requests under way.
+#[derive(Debug)]
+pub(in super::super) struct Requests {
+    pub(in super::super) samples: Samples,
+    counts: Arc<Counts>,
+    thread: Option<JoinHandle<()>>,
+}
+
+#[derive(Debug, Default)]
+struct Counts {
+    stop: AtomicBool,
+    reset: AtomicU64,
+    wrong: AtomicU64,
+    late: AtomicU64,
+}
+
+/// What went wrong with requests.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(in super::super) struct Wrongs {
+    /// The connection was reset or refused.
+    pub(in super::super) reset: u64,
+    /// The answer was not what the server has.
+    pub(in super::super) wrong: u64,
+    /// There was no answer in time.
+    pub(in super::super) late: u64,
+}
+
+impl Requests {
+    /// Starts a thread in the namespace.
+    ///
+    /// # Errors
+    /// No thread or runtime.
+    pub(in super::super) fn start(clients: &Namespace, plan: Plan, clock: Clock) -> anyhow::Result<Self> {
+        let (samples, counts) = (Samples::default(), Arc::new(Counts::default()));
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let (namespace, into, shared) = (clients.clone(), samples.clone(), Arc::clone(&counts));
+        let thread = std::thread::Builder::new().name("http".into()).spawn(move || {
+            if let Err(error) = namespace.enter() {
+                return tracing::error!(%error, "the namespace cannot be entered");
+            }
+            tokio::task::LocalSet::new().block_on(&runtime, ask(Arc::new(plan), clock, into, shared));
+        })?;
+        Ok(Self { samples, counts, thread: Some(thread) })
+    }
+
+    /// Asks no more, and waits for the last answers.
+    pub(in super::super) fn stop(&mut self) -> Wrongs {
+        self.counts.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+        let count = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        Wrongs {
+            reset: count(&self.counts.reset),
+            wrong: count(&self.counts.wrong),
+            late: count(&self.counts.late),
+        }
+    }
+}
+
+impl Drop for Requests {
+    fn drop(&mut self) {
+        // Not waited for: after Ctrl-C nobody needs the last answers.
+        self.counts.stop.store(true, Ordering::Relaxed);
+    }
+}
+
+async fn ask(plan: Arc<Plan>, clock: Clock, samples: Samples, counts: Arc<Counts>) {
+    let mut due = tokio::time::interval(Duration::from_secs(1) / plan.per_second);
+    let mut under_way = tokio::task::JoinSet::new();
+    let mut number = 0_u32;
+    while !counts.stop.load(Ordering::Relaxed) {
+        due.tick().await;
+        number = number.wrapping_add(1);
+        let host = 1 + u8::try_from(number % u32::from(SUBSCRIBERS)).unwrap_or(0);
+        let (plan, samples, counts) = (Arc::clone(&plan), samples.clone(), Arc::clone(&counts));
+        under_way.spawn_local(async move {
+            let at = clock.now().0;
+            let result = tokio::time::timeout(TIMEOUT, one(&plan, host)).await;
+            let took = clock.now().0 - at;
+            let (took, wrong) = match result {
+                Ok(Ok(answer)) if answer.ends_with(&plan.expected) => (Some(took), None),
+                Ok(Ok(_)) => (None, Some(&counts.wrong)),
+                Ok(Err(error)) => {
+                    tracing::info!(%error, "a request failed");
+                    (None, Some(&counts.reset))
+                }
+                Err(_) => (None, Some(&counts.late)),
+            };
+            if let Some(wrong) = wrong {
+                wrong.fetch_add(1, Ordering::Relaxed);
+            }
+            samples.push(at, took);
+        });
+        while under_way.try_join_next().is_some() {}
+    }
+    while under_way.join_next().await.is_some() {}
+}
+
+async fn one(plan: &Plan, host: u8) -> anyhow::Result<Vec<u8>> {
+    let socket = TcpSocket::new_v4()?;
+    socket.bind(SocketAddr::from((super::super::underlay::client(plan.group, host), 0)))?;
+    let mut stream = socket.connect(SocketAddr::from((plan.server, 80))).await.context("connect")?;
+    stream.write_all(b"GET /short HTTP/1.1\r\nHost: lab\r\nConnection: close\r\n\r\n").await?;
+    let mut answer = Vec::with_capacity(1_500);
+    stream.read_to_end(&mut answer).await.context("read")?;
+    Ok(answer)
+}

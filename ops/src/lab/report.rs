@@ -1,0 +1,360 @@
+//! What the lab found, for people and as JSON.
+
+use serde::Serialize;
+
+use super::clients::download::Downloaded;
+use super::clients::http::Wrongs;
+use super::clients::iperf::Measured;
+use super::clients::{Latency, Sample, Second, ms, per_second};
+use crate::demo::report::{GivenUp, MoveReport};
+
+/// Whether packets may be lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Loss {
+    /// Nothing that carries packets dies.
+    Never,
+    /// What the process held is lost with it.
+    Allowed,
+}
+
+/// Something that happened while the clients worked.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct Happening {
+    pub(super) name: String,
+    pub(super) loss: Loss,
+    /// Since the lab's start.
+    pub(super) start_s: f64,
+    pub(super) seconds: f64,
+    pub(super) moves: Vec<MoveReport>,
+    pub(super) given_up: Vec<GivenUp>,
+    /// Of those that began from its start to a second after its end.
+    pub(super) requests: Latency,
+    pub(super) keystrokes: Latency,
+    pub(super) pings_sent: usize,
+    pub(super) pings_lost: usize,
+}
+
+/// What the clients saw.
+#[derive(Clone, Debug)]
+pub(super) struct Seen {
+    pub(super) http: Vec<Sample>,
+    pub(super) wrongs: Wrongs,
+    /// Name, echoes, how many came twice.
+    pub(super) pings: Vec<(String, Vec<Sample>, u64)>,
+    pub(super) ssh: Vec<Sample>,
+    pub(super) ssh_failure: Option<String>,
+    pub(super) download: Downloaded,
+    pub(super) tcp: Measured,
+    pub(super) udp: Measured,
+}
+
+/// The whole report.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct Report {
+    pub(super) version: String,
+    pub(super) machine: String,
+    pub(super) seconds: f64,
+    pub(super) sites: Vec<String>,
+    pub(super) happenings: Vec<Happening>,
+    pub(super) clients: Clients,
+    /// Where packets were dropped, by workers and by the emulated network.
+    pub(super) drops: Vec<String>,
+    /// What was not as it should be; empty when all was well.
+    pub(super) failures: Vec<String>,
+}
+
+/// What each client saw.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct Clients {
+    pub(super) requests: Requests,
+    pub(super) download: Downloaded,
+    pub(super) ssh: Typed,
+    pub(super) pings: Vec<Pinged>,
+    pub(super) iperf_tcp: Measured,
+    pub(super) iperf_udp: Measured,
+}
+
+/// Short requests.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct Requests {
+    #[serde(flatten)]
+    pub(super) latency: Latency,
+    pub(super) reset: u64,
+    pub(super) wrong: u64,
+    pub(super) late: u64,
+    pub(super) per_second: Vec<Second>,
+}
+
+/// The SSH session.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct Typed {
+    #[serde(flatten)]
+    pub(super) latency: Latency,
+    pub(super) failure: Option<String>,
+    pub(super) per_second: Vec<Second>,
+}
+
+/// A `ping`.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct Pinged {
+    pub(super) name: String,
+    #[serde(flatten)]
+    pub(super) latency: Latency,
+    pub(super) duplicates: u64,
+    pub(super) per_second: Vec<Second>,
+}
+
+impl Happening {
+    pub(super) fn new(name: String, loss: Loss, start_us: u64, end_us: u64) -> Self {
+        Self {
+            name,
+            loss,
+            start_s: ms(start_us) / 1_000.0,
+            seconds: ms(end_us - start_us) / 1_000.0,
+            moves: Vec::new(),
+            given_up: Vec::new(),
+            requests: Latency::default(),
+            keystrokes: Latency::default(),
+            pings_sent: 0,
+            pings_lost: 0,
+        }
+    }
+
+    /// One line for the whole, for who watches.
+    pub(super) fn lines(&self) -> Vec<String> {
+        let mut lines = Vec::new();
+        if !self.moves.is_empty() {
+            let flows: u64 = self.moves.iter().map(|m| m.flows).sum();
+            let hold = self.moves.iter().map(|m| m.hold_ms_max).fold(0.0, f64::max);
+            lines.push(format!(
+                "  {} groups with {flows} flows moved within {:.1} s; held for {hold:.0} ms at most.",
+                self.moves.len(),
+                self.seconds
+            ));
+        }
+        lines.extend(self.given_up.iter().map(|g| format!("  {} was given up: {}.", g.group, g.reason)));
+        lines
+    }
+
+    /// Takes from what clients saw what belongs to it.
+    pub(super) fn take(&mut self, seen: &Seen, aftermath_us: u64) {
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "times of a run")]
+        let us = |seconds: f64| (seconds * 1e6) as u64;
+        let span = us(self.start_s)..=us(self.start_s + self.seconds) + aftermath_us;
+        let within = |sample: &&Sample| span.contains(&sample.at_us);
+        self.requests = Latency::of(seen.http.iter().filter(within));
+        self.keystrokes = Latency::of(seen.ssh.iter().filter(within));
+        let pings = || seen.pings.iter().flat_map(|(_, samples, _)| samples).filter(within);
+        self.pings_sent = pings().count();
+        self.pings_lost = pings().filter(|sample| sample.took_us.is_none()).count();
+    }
+
+    fn failures(&self) -> Vec<String> {
+        let mut failures = Vec::new();
+        if self.loss == Loss::Never && self.pings_lost > 0 {
+            failures.push(format!("{}: {} pings lost", self.name, self.pings_lost));
+        }
+        failures
+    }
+}
+
+impl Seen {
+    fn failures(&self) -> Vec<String> {
+        let mut failures = Vec::new();
+        let mut zero = |what: &str, count: u64| {
+            if count > 0 {
+                failures.push(format!("{count} {what}"));
+            }
+        };
+        zero("requests whose connection was reset", self.wrongs.reset);
+        zero("requests with a wrong answer", self.wrongs.wrong);
+        zero("requests without an answer in time", self.wrongs.late);
+        zero("pings answered twice", self.pings.iter().map(|(_, _, duplicates)| duplicates).sum());
+        if self.http.is_empty() {
+            failures.push("no request was made".to_owned());
+        }
+        failures.extend(
+            self.pings
+                .iter()
+                .filter(|(_, samples, _)| samples.is_empty())
+                .map(|(name, ..)| format!("{name}: nothing came back")),
+        );
+        if self.download.checksum != self.download.checksum_expected {
+            failures.push(format!("the download of {} bytes has a wrong checksum", self.download.bytes));
+        }
+        if self.download.exit_code != Some(0) {
+            failures.push(format!("curl ended with {:?}", self.download.exit_code));
+        }
+        failures.extend(self.ssh_failure.iter().map(|failure| format!("SSH: {failure}")));
+        if self.ssh.is_empty() {
+            failures.push("SSH: no letter came back".to_owned());
+        }
+        for (name, run) in [("iperf3 TCP", &self.tcp), ("iperf3 UDP", &self.udp)] {
+            failures.extend(run.error.iter().map(|error| format!("{name}: {error}")));
+        }
+        failures
+    }
+}
+
+impl Report {
+    /// Puts together what was found.
+    pub(super) fn new(
+        sites: Vec<String>,
+        seconds: f64,
+        happenings: Vec<Happening>,
+        seen: Seen,
+        drops: Vec<String>,
+        mut failures: Vec<String>,
+    ) -> Self {
+        failures.extend(happenings.iter().flat_map(Happening::failures));
+        failures.extend(seen.failures());
+        let pings = seen.pings.iter().map(|(name, samples, duplicates)| Pinged {
+            name: name.clone(),
+            latency: Latency::of(samples.iter()),
+            duplicates: *duplicates,
+            per_second: per_second(samples),
+        });
+        let clients = Clients {
+            requests: Requests {
+                latency: Latency::of(seen.http.iter()),
+                reset: seen.wrongs.reset,
+                wrong: seen.wrongs.wrong,
+                late: seen.wrongs.late,
+                per_second: per_second(&seen.http),
+            },
+            ssh: Typed {
+                latency: Latency::of(seen.ssh.iter()),
+                failure: seen.ssh_failure.clone(),
+                per_second: per_second(&seen.ssh),
+            },
+            pings: pings.collect(),
+            download: seen.download,
+            iperf_tcp: seen.tcp,
+            iperf_udp: seen.udp,
+        };
+        Self {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            machine: crate::demo::report::machine(),
+            seconds,
+            sites,
+            happenings,
+            clients,
+            drops,
+            failures,
+        }
+    }
+
+    /// The tables for people.
+    pub(super) fn table(&self) -> String {
+        let mut table = comfy_table::Table::new();
+        table.load_style(comfy_table::presets::UTF8_HORIZONTAL_ONLY);
+        table.set_header([
+            "at",
+            "what",
+            "groups",
+            "flows",
+            "took",
+            "held",
+            "requests",
+            "failed",
+            "p50 / p99 / max",
+            "pings",
+            "lost",
+        ]);
+        for happening in &self.happenings {
+            let hold = happening.moves.iter().map(|m| m.hold_ms_max).fold(0.0, f64::max);
+            let (requests, flows) =
+                (&happening.requests, happening.moves.iter().map(|m| m.flows).sum::<u64>());
+            table.add_row([
+                format!("{:.0} s", happening.start_s),
+                happening.name.clone(),
+                happening.moves.len().to_string(),
+                flows.to_string(),
+                format!("{:.1} s", happening.seconds),
+                format!("{hold:.0} ms"),
+                requests.count.to_string(),
+                requests.failed.to_string(),
+                format!("{:.0} / {:.0} / {:.0} ms", requests.p50_ms, requests.p99_ms, requests.max_ms),
+                happening.pings_sent.to_string(),
+                happening.pings_lost.to_string(),
+            ]);
+        }
+        let c = &self.clients;
+        let download = &c.download;
+        let right = if download.checksum == download.checksum_expected { "right" } else { "WRONG" };
+        format!(
+            "{table}\n\n\
+             curl    {} MB in {:.0} s, checksum {right}\n\
+             HTTP    {} requests, {} reset, {} wrong, {} late\n\
+             SSH     {} letters, {:.0} ms at the median, {:.0} ms at most\n\
+             ping    {} echoes, {} lost\n\
+             iperf3  TCP {:.1} Mbit/s, {} retransmits; UDP {} packets, {} lost, {} out of order",
+            download.bytes / 1_000_000,
+            download.seconds,
+            c.requests.latency.count,
+            c.requests.reset,
+            c.requests.wrong,
+            c.requests.late,
+            c.ssh.latency.count,
+            c.ssh.latency.p50_ms,
+            c.ssh.latency.max_ms,
+            c.pings.iter().map(|ping| ping.latency.count).sum::<usize>(),
+            c.pings.iter().map(|ping| ping.latency.failed).sum::<usize>(),
+            c.iperf_tcp.mbit_per_s,
+            c.iperf_tcp.retransmits,
+            c.iperf_udp.packets,
+            c.iperf_udp.lost,
+            c.iperf_udp.out_of_order,
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn seen(lost_at_us: u64) -> Seen {
+        let checksum = "a".to_owned();
+        let fine = Sample { at_us: 1_500_000, took_us: Some(9) };
+        Seen {
+            http: vec![fine],
+            wrongs: Wrongs::default(),
+            pings: vec![("p".to_owned(), vec![fine, Sample { at_us: lost_at_us, took_us: None }], 0)],
+            ssh: vec![fine],
+            ssh_failure: None,
+            download: Downloaded {
+                bytes: 1,
+                seconds: 1.0,
+                checksum: checksum.clone(),
+                checksum_expected: checksum,
+                exit_code: Some(0),
+                per_second: Vec::new(),
+            },
+            tcp: Measured::default(),
+            udp: Measured::default(),
+        }
+    }
+
+    fn failures(loss: Loss, seen: Seen) -> Vec<String> {
+        let mut happening = Happening::new("move".into(), loss, 1_000_000, 2_000_000);
+        happening.take(&seen, 1_000_000);
+        Report::new(Vec::new(), 9.0, vec![happening], seen, Vec::new(), Vec::new()).failures
+    }
+
+    #[test]
+    fn a_ping_lost_by_a_planned_move_is_a_failure() {
+        assert_eq!(failures(Loss::Never, seen(2_900_000)), ["move: 1 pings lost"]);
+        assert_eq!(failures(Loss::Never, seen(3_100_000)), [""; 0]);
+        assert_eq!(failures(Loss::Allowed, seen(2_900_000)), [""; 0]);
+    }
+
+    #[test]
+    fn a_reset_connection_and_a_wrong_checksum_are_failures() {
+        let mut bad = seen(0);
+        bad.wrongs.reset = 2;
+        bad.download.checksum_expected = "b".into();
+        bad.ssh_failure = Some("gone".into());
+        assert_eq!(failures(Loss::Never, bad).len(), 3);
+    }
+}

@@ -1,0 +1,228 @@
+//! Addresses between the sites, and those of clients and servers. Everything is set by hand, neighbours too: no ARP
+//! crosses the network function.
+
+use std::fmt::Write as _;
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+use super::namespaces::{End, MTU, Namespace, UNDERLAY_MTU, cable};
+use super::ovs::UNDERLAY_PORT;
+use super::wan::{Network, Wire, WireEnd};
+use crate::demo::DemoSite;
+use crate::demo::wan::great_circle_delay;
+
+/// Interface of agents and placement nodes. It is a cable of its own, so that they live on when Open vSwitch does not.
+const CONTROL_PORT: &str = "ctl0";
+/// A neighbour that stands for all of the other side.
+const GATEWAY: &str = "169.254.0.1";
+/// Hardware address of every client: also where a worker sends what it says itself.
+const CLIENT_MAC: &str = "02:00:00:00:00:01";
+/// Hardware address of every server.
+const SERVER_MAC: &str = "02:00:00:00:00:02";
+/// Routing tables of the clients' groups and of the servers.
+const TABLE: u32 = 100;
+/// Uniform, on top of each delay between sites; below what a detour over a third site adds.
+const JITTER_US: u64 = 2_000;
+/// 200 Mbit/s between any two sites, with room for a tenth of a second.
+const RATE_BYTES_PER_S: u64 = 25_000_000;
+
+/// All subscribers: eight groups of 256.
+pub(super) const CLIENTS: &str = "100.64.0.0/21";
+/// Their outside addresses.
+pub(super) const POOL: &str = "198.51.100.0/28";
+
+/// Where a site's tunnels begin and end.
+pub(super) fn tunnel_address(site: u8) -> Ipv4Addr {
+    Ipv4Addr::new(10, 99, 0, site)
+}
+
+/// The hardware address of that.
+pub(super) fn tunnel_mac(site: u8) -> String {
+    format!("02:00:00:00:99:{site:02x}")
+}
+
+/// Where a site's agent and placement node are.
+pub(super) fn control_address(site: u8) -> Ipv4Addr {
+    Ipv4Addr::new(10, 98, 0, site)
+}
+
+fn control_mac(site: u8) -> String {
+    format!("02:00:00:00:98:{site:02x}")
+}
+
+/// A client of a group.
+pub(super) fn client(group: u8, host: u8) -> Ipv4Addr {
+    Ipv4Addr::new(100, 64, group, host)
+}
+
+/// The server near a site.
+pub(super) fn server(site: u8) -> Ipv4Addr {
+    Ipv4Addr::new(203, 0, 113, site)
+}
+
+/// A group's name in the config API.
+pub(super) fn group_name(group: u8) -> String {
+    format!("1:100.64.{group}.0/24")
+}
+
+/// The namespaces of a lab.
+#[derive(Clone, Debug)]
+pub(super) struct Underlay {
+    pub(super) sites: Vec<Namespace>,
+    pub(super) wan: Namespace,
+    pub(super) clients: Namespace,
+    pub(super) world: Namespace,
+}
+
+impl Underlay {
+    /// Makes the namespaces and lays all cables.
+    ///
+    /// # Errors
+    /// In words of the tool that failed.
+    pub(super) fn build(sites: u8, workers: u16) -> anyhow::Result<Self> {
+        let underlay = Self {
+            wan: Namespace::create("wan")?,
+            clients: Namespace::create("clients")?,
+            world: Namespace::create("world")?,
+            sites: (1..=sites)
+                .map(|site| Namespace::create(&format!("s{site}")))
+                .collect::<anyhow::Result<Vec<_>>>()?,
+        };
+        for site in 1..=sites {
+            underlay.cables(site, sites, workers)?;
+        }
+        underlay.address_clients()?;
+        underlay.address_world(sites)?;
+        Ok(underlay)
+    }
+
+    /// The namespace of a site.
+    pub(super) fn site(&self, site: u8) -> &Namespace {
+        &self.sites[usize::from(site) - 1]
+    }
+
+    fn cables(&self, site: u8, sites: u8, workers: u16) -> anyhow::Result<()> {
+        let own = self.site(site);
+        let end = |namespace, interface: String, mac: Option<&str>| End {
+            namespace,
+            interface,
+            mac: mac.map(str::to_owned),
+        };
+        let at_site = |interface: &str| end(own, interface.to_owned(), None);
+        let far = format!("s{site}");
+        cable(&at_site("in0"), &end(&self.clients, far.clone(), Some(CLIENT_MAC)), MTU)?;
+        cable(&at_site("out0"), &end(&self.world, far, Some(SERVER_MAC)), MTU)?;
+        cable(&at_site(UNDERLAY_PORT), &end(&self.wan, format!("d{site}"), None), UNDERLAY_MTU)?;
+        let control = end(own, CONTROL_PORT.to_owned(), Some(&control_mac(site)));
+        cable(&control, &end(&self.wan, format!("c{site}"), None), UNDERLAY_MTU)?;
+        for worker in 1..=workers {
+            cable(&at_site(&worker_port(worker)), &at_site(&worker_device(worker)), UNDERLAY_MTU)?;
+        }
+        let mut commands = format!("address add {}/24 dev {CONTROL_PORT}\n", control_address(site));
+        for peer in (1..=sites).filter(|peer| *peer != site) {
+            let (address, mac) = (control_address(peer), control_mac(peer));
+            writeln!(commands, "neighbour add {address} lladdr {mac} dev {CONTROL_PORT} nud permanent")?;
+        }
+        own.ip_batch(&commands)
+    }
+
+    fn address_clients(&self) -> anyhow::Result<()> {
+        let mut commands = String::new();
+        for site in 1..=self.sites.len() {
+            writeln!(commands, "neighbour add {GATEWAY} lladdr {SERVER_MAC} dev s{site} nud permanent")?;
+        }
+        // Every address of every group is here, without a list of them.
+        writeln!(commands, "route add local {CLIENTS} dev lo")?;
+        for group in 0..8_u8 {
+            let table = TABLE + u32::from(group);
+            writeln!(commands, "rule add from 100.64.{group}.0/24 lookup {table}")?;
+            writeln!(commands, "route add default via {GATEWAY} dev s1 onlink table {table}")?;
+        }
+        self.clients.ip_batch(&commands)
+    }
+
+    fn address_world(&self, sites: u8) -> anyhow::Result<()> {
+        let mut commands = String::new();
+        for site in 1..=sites {
+            let table = TABLE + u32::from(site);
+            writeln!(commands, "address add {}/32 dev lo", server(site))?;
+            writeln!(commands, "neighbour add {GATEWAY} lladdr {CLIENT_MAC} dev s{site} nud permanent")?;
+            writeln!(commands, "rule add from {} lookup {table}", server(site))?;
+            writeln!(commands, "route add default via {GATEWAY} dev s{site} onlink table {table}")?;
+        }
+        self.world.ip_batch(&commands)
+    }
+
+    /// The clients of a group appear at a site. Their sockets stay.
+    ///
+    /// # Errors
+    /// In words of `ip`.
+    pub(super) fn roam(&self, group: u8, site: u8) -> anyhow::Result<()> {
+        let table = (TABLE + u32::from(group)).to_string();
+        let device = format!("s{site}");
+        self.clients
+            .ip(&["route", "replace", "default", "via", GATEWAY, "dev", &device, "onlink", "table", &table])
+    }
+}
+
+/// A worker's port of the switch.
+pub(super) fn worker_port(worker: u16) -> String {
+    format!("w{worker}")
+}
+
+/// The other end of that, which the worker opens.
+pub(super) fn worker_device(worker: u16) -> String {
+    format!("w{worker}d")
+}
+
+/// The network between the sites: two ends at each, lines between ends of one kind, with the delays of the great circles.
+pub(super) fn network(sites: &[DemoSite], stats: std::path::PathBuf, loss: f64) -> Network {
+    let numbered = || (1..).zip(sites);
+    let mut network = Network { stats, end: Vec::new(), line: Vec::new() };
+    for (prefix, address) in [("d", tunnel_address as fn(u8) -> Ipv4Addr), ("c", control_address)] {
+        for (a, from) in numbered() {
+            network.end.push(WireEnd { interface: format!("{prefix}{a}"), address: address(a) });
+            for (b, to) in numbered().filter(|(b, _)| *b != a) {
+                network.line.push(Wire {
+                    from: address(a),
+                    to: address(b),
+                    delay_us: delay_us(from, to),
+                    jitter_us: JITTER_US,
+                    rate_bytes_per_s: RATE_BYTES_PER_S,
+                    queue_bytes_max: RATE_BYTES_PER_S / 10,
+                    loss,
+                });
+            }
+        }
+    }
+    network
+}
+
+/// One-way delay between two sites.
+pub(super) fn delay(a: &DemoSite, b: &DemoSite) -> Duration {
+    great_circle_delay((a.latitude, a.longitude), (b.latitude, b.longitude))
+}
+
+fn delay_us(a: &DemoSite, b: &DemoSite) -> u64 {
+    u64::try_from(delay(a, b).as_micros()).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_pair_of_sites_has_a_line_each_way_for_tunnels_and_for_quic() {
+        let network = network(&crate::demo::built_in(), std::path::PathBuf::new(), 0.0);
+        assert_eq!((network.end.len(), network.line.len()), (6, 12));
+        let delay = |a, b| {
+            let is_it = |wire: &&Wire| wire.from == tunnel_address(a) && wire.to == tunnel_address(b);
+            network.line.iter().find(is_it).unwrap().delay_us
+        };
+        assert_eq!(delay(1, 3), delay(3, 1));
+        assert!(delay(1, 2) < delay(2, 3));
+        // What the emulator reads is what was meant.
+        let text = toml::to_string(&network).unwrap();
+        assert_eq!(toml::from_str::<Network>(&text).unwrap(), network);
+    }
+}

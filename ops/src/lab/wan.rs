@@ -1,0 +1,317 @@
+//! `limosa lab wan`: the network between the sites, a process of its own in a namespace of its own.
+//!
+//! It stands between the ends of cables: an IPv4 packet that comes in at one end, from that end's address, and is for the
+//! address of another end, leaves there after the delay, jitter and rate of the line between the two; some are lost.
+//! Packets on one line never pass one another. Everything else is dropped; there is no ARP, so neighbours are set by hand.
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::Context;
+use nix::poll::{PollFd, PollFlags};
+use nix::sys::socket::{AddressFamily, LinkAddr, SockFlag, SockProtocol, SockType, bind, socket};
+use serde::{Deserialize, Serialize};
+use std::os::fd::AsFd;
+
+use crate::clock::Clock;
+use crate::demo::batch::{self, BATCH_LEN, Inbox};
+use crate::demo::line::{Line, LineSpec};
+
+/// Between two writes of the counters.
+const STATS_INTERVAL_US: u64 = 500_000;
+/// Longest wait when nothing happens.
+const WAIT_MAX: Duration = Duration::from_millis(100);
+/// Batches taken from one end before the others, and what is due, have their turn.
+const BATCHES_PER_TURN: usize = 4;
+
+/// The network, as its file says.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Network {
+    /// Where the counters are written, twice a second.
+    pub(super) stats: PathBuf,
+    /// The ends.
+    pub(super) end: Vec<WireEnd>,
+    /// The lines, one for each direction.
+    pub(super) line: Vec<Wire>,
+}
+
+/// The end of a cable.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct WireEnd {
+    pub(super) interface: String,
+    /// The one address that is reached by it.
+    pub(super) address: Ipv4Addr,
+}
+
+/// One direction between two ends.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Wire {
+    pub(super) from: Ipv4Addr,
+    pub(super) to: Ipv4Addr,
+    pub(super) delay_us: u64,
+    /// Added to the delay, uniform from zero to this.
+    #[serde(default)]
+    pub(super) jitter_us: u64,
+    /// 0 for no limit.
+    #[serde(default)]
+    pub(super) rate_bytes_per_s: u64,
+    /// Bytes that may wait for the rate.
+    #[serde(default = "no_limit")]
+    pub(super) queue_bytes_max: u64,
+    /// Share of packets lost.
+    #[serde(default)]
+    pub(super) loss: f64,
+}
+
+fn no_limit() -> u64 {
+    u64::from(u32::MAX)
+}
+
+/// What went over a line.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct WireStats {
+    pub(super) from: Ipv4Addr,
+    pub(super) to: Ipv4Addr,
+    pub(super) packets: u64,
+    pub(super) bytes: u64,
+    /// Lost on purpose, or for want of room.
+    pub(super) dropped: u64,
+}
+
+impl Wire {
+    fn spec(&self) -> LineSpec {
+        LineSpec {
+            delay: Duration::from_micros(self.delay_us),
+            jitter: Duration::from_micros(self.jitter_us),
+            rate_bytes_per_s: self.rate_bytes_per_s,
+            queue_bytes_max: self.queue_bytes_max,
+            loss: self.loss,
+        }
+    }
+}
+
+/// Emulates until the process is ended.
+///
+/// # Errors
+/// The file is of no use, or an interface cannot be opened.
+pub(super) fn run(path: &Path) -> anyhow::Result<()> {
+    let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
+    let network: Network = toml::from_str(&text).with_context(|| path.display().to_string())?;
+    let sockets = network.end.iter().map(|end| open(&end.interface)).collect::<anyhow::Result<Vec<_>>>()?;
+    Emulator { sockets, hub: Hub::new(&network)?, stats: network.stats, clock: Clock::start() }.run()
+}
+
+/// Which packet goes where and when. Sans-IO.
+struct Hub {
+    ends: BTreeMap<Ipv4Addr, usize>,
+    lines: BTreeMap<(Ipv4Addr, Ipv4Addr), Running>,
+    spare: Vec<Vec<u8>>,
+}
+
+struct Running {
+    out: usize,
+    line: Line,
+    stats: WireStats,
+}
+
+/// Source and destination of an IPv4 packet in an Ethernet frame.
+fn addresses(frame: &[u8]) -> Option<(Ipv4Addr, Ipv4Addr)> {
+    let bytes: &[u8; 8] = frame.get(26..)?.first_chunk()?;
+    let [a, b, c, d, e, f, g, h] = *bytes;
+    let is_ipv4 = frame.get(12..14)? == [0x08, 0x00];
+    is_ipv4.then(|| (Ipv4Addr::new(a, b, c, d), Ipv4Addr::new(e, f, g, h)))
+}
+
+impl Hub {
+    fn new(network: &Network) -> anyhow::Result<Self> {
+        let ends: BTreeMap<_, _> =
+            network.end.iter().enumerate().map(|(at, end)| (end.address, at)).collect();
+        anyhow::ensure!(ends.len() == network.end.len(), "two ends have one address; give each its own");
+        let mut lines = BTreeMap::new();
+        for (seed, wire) in network.line.iter().enumerate() {
+            let (from, to) = (wire.from, wire.to);
+            anyhow::ensure!(ends.contains_key(&from), "a line begins at {from}, which no end has");
+            let out = *ends.get(&to).with_context(|| format!("a line ends at {to}, which no end has"))?;
+            let stats = WireStats { from, to, packets: 0, bytes: 0, dropped: 0 };
+            lines.insert((from, to), Running { out, line: Line::new(wire.spec(), seed as u64), stats });
+        }
+        Ok(Self { ends, lines, spare: Vec::new() })
+    }
+
+    /// A frame came in at an end.
+    fn accept(&mut self, end: usize, frame: &[u8], now: u64) {
+        let Some((from, to)) = addresses(frame) else { return };
+        if self.ends.get(&from) != Some(&end) {
+            return;
+        }
+        let Some(running) = self.lines.get_mut(&(from, to)) else { return };
+        if running.line.accept(frame, now, &mut self.spare).is_none() {
+            running.stats.dropped += 1;
+        }
+    }
+
+    fn next_release(&self) -> Option<u64> {
+        self.lines.values().filter_map(|running| running.line.next_release()).min()
+    }
+
+    /// Hands what is due to `send`, which says how many frames it took.
+    fn release(&mut self, now: u64, mut send: impl FnMut(usize, &mut dyn Iterator<Item = &[u8]>) -> usize) {
+        for running in self.lines.values_mut() {
+            loop {
+                let due = running.line.due(now).min(BATCH_LEN);
+                if due == 0 {
+                    break;
+                }
+                let taken = send(running.out, &mut running.line.packets().take(due)).min(due);
+                if taken == 0 {
+                    break; // The interface is busy; the next turn goes on.
+                }
+                for bytes in running.line.drain(taken) {
+                    running.stats.packets += 1;
+                    running.stats.bytes += bytes.len() as u64;
+                    self.spare.push(bytes);
+                }
+            }
+        }
+    }
+
+    fn stats(&self) -> Vec<&WireStats> {
+        self.lines.values().map(|running| &running.stats).collect()
+    }
+}
+
+struct Emulator {
+    sockets: Vec<OwnedFd>,
+    hub: Hub,
+    stats: PathBuf,
+    clock: Clock,
+}
+
+impl Emulator {
+    fn run(mut self) -> anyhow::Result<()> {
+        let mut inbox = Inbox::new();
+        let mut stats_at = 0;
+        loop {
+            let now = self.nanos();
+            let wait = self
+                .hub
+                .next_release()
+                .map_or(WAIT_MAX, |next| Duration::from_nanos(next.saturating_sub(now)).min(WAIT_MAX));
+            let mut fds: Vec<_> =
+                self.sockets.iter().map(|socket| PollFd::new(socket.as_fd(), PollFlags::POLLIN)).collect();
+            batch::wait(&mut fds, wait)?;
+            let ready: Vec<_> = fds.iter().map(batch::is_readable).collect();
+            for at in (0..ready.len()).filter(|at| ready[*at]) {
+                self.receive(at, &mut inbox);
+            }
+            let now = self.nanos();
+            let sockets = &self.sockets;
+            self.hub.release(now, |out, frames| match batch::send(&sockets[out], frames, None) {
+                Ok(count) => count,
+                // The first one cannot be sent, the others may.
+                Err(_) => 1,
+            });
+            if now / 1_000 >= stats_at {
+                stats_at = now / 1_000 + STATS_INTERVAL_US;
+                let text = serde_json::to_string(&self.hub.stats())?;
+                let new = self.stats.with_extension("new");
+                std::fs::write(&new, text).and_then(|()| std::fs::rename(&new, &self.stats))?;
+            }
+        }
+    }
+
+    fn nanos(&self) -> u64 {
+        self.clock.now().0.saturating_mul(1_000)
+    }
+
+    fn receive(&mut self, end: usize, inbox: &mut Inbox) {
+        for _ in 0..BATCHES_PER_TURN {
+            let count = inbox.receive(&self.sockets[end]).unwrap_or(0);
+            let now = self.nanos();
+            for at in 0..count {
+                self.hub.accept(end, inbox.datagram(at), now);
+            }
+            if count < BATCH_LEN {
+                return;
+            }
+        }
+    }
+}
+
+/// A packet socket at one interface. It asks for IPv4 alone, so that it does not see what it sends.
+fn open(interface: &str) -> anyhow::Result<OwnedFd> {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let socket = socket(AddressFamily::Packet, SockType::Raw, flags, SockProtocol::EthIp)?;
+    let address =
+        link_address(interface).with_context(|| format!("{interface}: there is no such interface"))?;
+    bind(socket.as_raw_fd(), &address).with_context(|| interface.to_owned())?;
+    batch::grow_buffers(&socket);
+    Ok(socket)
+}
+
+fn link_address(interface: &str) -> Option<LinkAddr> {
+    let all = nix::ifaddrs::getifaddrs().ok()?;
+    let own = all.filter(|address| address.interface_name == interface);
+    own.filter_map(|address| address.address?.as_link_addr().copied()).next()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const A: Ipv4Addr = Ipv4Addr::new(10, 99, 0, 1);
+    const B: Ipv4Addr = Ipv4Addr::new(10, 99, 0, 2);
+
+    fn hub() -> Hub {
+        let end = |interface: &str, address| WireEnd { interface: interface.to_owned(), address };
+        let text = format!("from = \"{A}\"\nto = \"{B}\"\ndelay_us = 20000\n");
+        let network = Network {
+            stats: PathBuf::new(),
+            end: vec![end("a", A), end("b", B)],
+            line: vec![toml::from_str(&text).unwrap()],
+        };
+        Hub::new(&network).unwrap()
+    }
+
+    fn frame(from: Ipv4Addr, to: Ipv4Addr) -> Vec<u8> {
+        let mut frame = vec![0; 60];
+        frame[12..14].copy_from_slice(&[8, 0]);
+        frame[26..30].copy_from_slice(&from.octets());
+        frame[30..34].copy_from_slice(&to.octets());
+        frame
+    }
+
+    fn released(hub: &mut Hub, now: u64) -> Vec<usize> {
+        let mut outs = Vec::new();
+        hub.release(now, |out, frames| {
+            let count = frames.count();
+            outs.extend(std::iter::repeat_n(out, count));
+            count
+        });
+        outs
+    }
+
+    #[test]
+    fn a_packet_leaves_at_the_end_that_it_is_for_when_its_delay_is_over() {
+        let mut hub = hub();
+        hub.accept(0, &frame(A, B), 0);
+        assert_eq!(released(&mut hub, 19_999_999), [0; 0]);
+        assert_eq!(released(&mut hub, 20_000_000), [1]);
+        assert_eq!((hub.stats()[0].packets, hub.stats()[0].bytes), (1, 60));
+    }
+
+    #[test]
+    fn what_comes_in_at_another_end_than_its_source_or_has_no_line_is_dropped() {
+        let mut hub = hub();
+        hub.accept(1, &frame(A, B), 0);
+        hub.accept(1, &frame(B, A), 0);
+        hub.accept(0, &[0; 10], 0);
+        assert_eq!(hub.next_release(), None);
+    }
+}
