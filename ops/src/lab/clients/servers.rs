@@ -70,7 +70,12 @@ impl Files {
     ///
     /// # Errors
     /// One cannot be started.
-    pub(in super::super) fn serve(&self, world: &Namespace, processes: &mut Processes) -> anyhow::Result<()> {
+    pub(in super::super) fn serve(
+        &self,
+        world: &Namespace,
+        kbytes_per_s: u32,
+        processes: &mut Processes,
+    ) -> anyhow::Result<()> {
         let own = self.directory.display();
         let nginx = format!(
             "daemon off;\nmaster_process off;\npid {own}/nginx.pid;\nerror_log {own}/nginx.log;\n\
