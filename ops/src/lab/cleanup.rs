@@ -92,6 +92,14 @@ impl Ledger {
         self.write()
     }
 
+    /// Whether [`Self::raise_receive_buffer`] may do its work.
+    ///
+    /// # Errors
+    /// The system does not allow it.
+    pub(super) fn check_receive_buffer() -> anyhow::Result<()> {
+        fs::File::options().write(true).open(RECEIVE_BUFFER).map(drop).context(RECEIVE_BUFFER)
+    }
+
     /// Gives sockets that open from now on room for a burst, until the ledger is dropped.
     ///
     /// # Errors

@@ -25,6 +25,7 @@ use crate::clock::Clock;
 use crate::demo::built_in;
 use cleanup::Ledger;
 use deployment::Deployment;
+use namespaces::Namespace;
 use processes::Processes;
 use report::Report;
 use scenario::{Size, Stage};
@@ -99,6 +100,9 @@ pub fn main(options: &Options) -> ExitCode {
     }
 }
 
+/// Where interfaces of bridges in the userspace datapath come from.
+const TUN: &str = "/dev/net/tun";
+
 /// What the lab needs, and the Debian package that has it.
 const TOOLS: [(&str, &str); 11] = [
     ("ip", "iproute2"),
@@ -129,7 +133,12 @@ fn check() -> anyhow::Result<()> {
         TOOLS.iter().filter(|(tool, _)| !is_there(tool)).map(|(_, package)| *package).collect();
     missing.dedup();
     anyhow::ensure!(missing.is_empty(), "not installed: apt-get install {}", missing.join(" "));
-    Ok(())
+    anyhow::ensure!(
+        Path::new(TUN).exists(),
+        "there is no {TUN}, which bridges of Open vSwitch need: give it to the container, or use a machine"
+    );
+    Ledger::check_receive_buffer()?;
+    Namespace::possible()
 }
 
 fn clean() -> anyhow::Result<()> {

@@ -67,6 +67,18 @@ impl Namespace {
         Ok(own)
     }
 
+    /// Makes one with a cable in it, and removes both: not every container may.
+    ///
+    /// # Errors
+    /// In words of the tool that failed.
+    pub(super) fn possible() -> anyhow::Result<()> {
+        let own = Self("check".to_owned());
+        let made = Self::create("check")
+            .and_then(|own| own.ip(&["link", "add", "v0", "type", "veth", "peer", "name", "v1"]));
+        let removed = ip(&["netns", "delete", &own.to_string()]);
+        made.and(removed).context("network namespaces cannot be made here")
+    }
+
     /// One command of `ip` inside.
     ///
     /// # Errors

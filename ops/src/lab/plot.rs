@@ -9,7 +9,7 @@ const WIDTH: f64 = 1_000.0;
 const LEFT: f64 = 64.0;
 const RIGHT: f64 = 16.0;
 /// Where labels of happenings stand.
-const LABELS: f64 = 96.0;
+const LABELS: f64 = 68.0;
 const PANEL: f64 = 170.0;
 const GAP: f64 = 34.0;
 /// Colours that differ for most eyes, on white and on dark.
@@ -115,7 +115,9 @@ fn throughput(svg: &mut String, report: &Report, time: &Axis, top: f64) {
     frame(svg, &mbit, top, &ticks.collect::<Vec<_>>(), "throughput, Mbit/s");
     for (_, colour, rates) in all {
         let point = |rate: &Rate| (time.place(float(rate.second) + 0.5), mbit.place(rate.mbit_per_s));
-        line(svg, &rates.iter().map(point).collect::<Vec<_>>(), colour, "1.5");
+        // Downloads end after the last request.
+        let shown = rates.iter().filter(|rate| float(rate.second) < time.high);
+        line(svg, &shown.map(point).collect::<Vec<_>>(), colour, "1.5");
     }
     legend(svg, top, &all.map(|(name, colour, _)| (name, colour)));
 }

@@ -1,5 +1,7 @@
 //! What the lab found, for people and as JSON.
 
+use std::ops::RangeInclusive;
+
 use serde::Serialize;
 
 use super::clients::download::Downloaded;
@@ -7,6 +9,11 @@ use super::clients::http::Wrongs;
 use super::clients::iperf::Measured;
 use super::clients::{Latency, Sample, Second, ms, per_second};
 use crate::demo::report::{GivenUp, MoveReport};
+
+/// How long after an end a loss still counts as its own.
+const AFTERMATH_US: u64 = 1_000_000;
+/// What began so long before a process died may have been under way.
+const UNDER_WAY_US: u64 = 2_000_000;
 
 /// Whether packets may be lost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -82,7 +89,7 @@ pub(super) struct Requests {
     pub(super) latency: Latency,
     pub(super) reset: u64,
     pub(super) wrong: u64,
-    pub(super) late: u64,
+    pub(super) late: usize,
     pub(super) per_second: Vec<Second>,
 }
 
@@ -138,16 +145,29 @@ impl Happening {
     }
 
     /// Takes from what clients saw what belongs to it.
-    pub(super) fn take(&mut self, seen: &Seen, aftermath_us: u64) {
-        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "times of a run")]
-        let us = |seconds: f64| (seconds * 1e6) as u64;
-        let span = us(self.start_s)..=us(self.start_s + self.seconds) + aftermath_us;
+    pub(super) fn take(&mut self, seen: &Seen) {
+        let span = self.span();
         let within = |sample: &&Sample| span.contains(&sample.at_us);
         self.requests = Latency::of(seen.http.iter().filter(within));
         self.keystrokes = Latency::of(seen.ssh.iter().filter(within));
         let pings = || seen.pings.iter().flat_map(|(_, samples, _)| samples).filter(within);
         self.pings_sent = pings().count();
         self.pings_lost = pings().filter(|sample| sample.took_us.is_none()).count();
+    }
+
+    /// From its start to the end of its aftermath, in microseconds.
+    fn span(&self) -> RangeInclusive<u64> {
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "times of a run")]
+        let us = |seconds: f64| (seconds * 1e6) as u64;
+        us(self.start_s)..=us(self.start_s + self.seconds) + AFTERMATH_US
+    }
+
+    /// Whether a request that began at this time may stay without an answer: the flow of one that was under way, and whose
+    /// client has nothing more to send, ends with the worker that knew it.
+    fn excuses(&self, at_us: u64) -> bool {
+        let span = self.span();
+        self.loss == Loss::Allowed
+            && (span.start().saturating_sub(UNDER_WAY_US)..=*span.end()).contains(&at_us)
     }
 
     fn failures(&self) -> Vec<String> {
@@ -169,7 +189,6 @@ impl Seen {
         };
         zero("requests whose connection was reset", self.wrongs.reset);
         zero("requests with a wrong answer", self.wrongs.wrong);
-        zero("requests without an answer in time", self.wrongs.late);
         zero("pings answered twice", self.pings.iter().map(|(_, _, duplicates)| duplicates).sum());
         if self.http.is_empty() {
             failures.push("no request was made".to_owned());
@@ -208,6 +227,11 @@ impl Report {
         mut failures: Vec<String>,
     ) -> Self {
         failures.extend(happenings.iter().flat_map(Happening::failures));
+        let excused = |at_us: &u64| happenings.iter().any(|happening| happening.excuses(*at_us));
+        let late = seen.wrongs.late_at_us.iter().filter(|at_us| !excused(at_us)).count();
+        if late > 0 {
+            failures.push(format!("{late} requests without an answer in time"));
+        }
         failures.extend(seen.failures());
         let pings = seen.pings.iter().map(|(name, samples, duplicates)| Pinged {
             name: name.clone(),
@@ -220,7 +244,7 @@ impl Report {
                 latency: Latency::of(seen.http.iter()),
                 reset: seen.wrongs.reset,
                 wrong: seen.wrongs.wrong,
-                late: seen.wrongs.late,
+                late: seen.wrongs.late_at_us.len(),
                 per_second: per_second(&seen.http),
             },
             ssh: Typed {
@@ -338,7 +362,7 @@ mod tests {
 
     fn failures(loss: Loss, seen: Seen) -> Vec<String> {
         let mut happening = Happening::new("move".into(), loss, 1_000_000, 2_000_000);
-        happening.take(&seen, 1_000_000);
+        happening.take(&seen);
         Report::new(Vec::new(), 9.0, vec![happening], seen, Vec::new(), Vec::new()).failures
     }
 
@@ -347,6 +371,20 @@ mod tests {
         assert_eq!(failures(Loss::Never, seen(2_900_000)), ["move: 1 pings lost"]);
         assert_eq!(failures(Loss::Never, seen(3_100_000)), [""; 0]);
         assert_eq!(failures(Loss::Allowed, seen(2_900_000)), [""; 0]);
+    }
+
+    #[test]
+    fn a_request_without_an_answer_is_a_failure_unless_the_worker_that_knew_it_died() {
+        let late = |at_us| {
+            let mut seen = seen(0);
+            seen.wrongs.late_at_us.push(at_us);
+            seen
+        };
+        let failure = ["1 requests without an answer in time"];
+        assert_eq!(failures(Loss::Never, late(1_500_000)), failure);
+        assert_eq!(failures(Loss::Allowed, late(3_100_000)), failure);
+        assert_eq!(failures(Loss::Allowed, late(500_000)), [""; 0]);
+        assert_eq!(failures(Loss::Allowed, late(1_500_000)), [""; 0]);
     }
 
     #[test]

@@ -41,8 +41,6 @@ const HOST_PING: u8 = 254;
 const MOVES_BOUND: Duration = Duration::from_secs(30);
 /// Between two happenings.
 const PAUSE: Duration = Duration::from_secs(4);
-/// How long after an end a loss still counts as its own.
-const AFTERMATH_US: u64 = 1_000_000;
 
 /// How much is done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -437,7 +435,7 @@ impl Stage {
         let seen = tokio::task::spawn_blocking(move || clients.finish()).await??;
         let mut drops = deployment.drops().await;
         for happening in &mut happenings {
-            happening.take(&seen, AFTERMATH_US);
+            happening.take(&seen);
         }
         failures.extend(deployment.processes.ended());
         drops.sort_unstable();
@@ -597,7 +595,7 @@ impl Clients {
             let found = requests.stop();
             wrongs.reset += found.reset;
             wrongs.wrong += found.wrong;
-            wrongs.late += found.late;
+            wrongs.late_at_us.extend(found.late_at_us);
             http.extend(requests.samples.all());
         }
         http.sort_unstable_by_key(|sample| sample.at_us);

@@ -1,8 +1,8 @@
 //! Short HTTP requests, each over a connection of its own, so many per second whatever the answers take.
 
 use std::net::{Ipv4Addr, SocketAddr};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -42,18 +42,18 @@ struct Counts {
     stop: AtomicBool,
     reset: AtomicU64,
     wrong: AtomicU64,
-    late: AtomicU64,
+    late: Mutex<Vec<u64>>,
 }
 
 /// What went wrong with requests.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(in super::super) struct Wrongs {
     /// The connection was reset or refused.
     pub(in super::super) reset: u64,
     /// The answer was not what the server has.
     pub(in super::super) wrong: u64,
-    /// There was no answer in time.
-    pub(in super::super) late: u64,
+    /// When those began that had no answer in time, microseconds since the lab's start.
+    pub(in super::super) late_at_us: Vec<u64>,
 }
 
 impl Requests {
@@ -84,7 +84,7 @@ impl Requests {
         Wrongs {
             reset: count(&self.counts.reset),
             wrong: count(&self.counts.wrong),
-            late: count(&self.counts.late),
+            late_at_us: self.counts.late.lock().unwrap_or_else(PoisonError::into_inner).clone(),
         }
     }
 }
@@ -109,19 +109,17 @@ async fn ask(plan: Arc<Plan>, clock: Clock, samples: Samples, counts: Arc<Counts
             let at = clock.now().0;
             let result = tokio::time::timeout(TIMEOUT, one(&plan, host)).await;
             let took = clock.now().0 - at;
-            let (took, wrong) = match result {
-                Ok(Ok(answer)) if answer.ends_with(&plan.expected) => (Some(took), None),
-                Ok(Ok(_)) => (None, Some(&counts.wrong)),
+            let right = matches!(&result, Ok(Ok(answer)) if answer.ends_with(&plan.expected));
+            match result {
+                Ok(Ok(_)) if right => {}
+                Ok(Ok(_)) => drop(counts.wrong.fetch_add(1, Ordering::Relaxed)),
                 Ok(Err(error)) => {
                     tracing::info!(%error, "a request failed");
-                    (None, Some(&counts.reset))
+                    counts.reset.fetch_add(1, Ordering::Relaxed);
                 }
-                Err(_) => (None, Some(&counts.late)),
-            };
-            if let Some(wrong) = wrong {
-                wrong.fetch_add(1, Ordering::Relaxed);
+                Err(_) => counts.late.lock().unwrap_or_else(PoisonError::into_inner).push(at),
             }
-            samples.push(at, took);
+            samples.push(at, right.then_some(took));
         });
         while under_way.try_join_next().is_some() {}
     }

@@ -166,7 +166,9 @@ mod tests {
     #[test]
     fn what_did_not_come_back_is_lost_at_the_time_when_it_was_sent() {
         let mut echoes = Echoes::default();
-        [1, 2, 5, 5].map(|number| echoes.add(echo(number)));
+        for number in [1, 2, 5, 5] {
+            echoes.add(echo(number));
+        }
         let lost: Vec<_> = echoes.samples().into_iter().filter(|s| s.took_us.is_none()).collect();
         assert_eq!(lost.iter().map(|s| s.at_us).collect::<Vec<_>>(), [24_000, 32_000]);
         assert_eq!(echoes.duplicates, 1);
