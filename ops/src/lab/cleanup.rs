@@ -47,9 +47,12 @@ impl Process {
     }
 }
 
-/// Field 22 of `/proc/PID/stat`. The name in the second field may hold anything, parentheses and spaces too.
+/// Field 22 of `/proc/PID/stat`; none of a process that has ended and that nobody has asked about yet. The name in the second
+/// field may hold anything, parentheses and spaces too.
 fn start_time(stat: &str) -> Option<u64> {
-    stat.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()
+    let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
+    let lives = !matches!(fields.next()?, "Z" | "X");
+    lives.then(|| fields.nth(18))??.parse().ok()
 }
 
 #[derive(Default, Serialize, Deserialize)]
@@ -236,5 +239,13 @@ mod tests {
         let stat = format!("7 (a) b (c) {}", fields.join(" "));
         assert_eq!(start_time(&stat), Some(22));
         assert_eq!(start_time("7 (a"), None);
+    }
+
+    #[test]
+    fn a_process_that_nobody_has_waited_for_does_not_live() {
+        let fields: Vec<_> = (4..=52).map(|field| field.to_string()).collect();
+        let stat = |state: &str| format!("7 (a) {state} {}", fields.join(" "));
+        assert_eq!(start_time(&stat("S")), Some(22));
+        assert_eq!(start_time(&stat("Z")), None);
     }
 }

@@ -85,7 +85,7 @@ impl Ovs {
         ovs.until("the database", || ovs.database().exists())?;
         ovs.vsctl(&["--no-wait", "init"])?;
         if datapath == Datapath::VhostUser {
-            let extra = format!("--no-huge -m 512 --file-prefix=lab-ovs-{site} --no-pci");
+            let extra = format!("--no-huge --legacy-mem -m 512 --file-prefix=lab-ovs-{site} --no-pci");
             ovs.vsctl(&[
                 "--no-wait",
                 "set",
@@ -137,17 +137,25 @@ impl Ovs {
         command
     }
 
+    /// The daemon to start. Its own name makes that of its control socket, so the one with DPDK gets the usual name, as Debian's
+    /// `update-alternatives` would give it.
+    fn program(&self) -> anyhow::Result<String> {
+        const NAME: &str = "ovs-vswitchd";
+        if self.datapath == Datapath::Cable {
+            return Ok(NAME.to_owned());
+        }
+        let link = self.directory.join(NAME);
+        if !link.exists() {
+            std::os::unix::fs::symlink(DPDK_DAEMON, &link)?;
+        }
+        Ok(link.display().to_string())
+    }
+
     fn start_daemon(&self, processes: &mut Processes) -> anyhow::Result<()> {
-        let program = match self.datapath {
-            Datapath::Cable => "ovs-vswitchd",
-            Datapath::VhostUser => DPDK_DAEMON,
-        };
-        let control = self.directory.join("ovs-vswitchd.ctl");
-        let mut daemon = self.command(program);
+        let mut daemon = self.command(&self.program()?);
         daemon.arg(format!("unix:{}", self.database().display()));
         daemon.arg("--pidfile");
         processes.spawn(&self.daemon(), daemon)?;
-        drop(control);
         self.until("ovs-vswitchd", || self.appctl(&["version"]).is_ok())
     }
 
