@@ -236,6 +236,8 @@ fn limosa(deployment: &Deployment, arguments: &[&str]) -> (i32, String, String) 
     for api in deployment.cluster.apis() {
         command.args(["--api", &api]);
     }
+    // Paths in the demo's configuration files begin there.
+    command.current_dir(&deployment.cluster.layout().directory);
     let output = command.args(arguments).output().unwrap();
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
     (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
@@ -297,7 +299,7 @@ async fn remove_a_rule(socket: PathBuf) {
 async fn the_command_line_finds_a_rule_that_was_taken_away_and_mends_it() {
     let deployment = Deployment::start().await;
     let site = SiteId(1);
-    let config = deployment.cluster.config_path(Part::Agent(site)).display().to_string();
+    let config = deployment.cluster.layout().config_path(Part::Agent(site)).display().to_string();
     let switch =
         |verb: &str| limosa(&deployment, &["switch", verb, "--config", config.as_str(), "-o", "json"]);
     let json = |text: &str| -> Value { serde_json::from_str(text).unwrap() };
@@ -307,7 +309,7 @@ async fn the_command_line_finds_a_rule_that_was_taken_away_and_mends_it() {
     let (status, differences, error) = switch("diff");
     assert_eq!(status, 0, "{differences}{error}");
 
-    remove_a_rule(deployment.cluster.site_directory(site).join("switch.control")).await;
+    remove_a_rule(deployment.cluster.layout().site_directory(site).join("switch.control")).await;
     let (status, differences, _) = switch("diff");
     assert_eq!((status, json(&differences)["differences"][0]["drift"].as_str()), (6, Some("missing")));
     let (status, mended, error) = switch("resync");

@@ -6,6 +6,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Context;
+use nix::sched::{CpuSet, sched_getaffinity};
+use nix::unistd::Pid;
 use reqwest::Method;
 use serde_json::{Value, json};
 use tokio::time::sleep;
@@ -44,6 +46,14 @@ pub(super) struct Deployment {
     datapath: Datapath,
     directory: PathBuf,
     binary: PathBuf,
+    /// Those that the lab may use; at least one.
+    processors: Vec<usize>,
+}
+
+/// The processors that this process may run on.
+fn processors() -> anyhow::Result<Vec<usize>> {
+    let allowed = sched_getaffinity(Pid::from_raw(0))?;
+    Ok((0..CpuSet::count()).filter(|number| allowed.is_set(*number).unwrap_or(false)).collect())
 }
 
 /// The agent of a site, by name.
@@ -95,7 +105,8 @@ impl Deployment {
             )?);
         }
         let apis = underlay.sites.iter().map(Api::start).collect::<anyhow::Result<Vec<_>>>()?;
-        let mut own = Self { sites, underlay, processes, ovs, apis, datapath, directory, binary };
+        let processors = processors()?;
+        let mut own = Self { sites, underlay, processes, ovs, apis, datapath, directory, binary, processors };
         own.configure()?;
         own.start_limosa().await?;
         Ok(own)
@@ -227,8 +238,15 @@ impl Deployment {
         format!(
             "site = {site}\nworker = {number}\ndirectory = \"s{site}\"\nflows = {FLOWS}\n\
              hold_packets = {HOLD_PACKETS}\n\n[dpdk]\ndevice = {device:?}\nhuge_pages = false\n\
-             idle = \"backoff\"\n"
+             idle = \"backoff\"\nlcore = {}\n",
+            self.lcore(site, number)
         )
+    }
+
+    /// Workers take turns over the processors that there are.
+    fn lcore(&self, site: u8, worker: u16) -> usize {
+        let turn = usize::from(site - 1) * usize::from(WORKERS) + usize::from(worker - 1);
+        self.processors[turn % self.processors.len()]
     }
 
     // ---- processes ----------------------------------------------------------------------------------------

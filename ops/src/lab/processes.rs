@@ -89,7 +89,10 @@ impl Processes {
             .into_iter()
             .map(|(name, status)| {
                 self.children.remove(&name);
-                format!("{name} ended by itself ({status}); see {}", self.logs.join(&name).display())
+                format!(
+                    "{name} ended by itself ({status}); see {}",
+                    self.logs.join(format!("{name}.log")).display()
+                )
             })
             .collect()
     }
