@@ -37,16 +37,17 @@ lab-setup:
 build:
 	$(CARGO) build --release --package limosa
 
-# Whole deployments (`--test process`) run one at a time: each is some 20 processes, and two would fight for the cores.
+# Whole deployments (`--test process`) run one at a time: each is some 20 processes, and two would fight for the cores. They come
+# last, so that what is printed ends with the line that counts tests.
 test: test-setup
 	$(CARGO) test --workspace --exclude limosa
-	$(CARGO) test --package limosa --lib --bins --test api --test sim
-	$(CARGO) test --package limosa --test process -- --test-threads=1
 	@if $(HAS_DPDK) && [ "$$(id -u)" = 0 ]; then set -x; \
 	  $(CARGO) test --package limosa-dpdk --package limosa-dataplane --package limosa --features dpdk \
 	    --test devices --test refusals --test huge_pages --test dpdk; \
 	else echo "SKIPPED: tests of DPDK workers (DPDK is not installed, or not root)"; fi
 	@$(MAKE) --no-print-directory lab-short
+	$(CARGO) test --package limosa --lib --bins --test api --test sim
+	$(CARGO) test --package limosa --test process -- --test-threads=1
 
 test-setup:
 	@if command -v ovs-ofctl >/dev/null 2>&1; then echo "ovs-ofctl is there: its tests run"; \
