@@ -9,5 +9,6 @@ pub mod core;
 pub mod geo;
 pub mod node;
 pub mod raft;
+pub mod solver;
 pub mod store;
 pub mod wire;

@@ -1,0 +1,322 @@
+//! What is to be solved: sites with capacities, groups with demand and candidates. Structure of arrays, so that a
+//! pass over a million groups reads memory in order.
+
+/// Most sites of an instance; an index of a site is a byte.
+pub const SITES_MAX: usize = 256;
+/// Most candidates of a group.
+pub const CANDIDATES_MAX: usize = 16;
+/// Number of resources, see [`Resource`].
+pub const RESOURCES: usize = 3;
+
+/// What a site has to give. The index into arrays of `RESOURCES` values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Resource {
+    /// Packets per second.
+    Packets = 0,
+    /// Flows held.
+    Flows = 1,
+    /// Bits per second.
+    Bits = 2,
+}
+
+impl Resource {
+    /// All of them, in the order of their indices.
+    pub const ALL: [Self; RESOURCES] = [Self::Packets, Self::Flows, Self::Bits];
+}
+
+/// One value per resource.
+pub type PerResource<T> = [T; RESOURCES];
+
+/// A site and what it may carry.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Site {
+    /// Capacity per resource; infinite where there is no limit.
+    pub capacity: PerResource<f64>,
+    /// Share of the capacity that is to stay free, 0 to below 1.
+    pub headroom: f64,
+}
+
+/// A site that a group may have. What a hard rule forbids is simply not among a group's candidates.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Candidate {
+    /// Index of the site.
+    pub site: u8,
+    /// Delay there plus the prices of soft rules, in milliseconds; times the weight it is the cost.
+    pub cost_ms: f32,
+}
+
+/// A flow group, as it is added to an instance.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Group<'a> {
+    /// How much its delay counts: its traffic.
+    pub weight: f32,
+    /// What it takes of each resource wherever it is.
+    pub demand: PerResource<f32>,
+    /// Index of the site where it is; `None` for a group that is nowhere yet, whose placing is no move.
+    pub present: Option<u8>,
+    /// Cost of moving it, in weight x ms.
+    pub charge: f32,
+    /// 1 to 16 sites, each once.
+    pub candidates: &'a [Candidate],
+}
+
+/// Why something was refused; the instance is then unchanged.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum InstanceError {
+    /// None, or more than [`SITES_MAX`].
+    #[error("{0} sites: give 1 to {SITES_MAX}")]
+    Sites(usize),
+    /// Negative or not a number.
+    #[error("site {site}: {capacity} is no capacity")]
+    Capacity {
+        /// Index of the site.
+        site: usize,
+        /// What was given.
+        capacity: f64,
+    },
+    /// Outside of 0 to below 1.
+    #[error("site {site}: headroom {headroom} is not in 0 to below 1")]
+    Headroom {
+        /// Index of the site.
+        site: usize,
+        /// What was given.
+        headroom: f64,
+    },
+    /// None, or more than [`CANDIDATES_MAX`].
+    #[error("group {group} has {len} candidates: give 1 to {CANDIDATES_MAX}")]
+    Candidates {
+        /// Index that the group would have had.
+        group: usize,
+        /// How many.
+        len: usize,
+    },
+    /// There is no such site, or it was named twice.
+    #[error("group {group}: candidate {site} is no site or is there twice")]
+    CandidateSite {
+        /// Index that the group would have had.
+        group: usize,
+        /// What was given.
+        site: u8,
+    },
+    /// Negative, infinite or not a number.
+    #[error("group {group}: {value} is no weight, demand, charge or cost")]
+    Value {
+        /// Index that the group has or would have had.
+        group: usize,
+        /// What was given.
+        value: f32,
+    },
+    /// More than fit the indices.
+    #[error("more than {0} candidates in all")]
+    TooMany(u32),
+}
+
+/// Stands for "nowhere" in `present`.
+const NOWHERE: u16 = u16::MAX;
+
+/// An assignment problem: minimise the sum of weight x cost of the chosen candidates plus the charges of those groups
+/// that move, such that no site carries more of any resource than its capacity less the headroom.
+#[derive(Clone, Debug)]
+pub struct Instance {
+    /// Capacity less headroom.
+    pub(super) room: Vec<PerResource<f64>>,
+    /// A closed site takes no group, candidate or not.
+    pub(super) open: Vec<bool>,
+    pub(super) weight: Vec<f32>,
+    pub(super) demand: Vec<PerResource<f32>>,
+    pub(super) charge: Vec<f32>,
+    present: Vec<u16>,
+    /// Where the candidates of a group begin; one more at the end.
+    offset: Vec<u32>,
+    site: Vec<u8>,
+    cost_ms: Vec<f32>,
+}
+
+impl Instance {
+    /// Sites, no groups yet.
+    ///
+    /// # Errors
+    /// One [`InstanceError`], the first that is found.
+    pub fn new(sites: &[Site]) -> Result<Self, InstanceError> {
+        if !(1..=SITES_MAX).contains(&sites.len()) {
+            return Err(InstanceError::Sites(sites.len()));
+        }
+        let room = sites.iter().enumerate().map(|(index, site)| room_of(index, site));
+        Ok(Self {
+            room: room.collect::<Result<_, _>>()?,
+            open: vec![true; sites.len()],
+            weight: Vec::new(),
+            demand: Vec::new(),
+            charge: Vec::new(),
+            present: Vec::new(),
+            offset: vec![0],
+            site: Vec::new(),
+            cost_ms: Vec::new(),
+        })
+    }
+
+    /// Makes room for so many groups more, with so many candidates in all.
+    pub fn reserve(&mut self, groups: usize, candidates: usize) {
+        self.weight.reserve(groups);
+        self.demand.reserve(groups);
+        self.charge.reserve(groups);
+        self.present.reserve(groups);
+        self.offset.reserve(groups);
+        self.site.reserve(candidates);
+        self.cost_ms.reserve(candidates);
+    }
+
+    /// Adds a group; groups have the indices 0, 1, 2 and so on, in this order.
+    ///
+    /// # Errors
+    /// One [`InstanceError`], the first that is found; the group is then not there.
+    pub fn push(&mut self, group: &Group<'_>) -> Result<(), InstanceError> {
+        let index = self.groups();
+        let len = group.candidates.len();
+        if !(1..=CANDIDATES_MAX).contains(&len) {
+            return Err(InstanceError::Candidates { group: index, len });
+        }
+        let end = u32::try_from(self.site.len() + len).map_err(|_| InstanceError::TooMany(u32::MAX))?;
+        let costs = group.candidates.iter().map(|candidate| candidate.cost_ms);
+        check_values(index, group.demand.into_iter().chain([group.weight, group.charge]).chain(costs))?;
+        for (position, &Candidate { site, .. }) in group.candidates.iter().enumerate() {
+            let twice = group.candidates[..position].iter().any(|other| other.site == site);
+            if twice || usize::from(site) >= self.sites() {
+                return Err(InstanceError::CandidateSite { group: index, site });
+            }
+        }
+        self.weight.push(group.weight);
+        self.demand.push(group.demand);
+        self.charge.push(group.charge);
+        self.present.push(group.present.map_or(NOWHERE, u16::from));
+        self.offset.push(end);
+        self.site.extend(group.candidates.iter().map(|candidate| candidate.site));
+        self.cost_ms.extend(group.candidates.iter().map(|candidate| candidate.cost_ms));
+        Ok(())
+    }
+
+    /// Number of groups.
+    #[must_use]
+    pub fn groups(&self) -> usize {
+        self.weight.len()
+    }
+
+    /// Number of sites.
+    #[must_use]
+    pub fn sites(&self) -> usize {
+        self.room.len()
+    }
+
+    /// Capacity less headroom, per resource.
+    #[must_use]
+    pub fn room(&self, site: u8) -> PerResource<f64> {
+        self.room[usize::from(site)]
+    }
+
+    /// Whether the site takes groups.
+    #[must_use]
+    pub fn is_open(&self, site: u8) -> bool {
+        self.open[usize::from(site)]
+    }
+
+    /// The weight of a group.
+    #[must_use]
+    pub fn weight(&self, group: usize) -> f32 {
+        self.weight[group]
+    }
+
+    /// The demand of a group.
+    #[must_use]
+    pub fn demand(&self, group: usize) -> PerResource<f32> {
+        self.demand[group]
+    }
+
+    /// Where a group is.
+    #[must_use]
+    pub fn present(&self, group: usize) -> Option<u8> {
+        u8::try_from(self.present[group]).ok()
+    }
+
+    /// The candidates of a group, those at closed sites too.
+    pub fn candidates(&self, group: usize) -> impl ExactSizeIterator<Item = Candidate> + '_ {
+        let (sites, costs) = self.row(group);
+        sites.iter().zip(costs).map(|(&site, &cost_ms)| Candidate { site, cost_ms })
+    }
+
+    /// Sites and costs of the candidates of a group.
+    #[inline]
+    pub(super) fn row(&self, group: usize) -> (&[u8], &[f32]) {
+        let range = self.offset[group] as usize..self.offset[group + 1] as usize;
+        (&self.site[range.clone()], &self.cost_ms[range])
+    }
+
+    /// The present site in the width in which the hot loops compare it.
+    #[inline]
+    pub(super) fn present_raw(&self, group: usize) -> u16 {
+        self.present[group]
+    }
+
+    /// What a group costs at its `choice`-th candidate, charge included, in weight x ms.
+    #[inline]
+    pub(super) fn cost(&self, group: usize, choice: usize) -> f64 {
+        let (sites, costs) = self.row(group);
+        let stays = self.stays(group, sites[choice]);
+        let charge = if stays { 0.0 } else { f64::from(self.charge[group]) };
+        f64::from(self.weight[group]) * f64::from(costs[choice]) + charge
+    }
+
+    /// What a group costs at its cheapest open candidate, in weight x ms.
+    pub(super) fn least(&self, group: usize) -> f64 {
+        let (sites, costs) = self.row(group);
+        let (weight, charge) = (f64::from(self.weight[group]), f64::from(self.charge[group]));
+        let open = sites.iter().zip(costs).filter(|(site, _)| self.open[usize::from(**site)]);
+        let cost = |(&site, &cost): (&u8, &f32)| {
+            weight * f64::from(cost) + if self.stays(group, site) { 0.0 } else { charge }
+        };
+        open.map(cost).fold(f64::INFINITY, f64::min)
+    }
+
+    /// Whether having the group at this site is no move.
+    #[inline]
+    pub(super) fn stays(&self, group: usize, site: u8) -> bool {
+        let present = self.present[group];
+        present == NOWHERE || present == u16::from(site)
+    }
+
+    pub(super) fn set_present(&mut self, group: usize, site: u8) {
+        self.present[group] = u16::from(site);
+    }
+
+    pub(super) fn set_demand(
+        &mut self,
+        group: usize,
+        weight: f32,
+        demand: PerResource<f32>,
+    ) -> Result<(), InstanceError> {
+        check_values(group, demand.into_iter().chain([weight]))?;
+        self.weight[group] = weight;
+        self.demand[group] = demand;
+        Ok(())
+    }
+
+    /// Closed sites take no group; their present groups have to leave.
+    pub(super) fn set_open(&mut self, site: u8, open: bool) {
+        self.open[usize::from(site)] = open;
+    }
+}
+
+/// Whether a value can be a weight, a demand, a charge or a cost.
+pub(super) fn check_values(group: usize, values: impl IntoIterator<Item = f32>) -> Result<(), InstanceError> {
+    let wrong = values.into_iter().find(|value| !value.is_finite() || *value < 0.0);
+    wrong.map_or(Ok(()), |value| Err(InstanceError::Value { group, value }))
+}
+
+fn room_of(index: usize, site: &Site) -> Result<PerResource<f64>, InstanceError> {
+    if let Some(&capacity) = site.capacity.iter().find(|capacity| capacity.is_nan() || **capacity < 0.0) {
+        return Err(InstanceError::Capacity { site: index, capacity });
+    }
+    if !(0.0..1.0).contains(&site.headroom) {
+        return Err(InstanceError::Headroom { site: index, headroom: site.headroom });
+    }
+    Ok(site.capacity.map(|capacity| capacity * (1.0 - site.headroom)))
+}

@@ -1,0 +1,354 @@
+//! Which group should be at which site: the least traffic-weighted delay within the capacities, with a certificate.
+//!
+//! An [`Instance`] says what is to be solved. A [`Solver`] keeps prices and placement between rounds, so that a round
+//! after a small change is cheap. Every round ends with a [`Certificate`]: what the placement costs, and a lower bound that
+//! no placement can beat, from the prices alone. Whoever has the instance and the prices can check it with
+//! [`bound`]. No clock, no random: same input, same answer.
+//!
+//! The scheme is Lagrangian relaxation of the generalised assignment problem (Fisher, Management Science 27, 1981), with the
+//! dual smoothed (Nesterov, Mathematical Programming 103, 2005) so that Newton's method can be used on it.
+
+mod dual;
+pub mod generate;
+pub mod greedy;
+mod instance;
+mod round;
+mod softmin;
+#[cfg(test)]
+mod tests;
+
+pub use instance::{
+    CANDIDATES_MAX, Candidate, Group, Instance, InstanceError, PerResource, RESOURCES, Resource, SITES_MAX,
+    Site,
+};
+
+use dual::{Dual, Effort, Sample};
+use round::Assignment;
+use softmin::{PriceTable, Units};
+
+/// How much is known from the last round.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Start {
+    /// Nothing: prices are found anew.
+    Cold,
+    /// The last prices are near: much may have changed a little, or a little much.
+    Warm,
+    /// Only the groups that were touched since the last round may go, and those that must make room. Prices stay.
+    Touched,
+}
+
+/// What a round achieved, in weight x ms where nothing else is said.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Certificate {
+    /// Delay, rules and move charges of the placement.
+    pub cost: f64,
+    /// No placement within the capacities costs less.
+    pub bound: f64,
+    /// What it would cost without capacities.
+    pub unconstrained: f64,
+    /// Groups that are to move.
+    pub moves: usize,
+    /// Groups whose candidates are all closed; they are in none of the sums.
+    pub stranded: usize,
+    /// Site, resource, and by how much its room is exceeded in the resource's unit. Empty for a placement that holds.
+    pub exceeded: Vec<(u8, Resource, f64)>,
+    /// Passes over all groups.
+    pub passes: f64,
+}
+
+impl Certificate {
+    /// Share of the cost by which the placement may be worse than the best; the best may be better than the bound, so it is
+    /// an upper limit. Not a number when something is exceeded: then the two cannot be compared.
+    #[must_use]
+    pub fn gap(&self) -> f64 {
+        if !self.exceeded.is_empty() {
+            return f64::NAN;
+        }
+        if self.cost <= 0.0 { 0.0 } else { ((self.cost - self.bound) / self.cost).max(0.0) }
+    }
+}
+
+/// Sites that cannot hold what can go nowhere else: a proof that no placement holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Conflict {
+    /// The sites. A group that is at one of them has all its open candidates among them.
+    pub sites: Vec<u8>,
+    /// The resource that does not suffice.
+    pub resource: Resource,
+    /// The groups that can only be at these sites.
+    pub groups: Vec<u32>,
+}
+
+/// Groups of the sample that finds the prices roughly, and of that which makes them better.
+const SAMPLE_SMALL: usize = 20_000;
+const SAMPLE_LARGE: usize = 50_000;
+
+/// Keeps prices and placement from round to round.
+pub struct Solver {
+    instance: Instance,
+    units: Units,
+    /// In milliseconds per equivalent.
+    prices: Vec<PerResource<f64>>,
+    assignment: Assignment,
+    touched: Vec<u32>,
+    /// A site opened or closed since the last round: prices may be far off.
+    reshaped: bool,
+}
+
+impl Solver {
+    /// With prices at zero and groups nowhere.
+    #[must_use]
+    pub fn new(instance: Instance) -> Self {
+        let assignment = Assignment::empty(&instance);
+        let units = Units::of(&instance);
+        let prices = vec![[0.0; RESOURCES]; instance.sites()];
+        Self { instance, units, prices, assignment, touched: Vec::new(), reshaped: false }
+    }
+
+    /// What is solved.
+    #[must_use]
+    pub fn instance(&self) -> &Instance {
+        &self.instance
+    }
+
+    /// Begins with prices of an earlier round, in milliseconds per unit of demand as [`Solver::prices`] gives them. Those
+    /// of other length, negative or not finite are taken as zero.
+    pub fn set_prices(&mut self, prices: &[PerResource<f64>]) {
+        let usable = |price: f64| if price.is_finite() { price.max(0.0) } else { 0.0 };
+        for (slot, price) in self.prices.iter_mut().zip(prices) {
+            for resource in 0..RESOURCES {
+                let unit = self.units.0[resource];
+                slot[resource] =
+                    if unit > 0.0 { usable(price[resource] / unit).min(dual::PRICE_MAX_MS) } else { 0.0 };
+            }
+        }
+    }
+
+    /// What one more unit of capacity would save, by site and resource: weight x ms per packet/s, flow or bit/s.
+    #[must_use]
+    pub fn prices(&self) -> Vec<PerResource<f64>> {
+        let scaled = |price: &PerResource<f64>| std::array::from_fn(|r| price[r] * self.units.0[r]);
+        self.prices.iter().map(scaled).collect()
+    }
+
+    /// What sites carry, in the units of the resources.
+    #[must_use]
+    pub fn load(&self, site: u8) -> PerResource<f64> {
+        self.assignment.load[usize::from(site)]
+    }
+
+    /// Where a group is placed; nowhere before the first round, or when all its candidates are closed.
+    #[must_use]
+    pub fn site(&self, group: usize) -> Option<u8> {
+        self.assignment.site(&self.instance, group)
+    }
+
+    /// A group has other traffic now.
+    ///
+    /// # Errors
+    /// When a value is negative or not finite; nothing has changed then.
+    pub fn set_demand(
+        &mut self,
+        group: usize,
+        weight: f32,
+        demand: PerResource<f32>,
+    ) -> Result<(), InstanceError> {
+        self.assignment.account(&self.instance, group, -1.0);
+        let result = self.instance.set_demand(group, weight, demand);
+        self.assignment.account(&self.instance, group, 1.0);
+        if result.is_ok() {
+            self.touched.push(group as u32);
+        }
+        result
+    }
+
+    /// A site opens or closes. Its groups are touched, or those that could be there again.
+    pub fn set_open(&mut self, site: u8, open: bool) {
+        self.instance.set_open(site, open);
+        self.reshaped = true;
+        let there = |group: &usize| self.instance.row(*group).0.contains(&site);
+        let groups = (0..self.instance.groups()).filter(there);
+        let touched = groups.filter(|&g| open || self.site(g) == Some(site)).map(|group| group as u32);
+        let touched: Vec<u32> = touched.collect();
+        self.touched.extend(touched);
+    }
+
+    /// The moves are made: what is placed is present.
+    pub fn adopt(&mut self) {
+        for group in 0..self.instance.groups() {
+            if let Some(site) = self.site(group) {
+                self.instance.set_present(group, site);
+            }
+        }
+    }
+
+    /// One round.
+    pub fn solve(&mut self, start: Start) -> Certificate {
+        let mut passes = 0.0;
+        match start {
+            Start::Cold => {
+                self.prices.iter_mut().for_each(|price| *price = [0.0; RESOURCES]);
+                self.units = Units::of(&self.instance);
+                passes = self.cold();
+            }
+            Start::Warm => passes = self.warm(),
+            Start::Touched => {}
+        }
+        let mut table = PriceTable::new(self.units);
+        table.set(&self.prices, &self.instance.open);
+        if start == Start::Touched {
+            for group in std::mem::take(&mut self.touched) {
+                self.assignment.cheapest_for(&self.instance, &table, group as usize);
+            }
+        } else {
+            self.touched.clear();
+            self.assignment.cheapest(&self.instance, &table);
+        }
+        self.assignment.repair(&self.instance, &table);
+        self.assignment.fill(&self.instance);
+        self.certify(passes + 1.0)
+    }
+
+    fn cold(&mut self) -> f64 {
+        let mut dual = Dual::new(&self.instance, self.units);
+        coarse(&mut dual, &mut self.prices, 8.0);
+        finish(&mut dual, &mut self.prices);
+        dual.passes
+    }
+
+    fn warm(&mut self) -> f64 {
+        let mut dual = Dual::new(&self.instance, self.units);
+        if std::mem::take(&mut self.reshaped) {
+            coarse(&mut dual, &mut self.prices, 2.0);
+        }
+        finish(&mut dual, &mut self.prices);
+        dual.passes
+    }
+
+    fn certify(&self, passes: f64) -> Certificate {
+        let instance = &self.instance;
+        let prices = self.prices();
+        let mut sums = Certificate {
+            cost: 0.0,
+            bound: bound(instance, &prices),
+            unconstrained: 0.0,
+            moves: 0,
+            stranded: 0,
+            exceeded: Vec::new(),
+            passes: passes + 1.0,
+        };
+        for group in 0..instance.groups() {
+            let Some(site) = self.site(group) else {
+                sums.stranded += 1;
+                continue;
+            };
+            sums.cost += instance.cost(group, usize::from(self.assignment.choice[group]));
+            sums.moves += usize::from(!instance.stays(group, site));
+            sums.unconstrained += instance.least(group);
+        }
+        for site in (0..instance.sites()).filter(|&site| self.assignment.exceeded(instance, site)) {
+            for resource in Resource::ALL {
+                let excess =
+                    self.assignment.load[site][resource as usize] - instance.room[site][resource as usize];
+                if excess > 0.0 {
+                    sums.exceeded.push((site as u8, resource, excess));
+                }
+            }
+        }
+        sums
+    }
+
+    /// Why a site that is exceeded cannot be helped: the sites that its groups can reach, if these together have not enough
+    /// for what can only be there. `None` when they have, and only the sizes of the groups do not fit.
+    #[must_use]
+    pub fn conflict(&self, exceeded: u8) -> Option<Conflict> {
+        let instance = &self.instance;
+        let mut inside = vec![false; instance.sites()];
+        inside[usize::from(exceeded)] = true;
+        loop {
+            let mut grown = false;
+            for group in 0..instance.groups() {
+                if self.site(group).is_none_or(|site| !inside[usize::from(site)]) {
+                    continue;
+                }
+                for &site in instance.row(group).0 {
+                    let site = usize::from(site);
+                    grown |= instance.open[site] && !std::mem::replace(&mut inside[site], true);
+                }
+            }
+            if !grown {
+                break;
+            }
+        }
+        let sites: Vec<u8> =
+            (0..instance.sites()).filter(|&site| inside[site]).map(|site| site as u8).collect();
+        let sum = |values: &[PerResource<f64>], r: usize| {
+            sites.iter().map(|&s| values[usize::from(s)][r]).sum::<f64>()
+        };
+        let resource = Resource::ALL.into_iter().find(|&resource| {
+            let r = resource as usize;
+            sum(&self.assignment.load, r) > sum(&instance.room, r) * (1.0 + 1e-9)
+        })?;
+        let here = |group: &usize| self.site(*group).is_some_and(|site| inside[usize::from(site)]);
+        let groups = (0..instance.groups()).filter(here).map(|group| group as u32).collect();
+        Some(Conflict { sites, resource, groups })
+    }
+}
+
+/// Prices that are about right, from a sample where there are many groups, then a larger one. Temperatures fall slowly:
+/// prices of the last are then near those of the next, and few steps suffice.
+fn coarse(dual: &mut Dual<'_>, prices: &mut [PerResource<f64>], from_ms: f32) {
+    let stride = |sample: usize| Sample { stride: (dual.groups() / sample).max(1) };
+    let (small, large) = (stride(SAMPLE_SMALL), stride(SAMPLE_LARGE));
+    let mut temperature_ms = from_ms;
+    while temperature_ms > 0.2 {
+        dual.climb(prices, Effort { sample: small, temperature_ms, passes_max: 6, gain_min: 1e-4 });
+        temperature_ms *= 0.5;
+    }
+    for temperature_ms in [0.3, 0.15] {
+        dual.climb(prices, Effort { sample: large, temperature_ms, passes_max: 6, gain_min: 1e-5 });
+    }
+}
+
+/// The last steps, with all groups.
+fn finish(dual: &mut Dual<'_>, prices: &mut [PerResource<f64>]) {
+    for temperature_ms in [0.15, 0.05] {
+        let all = Sample { stride: 1 };
+        dual.climb(prices, Effort { sample: all, temperature_ms, passes_max: 8, gain_min: 5e-6 });
+    }
+}
+
+/// A lower bound of what any placement within the capacities costs, from prices per unit of demand: the certificate that
+/// anybody can check. Stranded groups count nothing. In double precision, less what its rounding may be.
+#[must_use]
+pub fn bound(instance: &Instance, prices: &[PerResource<f64>]) -> f64 {
+    let mut sum = 0.0;
+    let mut magnitude = 0.0;
+    for group in 0..instance.groups() {
+        let (sites, _) = instance.row(group);
+        let demand = instance.demand[group].map(f64::from);
+        let mut least = f64::INFINITY;
+        for (k, &site) in sites.iter().enumerate() {
+            if instance.open[usize::from(site)] {
+                let price = prices[usize::from(site)];
+                let priced: f64 = (0..RESOURCES).map(|r| price[r] * demand[r]).sum();
+                least = least.min(instance.cost(group, k) + priced);
+            }
+        }
+        if least.is_finite() {
+            sum += least;
+            magnitude += least;
+        }
+    }
+    for ((price, room), &open) in prices.iter().zip(&instance.room).zip(&instance.open) {
+        for resource in 0..RESOURCES {
+            // A price on room without limit would be worth everything; such a price is no price.
+            if open && price[resource] > 0.0 {
+                let worth = price[resource] * room[resource];
+                sum -= worth;
+                magnitude += worth;
+            }
+        }
+    }
+    sum - magnitude * 1e-12
+}

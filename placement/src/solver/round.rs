@@ -1,0 +1,311 @@
+//! From prices to a placement: each group takes what is cheapest under the prices, sites that then have too much give
+//! away what they lose least by, and room that is left goes to those that gain most.
+
+use std::collections::VecDeque;
+
+use super::instance::{Instance, PerResource, RESOURCES};
+use super::softmin::{PriceTable, Priced};
+
+/// A group that is nowhere: all its candidates are closed.
+pub(super) const NOWHERE: u8 = u8::MAX;
+/// Groups that all searches for chains of one round may look at: some tenths of a second.
+const CHAIN_WORK_MAX: usize = 30_000_000;
+/// Rounds of giving away, each over the groups of sites with too much.
+const GIVE_ROUNDS: usize = 32;
+/// Sums of many floats are right to this share; without it room that is filled to the brim would look exceeded.
+const SLACK: f64 = 1e-9;
+
+/// Where groups are, by the number of the candidate, and what sites carry.
+#[derive(Clone, Debug)]
+pub(super) struct Assignment {
+    pub(super) choice: Vec<u8>,
+    pub(super) load: Vec<PerResource<f64>>,
+}
+
+/// A wish to go elsewhere. Sorted by `key`, then by group, so that the order is the same everywhere.
+#[derive(Clone, Copy)]
+struct Wish {
+    key: f32,
+    group: u32,
+}
+
+fn in_order(wishes: &mut [Wish]) {
+    wishes.sort_unstable_by(|a, b| a.key.total_cmp(&b.key).then(a.group.cmp(&b.group)));
+}
+
+impl Assignment {
+    pub(super) fn empty(instance: &Instance) -> Self {
+        Self { choice: vec![NOWHERE; instance.groups()], load: vec![[0.0; RESOURCES]; instance.sites()] }
+    }
+
+    /// Each group at its cheapest candidate under prices.
+    pub(super) fn cheapest(&mut self, instance: &Instance, table: &PriceTable) {
+        self.load.iter_mut().for_each(|load| *load = [0.0; RESOURCES]);
+        let mut priced = Priced::empty();
+        for group in 0..instance.groups() {
+            priced.set(instance, table, group);
+            self.choice[group] = if priced.stranded() { NOWHERE } else { priced.best as u8 };
+            self.account(instance, group, 1.0);
+        }
+    }
+
+    /// The cheapest candidate for one group only.
+    pub(super) fn cheapest_for(&mut self, instance: &Instance, table: &PriceTable, group: usize) {
+        let mut priced = Priced::empty();
+        priced.set(instance, table, group);
+        self.account(instance, group, -1.0);
+        self.choice[group] = if priced.stranded() { NOWHERE } else { priced.best as u8 };
+        self.account(instance, group, 1.0);
+    }
+
+    /// Adds the demand of a group to its site, times a sign.
+    pub(super) fn account(&mut self, instance: &Instance, group: usize, sign: f64) {
+        if let Some(site) = self.site(instance, group) {
+            let load = &mut self.load[usize::from(site)];
+            load.iter_mut()
+                .zip(instance.demand[group])
+                .for_each(|(load, demand)| *load += sign * f64::from(demand));
+        }
+    }
+
+    /// Where a group is.
+    pub(super) fn site(&self, instance: &Instance, group: usize) -> Option<u8> {
+        let choice = self.choice[group];
+        (choice != NOWHERE).then(|| instance.row(group).0[usize::from(choice)])
+    }
+
+    fn shift(&mut self, instance: &Instance, group: usize, choice: usize) {
+        self.account(instance, group, -1.0);
+        self.choice[group] = choice as u8;
+        self.account(instance, group, 1.0);
+    }
+
+    /// Whether a site carries more than it may.
+    pub(super) fn exceeded(&self, instance: &Instance, site: usize) -> bool {
+        let room = instance.room[site];
+        (0..RESOURCES).any(|r| self.load[site][r] > room[r] * (1.0 + SLACK))
+    }
+
+    fn has_room(&self, instance: &Instance, site: u8, demand: PerResource<f32>) -> bool {
+        let (load, room) = (self.load[usize::from(site)], instance.room[usize::from(site)]);
+        let fits = |r: usize| demand[r] == 0.0 || load[r] + f64::from(demand[r]) <= room[r] * (1.0 + SLACK);
+        instance.open[usize::from(site)] && (0..RESOURCES).all(fits)
+    }
+
+    /// Sites that have too much give groups away. What cannot be given away directly is tried by chains.
+    pub(super) fn repair(&mut self, instance: &Instance, table: &PriceTable) {
+        for _ in 0..GIVE_ROUNDS {
+            if !(0..instance.sites()).any(|site| self.exceeded(instance, site))
+                || !self.give_away(instance, table)
+            {
+                break;
+            }
+        }
+        let short: Vec<usize> = (0..instance.sites()).filter(|&site| self.exceeded(instance, site)).collect();
+        if short.is_empty() {
+            return;
+        }
+        let mut members = self.members(instance);
+        let mut work = 0;
+        for site in short {
+            while self.exceeded(instance, site)
+                && work < CHAIN_WORK_MAX
+                && self.chain(instance, &mut members, site, &mut work)
+            {}
+        }
+    }
+
+    fn members(&self, instance: &Instance) -> Vec<Vec<u32>> {
+        let mut members: Vec<Vec<u32>> = vec![Vec::new(); instance.sites()];
+        for group in 0..instance.groups() {
+            if let Some(site) = self.site(instance, group) {
+                members[usize::from(site)].push(group as u32);
+            }
+        }
+        members
+    }
+
+    fn give_away(&mut self, instance: &Instance, table: &PriceTable) -> bool {
+        let exceeded: Vec<bool> = (0..instance.sites()).map(|site| self.exceeded(instance, site)).collect();
+        let mut priced = Priced::empty();
+        let mut wishes = Vec::new();
+        for group in 0..instance.groups() {
+            let Some(site) = self.site(instance, group).filter(|&site| exceeded[usize::from(site)]) else {
+                continue;
+            };
+            priced.set(instance, table, group);
+            let Some(to) = self.roomiest(instance, group, &priced) else { continue };
+            let relief = self.relief(instance, site, group);
+            if relief > 0.0 {
+                let loss = priced.value_ms[to] - priced.value_ms[usize::from(self.choice[group])];
+                wishes.push(Wish { key: loss * priced.size / relief, group: group as u32 });
+            }
+        }
+        in_order(&mut wishes);
+        let mut given = false;
+        for Wish { group, .. } in wishes {
+            let group = group as usize;
+            let Some(site) = self.site(instance, group) else { continue };
+            if !self.exceeded(instance, usize::from(site)) || self.relief(instance, site, group) <= 0.0 {
+                continue;
+            }
+            priced.set(instance, table, group);
+            if let Some(to) = self.roomiest(instance, group, &priced) {
+                self.shift(instance, group, to);
+                given = true;
+            }
+        }
+        given
+    }
+
+    /// By how much of its excess a site is helped when a group goes: its demand of what is exceeded, as a share of the room.
+    fn relief(&self, instance: &Instance, site: u8, group: usize) -> f32 {
+        let (load, room) = (self.load[usize::from(site)], instance.room[usize::from(site)]);
+        let demand = instance.demand[group];
+        let one = |r: usize| {
+            let excess = load[r] - room[r] * (1.0 + SLACK);
+            if excess > 0.0 { f64::from(demand[r]).min(excess) / room[r].max(f64::MIN_POSITIVE) } else { 0.0 }
+        };
+        (0..RESOURCES).map(one).sum::<f64>().min(f64::from(f32::MAX)) as f32
+    }
+
+    /// The cheapest other candidate with room.
+    fn roomiest(&self, instance: &Instance, group: usize, priced: &Priced) -> Option<usize> {
+        let (sites, _) = instance.row(group);
+        let present = usize::from(self.choice[group]);
+        let demand = instance.demand[group];
+        let mut best: Option<usize> = None;
+        for (k, &site) in sites.iter().enumerate() {
+            let better = best.is_none_or(|best| priced.value_ms[k] < priced.value_ms[best]);
+            if k != present && better && self.has_room(instance, site, demand) {
+                best = Some(k);
+            }
+        }
+        best
+    }
+
+    /// The shortest chain of moves from a site with too much to one with room: each site on the way gives a group for the
+    /// one that it gets, and is not worse off than before. With groups of one size this finds room whenever there is any.
+    fn chain(
+        &mut self,
+        instance: &Instance,
+        members: &mut [Vec<u32>],
+        from: usize,
+        work: &mut usize,
+    ) -> bool {
+        // How a site was reached: by which group, from where.
+        let mut reached: Vec<Option<(u32, usize, u8)>> = vec![None; instance.sites()];
+        let mut queue = VecDeque::from([from]);
+        while let Some(site) = queue.pop_front() {
+            let received = reached[site].map(|(group, _, _)| instance.demand[group as usize]);
+            *work += members[site].len();
+            for &group in &members[site] {
+                let demand = instance.demand[group as usize];
+                // Who was moved by an earlier chain is still in the list of its old site.
+                if self.site(instance, group as usize) != Some(site as u8)
+                    || !self.may_give(instance, site, received, demand)
+                {
+                    continue;
+                }
+                let (sites, _) = instance.row(group as usize);
+                for (k, &to) in sites.iter().enumerate() {
+                    let to = usize::from(to);
+                    if to == from || to == site || reached[to].is_some() || !instance.open[to] {
+                        continue;
+                    }
+                    reached[to] = Some((group, site, k as u8));
+                    if self.has_room(instance, to as u8, demand) {
+                        self.follow(instance, &reached, members, to, from);
+                        return true;
+                    }
+                    queue.push_back(to);
+                }
+            }
+        }
+        false
+    }
+
+    /// Whether a site on the way stays within its room, or is relieved where it is beyond, when it gives one group for
+    /// another.
+    fn may_give(
+        &self,
+        instance: &Instance,
+        site: usize,
+        received: Option<PerResource<f32>>,
+        given: PerResource<f32>,
+    ) -> bool {
+        let Some(received) = received else { return self.relief_of(instance, site, given) };
+        (0..RESOURCES).all(|r| {
+            let after = self.load[site][r] + f64::from(received[r]) - f64::from(given[r]);
+            received[r] <= given[r] || after <= instance.room[site][r] * (1.0 + SLACK)
+        })
+    }
+
+    fn relief_of(&self, instance: &Instance, site: usize, given: PerResource<f32>) -> bool {
+        (0..RESOURCES).any(|r| given[r] > 0.0 && self.load[site][r] > instance.room[site][r] * (1.0 + SLACK))
+    }
+
+    fn follow(
+        &mut self,
+        instance: &Instance,
+        reached: &[Option<(u32, usize, u8)>],
+        members: &mut [Vec<u32>],
+        end: usize,
+        start: usize,
+    ) {
+        let mut at = end;
+        while at != start
+            && let Some((group, from, choice)) = reached[at]
+        {
+            self.shift(instance, group as usize, usize::from(choice));
+            members[at].push(group);
+            at = from;
+        }
+    }
+
+    /// Room that is left goes to the groups that gain most by it, per share of room that they take.
+    pub(super) fn fill(&mut self, instance: &Instance) {
+        let mut wishes = Vec::new();
+        for group in 0..instance.groups() {
+            if let Some((gain, to)) = self.gain(instance, group) {
+                let (site, demand) = (instance.row(group).0[to], instance.demand[group]);
+                let room = instance.room[usize::from(site)];
+                let taken = (0..RESOURCES).map(|r| f64::from(demand[r]) / room[r].max(f64::MIN_POSITIVE));
+                let taken = taken.fold(f64::MIN_POSITIVE, f64::max);
+                wishes
+                    .push(Wish { key: -(gain / taken).min(f64::from(f32::MAX)) as f32, group: group as u32 });
+            }
+        }
+        in_order(&mut wishes);
+        for Wish { group, .. } in wishes {
+            if let Some((_, to)) = self.gain(instance, group as usize) {
+                self.shift(instance, group as usize, to);
+            }
+        }
+    }
+
+    /// The cheaper candidate with room that a group could have, and what it gains by it.
+    fn gain(&self, instance: &Instance, group: usize) -> Option<(f64, usize)> {
+        let choice = self.choice[group];
+        if choice == NOWHERE {
+            return None;
+        }
+        let (sites, costs) = instance.row(group);
+        let present = instance.cost(group, usize::from(choice));
+        let demand = instance.demand[group];
+        let (weight, charge) = (f64::from(instance.weight[group]), f64::from(instance.charge[group]));
+        // Gains in the last digits are noise of the sums.
+        let mut best = present * (1.0 - 1e-7);
+        let mut to = None;
+        for (k, (&site, &cost)) in sites.iter().zip(costs).enumerate() {
+            let cost = weight * f64::from(cost);
+            if cost < best && k != usize::from(choice) {
+                let cost = if instance.stays(group, site) { cost } else { cost + charge };
+                if cost < best && self.has_room(instance, site, demand) {
+                    (best, to) = (cost, Some(k));
+                }
+            }
+        }
+        to.map(|to| (present - best, to))
+    }
+}

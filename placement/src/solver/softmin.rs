@@ -1,0 +1,183 @@
+//! What the candidates of one group cost under prices, and how softmin shares a group among them.
+//!
+//! A group is measured in *equivalents*: the larger of its weight and of its demand in units in which all groups
+//! together want of each resource as much as they weigh. Per equivalent, costs and prices are milliseconds, whatever
+//! the resources are counted in, and no price counts more than once.
+
+use super::instance::{CANDIDATES_MAX, Instance, PerResource, SITES_MAX};
+
+/// Factors from the units of the resources to equivalents.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Units(pub(super) PerResource<f64>);
+
+impl Units {
+    pub(super) fn of(instance: &Instance) -> Self {
+        let weight: f64 = instance.weight.iter().map(|&weight| f64::from(weight)).sum();
+        let mut demand = [0.0; 3];
+        for group in &instance.demand {
+            demand.iter_mut().zip(group).for_each(|(sum, &one)| *sum += f64::from(one));
+        }
+        // Without any weight only charges are left to be saved, and any unit will do.
+        let weight = if weight > 0.0 { weight } else { 1.0 };
+        Self(demand.map(|sum| if sum > 0.0 { weight / sum } else { 0.0 }))
+    }
+
+    fn narrow(self) -> PerResource<f32> {
+        self.0.map(|unit| unit as f32)
+    }
+}
+
+/// Prices by site in milliseconds per equivalent, in the width of the hot loops. The fourth value is what a closed
+/// site adds: infinity.
+pub(super) struct PriceTable {
+    rows: Box<[[f32; 4]; SITES_MAX]>,
+    unit: PerResource<f32>,
+}
+
+impl PriceTable {
+    pub(super) fn new(units: Units) -> Self {
+        Self { rows: Box::new([[0.0; 4]; SITES_MAX]), unit: units.narrow() }
+    }
+
+    pub(super) fn set(&mut self, prices: &[PerResource<f64>], open: &[bool]) {
+        for (row, (price, &open)) in self.rows.iter_mut().zip(prices.iter().zip(open)) {
+            let closed = if open { 0.0 } else { f32::INFINITY };
+            *row = [price[0] as f32, price[1] as f32, price[2] as f32, closed];
+        }
+    }
+}
+
+/// The candidates of one group under prices.
+pub(super) struct Priced {
+    /// Cost plus prices, in milliseconds per equivalent; infinite at closed sites. The first `len` count.
+    pub(super) value_ms: [f32; CANDIDATES_MAX],
+    pub(super) len: usize,
+    /// The first of the cheapest.
+    pub(super) best: usize,
+    pub(super) best_ms: f32,
+    /// How much more the next one costs; infinite if there is none.
+    pub(super) margin_ms: f32,
+    /// The group in equivalents.
+    pub(super) size: f32,
+    /// Demand per equivalent, each 0 to 1.
+    pub(super) share: PerResource<f32>,
+    near: [(u8, f32); CANDIDATES_MAX],
+    near_len: usize,
+}
+
+impl Priced {
+    pub(super) fn empty() -> Self {
+        Self {
+            value_ms: [f32::INFINITY; CANDIDATES_MAX],
+            len: 0,
+            best: 0,
+            best_ms: f32::INFINITY,
+            margin_ms: f32::INFINITY,
+            size: 0.0,
+            share: [0.0; 3],
+            near: [(0, 0.0); CANDIDATES_MAX],
+            near_len: 0,
+        }
+    }
+
+    /// Whether all candidates are closed.
+    pub(super) fn stranded(&self) -> bool {
+        self.best_ms == f32::INFINITY
+    }
+
+    /// Prices the candidates of a group. Constant time, no allocation.
+    #[inline]
+    pub(super) fn set(&mut self, instance: &Instance, table: &PriceTable, group: usize) {
+        let (sites, costs) = instance.row(group);
+        let weight = instance.weight[group];
+        let demand = instance.demand[group];
+        let want = [demand[0] * table.unit[0], demand[1] * table.unit[1], demand[2] * table.unit[2]];
+        // A group without weight and demand is still somewhere, and only its charge counts.
+        let size = weight.max(want[0]).max(want[1]).max(want[2]).max(f32::MIN_POSITIVE);
+        let share = want.map(|want| want / size);
+        let (pull, charge) = (weight / size, (instance.charge[group] / size).min(f32::MAX));
+        let present = instance.present_raw(group);
+        let moves_from = if present == u16::MAX { 0.0 } else { charge };
+        let (mut best, mut best_ms, mut next_ms) = (0, f32::INFINITY, f32::INFINITY);
+        for (k, ((&site, &cost), value)) in sites.iter().zip(costs).zip(&mut self.value_ms).enumerate() {
+            let row = &table.rows[usize::from(site)];
+            let charge = if u16::from(site) == present { 0.0 } else { moves_from };
+            let priced = row[0] * share[0] + row[1] * share[1] + row[2] * share[2] + row[3];
+            let ms = pull * cost + charge + priced;
+            *value = ms;
+            if ms < best_ms {
+                next_ms = best_ms;
+                best_ms = ms;
+                best = k;
+            } else {
+                next_ms = next_ms.min(ms);
+            }
+        }
+        let margin_ms = if next_ms == f32::INFINITY { f32::INFINITY } else { next_ms - best_ms };
+        (self.len, self.best, self.best_ms, self.margin_ms) = (sites.len(), best, best_ms, margin_ms);
+        (self.size, self.share) = (size, share);
+    }
+
+    /// Shares the group among its near candidates by softmin at a temperature in milliseconds: `near` then has them with
+    /// their shares, which sum to 1. Returns the sum before they were made so, 1 to 16: the softmin is the minimum less
+    /// temperature x its logarithm.
+    #[inline]
+    pub(super) fn soften(&mut self, temperature_ms: f32) -> f32 {
+        let inverse = 1.0 / temperature_ms;
+        let mut sum = 0.0;
+        self.near_len = 0;
+        for (k, &value) in self.value_ms[..self.len].iter().enumerate() {
+            let x = (self.best_ms - value) * inverse;
+            if x > NEAR {
+                let share = exp(x);
+                sum += share;
+                self.near[self.near_len] = (k as u8, share);
+                self.near_len += 1;
+            }
+        }
+        let inverse = 1.0 / sum;
+        self.near[..self.near_len].iter_mut().for_each(|(_, share)| *share *= inverse);
+        sum
+    }
+
+    /// What [`Priced::soften`] found.
+    #[inline]
+    pub(super) fn near(&self) -> &[(u8, f32)] {
+        &self.near[..self.near_len]
+    }
+}
+
+/// Candidates that are farther, in temperatures below zero, have a share that single precision does not see beside 1.
+pub(super) const NEAR: f32 = -16.0;
+
+/// `e^x` for x in -16 to 0, and far below, to 2e-6 of its value.
+///
+/// The standard library's may differ between platforms; this gives the same bits everywhere, and so all nodes the same
+/// answer. Power of two by the exponent's bits times a polynomial for the rest (Muller, Elementary Functions, ch. 6).
+#[inline]
+fn exp(x: f32) -> f32 {
+    // Adding 1.5 * 2^23 leaves the rounded integer in the low bits.
+    const ROUND: f32 = 12_582_912.0;
+    let scaled = x * std::f32::consts::LOG2_E;
+    let rounded = scaled + ROUND;
+    let whole = rounded - ROUND;
+    let rest = (scaled - whole) * std::f32::consts::LN_2;
+    let tail = 0.5 + rest * (1.0 / 6.0 + rest * (1.0 / 24.0 + rest * (1.0 / 120.0)));
+    let fraction = 1.0 + rest + rest * rest * tail;
+    let power = (rounded.to_bits() << 23).wrapping_add(1.0_f32.to_bits());
+    fraction * f32::from_bits(power)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::exp;
+
+    #[test]
+    fn exp_is_right_to_single_precision() {
+        for step in 0..=3000_u16 {
+            let x = -f32::from(step) / 100.0;
+            let right = f64::from(x).exp();
+            assert!((f64::from(exp(x)) / right - 1.0).abs() < 5e-6, "{x}: {} for {right}", exp(x));
+        }
+    }
+}

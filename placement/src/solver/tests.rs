@@ -1,0 +1,309 @@
+//! The solver against every placement there is, on instances small enough to look at all of them.
+
+use proptest::prelude::*;
+
+use super::generate::{self, Random, Shape};
+use super::{
+    Candidate, Group, Instance, PerResource, RESOURCES, Resource, Site, Solver, Start, bound, greedy,
+};
+
+/// One random instance of up to 7 groups and 4 sites.
+#[derive(Clone, Debug)]
+struct Small {
+    rooms: Vec<PerResource<f64>>,
+    groups: Vec<SmallGroup>,
+}
+
+#[derive(Clone, Debug)]
+struct SmallGroup {
+    weight: f32,
+    demand: PerResource<f32>,
+    present: Option<u8>,
+    charge: f32,
+    candidates: Vec<Candidate>,
+}
+
+impl Small {
+    fn instance(&self) -> Instance {
+        let sites: Vec<Site> = self.rooms.iter().map(|&capacity| Site { capacity, headroom: 0.0 }).collect();
+        let mut instance = Instance::new(&sites).unwrap();
+        for group in &self.groups {
+            let SmallGroup { weight, demand, present, charge, ref candidates } = *group;
+            instance.push(&Group { weight, demand, present, charge, candidates }).unwrap();
+        }
+        instance
+    }
+
+    /// The cost of the best placement within the rooms, by trying all; `None` when there is none.
+    fn optimum(&self, instance: &Instance) -> Option<f64> {
+        fn rest(
+            small: &Small,
+            instance: &Instance,
+            group: usize,
+            load: &mut [PerResource<f64>],
+        ) -> Option<f64> {
+            let Some(present) = small.groups.get(group) else { return Some(0.0) };
+            let mut best: Option<f64> = None;
+            for (choice, candidate) in present.candidates.iter().enumerate() {
+                let site = usize::from(candidate.site);
+                let fits =
+                    |r: usize| load[site][r] + f64::from(present.demand[r]) <= small.rooms[site][r] + 1e-9;
+                if !(0..RESOURCES).all(fits) {
+                    continue;
+                }
+                (0..RESOURCES).for_each(|r| load[site][r] += f64::from(present.demand[r]));
+                if let Some(others) = rest(small, instance, group + 1, load) {
+                    let cost = others + instance.cost(group, choice);
+                    best = Some(best.map_or(cost, |best| best.min(cost)));
+                }
+                (0..RESOURCES).for_each(|r| load[site][r] -= f64::from(present.demand[r]));
+            }
+            best
+        }
+        rest(self, instance, 0, &mut vec![[0.0; RESOURCES]; self.rooms.len()])
+    }
+}
+
+prop_compose! {
+    fn small_group(sites: u8, unit: bool)(
+        weight in 0_u8..20,
+        demand in [1_u8..10, 0_u8..4, 0_u8..4],
+        present in proptest::option::of(0..sites),
+        charge in 0_u8..50,
+        costs in proptest::collection::vec(1_u16..500, usize::from(sites)),
+        mask in 1_u8..(1 << sites),
+    ) -> SmallGroup {
+        let demand = if unit { [1.0, 0.0, 0.0] } else { demand.map(f32::from) };
+        let candidates = (0..sites)
+            .filter(|site| mask & (1 << site) != 0)
+            .map(|site| Candidate { site, cost_ms: f32::from(costs[usize::from(site)]) })
+            .collect();
+        SmallGroup { weight: f32::from(weight), demand, present, charge: f32::from(charge), candidates }
+    }
+}
+
+fn small(unit: bool) -> impl Strategy<Value = Small> {
+    (1_u8..=4).prop_flat_map(move |sites| {
+        let room = if unit { [0_u8..5, 9..10, 9..10] } else { [2_u8..30, 1..12, 1..12] };
+        let rooms = proptest::collection::vec(room.prop_map(|room| room.map(f64::from)), usize::from(sites));
+        let groups = proptest::collection::vec(small_group(sites, unit), 1..7);
+        (rooms, groups).prop_map(|(rooms, groups)| Small { rooms, groups })
+    })
+}
+
+/// What must hold of any round.
+fn check_round(solver: &Solver, exceeded_allowed: bool, exceeded: usize) -> Result<(), TestCaseError> {
+    let instance = solver.instance();
+    let mut load = vec![[0.0_f64; RESOURCES]; instance.sites()];
+    for group in 0..instance.groups() {
+        let candidates: Vec<u8> =
+            instance.candidates(group).map(|c| c.site).filter(|&site| instance.is_open(site)).collect();
+        match solver.site(group) {
+            Some(site) => {
+                prop_assert!(
+                    candidates.contains(&site),
+                    "group {group} at {site}, not one of {candidates:?}"
+                );
+                let demand = instance.demand(group);
+                (0..RESOURCES).for_each(|r| load[usize::from(site)][r] += f64::from(demand[r]));
+            }
+            None => {
+                prop_assert!(candidates.is_empty(), "group {group} is nowhere, but may be at {candidates:?}")
+            }
+        }
+    }
+    for (site, load) in load.iter().enumerate() {
+        let room = instance.room(site as u8);
+        for r in 0..RESOURCES {
+            let kept = solver.load(site as u8)[r];
+            prop_assert!(
+                (kept - load[r]).abs() <= 1e-6 * (1.0 + load[r]),
+                "load {kept} is kept, {} is right",
+                load[r]
+            );
+            prop_assert!(exceeded_allowed || exceeded > 0 || load[r] <= room[r] * (1.0 + 1e-6));
+        }
+    }
+    for price in solver.prices().iter().flatten() {
+        prop_assert!(price.is_finite() && *price >= 0.0, "price {price}");
+    }
+    Ok(())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(400))]
+
+    #[test]
+    fn the_bound_never_exceeds_the_optimum_and_no_placement_beats_it(small in small(false)) {
+        let instance = small.instance();
+        let mut solver = Solver::new(instance.clone());
+        let certificate = solver.solve(Start::Cold);
+        check_round(&solver, false, certificate.exceeded.len())?;
+        if let Some(optimum) = small.optimum(&instance) {
+            prop_assert!(certificate.bound <= optimum + 1e-6, "{certificate:?}, optimum {optimum}");
+            if certificate.exceeded.is_empty() {
+                prop_assert!(certificate.cost >= optimum - 1e-6, "{certificate:?}, optimum {optimum}");
+            }
+        } else {
+            prop_assert!(!certificate.exceeded.is_empty(), "{certificate:?}, but nothing fits");
+        }
+    }
+
+    #[test]
+    fn any_prices_give_a_bound(small in small(false), prices in proptest::collection::vec([0.0..100.0, 0.0..100.0, 0.0..100.0], 4)) {
+        let instance = small.instance();
+        if let Some(optimum) = small.optimum(&instance) {
+            prop_assert!(bound(&instance, &prices[..instance.sites()]) <= optimum + 1e-6);
+        }
+    }
+
+    #[test]
+    fn groups_of_one_size_never_exceed_what_could_hold_them(small in small(true)) {
+        let instance = small.instance();
+        let mut solver = Solver::new(instance.clone());
+        let certificate = solver.solve(Start::Cold);
+        prop_assert_eq!(certificate.exceeded.is_empty(), small.optimum(&instance).is_some(), "{:?}", certificate);
+    }
+
+    #[test]
+    fn a_conflict_is_a_proof(small in small(true)) {
+        let instance = small.instance();
+        let mut solver = Solver::new(instance.clone());
+        for (site, _, _) in solver.solve(Start::Cold).exceeded {
+            let conflict = solver.conflict(site).expect("groups of one size");
+            let r = conflict.resource as usize;
+            let room: f64 = conflict.sites.iter().map(|&site| instance.room(site)[r]).sum();
+            let demand: f64 = conflict.groups.iter().map(|&g| f64::from(instance.demand(g as usize)[r])).sum();
+            prop_assert!(demand > room, "{demand} fits {room}");
+            for &group in &conflict.groups {
+                let inside = instance.candidates(group as usize).all(|c| conflict.sites.contains(&c.site));
+                prop_assert!(inside, "group {group} could be elsewhere");
+            }
+        }
+    }
+
+    #[test]
+    fn later_rounds_keep_their_books(small in small(false), closed in 0_u8..4, changes in proptest::collection::vec((0_usize..7, 1_u8..20), 0..8)) {
+        let mut solver = Solver::new(small.instance());
+        solver.solve(Start::Cold);
+        solver.adopt();
+        for (group, demand) in changes {
+            let group = group % small.groups.len();
+            solver.set_demand(group, 1.0, [f32::from(demand), 0.0, 1.0]).unwrap();
+        }
+        let touched = solver.solve(Start::Touched);
+        check_round(&solver, true, touched.exceeded.len())?;
+        solver.set_open(closed % small.rooms.len() as u8, false);
+        let warm = solver.solve(Start::Warm);
+        check_round(&solver, true, warm.exceeded.len())?;
+        prop_assert!(warm.exceeded.is_empty() == warm.gap().is_finite());
+        prop_assert!(!warm.exceeded.is_empty() || warm.bound <= warm.cost + 1e-6, "{:?}", warm);
+    }
+}
+
+fn generated(groups: usize, fill: f64) -> Instance {
+    generate::instance(&Shape { groups, sites: 60, candidates: 12, fill, seed: 3 }).unwrap()
+}
+
+#[test]
+fn the_same_input_gives_the_same_placement() {
+    let round = || {
+        let mut solver = Solver::new(generated(5_000, 0.8));
+        let certificate = solver.solve(Start::Cold);
+        let sites: Vec<_> = (0..5_000).map(|group| solver.site(group)).collect();
+        (certificate, sites, solver.prices())
+    };
+    assert_eq!(round(), round());
+}
+
+#[test]
+fn the_gap_is_small_and_the_simple_choice_is_beaten() {
+    let instance = generated(20_000, 0.8);
+    let simple = greedy::place(&instance);
+    let certificate = Solver::new(instance).solve(Start::Cold);
+    assert!(certificate.exceeded.is_empty());
+    assert!(certificate.gap() < 0.005, "{certificate:?}");
+    assert!(certificate.cost < simple.cost, "{} is not below {}", certificate.cost, simple.cost);
+}
+
+#[test]
+fn with_room_everywhere_everybody_is_at_the_nearest_site() {
+    let certificate = Solver::new(generated(2_000, 0.02)).solve(Start::Cold);
+    assert!((certificate.cost / certificate.unconstrained - 1.0).abs() < 1e-9, "{certificate:?}");
+    assert!(certificate.gap() < 1e-6);
+}
+
+#[test]
+fn a_lost_site_is_left_by_all_and_others_stay() {
+    let mut solver = Solver::new(generated(5_000, 0.5));
+    solver.solve(Start::Cold);
+    solver.adopt();
+    let there = (0..5_000).filter(|&group| solver.site(group) == Some(0)).count();
+    solver.set_open(0, false);
+    let certificate = solver.solve(Start::Warm);
+    assert!(certificate.exceeded.is_empty() && certificate.stranded == 0, "{certificate:?}");
+    assert_eq!(solver.load(0), [0.0; RESOURCES]);
+    assert!(there > 0 && certificate.moves >= there);
+}
+
+#[test]
+fn a_charge_keeps_groups_that_gain_little() {
+    let site = Site { capacity: [100.0, f64::INFINITY, f64::INFINITY], headroom: 0.0 };
+    let place = |charge: f32| {
+        let mut instance = Instance::new(&[site, site]).unwrap();
+        let candidates = [Candidate { site: 0, cost_ms: 20.0 }, Candidate { site: 1, cost_ms: 15.0 }];
+        let group = Group {
+            weight: 10.0,
+            demand: [10.0, 0.0, 0.0],
+            present: Some(0),
+            charge,
+            candidates: &candidates,
+        };
+        instance.push(&group).unwrap();
+        let mut solver = Solver::new(instance);
+        solver.solve(Start::Cold);
+        solver.site(0)
+    };
+    assert_eq!(place(40.0), Some(1));
+    assert_eq!(place(60.0), Some(0));
+}
+
+#[test]
+fn prices_of_the_last_round_are_taken_up_by_the_next_leader() {
+    let mut old = Solver::new(generated(5_000, 0.8));
+    let before = old.solve(Start::Cold);
+    let mut new = Solver::new(generated(5_000, 0.8));
+    new.set_prices(&old.prices());
+    let after = new.solve(Start::Warm);
+    assert!(after.passes < before.passes / 2.0, "{} and {}", after.passes, before.passes);
+    assert!(after.gap() < 0.02, "{after:?}");
+}
+
+#[test]
+fn what_makes_no_sense_is_named() {
+    let site = |capacity: f64, headroom: f64| Site { capacity: [capacity, 1.0, 1.0], headroom };
+    let message = |result: Result<Instance, super::InstanceError>| result.unwrap_err().to_string();
+    assert_eq!(message(Instance::new(&[])), "0 sites: give 1 to 256");
+    assert_eq!(message(Instance::new(&[site(-1.0, 0.0)])), "site 0: -1 is no capacity");
+    assert_eq!(message(Instance::new(&[site(1.0, 1.0)])), "site 0: headroom 1 is not in 0 to below 1");
+    let mut instance = Instance::new(&[site(1.0, 0.0)]).unwrap();
+    let push = |instance: &mut Instance, weight: f32, candidates: &[Candidate]| {
+        let group = Group { weight, demand: [1.0; 3], present: None, charge: 0.0, candidates };
+        instance.push(&group).unwrap_err().to_string()
+    };
+    let here = Candidate { site: 0, cost_ms: 1.0 };
+    assert_eq!(push(&mut instance, 1.0, &[]), "group 0 has 0 candidates: give 1 to 16");
+    assert_eq!(push(&mut instance, 1.0, &[here, here]), "group 0: candidate 0 is no site or is there twice");
+    assert_eq!(push(&mut instance, f32::NAN, &[here]), "group 0: NaN is no weight, demand, charge or cost");
+    assert_eq!(instance.groups(), 0);
+}
+
+#[test]
+fn unusable_prices_are_taken_as_none() {
+    let mut solver = Solver::new(generated(500, 0.5));
+    solver.set_prices(&[[f64::NAN, -1.0, f64::INFINITY]]);
+    assert!(solver.prices().iter().flatten().all(|price| *price == 0.0));
+    assert_eq!(Resource::ALL.len(), RESOURCES);
+    let mut random = Random(1);
+    assert!((0..1000).all(|_| random.below(7) < 7));
+}
