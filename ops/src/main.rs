@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use limosa::{certs, cli, demo, lab, run};
+use limosa::{bench, certs, cli, demo, lab, run};
 use transfer::name::{NodeName, is_label};
 
 /// Live flows move between sites without stopping.
@@ -25,6 +25,9 @@ enum Command {
     Demo(demo::Options),
     /// Run one in network namespaces, with Open vSwitch, DPDK workers and the kernel's TCP. Needs root.
     Lab(lab::Options),
+    /// Measure the pure parts on this machine.
+    #[command(subcommand)]
+    Bench(bench::Verb),
     /// Helpers for trying out.
     Dev {
         #[command(subcommand)]
@@ -61,6 +64,7 @@ fn main() -> ExitCode {
         Command::Run(run) => run::run(run),
         Command::Demo(options) => return demo::main(&options),
         Command::Lab(options) => return lab::main(&options),
+        Command::Bench(verb) => return bench::main(&verb, arguments.options.output),
         Command::Noun(noun) => return ask(noun, &arguments.options),
         Command::Dev { command: Dev::Certs { cluster, directory, site, placement } } => {
             make_certificates(&cluster, &directory, &site, &placement)

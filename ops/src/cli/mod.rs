@@ -19,7 +19,7 @@ use serde_json::Value;
 
 use client::Client;
 pub use output::Format;
-use output::Output;
+pub(crate) use output::{Output, Rows, complain};
 
 /// Exit codes, for the end of `--help`.
 pub const AFTER_HELP: &str = "\

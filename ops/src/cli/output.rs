@@ -19,19 +19,19 @@ pub enum Format {
 }
 
 /// Where and how to print.
-pub(super) struct Output {
-    pub(super) format: Format,
-    pub(super) headers: bool,
+pub(crate) struct Output {
+    pub(crate) format: Format,
+    pub(crate) headers: bool,
 }
 
 /// Rows for people; the first cell is the name.
-pub(super) struct Rows {
-    pub(super) heads: &'static [&'static str],
-    pub(super) rows: Vec<Vec<String>>,
+pub(crate) struct Rows {
+    pub(crate) heads: &'static [&'static str],
+    pub(crate) rows: Vec<Vec<String>>,
 }
 
 impl Output {
-    pub(super) fn print(&self, json: &Value, rows: &Rows) {
+    pub(crate) fn print(&self, json: &Value, rows: &Rows) {
         match self.format {
             Format::Json => line(&format!("{json:#}")),
             Format::Table => self.table(rows),
@@ -75,7 +75,7 @@ fn line(text: &str) {
 }
 
 /// An error, for people.
-pub(super) fn complain(message: &str) {
+pub(crate) fn complain(message: &str) {
     progress(&format!("limosa: {message}"));
 }
 

@@ -195,6 +195,14 @@ impl Instance {
         Ok(())
     }
 
+    /// Memory of the arrays.
+    pub(super) fn bytes(&self) -> usize {
+        let per_group =
+            size_of::<PerResource<f32>>() + 2 * size_of::<f32>() + size_of::<u16>() + size_of::<u32>();
+        let per_candidate = size_of::<u8>() + size_of::<f32>();
+        self.weight.capacity() * per_group + self.site.capacity() * per_candidate
+    }
+
     /// Number of groups.
     #[must_use]
     pub fn groups(&self) -> usize {

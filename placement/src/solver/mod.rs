@@ -105,6 +105,16 @@ impl Solver {
         Self { instance, units, prices, assignment, touched: Vec::new(), reshaped: false }
     }
 
+    /// Memory of instance, prices and placement.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        let per_site = size_of::<PerResource<f64>>();
+        let own = self.prices.capacity() * per_site
+            + self.assignment.choice.capacity()
+            + self.touched.capacity() * 4;
+        own + self.assignment.load.capacity() * per_site + self.instance.bytes()
+    }
+
     /// What is solved.
     #[must_use]
     pub fn instance(&self) -> &Instance {
