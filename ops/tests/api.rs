@@ -220,6 +220,40 @@ async fn services_and_groups_are_shown_page_by_page() {
     assert_problem(&world.get("/v1/explain?group=1:10.0.0.0/24").await, 404, Some("group"), "10.0.0.0");
 }
 
+#[tokio::test]
+async fn the_placement_is_assessed_with_a_bound() {
+    let world = World::new().await;
+    // The solver must not make the move that is to be looked at.
+    let still = world.request(Method::PUT, "/v1/policy").header("If-Match", "\"0\"");
+    assert_eq!(reply(still.json(&json!({ "automatic": false }))).await.status, 200);
+    let none = eventually(&world, "/v1/placement").await;
+    assert_eq!((&none["groups"], &none["moves"]), (&json!(0), &json!(0)), "nothing is known of traffic yet");
+    let seen = |packets_per_s| placement::core::GroupReport {
+        group: GROUP.parse().unwrap(),
+        packets_per_s,
+        flows: 10,
+        inside_ingress: vec![(flow::SiteId(2), 1)],
+        outside_ingress: vec![(flow::SiteId(2), 1)],
+        remote_rtt_us: None,
+    };
+    let rtt = placement::core::PeerRtt { site: flow::SiteId(2), rtt_us: 80_000 };
+    let report = |packets_per_s| {
+        let (groups, peers) = (vec![seen(packets_per_s)], vec![rtt]);
+        let ams = placement::core::SiteReport { site: flow::SiteId(1), groups, peers, ..Default::default() };
+        vec![ams, placement::core::SiteReport { site: flow::SiteId(2), ..Default::default() }]
+    };
+    let far = assessed(&world, report(1000), |body| body["moves"] == 1).await;
+    let ms = |key: &str| far[key].as_f64().unwrap();
+    assert!((ms("delay_ms") - 80.0).abs() < 1.0, "to Virginia and back: {far}");
+    assert!(ms("best_ms") < 1.0 && ms("bound_ms") <= ms("best_ms"), "{far}");
+    assert!(ms("gap") < 0.01, "{far}");
+    assert_eq!(run(&format!("placement status --api {}", world.base)).await, Exit::Done);
+
+    let short = assessed(&world, report(5_000_000), |body| body["gap"].is_null()).await;
+    assert_eq!(short["shortages"][0]["groups"], json!([GROUP]));
+    assert_eq!(run(&format!("placement status --api {}", world.base)).await, Exit::Degraded);
+}
+
 /// The leader's own knowledge comes a moment after its election.
 async fn eventually(world: &World, path: &str) -> Value {
     for _ in 0..50 {
@@ -230,6 +264,28 @@ async fn eventually(world: &World, path: &str) -> Value {
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     panic!("{path} gave no answer");
+}
+
+/// Sites report, again and again so that they stay alive, until the assessment is as wanted.
+async fn assessed(
+    world: &World,
+    reports: Vec<placement::core::SiteReport>,
+    wanted: impl Fn(&Value) -> bool,
+) -> Value {
+    let mut last = Value::Null;
+    for _ in 0..100 {
+        for (report, name) in reports.iter().zip(["ams", "virginia"]) {
+            let request = placement::node::ClientRequest::Report(Box::new(report.clone()));
+            let caller = placement::node::Caller::Site(name.to_owned());
+            world.node.handle_client(&caller, placement::wire::encode(&request)).await;
+        }
+        last = world.get("/v1/placement").await.body;
+        if wanted(&last) {
+            return last;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    panic!("not as wanted after many reports: {last}");
 }
 
 #[tokio::test]
@@ -402,7 +458,7 @@ async fn every_route_is_described() {
         .iter()
         .map(|(path, item)| (path.as_str(), item.as_object().unwrap().keys().map(String::as_str).collect()))
         .collect();
-    let wanted: [(&str, &[&str]); 27] = [
+    let wanted: [(&str, &[&str]); 28] = [
         ("/livez", &["get"]),
         ("/metrics", &["get"]),
         ("/readyz", &["get"]),
@@ -415,6 +471,7 @@ async fn every_route_is_described() {
         ("/v1/moves", &["get", "post"]),
         ("/v1/moves/{id}", &["delete", "get"]),
         ("/v1/openapi.json", &["get"]),
+        ("/v1/placement", &["get"]),
         ("/v1/policy", &["get", "put"]),
         ("/v1/raft", &["get"]),
         ("/v1/raft/initialize", &["post"]),

@@ -19,6 +19,7 @@ use openraft::{BasicNode, ReadPolicy, ServerState, Snapshot, SnapshotPolicy};
 use serde::{Deserialize, Serialize};
 
 use crate::clock::{Clock, wall_ms};
+use crate::core::assess::{Assessment, Question};
 use crate::core::delay::Locate;
 use crate::core::leader::{Brain, BrainTimings};
 use crate::core::solve::Explanation;
@@ -27,6 +28,7 @@ use crate::geo::{Geo, GeoError};
 use crate::raft::{
     Changes, Network, PeerRequest, PeerResponse, Raft, Shared, SnapshotChunk, StateMachine, ask,
 };
+use crate::solver::InstanceError;
 use crate::store::{Store, StoreError};
 use crate::wire;
 
@@ -173,6 +175,17 @@ pub enum ProposeError {
     /// A change of membership that is not possible now.
     #[error("membership: {0}")]
     Membership(String),
+}
+
+/// Why there is no assessment.
+#[derive(Debug, thiserror::Error)]
+pub enum AssessError {
+    /// The node does not lead, or has stopped.
+    #[error(transparent)]
+    Node(#[from] ProposeError),
+    /// A number that the solver cannot use.
+    #[error(transparent)]
+    Instance(#[from] InstanceError),
 }
 
 /// Who sends, by its certificate.
@@ -483,6 +496,27 @@ impl Node {
             Some(brain) => Ok(brain.explain(&cluster, group, self.inner.clock.now())),
             None => Err(ProposeError::NotLeader { leader: self.leader() }),
         }
+    }
+
+    /// How far the present placement is from the best. Only the leader knows; `None` without sites. Other work goes on
+    /// meanwhile.
+    ///
+    /// # Errors
+    /// [`AssessError`].
+    pub async fn assess(&self) -> Result<Option<Assessment>, AssessError> {
+        let cluster = self.cluster();
+        let node = self.clone();
+        let work = move || {
+            // The question is copied under the lock, and answered without it: reports must not wait for a solver.
+            let question = match lock(&node.inner.brain).as_ref() {
+                Some(brain) => brain.question(&cluster, node.inner.clock.now())?,
+                None => return Err(ProposeError::NotLeader { leader: node.leader() }.into()),
+            };
+            Ok(question.map(Question::answer))
+        };
+        tokio::task::spawn_blocking(work)
+            .await
+            .unwrap_or_else(|error| Err(ProposeError::Stopped(error.to_string()).into()))
     }
 
     /// Who leads, if known.

@@ -1,5 +1,6 @@
 //! Nouns of the command line: they speak to the config API of any placement node.
 
+mod assess;
 mod client;
 mod group;
 mod moves;
@@ -114,6 +115,9 @@ pub enum Noun {
     /// Moves of groups between sites.
     #[command(subcommand, after_help = AFTER_HELP)]
     Move(moves::Verb),
+    /// The placement as a whole.
+    #[command(subcommand, after_help = AFTER_HELP)]
+    Placement(assess::Verb),
     /// What is wanted of the solver.
     #[command(subcommand, after_help = AFTER_HELP)]
     Policy(policy::Verb),
@@ -155,6 +159,7 @@ async fn dispatch(noun: Noun, options: &Options) -> Result<Exit, Failure> {
         Noun::Service(verb) => service::run(verb, &context).await,
         Noun::Group(verb) => group::run(verb, &context).await,
         Noun::Move(verb) => moves::run(verb, &context).await,
+        Noun::Placement(verb) => assess::run(verb, &context).await,
         Noun::Policy(verb) => policy::run(verb, &context).await,
         Noun::Switch(verb) => switch::run(verb, &context, options).await,
         Noun::Raft(verb) => raft::run(verb, &context).await,

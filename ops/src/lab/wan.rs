@@ -212,11 +212,8 @@ impl Emulator {
             }
             let now = self.nanos();
             let sockets = &self.sockets;
-            self.hub.release(now, |out, frames| match batch::send(&sockets[out], frames, None) {
-                Ok(count) => count,
-                // The first one cannot be sent, the others may.
-                Err(_) => 1,
-            });
+            // On an error the first one cannot be sent; the others may.
+            self.hub.release(now, |out, frames| batch::send(&sockets[out], frames, None).unwrap_or(1));
             if now / 1_000 >= stats_at {
                 stats_at = now / 1_000 + STATS_INTERVAL_US;
                 let text = serde_json::to_string(&self.hub.stats())?;

@@ -271,3 +271,40 @@ fn explain_names_terms_sources_and_what_binds() {
     assert_eq!(explained.candidates[2].terms.legs[0].1.source, Source::Geography);
     assert_eq!(explain(&cluster, &model, &group_id(9), Micros(5)), None);
 }
+
+#[test]
+fn an_assessment_says_what_is_best_and_proves_it() {
+    let (cluster, mut model) = (cluster(), Model::new(None));
+    // Group 0's packets come in and go out at site 2, 40 degrees from its owner; group 1 is where it should be.
+    let mut far = load(0, 300, 2);
+    far.outside_ingress = vec![(SiteId(2), 1)];
+    model.handle_report(&report(0, vec![far, load(1, 100, 0)]), Micros(0));
+    let assessment = super::assess::question(&cluster, &model, Micros(0)).unwrap().unwrap().answer();
+    assert_eq!((assessment.groups, assessment.moves, assessment.stranded), (2, 1, 0));
+    assert_eq!(assessment.packets_per_s, 400.0);
+    // 4,448 km twice at 133 km/ms, for three packets of four; light needs no time from site 2 to itself.
+    assert!((assessment.delay_ms - 0.75 * 2.0 * 33.44).abs() < 0.5, "{assessment:?}");
+    assert!(assessment.best_ms < 0.1 && assessment.bound_ms <= assessment.best_ms, "{assessment:?}");
+    assert_eq!(assessment.light_ms, 0.0);
+    let carried: Vec<_> =
+        assessment.sites.iter().map(|site| (site.packets_per_s, site.best_packets_per_s)).collect();
+    assert_eq!(carried, [(400.0, 100.0), (0.0, 0.0), (0.0, 300.0)]);
+}
+
+#[test]
+fn an_assessment_names_what_does_not_fit_and_leaves_out_closed_sites() {
+    let (mut cluster, mut model) = (cluster(), Model::new(None));
+    cluster.policy.headroom = 0.0;
+    cluster.sites.get_mut(&SiteId(1)).unwrap().admin = Admin::Draining;
+    cluster.sites.get_mut(&SiteId(2)).unwrap().alive = false;
+    model.handle_report(&report(0, vec![load(0, 700, 0), load(1, 700, 0)]), Micros(0));
+    let assessment = super::assess::question(&cluster, &model, Micros(0)).unwrap().unwrap().answer();
+    assert_eq!(assessment.gap, None);
+    assert_eq!(assessment.shortages.len(), 1);
+    assert_eq!(assessment.shortages[0].sites, [SiteId(0)]);
+    assert_eq!(assessment.shortages[0].groups, [group_id(0), group_id(1)]);
+    cluster.sites.get_mut(&SiteId(0)).unwrap().alive = false;
+    let stranded = super::assess::question(&cluster, &model, Micros(0)).unwrap().unwrap().answer();
+    assert_eq!((stranded.stranded, stranded.groups), (2, 0));
+    assert!(super::assess::question(&Cluster::default(), &model, Micros(0)).unwrap().is_none());
+}

@@ -3,6 +3,7 @@
 //! No socket, thread, clock, environment or unseeded random.
 
 mod apply;
+pub mod assess;
 #[cfg(test)]
 mod brain_tests;
 mod command;

@@ -125,15 +125,7 @@ pub fn solve(cluster: &Cluster, model: &Model, ready: &Readiness<'_>, now: Micro
 #[must_use]
 pub fn explain(cluster: &Cluster, model: &Model, id: &GroupId, now: Micros) -> Option<Explanation> {
     let group = cluster.groups.get(id)?;
-    let round = Round {
-        cluster,
-        model,
-        free: &|_| true,
-        now,
-        loads: Loads::of(cluster, model),
-        budget: 0,
-        chosen: BTreeMap::new(),
-    };
+    let round = Round::looking(cluster, model, now);
     let candidates = round.candidates(group);
     let at = |site: SiteId| candidates.iter().find(|candidate| candidate.site == site);
     let best = candidates.iter().find(|candidate| candidate.blocked.is_none()).map(|best| best.site);
@@ -149,7 +141,7 @@ pub fn explain(cluster: &Cluster, model: &Model, id: &GroupId, now: Micros) -> O
     })
 }
 
-struct Round<'a> {
+pub(super) struct Round<'a> {
     cluster: &'a Cluster,
     model: &'a Model,
     free: &'a dyn Fn(&GroupId) -> bool,
@@ -157,6 +149,14 @@ struct Round<'a> {
     loads: Loads,
     budget: usize,
     chosen: BTreeMap<GroupId, (SiteId, MoveReason)>,
+}
+
+impl<'a> Round<'a> {
+    /// One that chooses nothing.
+    pub(super) fn looking(cluster: &'a Cluster, model: &'a Model, now: Micros) -> Self {
+        let (loads, chosen) = (Loads::of(cluster, model), BTreeMap::new());
+        Self { cluster, model, free: &|_| true, now, loads, budget: 0, chosen }
+    }
 }
 
 impl Round<'_> {
@@ -266,7 +266,8 @@ impl Round<'_> {
         1.0 - self.cluster.policy.headroom
     }
 
-    fn candidates(&self, group: &Group) -> Vec<Candidate> {
+    /// All sites for a group, best first.
+    pub(super) fn candidates(&self, group: &Group) -> Vec<Candidate> {
         let sites = self.cluster.sites.values();
         let mut candidates: Vec<Candidate> = sites.map(|site| self.candidate(group, site)).collect();
         candidates.sort_by(|a, b| a.total_ms.total_cmp(&b.total_ms).then(a.site.cmp(&b.site)));

@@ -116,10 +116,9 @@ struct Echoes {
 impl Echoes {
     fn add(&mut self, mut echo: Echo) {
         // Far below the last one: the number has gone round.
-        if echo.number + 0x8000 < self.last & 0xffff {
-            if self.rounds << 16 <= self.last & !0xffff {
-                self.rounds = (self.last >> 16) + 1;
-            }
+        let gone_round = echo.number + 0x8000 < self.last & 0xffff;
+        if gone_round && self.rounds << 16 <= self.last & !0xffff {
+            self.rounds = (self.last >> 16) + 1;
         }
         echo.number |= self.rounds << 16;
         self.last = self.last.max(echo.number);

@@ -7,6 +7,7 @@
 //! Any node answers: writes and up-to-date reads go by way of the leader. What only the leader can do gives 503
 //! and names it. `Limosa-Revision` is the revision that an answer shows. Every write may be repeated.
 
+pub mod assess;
 mod config;
 mod extract;
 mod groups;
@@ -110,6 +111,7 @@ fn parts() -> (Router<Arc<Api>>, utoipa::openapi::OpenApi) {
         .routes(routes!(groups::get))
         .routes(routes!(groups::get_plain))
         .routes(routes!(groups::explain))
+        .routes(routes!(assess::assess))
         .routes(routes!(moves::list, moves::start))
         .routes(routes!(moves::get, moves::abort))
         .routes(routes!(moves::changes))
