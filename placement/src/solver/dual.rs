@@ -261,7 +261,9 @@ impl<'a> Dual<'a> {
         // A price that the step takes beyond a bound goes to the bound, and the others are asked again, knowing that.
         for _ in 0..ACTIVE_ROUNDS {
             let step = self.newton(pass, &gradient, &free, &wanted, temperature_ms);
-            free.iter().zip(&step).for_each(|(&at, &by)| wanted[at] = by.clamp(low(at), high(at)));
+            // Numbers at the edge of their range may overflow; such a step is none.
+            let usable = |by: f64| if by.is_finite() { by } else { 0.0 };
+            free.iter().zip(&step).for_each(|(&at, &by)| wanted[at] = usable(by).clamp(low(at), high(at)));
             let before = free.len();
             let inside: Vec<bool> = free.iter().zip(&step).map(|(&at, by)| *by == wanted[at]).collect();
             let mut inside = inside.iter();
