@@ -15,15 +15,13 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use nix::poll::{PollFd, PollFlags};
 use nix::sys::socket::SockaddrStorage;
-use placement::core::delay::great_circle_km;
+use placement::core::delay::{LIGHT_KM_PER_MS, great_circle_km};
 use serde::Serialize;
 
 use super::batch::{self, BATCH_LEN, Inbox};
 use super::clock::Clock;
 use super::line::{Line, LineSpec};
 
-/// Kilometres that light travels in a millisecond, in a vacuum.
-const LIGHT_KM_PER_MS: f64 = 299.792_458;
 /// How much longer real paths take than light on the great circle.
 const DETOUR: f64 = 2.0;
 /// How often the stop flag is looked at when nothing happens.

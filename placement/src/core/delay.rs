@@ -89,13 +89,16 @@ const RTT_AGE_MAX: Micros = Micros(600_000_000);
 /// Weight of a new measurement against the mean so far.
 const RTT_WEIGHT: f64 = 0.2;
 /// Light in fibre covers some 200 km per millisecond; routes are about half as long again as the great circle.
-const KM_PER_MS: f64 = 133.0;
+pub(crate) const KM_PER_MS: f64 = 133.0;
+/// Kilometres that light covers in a millisecond; nothing is faster.
+pub const LIGHT_KM_PER_MS: f64 = 299.792_458;
 /// What a pair of sites has when nothing is known: farther than any known pair, so that it is not chosen.
 const UNKNOWN_MS: f64 = 150.0;
 /// Service time of a packet, for waiting: small until a site is nearly full.
 const SERVICE_MS: f64 = 0.01;
 
 /// What is known of delays and loads.
+#[derive(Clone)]
 pub struct Model {
     geography: Option<Arc<dyn Locate>>,
     rtt_ms: BTreeMap<(SiteId, SiteId), (f64, Micros)>,
