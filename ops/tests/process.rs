@@ -259,6 +259,7 @@ async fn the_command_line_shows_a_deployment_and_changes_it() {
     let groups = ok(&["group", "list", "-o", "name"]);
     let group = groups.lines().next().unwrap();
     assert!(ok(&["group", "explain", group]).contains("amsterdam"));
+    assert!(ok(&["placement", "status"]).contains("amsterdam"));
     let owner = json(&["group", "get", group])["owner"].as_str().unwrap().to_owned();
     let to = if owner == "virginia" { "singapore" } else { "virginia" };
     ok(&["move", "start", group, "--to", to]);

@@ -19,7 +19,7 @@ use openraft::{BasicNode, ReadPolicy, ServerState, Snapshot, SnapshotPolicy};
 use serde::{Deserialize, Serialize};
 
 use crate::clock::{Clock, wall_ms};
-use crate::core::assess::{Assessment, Question};
+use crate::core::assess::{self, Assessment};
 use crate::core::delay::Locate;
 use crate::core::leader::{Brain, BrainTimings};
 use crate::core::solve::Explanation;
@@ -353,6 +353,7 @@ struct Inner {
     clock: Clock,
     /// Present while this node leads.
     brain: Mutex<Option<Brain>>,
+    assessing: tokio::sync::Mutex<()>,
     /// A snapshot that is coming in, with its sender's last index.
     incoming: Mutex<Option<(Option<u64>, BytesMut)>>,
     counters: Counters,
@@ -389,6 +390,7 @@ impl Node {
             transport,
             clock: Clock::start(),
             brain: Mutex::new(None),
+            assessing: tokio::sync::Mutex::new(()),
             incoming: Mutex::new(None),
             counters: Counters::default(),
         });
@@ -498,21 +500,21 @@ impl Node {
         }
     }
 
-    /// How far the present placement is from the best. Only the leader knows; `None` without sites. Other work goes on
-    /// meanwhile.
+    /// How far the present placement is from the best. Only the leader knows; `None` without sites. One at a time; other
+    /// work goes on meanwhile.
     ///
     /// # Errors
     /// [`AssessError`].
     pub async fn assess(&self) -> Result<Option<Assessment>, AssessError> {
+        // Each takes memory and a core: many askers wait, they do not multiply.
+        let _turn = self.inner.assessing.lock().await;
         let cluster = self.cluster();
         let node = self.clone();
         let work = move || {
-            // The question is copied under the lock, and answered without it: reports must not wait for a solver.
-            let question = match lock(&node.inner.brain).as_ref() {
-                Some(brain) => brain.question(&cluster, node.inner.clock.now())?,
-                None => return Err(ProposeError::NotLeader { leader: node.leader() }.into()),
-            };
-            Ok(question.map(Question::answer))
+            // Reports must not wait for a solver: it gets a copy.
+            let model = lock(&node.inner.brain).as_ref().map(|brain| brain.model().clone());
+            let model = model.ok_or_else(|| ProposeError::NotLeader { leader: node.leader() })?;
+            Ok(assess::assess(&cluster, &model, node.inner.clock.now())?)
         };
         tokio::task::spawn_blocking(work)
             .await

@@ -4,8 +4,9 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Args;
+use flow::sample::Seeded;
 use nix::time::{ClockId, clock_gettime};
-use placement::solver::generate::{self, Random, Shape};
+use placement::solver::generate::{self, Shape, between};
 use placement::solver::{Certificate, Instance, Solver, Start, greedy};
 use serde::Serialize;
 
@@ -114,17 +115,17 @@ fn once(instance: &Instance, groups: u32, fill: f64) -> Vec<Line> {
         passes: Some(certificate.passes),
         bytes: Some(solver.bytes()),
     };
-    let mut random = Random(groups.into());
+    let mut random = Seeded::new(groups.into());
     let cold = timed(|| solver.solve(Start::Cold));
     let bound = cold.1.bound;
     let mut lines = vec![line("cold", cold, &solver)];
     solver.adopt();
-    (0..groups).for_each(|group| scale(&mut solver, group, random.between(0.97, 1.03)));
+    (0..groups).for_each(|group| scale(&mut solver, group, between(&mut random, 0.97, 1.03)));
     let warm = timed(|| solver.solve(Start::Warm));
     lines.push(line("warm", warm, &solver));
     solver.adopt();
     let few: Vec<(u32, f64)> = (0..groups.div_ceil(100))
-        .map(|_| (random.below(groups as usize) as u32, random.between(0.5, 1.5)))
+        .map(|_| (random.below(groups.into()) as u32, between(&mut random, 0.5, 1.5)))
         .collect();
     let changed = timed(|| {
         few.iter().for_each(|&(group, by)| scale(&mut solver, group, by));

@@ -11,7 +11,7 @@ use crate::placement::api::assess::{AssessmentView, SiteAssessmentView};
 #[derive(Clone, Debug, Subcommand)]
 pub enum Verb {
     /// Show how far the present placement is from the best, with a bound that proves it, and what more capacity would
-    /// bring at each site. Exit code 6 if demand does not fit.
+    /// bring at each site. Exit code 6 if no placement within the capacities was found.
     Status,
 }
 
@@ -24,16 +24,23 @@ pub(super) async fn run(verb: Verb, context: &Context) -> Result<Exit, Failure> 
     if context.output.format == Format::Table {
         progress(&summary(&view));
     }
+    if view.gap.is_some() {
+        return Ok(Exit::Done);
+    }
+    Err(Failure::new(Exit::Degraded, misfit(&view)))
+}
+
+/// Why the best that was found exceeds capacities.
+fn misfit(view: &AssessmentView) -> String {
+    let remedy = "add capacity or lower the headroom";
     match view.shortages.first() {
-        None => Ok(Exit::Done),
-        Some(short) => Err(Failure::new(
-            Exit::Degraded,
-            format!(
-                "{} groups can only be at {}, which have not the room: add capacity or lower the headroom",
-                short.groups.len(),
-                short.sites.join(", ")
-            ),
-        )),
+        Some(short) => {
+            let (groups, sites) = (short.groups.len(), short.sites.join(", "));
+            format!("{groups} groups can only be at {sites}, which have not the room: {remedy}")
+        }
+        None => format!(
+            "no placement within the capacities was found, which is no proof that there is none: {remedy}"
+        ),
     }
 }
 
@@ -49,7 +56,7 @@ fn row(site: &SiteAssessmentView) -> Vec<String> {
 }
 
 fn summary(view: &AssessmentView) -> String {
-    let gap = view.gap.map_or("demand does not fit".to_owned(), |gap| format!("gap {:.3} %", gap * 100.0));
+    let gap = view.gap.map_or("beyond capacities".to_owned(), |gap| format!("gap {:.3} %", gap * 100.0));
     format!(
         "mean delay {:.2} ms now, {:.2} at best after {} moves ({gap}); bound {:.2}, without capacities {:.2}, light {:.2}",
         view.delay_ms, view.best_ms, view.moves, view.bound_ms, view.unconstrained_ms, view.light_ms

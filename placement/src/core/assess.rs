@@ -1,26 +1,24 @@
 //! How far the present placement is from the best there could be, with a bound that proves it.
 //!
-//! [`question`] copies what is known into an instance of the solver, in time proportional to groups x sites;
-//! [`Question::answer`] solves it, and needs nothing else, so that nobody has to wait for it. Groups without known
-//! traffic weigh nothing and are left out. What moves cost is left out too: this is about where groups should be, not
-//! about what to do next.
+//! Time grows with groups x sites, and then as `limosa bench placement` shows: ask a copy of the model, so that nobody has
+//! to wait. Groups without known traffic weigh nothing and do not count, nor do those that no site may have. What moves cost
+//! does not count either: this is about where groups should be, not about what to do next.
+//!
+//! Of many sites a group's nearest and its present one are looked at; the bound is true for all.
 
 use std::collections::BTreeMap;
 
 use flow::{GroupId, Micros, SiteId};
 
-use super::delay::{Model, great_circle_km};
+use super::delay::{LIGHT_KM_PER_MS, Model, great_circle_km};
 use super::model::{Cluster, Site};
 use super::solve::{Blocked, Candidate, Round};
 use crate::solver::{
     self, CANDIDATES_MAX, Certificate, Conflict, Instance, InstanceError, Resource, Solver, Start,
 };
 
-/// Kilometres that light covers in a millisecond; nothing is faster.
-const LIGHT_KM_PER_MS: f64 = 299.792_458;
-
 /// An instance of the solver, and which group and site each index means.
-pub struct Question {
+struct Question {
     instance: Instance,
     groups: Vec<GroupId>,
     sites: Vec<SiteId>,
@@ -39,7 +37,7 @@ pub struct Question {
 /// What the solver found, delays as means over packets in milliseconds.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Assessment {
-    /// Groups with known traffic.
+    /// Groups with known traffic that some site may have.
     pub groups: usize,
     /// Their packets per second.
     pub packets_per_s: f64,
@@ -53,11 +51,11 @@ pub struct Assessment {
     pub unconstrained_ms: f64,
     /// What light would take straight from where packets come in to where they go out; zero where no coordinates are known.
     pub light_ms: f64,
-    /// By how much the best that was found may be above the best there is, as a share; `None` when capacities are exceeded.
+    /// By how much the best that was found may be above the best there is, as a share; `None` when it exceeds capacities.
     pub gap: Option<f64>,
     /// Groups that are elsewhere in the best placement.
     pub moves: usize,
-    /// Groups that no site may have.
+    /// Groups with known traffic that no site may have.
     pub stranded: usize,
     /// By site.
     pub sites: Vec<SiteAssessment>,
@@ -89,11 +87,15 @@ pub struct Shortage {
     pub groups: Vec<GroupId>,
 }
 
-/// What is known now, as an instance.
+/// Assesses the present placement; `None` without sites.
 ///
 /// # Errors
 /// When a number cannot be used, such as a demand that is not finite; the message names it.
-pub fn question(cluster: &Cluster, model: &Model, now: Micros) -> Result<Option<Question>, InstanceError> {
+pub fn assess(cluster: &Cluster, model: &Model, now: Micros) -> Result<Option<Assessment>, InstanceError> {
+    Ok(question(cluster, model, now)?.map(Question::answer))
+}
+
+fn question(cluster: &Cluster, model: &Model, now: Micros) -> Result<Option<Question>, InstanceError> {
     let sites: Vec<SiteId> = cluster.sites.keys().copied().collect();
     if sites.is_empty() {
         return Ok(None);
@@ -122,19 +124,19 @@ pub fn question(cluster: &Cluster, model: &Model, now: Micros) -> Result<Option<
         if packets <= 0.0 {
             continue;
         }
-        let candidates = round.candidates(group);
-        question.weight += packets;
-        question.light += packets * light_ms(cluster, model, &group.id);
-        let here = candidates.iter().find(|candidate| candidate.site == group.owner);
-        question.present += packets * here.map_or(0.0, |here| here.total_ms);
         if let Some(&owner) = index.get(&group.owner) {
             question.load[usize::from(owner)] += packets;
         }
-        let row = row(&candidates, &index);
+        let candidates = round.candidates(group);
+        let (row, left_out_ms) = row(&candidates, group.owner, &index);
         if row.is_empty() {
             question.stranded += 1;
             continue;
         }
+        question.weight += packets;
+        question.light += packets * light_ms(cluster, model, &group.id);
+        let here = candidates.iter().find(|candidate| candidate.site == group.owner);
+        question.present += packets * here.map_or(0.0, |here| here.total_ms);
         let demand = [packets as f32, 0.0, 0.0];
         let weight = packets as f32;
         question.instance.push(&solver::Group {
@@ -142,6 +144,7 @@ pub fn question(cluster: &Cluster, model: &Model, now: Micros) -> Result<Option<
             demand,
             present: None,
             charge: 0.0,
+            left_out_ms,
             candidates: &row,
         })?;
         question.groups.push(group.id);
@@ -150,14 +153,26 @@ pub fn question(cluster: &Cluster, model: &Model, now: Micros) -> Result<Option<
     Ok(Some(question))
 }
 
-/// The best sites that a group may have. Full ones too: whether there is room is the solver's to say.
-fn row(candidates: &[Candidate], index: &BTreeMap<SiteId, u8>) -> Vec<solver::Candidate> {
+/// The best sites that a group may have, its owner among them, and what the best of the others costs. Full ones too:
+/// whether there is room is the solver's to say.
+fn row(
+    candidates: &[Candidate],
+    owner: SiteId,
+    index: &BTreeMap<SiteId, u8>,
+) -> (Vec<solver::Candidate>, f32) {
     let open = candidates.iter().filter(|candidate| matches!(candidate.blocked, None | Some(Blocked::Full)));
-    let known = open.filter_map(|candidate| {
-        let cost_ms = candidate.total_ms as f32;
-        Some(solver::Candidate { site: *index.get(&candidate.site)?, cost_ms })
-    });
-    known.take(CANDIDATES_MAX).collect()
+    let known = open.filter_map(|candidate| Some((index.get(&candidate.site)?, candidate)));
+    let mut known: Vec<(&u8, &Candidate)> = known.collect();
+    if let Some(at) = known.iter().position(|(_, candidate)| candidate.site == owner)
+        && at >= CANDIDATES_MAX
+    {
+        let present = known.remove(at);
+        known.insert(CANDIDATES_MAX - 1, present);
+    }
+    let left_out_ms = known.get(CANDIDATES_MAX).map_or(f32::INFINITY, |(_, best)| best.total_ms as f32);
+    known.truncate(CANDIDATES_MAX);
+    let row = known.iter().map(|&(&site, one)| solver::Candidate { site, cost_ms: one.total_ms as f32 });
+    (row.collect(), left_out_ms)
 }
 
 /// The straight way from the ingresses of a group's clients to those of its servers, by share.
@@ -176,9 +191,7 @@ fn light_ms(cluster: &Cluster, model: &Model, group: &GroupId) -> f64 {
 }
 
 impl Question {
-    /// Solves it. Time grows with the groups; see `limosa bench placement`.
-    #[must_use]
-    pub fn answer(self) -> Assessment {
+    fn answer(self) -> Assessment {
         let mut solver = Solver::new(self.instance);
         let certificate = solver.solve(Start::Cold);
         let mean = |sum: f64| if self.weight > 0.0 { sum / self.weight } else { 0.0 };

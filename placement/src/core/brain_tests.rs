@@ -279,7 +279,7 @@ fn an_assessment_says_what_is_best_and_proves_it() {
     let mut far = load(0, 300, 2);
     far.outside_ingress = vec![(SiteId(2), 1)];
     model.handle_report(&report(0, vec![far, load(1, 100, 0)]), Micros(0));
-    let assessment = super::assess::question(&cluster, &model, Micros(0)).unwrap().unwrap().answer();
+    let assessment = super::assess::assess(&cluster, &model, Micros(0)).unwrap().unwrap();
     assert_eq!((assessment.groups, assessment.moves, assessment.stranded), (2, 1, 0));
     assert_eq!(assessment.packets_per_s, 400.0);
     // 4,448 km twice at 133 km/ms, for three packets of four; light needs no time from site 2 to itself.
@@ -298,13 +298,54 @@ fn an_assessment_names_what_does_not_fit_and_leaves_out_closed_sites() {
     cluster.sites.get_mut(&SiteId(1)).unwrap().admin = Admin::Draining;
     cluster.sites.get_mut(&SiteId(2)).unwrap().alive = false;
     model.handle_report(&report(0, vec![load(0, 700, 0), load(1, 700, 0)]), Micros(0));
-    let assessment = super::assess::question(&cluster, &model, Micros(0)).unwrap().unwrap().answer();
+    let assessment = super::assess::assess(&cluster, &model, Micros(0)).unwrap().unwrap();
     assert_eq!(assessment.gap, None);
     assert_eq!(assessment.shortages.len(), 1);
     assert_eq!(assessment.shortages[0].sites, [SiteId(0)]);
     assert_eq!(assessment.shortages[0].groups, [group_id(0), group_id(1)]);
     cluster.sites.get_mut(&SiteId(0)).unwrap().alive = false;
-    let stranded = super::assess::question(&cluster, &model, Micros(0)).unwrap().unwrap().answer();
+    let stranded = super::assess::assess(&cluster, &model, Micros(0)).unwrap().unwrap();
     assert_eq!((stranded.stranded, stranded.groups), (2, 0));
-    assert!(super::assess::question(&Cluster::default(), &model, Micros(0)).unwrap().is_none());
+    assert!(super::assess::assess(&Cluster::default(), &model, Micros(0)).unwrap().is_none());
+}
+
+/// Groups at the last of 18 sites a degree apart.
+fn many_sites(capacity_pps: u64) -> Cluster {
+    let mut cluster = cluster();
+    cluster.policy.headroom = 0.0;
+    let sites = (0..18_u8).map(|id| (SiteId(id), Site { capacity_pps, ..site(id, f64::from(id)) }));
+    cluster.sites = sites.collect();
+    cluster.groups.values_mut().for_each(|group| group.owner = SiteId(17));
+    cluster
+}
+
+#[test]
+fn an_assessment_of_many_sites_looks_at_the_owner_and_bounds_them_all() {
+    let mut model = Model::new(None);
+    model.handle_report(&report(17, vec![load(0, 100, 0)]), Micros(0));
+    let far = super::assess::assess(&many_sites(1000), &model, Micros(0)).unwrap().unwrap();
+    assert_eq!(far.moves, 1);
+    assert!(far.bound_ms <= far.best_ms && far.gap.unwrap() < 1e-6, "{far:?}");
+
+    // 100 packets fit nowhere, not even in parts; but as two sites were left out, that is no proof.
+    let cluster = many_sites(5);
+    let short = super::assess::assess(&cluster, &model, Micros(0)).unwrap().unwrap();
+    assert_eq!(short.gap, None);
+    assert!(short.shortages.is_empty(), "{short:?}");
+    let explained = explain(&cluster, &model, &group_id(0), Micros(0)).unwrap();
+    let left_out = explained.candidates.iter().find(|candidate| candidate.site == SiteId(15)).unwrap();
+    assert!(short.bound_ms <= left_out.total_ms + 1e-3, "{} is above {}", short.bound_ms, left_out.total_ms);
+}
+
+#[test]
+fn groups_that_no_site_may_have_do_not_count() {
+    let (mut cluster, mut model) = (cluster(), Model::new(None));
+    model.handle_report(&report(0, vec![load(0, 300, 2), load(1, 100, 0)]), Micros(0));
+    let policy = &mut cluster.policy;
+    policy.denies = (0..3)
+        .map(|n| Rule { service: group_id(0).service, clients: group_id(0).prefix, site: SiteId(n) })
+        .collect();
+    let assessment = super::assess::assess(&cluster, &model, Micros(0)).unwrap().unwrap();
+    assert_eq!((assessment.groups, assessment.stranded, assessment.packets_per_s), (1, 1, 100.0));
+    assert!((assessment.delay_ms - assessment.best_ms).abs() < 1e-4, "{assessment:?}");
 }

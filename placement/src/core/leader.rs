@@ -9,13 +9,11 @@ use std::sync::Arc;
 
 use flow::{GroupId, Micros, MoveId, SiteId};
 
-use super::assess::{self, Question};
 use super::command::Command;
 use super::delay::{Demand, Locate, Model};
 use super::model::{Cluster, Move, MoveOutcome, MovePhase};
 use super::report::SiteReport;
 use super::solve::{self, Explanation, Readiness};
-use crate::solver::InstanceError;
 
 /// How long the leader waits for what.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -101,12 +99,10 @@ impl Brain {
         solve::explain(cluster, &self.model, group, now)
     }
 
-    /// What the solver is to be asked about the present placement; `None` without sites.
-    ///
-    /// # Errors
-    /// When a number cannot be used.
-    pub fn question(&self, cluster: &Cluster, now: Micros) -> Result<Option<Question>, InstanceError> {
-        assess::question(cluster, &self.model, now)
+    /// What is known of delays and loads.
+    #[must_use]
+    pub fn model(&self) -> &Model {
+        &self.model
     }
 
     /// What is known of a group's traffic.

@@ -7,7 +7,7 @@
 //! is taken back and damped (Levenberg, Marquardt).
 
 use super::instance::{CANDIDATES_MAX, Instance, PerResource, RESOURCES, SITES_MAX};
-use super::softmin::{NEAR, PriceTable, Priced, Units};
+use super::softmin::{NEAR, PriceTable, Priced, Units, ln};
 
 /// Price above which nobody is helped by more of it, in milliseconds per equivalent: demand that has no room anywhere
 /// would raise prices for ever.
@@ -33,13 +33,13 @@ struct Pass {
 
 /// Which (site, resource) pairs have a price that may change.
 struct Variables {
-    of: Box<[[u16; 4]; SITES_MAX]>,
+    of: Box<[[u16; RESOURCES]; SITES_MAX]>,
     list: Vec<(u8, u8)>,
 }
 
 impl Variables {
     fn none() -> Self {
-        Self { of: Box::new([[NONE; 4]; SITES_MAX]), list: Vec::new() }
+        Self { of: Box::new([[NONE; RESOURCES]; SITES_MAX]), list: Vec::new() }
     }
 
     fn set(&mut self, free: impl Iterator<Item = (u8, u8)>) {
@@ -63,16 +63,11 @@ struct Row {
     demand: f64,
 }
 
-/// The groups that a pass looks at: all, or every n-th, which then stands for its neighbours.
-#[derive(Clone, Copy)]
-pub(super) struct Sample {
-    pub(super) stride: usize,
-}
-
 /// How long to go on.
 #[derive(Clone, Copy)]
 pub(super) struct Effort {
-    pub(super) sample: Sample,
+    /// All groups are looked at, or every n-th, which then stands for its neighbours.
+    pub(super) stride: usize,
     /// In milliseconds.
     pub(super) temperature_ms: f32,
     pub(super) passes_max: u32,
@@ -148,30 +143,28 @@ impl<'a> Dual<'a> {
     /// Free are those that have a price, and those that need one. Once free, always free: prices at zero are held there by
     /// the step itself.
     fn choose_variables(&mut self, prices: &[PerResource<f64>], excess: Option<&[PerResource<f64>]>) {
-        let present = std::mem::take(&mut self.variables.list);
-        let was = |site: usize, resource: usize| present.contains(&(site as u8, resource as u8));
         let mut free = Vec::new();
         for (site, price) in prices.iter().enumerate() {
             for resource in 0..RESOURCES {
                 let needed = excess.is_some_and(|excess| excess[site][resource] > 0.0);
                 let bounded = self.room[site][resource].is_finite() && self.instance.open[site];
-                if bounded && (price[resource] > 0.0 || needed || was(site, resource)) {
+                let was = self.variables.of[site][resource] != NONE;
+                if bounded && (price[resource] > 0.0 || needed || was) {
                     free.push((site as u8, resource as u8));
                 }
             }
         }
-        self.variables.list = present;
         self.variables.set(free.into_iter());
     }
 
     fn pass(&mut self, prices: &[PerResource<f64>], effort: Effort) -> Pass {
         let instance = self.instance;
         self.table.set(prices, &instance.open);
-        let stride = effort.sample.stride;
+        let stride = effort.stride;
         self.passes += 1.0 / stride as f64;
         let n = self.variables.list.len();
         let mut curvature = vec![0.0; n * n];
-        let mut load = [[0.0_f64; 4]; SITES_MAX];
+        let mut load = [[0.0_f64; RESOURCES]; SITES_MAX];
         let mut priced = Priced::empty();
         let mut value = 0.0;
         let certain_ms = effort.temperature_ms * -NEAR;
@@ -190,7 +183,7 @@ impl<'a> Dual<'a> {
                 continue;
             }
             let sum = priced.soften(effort.temperature_ms);
-            value += size * f64::from(priced.best_ms - effort.temperature_ms * sum.ln());
+            value += size * f64::from(priced.best_ms - effort.temperature_ms * ln(sum));
             for &(k, share) in priced.near() {
                 let load = &mut load[usize::from(sites[usize::from(k)])];
                 (0..RESOURCES).for_each(|r| load[r] += size * f64::from(share * priced.share[r]));

@@ -7,7 +7,9 @@
 use super::instance::{
     CANDIDATES_MAX, Candidate, Group, Instance, InstanceError, RESOURCES, SITES_MAX, Site,
 };
-use crate::core::delay::great_circle_km;
+use flow::sample::Seeded;
+
+use crate::core::delay::{KM_PER_MS, great_circle_km};
 
 /// What to make.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -24,8 +26,6 @@ pub struct Shape {
     pub seed: u64,
 }
 
-/// Kilometres that a packet gets in a millisecond: fibre, and half as long again as the great circle.
-const KM_PER_MS: f64 = 133.0;
 /// Towns of the world.
 const TOWNS: usize = 300;
 /// Degrees that things lie around their town.
@@ -43,17 +43,21 @@ pub fn instance(shape: &Shape) -> Result<Instance, InstanceError> {
     if !(1..=CANDIDATES_MAX).contains(&candidates) {
         return Err(InstanceError::Candidates { group: 0, len: candidates });
     }
-    let mut random = Random(shape.seed);
-    let towns: Vec<(f64, f64)> = (0..TOWNS).map(|_| random.place()).collect();
-    let sites: Vec<(f64, f64)> = (0..shape.sites).map(|n| random.around(towns[n % TOWNS])).collect();
+    let mut random = Seeded::new(shape.seed);
+    let towns: Vec<(f64, f64)> = (0..TOWNS).map(|_| place(&mut random)).collect();
+    let sites: Vec<(f64, f64)> = (0..shape.sites).map(|n| around(&mut random, towns[n % TOWNS])).collect();
     // Delay from each town to each site, nearest first: groups differ from their town by a little.
     let near: Vec<Vec<(u8, f64)>> = towns.iter().map(|&town| nearest(town, &sites, candidates)).collect();
     let mut groups = Vec::with_capacity(shape.groups);
     let mut load = vec![[0.0_f64; RESOURCES]; shape.sites];
     for _ in 0..shape.groups {
-        let town = random.town();
-        let weight = random.heavy();
-        let demand = [weight, weight * random.between(0.02, 0.08), weight * random.between(3_000.0, 9_000.0)];
+        let town = town(&mut random);
+        let weight = heavy(&mut random);
+        let demand = [
+            weight,
+            weight * between(&mut random, 0.02, 0.08),
+            weight * between(&mut random, 3_000.0, 9_000.0),
+        ];
         let first = &mut load[usize::from(near[town][0].0)];
         first.iter_mut().zip(demand).for_each(|(load, demand)| *load += demand);
         groups.push((town, weight, demand));
@@ -62,14 +66,21 @@ pub fn instance(shape: &Shape) -> Result<Instance, InstanceError> {
     instance.reserve(shape.groups, shape.groups * candidates);
     let mut row = Vec::with_capacity(candidates);
     for (town, weight, demand) in groups {
-        let access = random.between(1.0, 8.0);
+        let access = between(&mut random, 1.0, 8.0);
         row.clear();
         row.extend(near[town].iter().map(|&(site, ms)| Candidate {
             site,
-            cost_ms: (access + ms * random.between(1.0, 1.2) + random.between(0.0, 1.0)) as f32,
+            cost_ms: (access + ms * between(&mut random, 1.0, 1.2) + between(&mut random, 0.0, 1.0)) as f32,
         }));
         let demand = demand.map(|one| one as f32);
-        let group = Group { weight: weight as f32, demand, present: None, charge: 0.0, candidates: &row };
+        let group = Group {
+            weight: weight as f32,
+            demand,
+            present: None,
+            charge: 0.0,
+            left_out_ms: f32::INFINITY,
+            candidates: &row,
+        };
         instance.push(&group)?;
     }
     Ok(instance)
@@ -83,8 +94,8 @@ fn nearest(town: (f64, f64), sites: &[(f64, f64)], len: usize) -> Vec<(u8, f64)>
     all
 }
 
-fn capacities(load: &[[f64; RESOURCES]], fill: f64, random: &mut Random) -> Vec<Site> {
-    let chance: Vec<f64> = load.iter().map(|_| random.between(0.3, 1.7)).collect();
+fn capacities(load: &[[f64; RESOURCES]], fill: f64, random: &mut Seeded) -> Vec<Site> {
+    let chance: Vec<f64> = load.iter().map(|_| between(random, 0.3, 1.7)).collect();
     let chances: f64 = chance.iter().sum();
     let site = |(near, chance): (&[f64; RESOURCES], &f64)| {
         let one = |r: usize| {
@@ -97,49 +108,25 @@ fn capacities(load: &[[f64; RESOURCES]], fill: f64, random: &mut Random) -> Vec<
     load.iter().zip(&chance).map(site).collect()
 }
 
-/// Splitmix64 (Steele, Lea, Flood, OOPSLA 2014): small, and the same everywhere.
-pub struct Random(pub u64);
+/// From low to below high.
+pub fn between(random: &mut Seeded, low: f64, high: f64) -> f64 {
+    low + (high - low) * random.fraction()
+}
 
-impl Random {
-    /// 64 random bits.
-    pub fn bits(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
+/// Pareto with shape 1.5, cut at 200 times the least: most groups are small.
+fn heavy(random: &mut Seeded) -> f64 {
+    (10.0 * (1.0 - random.fraction()).powf(-1.0 / 1.5)).min(2_000.0)
+}
 
-    /// From 0 to below 1.
-    pub fn unit(&mut self) -> f64 {
-        (self.bits() >> 11) as f64 / (1_u64 << 53) as f64
-    }
+/// Town n with a share in proportion to 1 / (n + 1), roughly.
+fn town(random: &mut Seeded) -> usize {
+    ((TOWNS as f64 + 1.0).powf(random.fraction()) - 1.0) as usize % TOWNS
+}
 
-    /// From low to below high.
-    pub fn between(&mut self, low: f64, high: f64) -> f64 {
-        low + (high - low) * self.unit()
-    }
+fn place(random: &mut Seeded) -> (f64, f64) {
+    (between(random, -45.0, 60.0), between(random, -180.0, 180.0))
+}
 
-    /// Below a number that is not 0.
-    pub fn below(&mut self, n: usize) -> usize {
-        (self.unit() * n as f64) as usize
-    }
-
-    /// Pareto with shape 1.5, cut at 200 times the least: most groups are small.
-    fn heavy(&mut self) -> f64 {
-        (10.0 * (1.0 - self.unit()).powf(-1.0 / 1.5)).min(2_000.0)
-    }
-
-    /// Town n with a share in proportion to 1 / (n + 1), roughly.
-    fn town(&mut self) -> usize {
-        ((TOWNS as f64 + 1.0).powf(self.unit()) - 1.0) as usize % TOWNS
-    }
-
-    fn place(&mut self) -> (f64, f64) {
-        (self.between(-45.0, 60.0), self.between(-180.0, 180.0))
-    }
-
-    fn around(&mut self, town: (f64, f64)) -> (f64, f64) {
-        (town.0 + self.between(-AROUND, AROUND), town.1 + self.between(-AROUND, AROUND))
-    }
+fn around(random: &mut Seeded, town: (f64, f64)) -> (f64, f64) {
+    (town.0 + between(random, -AROUND, AROUND), town.1 + between(random, -AROUND, AROUND))
 }

@@ -56,6 +56,9 @@ pub struct Group<'a> {
     pub present: Option<u8>,
     /// Cost of moving it, in weight x ms.
     pub charge: f32,
+    /// No site that the group may have, but that is not among its candidates, costs less; infinite when there is none. Such
+    /// a site is never chosen, but the bound counts with it.
+    pub left_out_ms: f32,
     /// 1 to 16 sites, each once.
     pub candidates: &'a [Candidate],
 }
@@ -112,7 +115,7 @@ pub enum InstanceError {
 }
 
 /// Stands for "nowhere" in `present`.
-const NOWHERE: u16 = u16::MAX;
+pub(super) const NOWHERE: u16 = u16::MAX;
 
 /// An assignment problem: minimise the sum of weight x cost of the chosen candidates plus the charges of those groups
 /// that move, such that no site carries more of any resource than its capacity less the headroom.
@@ -125,6 +128,7 @@ pub struct Instance {
     pub(super) weight: Vec<f32>,
     pub(super) demand: Vec<PerResource<f32>>,
     pub(super) charge: Vec<f32>,
+    pub(super) left_out_ms: Vec<f32>,
     present: Vec<u16>,
     /// Where the candidates of a group begin; one more at the end.
     offset: Vec<u32>,
@@ -148,6 +152,7 @@ impl Instance {
             weight: Vec::new(),
             demand: Vec::new(),
             charge: Vec::new(),
+            left_out_ms: Vec::new(),
             present: Vec::new(),
             offset: vec![0],
             site: Vec::new(),
@@ -160,6 +165,7 @@ impl Instance {
         self.weight.reserve(groups);
         self.demand.reserve(groups);
         self.charge.reserve(groups);
+        self.left_out_ms.reserve(groups);
         self.present.reserve(groups);
         self.offset.reserve(groups);
         self.site.reserve(candidates);
@@ -179,6 +185,9 @@ impl Instance {
         let end = u32::try_from(self.site.len() + len).map_err(|_| InstanceError::TooMany(u32::MAX))?;
         let costs = group.candidates.iter().map(|candidate| candidate.cost_ms);
         check_values(index, group.demand.into_iter().chain([group.weight, group.charge]).chain(costs))?;
+        if group.left_out_ms.is_nan() || group.left_out_ms < 0.0 {
+            return Err(InstanceError::Value { group: index, value: group.left_out_ms });
+        }
         for (position, &Candidate { site, .. }) in group.candidates.iter().enumerate() {
             let twice = group.candidates[..position].iter().any(|other| other.site == site);
             if twice || usize::from(site) >= self.sites() {
@@ -188,6 +197,7 @@ impl Instance {
         self.weight.push(group.weight);
         self.demand.push(group.demand);
         self.charge.push(group.charge);
+        self.left_out_ms.push(group.left_out_ms);
         self.present.push(group.present.map_or(NOWHERE, u16::from));
         self.offset.push(end);
         self.site.extend(group.candidates.iter().map(|candidate| candidate.site));
@@ -198,7 +208,7 @@ impl Instance {
     /// Memory of the arrays.
     pub(super) fn bytes(&self) -> usize {
         let per_group =
-            size_of::<PerResource<f32>>() + 2 * size_of::<f32>() + size_of::<u16>() + size_of::<u32>();
+            size_of::<PerResource<f32>>() + 3 * size_of::<f32>() + size_of::<u16>() + size_of::<u32>();
         let per_candidate = size_of::<u8>() + size_of::<f32>();
         self.weight.capacity() * per_group + self.site.capacity() * per_candidate
     }
@@ -268,20 +278,37 @@ impl Instance {
     #[inline]
     pub(super) fn cost(&self, group: usize, choice: usize) -> f64 {
         let (sites, costs) = self.row(group);
-        let stays = self.stays(group, sites[choice]);
-        let charge = if stays { 0.0 } else { f64::from(self.charge[group]) };
-        f64::from(self.weight[group]) * f64::from(costs[choice]) + charge
+        self.cost_of(group)(sites[choice], costs[choice])
     }
 
-    /// What a group costs at its cheapest open candidate, in weight x ms.
-    pub(super) fn least(&self, group: usize) -> f64 {
+    /// The cost of a group by the site and `cost_ms` of a candidate; loops over candidates look the rest up once.
+    #[inline]
+    pub(super) fn cost_of(&self, group: usize) -> impl Fn(u8, f32) -> f64 + use<> {
+        let (weight, present) = (f64::from(self.weight[group]), self.present[group]);
+        let charge = if present == NOWHERE { 0.0 } else { f64::from(self.charge[group]) };
+        move |site, cost_ms| {
+            let charge = if present == u16::from(site) { 0.0 } else { charge };
+            weight * f64::from(cost_ms) + charge
+        }
+    }
+
+    /// The least that a group can cost, in weight x ms, if its demand has a price at each site: at an open candidate, or at a
+    /// site that was left out, for nothing. Infinite for a stranded group.
+    #[inline]
+    pub(super) fn least(&self, group: usize, price: impl Fn(u8) -> f64) -> f64 {
         let (sites, costs) = self.row(group);
-        let (weight, charge) = (f64::from(self.weight[group]), f64::from(self.charge[group]));
-        let open = sites.iter().zip(costs).filter(|(site, _)| self.open[usize::from(**site)]);
-        let cost = |(&site, &cost): (&u8, &f32)| {
-            weight * f64::from(cost) + if self.stays(group, site) { 0.0 } else { charge }
-        };
-        open.map(cost).fold(f64::INFINITY, f64::min)
+        let cost = self.cost_of(group);
+        let mut least = f64::INFINITY;
+        for (&site, &ms) in sites.iter().zip(costs) {
+            if self.open[usize::from(site)] {
+                least = least.min(cost(site, ms) + price(site));
+            }
+        }
+        let left_out_ms = self.left_out_ms[group];
+        if least.is_finite() && left_out_ms.is_finite() {
+            return least.min(f64::from(self.weight[group]) * f64::from(left_out_ms));
+        }
+        least
     }
 
     /// Whether having the group at this site is no move.
@@ -314,7 +341,7 @@ impl Instance {
 }
 
 /// Whether a value can be a weight, a demand, a charge or a cost.
-pub(super) fn check_values(group: usize, values: impl IntoIterator<Item = f32>) -> Result<(), InstanceError> {
+fn check_values(group: usize, values: impl IntoIterator<Item = f32>) -> Result<(), InstanceError> {
     let wrong = values.into_iter().find(|value| !value.is_finite() || *value < 0.0);
     wrong.map_or(Ok(()), |value| Err(InstanceError::Value { group, value }))
 }

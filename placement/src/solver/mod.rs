@@ -22,8 +22,8 @@ pub use instance::{
     Site,
 };
 
-use dual::{Dual, Effort, Sample};
-use round::Assignment;
+use dual::{Dual, Effort};
+use round::{Assignment, SLACK};
 use softmin::{PriceTable, Units};
 
 /// How much is known from the last round.
@@ -33,7 +33,8 @@ pub enum Start {
     Cold,
     /// The last prices are near: much may have changed a little, or a little much.
     Warm,
-    /// Only the groups that were touched since the last round may go, and those that must make room. Prices stay.
+    /// Prices stay. The groups that were touched since the last round choose again; others go only to make room, or to room
+    /// that came free and is better for them.
     Touched,
 }
 
@@ -198,6 +199,7 @@ impl Solver {
         match start {
             Start::Cold => {
                 self.prices.iter_mut().for_each(|price| *price = [0.0; RESOURCES]);
+                self.reshaped = false;
                 self.units = Units::of(&self.instance);
                 passes = self.cold();
             }
@@ -207,12 +209,11 @@ impl Solver {
         let mut table = PriceTable::new(self.units);
         table.set(&self.prices, &self.instance.open);
         if start == Start::Touched {
-            for group in std::mem::take(&mut self.touched) {
-                self.assignment.cheapest_for(&self.instance, &table, group as usize);
-            }
+            let touched = std::mem::take(&mut self.touched).into_iter().map(|group| group as usize);
+            self.assignment.cheapest(&self.instance, &table, touched);
         } else {
             self.touched.clear();
-            self.assignment.cheapest(&self.instance, &table);
+            self.assignment.all_cheapest(&self.instance, &table);
         }
         self.assignment.repair(&self.instance, &table);
         self.assignment.fill(&self.instance);
@@ -254,7 +255,7 @@ impl Solver {
             };
             sums.cost += instance.cost(group, usize::from(self.assignment.choice[group]));
             sums.moves += usize::from(!instance.stays(group, site));
-            sums.unconstrained += instance.least(group);
+            sums.unconstrained += instance.least(group, |_| 0.0);
         }
         for site in (0..instance.sites()).filter(|&site| self.assignment.exceeded(instance, site)) {
             for resource in Resource::ALL {
@@ -269,7 +270,7 @@ impl Solver {
     }
 
     /// Why a site that is exceeded cannot be helped: the sites that its groups can reach, if these together have not enough
-    /// for what can only be there. `None` when they have, and only the sizes of the groups do not fit.
+    /// for what can only be there. `None` when they have, and only the sizes of the groups do not fit, or when sites were left out.
     #[must_use]
     pub fn conflict(&self, exceeded: u8) -> Option<Conflict> {
         let instance = &self.instance;
@@ -297,10 +298,14 @@ impl Solver {
         };
         let resource = Resource::ALL.into_iter().find(|&resource| {
             let r = resource as usize;
-            sum(&self.assignment.load, r) > sum(&instance.room, r) * (1.0 + 1e-9)
+            sum(&self.assignment.load, r) > sum(&instance.room, r) * (1.0 + SLACK)
         })?;
         let here = |group: &usize| self.site(*group).is_some_and(|site| inside[usize::from(site)]);
-        let groups = (0..instance.groups()).filter(here).map(|group| group as u32).collect();
+        let groups: Vec<u32> = (0..instance.groups()).filter(here).map(|group| group as u32).collect();
+        // Who may also be at a site that was left out proves nothing.
+        if groups.iter().any(|&group| instance.left_out_ms[group as usize].is_finite()) {
+            return None;
+        }
         Some(Conflict { sites, resource, groups })
     }
 }
@@ -308,23 +313,22 @@ impl Solver {
 /// Prices that are about right, from a sample where there are many groups, then a larger one. Temperatures fall slowly:
 /// prices of the last are then near those of the next, and few steps suffice.
 fn coarse(dual: &mut Dual<'_>, prices: &mut [PerResource<f64>], from_ms: f32) {
-    let stride = |sample: usize| Sample { stride: (dual.groups() / sample).max(1) };
+    let stride = |sample: usize| (dual.groups() / sample).max(1);
     let (small, large) = (stride(SAMPLE_SMALL), stride(SAMPLE_LARGE));
     let mut temperature_ms = from_ms;
     while temperature_ms > 0.2 {
-        dual.climb(prices, Effort { sample: small, temperature_ms, passes_max: 6, gain_min: 1e-4 });
+        dual.climb(prices, Effort { stride: small, temperature_ms, passes_max: 6, gain_min: 1e-4 });
         temperature_ms *= 0.5;
     }
     for temperature_ms in [0.3, 0.15] {
-        dual.climb(prices, Effort { sample: large, temperature_ms, passes_max: 6, gain_min: 1e-5 });
+        dual.climb(prices, Effort { stride: large, temperature_ms, passes_max: 6, gain_min: 1e-5 });
     }
 }
 
 /// The last steps, with all groups.
 fn finish(dual: &mut Dual<'_>, prices: &mut [PerResource<f64>]) {
     for temperature_ms in [0.15, 0.05] {
-        let all = Sample { stride: 1 };
-        dual.climb(prices, Effort { sample: all, temperature_ms, passes_max: 8, gain_min: 5e-6 });
+        dual.climb(prices, Effort { stride: 1, temperature_ms, passes_max: 8, gain_min: 5e-6 });
     }
 }
 
@@ -335,16 +339,12 @@ pub fn bound(instance: &Instance, prices: &[PerResource<f64>]) -> f64 {
     let mut sum = 0.0;
     let mut magnitude = 0.0;
     for group in 0..instance.groups() {
-        let (sites, _) = instance.row(group);
         let demand = instance.demand[group].map(f64::from);
-        let mut least = f64::INFINITY;
-        for (k, &site) in sites.iter().enumerate() {
-            if instance.open[usize::from(site)] {
-                let price = prices[usize::from(site)];
-                let priced: f64 = (0..RESOURCES).map(|r| price[r] * demand[r]).sum();
-                least = least.min(instance.cost(group, k) + priced);
-            }
-        }
+        let priced = |site: u8| -> f64 {
+            let price = prices[usize::from(site)];
+            (0..RESOURCES).map(|r| price[r] * demand[r]).sum()
+        };
+        let least = instance.least(group, priced);
         if least.is_finite() {
             sum += least;
             magnitude += least;

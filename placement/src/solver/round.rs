@@ -13,7 +13,7 @@ const CHAIN_WORK_MAX: usize = 30_000_000;
 /// Rounds of giving away, each over the groups of sites with too much.
 const GIVE_ROUNDS: usize = 32;
 /// Sums of many floats are right to this share; without it room that is filled to the brim would look exceeded.
-const SLACK: f64 = 1e-9;
+pub(super) const SLACK: f64 = 1e-9;
 
 /// Where groups are, by the number of the candidate, and what sites carry.
 #[derive(Clone, Debug)]
@@ -39,23 +39,23 @@ impl Assignment {
     }
 
     /// Each group at its cheapest candidate under prices.
-    pub(super) fn cheapest(&mut self, instance: &Instance, table: &PriceTable) {
-        self.load.iter_mut().for_each(|load| *load = [0.0; RESOURCES]);
-        let mut priced = Priced::empty();
-        for group in 0..instance.groups() {
-            priced.set(instance, table, group);
-            self.choice[group] = if priced.stranded() { NOWHERE } else { priced.best as u8 };
-            self.account(instance, group, 1.0);
-        }
+    pub(super) fn all_cheapest(&mut self, instance: &Instance, table: &PriceTable) {
+        *self = Self::empty(instance);
+        self.cheapest(instance, table, 0..instance.groups());
     }
 
-    /// The cheapest candidate for one group only.
-    pub(super) fn cheapest_for(&mut self, instance: &Instance, table: &PriceTable, group: usize) {
+    /// Some groups at their cheapest candidates, the others as they were.
+    pub(super) fn cheapest(
+        &mut self,
+        instance: &Instance,
+        table: &PriceTable,
+        groups: impl IntoIterator<Item = usize>,
+    ) {
         let mut priced = Priced::empty();
-        priced.set(instance, table, group);
-        self.account(instance, group, -1.0);
-        self.choice[group] = if priced.stranded() { NOWHERE } else { priced.best as u8 };
-        self.account(instance, group, 1.0);
+        for group in groups {
+            priced.set(instance, table, group);
+            self.shift(instance, group, if priced.stranded() { NOWHERE } else { priced.best as u8 });
+        }
     }
 
     /// Adds the demand of a group to its site, times a sign.
@@ -74,9 +74,9 @@ impl Assignment {
         (choice != NOWHERE).then(|| instance.row(group).0[usize::from(choice)])
     }
 
-    fn shift(&mut self, instance: &Instance, group: usize, choice: usize) {
+    fn shift(&mut self, instance: &Instance, group: usize, choice: u8) {
         self.account(instance, group, -1.0);
-        self.choice[group] = choice as u8;
+        self.choice[group] = choice;
         self.account(instance, group, 1.0);
     }
 
@@ -134,7 +134,7 @@ impl Assignment {
                 continue;
             };
             priced.set(instance, table, group);
-            let Some(to) = self.roomiest(instance, group, &priced) else { continue };
+            let Some(to) = self.cheapest_with_room(instance, group, &priced) else { continue };
             let relief = self.relief(instance, site, group);
             if relief > 0.0 {
                 let loss = priced.value_ms[to] - priced.value_ms[usize::from(self.choice[group])];
@@ -150,8 +150,8 @@ impl Assignment {
                 continue;
             }
             priced.set(instance, table, group);
-            if let Some(to) = self.roomiest(instance, group, &priced) {
-                self.shift(instance, group, to);
+            if let Some(to) = self.cheapest_with_room(instance, group, &priced) {
+                self.shift(instance, group, to as u8);
                 given = true;
             }
         }
@@ -170,7 +170,7 @@ impl Assignment {
     }
 
     /// The cheapest other candidate with room.
-    fn roomiest(&self, instance: &Instance, group: usize, priced: &Priced) -> Option<usize> {
+    fn cheapest_with_room(&self, instance: &Instance, group: usize, priced: &Priced) -> Option<usize> {
         let (sites, _) = instance.row(group);
         let present = usize::from(self.choice[group]);
         let demand = instance.demand[group];
@@ -185,7 +185,8 @@ impl Assignment {
     }
 
     /// The shortest chain of moves from a site with too much to one with room: each site on the way gives a group for the
-    /// one that it gets, and is not worse off than before. With groups of one size this finds room whenever there is any.
+    /// one that it gets, and is not worse off than before. With groups of one size this finds room whenever there is any, as long as the
+    /// work of a round lasts.
     fn chain(
         &mut self,
         instance: &Instance,
@@ -203,7 +204,7 @@ impl Assignment {
                 let demand = instance.demand[group as usize];
                 // Who was moved by an earlier chain is still in the list of its old site.
                 if self.site(instance, group as usize) != Some(site as u8)
-                    || !self.may_give(instance, site, received, demand)
+                    || !self.may_give(instance, site, received, group as usize)
                 {
                     continue;
                 }
@@ -232,17 +233,14 @@ impl Assignment {
         instance: &Instance,
         site: usize,
         received: Option<PerResource<f32>>,
-        given: PerResource<f32>,
+        group: usize,
     ) -> bool {
-        let Some(received) = received else { return self.relief_of(instance, site, given) };
+        let Some(received) = received else { return self.relief(instance, site as u8, group) > 0.0 };
+        let given = instance.demand[group];
         (0..RESOURCES).all(|r| {
             let after = self.load[site][r] + f64::from(received[r]) - f64::from(given[r]);
             received[r] <= given[r] || after <= instance.room[site][r] * (1.0 + SLACK)
         })
-    }
-
-    fn relief_of(&self, instance: &Instance, site: usize, given: PerResource<f32>) -> bool {
-        (0..RESOURCES).any(|r| given[r] > 0.0 && self.load[site][r] > instance.room[site][r] * (1.0 + SLACK))
     }
 
     fn follow(
@@ -257,7 +255,7 @@ impl Assignment {
         while at != start
             && let Some((group, from, choice)) = reached[at]
         {
-            self.shift(instance, group as usize, usize::from(choice));
+            self.shift(instance, group as usize, choice);
             members[at].push(group);
             at = from;
         }
@@ -279,7 +277,7 @@ impl Assignment {
         in_order(&mut wishes);
         for Wish { group, .. } in wishes {
             if let Some((_, to)) = self.gain(instance, group as usize) {
-                self.shift(instance, group as usize, to);
+                self.shift(instance, group as usize, to as u8);
             }
         }
     }
@@ -291,19 +289,16 @@ impl Assignment {
             return None;
         }
         let (sites, costs) = instance.row(group);
-        let present = instance.cost(group, usize::from(choice));
+        let cost = instance.cost_of(group);
+        let present = cost(sites[usize::from(choice)], costs[usize::from(choice)]);
         let demand = instance.demand[group];
-        let (weight, charge) = (f64::from(instance.weight[group]), f64::from(instance.charge[group]));
         // Gains in the last digits are noise of the sums.
         let mut best = present * (1.0 - 1e-7);
         let mut to = None;
-        for (k, (&site, &cost)) in sites.iter().zip(costs).enumerate() {
-            let cost = weight * f64::from(cost);
-            if cost < best && k != usize::from(choice) {
-                let cost = if instance.stays(group, site) { cost } else { cost + charge };
-                if cost < best && self.has_room(instance, site, demand) {
-                    (best, to) = (cost, Some(k));
-                }
+        for (k, (&site, &ms)) in sites.iter().zip(costs).enumerate() {
+            let cost = cost(site, ms);
+            if cost < best && k != usize::from(choice) && self.has_room(instance, site, demand) {
+                (best, to) = (cost, Some(k));
             }
         }
         to.map(|to| (present - best, to))

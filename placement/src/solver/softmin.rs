@@ -4,7 +4,7 @@
 //! together want of each resource as much as they weigh. Per equivalent, costs and prices are milliseconds, whatever
 //! the resources are counted in, and no price counts more than once.
 
-use super::instance::{CANDIDATES_MAX, Instance, PerResource, SITES_MAX};
+use super::instance::{CANDIDATES_MAX, Instance, NOWHERE, PerResource, RESOURCES, SITES_MAX};
 
 /// Factors from the units of the resources to equivalents.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -13,7 +13,7 @@ pub(super) struct Units(pub(super) PerResource<f64>);
 impl Units {
     pub(super) fn of(instance: &Instance) -> Self {
         let weight: f64 = instance.weight.iter().map(|&weight| f64::from(weight)).sum();
-        let mut demand = [0.0; 3];
+        let mut demand = [0.0; RESOURCES];
         for group in &instance.demand {
             demand.iter_mut().zip(group).for_each(|(sum, &one)| *sum += f64::from(one));
         }
@@ -74,7 +74,7 @@ impl Priced {
             best_ms: f32::INFINITY,
             margin_ms: f32::INFINITY,
             size: 0.0,
-            share: [0.0; 3],
+            share: [0.0; RESOURCES],
             near: [(0, 0.0); CANDIDATES_MAX],
             near_len: 0,
         }
@@ -97,7 +97,7 @@ impl Priced {
         let share = want.map(|want| want / size);
         let (pull, charge) = (weight / size, (instance.charge[group] / size).min(f32::MAX));
         let present = instance.present_raw(group);
-        let moves_from = if present == u16::MAX { 0.0 } else { charge };
+        let moves_from = if present == NOWHERE { 0.0 } else { charge };
         let (mut best, mut best_ms, mut next_ms) = (0, f32::INFINITY, f32::INFINITY);
         for (k, ((&site, &cost), value)) in sites.iter().zip(costs).zip(&mut self.value_ms).enumerate() {
             let row = &table.rows[usize::from(site)];
@@ -152,8 +152,8 @@ pub(super) const NEAR: f32 = -16.0;
 
 /// `e^x` for x in -16 to 0, and far below, to 2e-6 of its value.
 ///
-/// The standard library's may differ between platforms; this gives the same bits everywhere, and so all nodes the same
-/// answer. Power of two by the exponent's bits times a polynomial for the rest (Muller, Elementary Functions, ch. 6).
+/// The standard library's `exp` and `ln` may differ between platforms; these give the same bits everywhere, and so all nodes
+/// the same answer. Power of two by the exponent's bits times a polynomial for the rest (Muller, Elementary Functions, ch. 6).
 #[inline]
 fn exp(x: f32) -> f32 {
     // Adding 1.5 * 2^23 leaves the rounded integer in the low bits.
@@ -168,9 +168,31 @@ fn exp(x: f32) -> f32 {
     fraction * f32::from_bits(power)
 }
 
+/// `ln x` for x in 1 to 16, to 1e-6. Exponent times ln 2, and for the rest the series of the inverse hyperbolic tangent.
+#[inline]
+pub(super) fn ln(x: f32) -> f32 {
+    // Halves from the square root of 1/2 to that of 2, where the series is short.
+    let shifted = x.to_bits().wrapping_sub(std::f32::consts::FRAC_1_SQRT_2.to_bits());
+    let power = shifted >> 23;
+    let rest = f32::from_bits(x.to_bits().wrapping_sub(power << 23));
+    let s = (rest - 1.0) / (rest + 1.0);
+    let square = s * s;
+    let series =
+        1.0 + square * (1.0 / 3.0 + square * (1.0 / 5.0 + square * (1.0 / 7.0 + square * (1.0 / 9.0))));
+    power as f32 * std::f32::consts::LN_2 + 2.0 * s * series
+}
+
 #[cfg(test)]
 mod tests {
-    use super::exp;
+    use super::{exp, ln};
+
+    #[test]
+    fn ln_is_right_to_single_precision() {
+        for step in 0..=15_000_u16 {
+            let x = 1.0 + f32::from(step) / 1000.0;
+            assert!((f64::from(ln(x)) - f64::from(x).ln()).abs() < 1e-6, "{x}: {}", ln(x));
+        }
+    }
 
     #[test]
     fn exp_is_right_to_single_precision() {

@@ -18,7 +18,7 @@ use super::view::site_name;
 /// How far the present placement is from the best, by the delay model. Delays are means over packets, one way.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct AssessmentView {
-    /// Groups with known traffic; the others weigh nothing.
+    /// Groups with known traffic that some site may have; the others weigh nothing.
     pub groups: usize,
     /// Their packets per second.
     pub packets_per_s: f64,
@@ -32,11 +32,11 @@ pub struct AssessmentView {
     pub unconstrained_ms: f64,
     /// What light would take straight from where packets come in to where they go out; 0 without coordinates.
     pub light_ms: f64,
-    /// By how much `best_ms` may be above the best there is, as a share; nothing when demand does not fit.
+    /// By how much `best_ms` may be above the best there is, as a share; nothing when it exceeds capacities.
     pub gap: Option<f64>,
     /// Groups that are elsewhere in the best placement.
     pub moves: usize,
-    /// Groups that no site may have.
+    /// Groups with known traffic that no site may have.
     pub stranded: usize,
     /// All sites.
     pub sites: Vec<SiteAssessmentView>,
