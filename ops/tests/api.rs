@@ -232,6 +232,7 @@ async fn the_placement_is_assessed_with_a_bound() {
         group: GROUP.parse().unwrap(),
         packets_per_s,
         flows: 10,
+        bits_per_s: 0,
         inside_ingress: vec![(flow::SiteId(2), 1)],
         outside_ingress: vec![(flow::SiteId(2), 1)],
         remote_rtt_us: None,
@@ -242,16 +243,27 @@ async fn the_placement_is_assessed_with_a_bound() {
         let ams = placement::core::SiteReport { site: flow::SiteId(1), groups, peers, ..Default::default() };
         vec![ams, placement::core::SiteReport { site: flow::SiteId(2), ..Default::default() }]
     };
-    let far = assessed(&world, report(1000), |body| body["moves"] == 1).await;
+    let far = reported(&world, "/v1/placement", report(1000), |body| body["moves"] == 1).await;
     let ms = |key: &str| far[key].as_f64().unwrap();
     assert!((ms("delay_ms") - 80.0).abs() < 1.0, "to Virginia and back: {far}");
     assert!(ms("best_ms") < 1.0 && ms("bound_ms") <= ms("best_ms"), "{far}");
     assert!(ms("gap") < 0.01, "{far}");
     assert_eq!(run(&format!("placement status --api {}", world.base)).await, Exit::Done);
 
-    let short = assessed(&world, report(5_000_000), |body| body["gap"].is_null()).await;
+    let short = reported(&world, "/v1/placement", report(5_000_000), |body| body["gap"].is_null()).await;
     assert_eq!(short["shortages"][0]["groups"], json!([GROUP]));
     assert_eq!(run(&format!("placement status --api {}", world.base)).await, Exit::Degraded);
+
+    let round = reported(&world, "/v1/placement/round", report(1000), |body| body["groups"] == 1).await;
+    assert!((round["delay_ms"].as_f64().unwrap() - 80.0).abs() < 1.0, "{round}");
+    assert_eq!((&round["moves"], &round["prices"][1]["site"]), (&json!(0), &json!("virginia")), "{round}");
+    assert_eq!(run(&format!("placement round --api {}", world.base)).await, Exit::Done);
+    let metrics = reqwest::get(format!("{}/metrics", world.base)).await.unwrap().text().await.unwrap();
+    assert!(metrics.contains("limosa_placement_delay_seconds{of=\"present\"} 0.0"), "{metrics}");
+    assert!(
+        metrics.contains("limosa_placement_price_seconds{resource=\"flows\",site=\"virginia\"} 0"),
+        "{metrics}"
+    );
 }
 
 /// The leader's own knowledge comes a moment after its election.
@@ -266,9 +278,10 @@ async fn eventually(world: &World, path: &str) -> Value {
     panic!("{path} gave no answer");
 }
 
-/// Sites report, again and again so that they stay alive, until the assessment is as wanted.
-async fn assessed(
+/// Sites report, again and again so that they stay alive, until the answer is as wanted.
+async fn reported(
     world: &World,
+    path: &str,
     reports: Vec<placement::core::SiteReport>,
     wanted: impl Fn(&Value) -> bool,
 ) -> Value {
@@ -279,7 +292,7 @@ async fn assessed(
             let caller = placement::node::Caller::Site(name.to_owned());
             world.node.handle_client(&caller, placement::wire::encode(&request)).await;
         }
-        last = world.get("/v1/placement").await.body;
+        last = world.get(path).await.body;
         if wanted(&last) {
             return last;
         }
@@ -458,7 +471,7 @@ async fn every_route_is_described() {
         .iter()
         .map(|(path, item)| (path.as_str(), item.as_object().unwrap().keys().map(String::as_str).collect()))
         .collect();
-    let wanted: [(&str, &[&str]); 28] = [
+    let wanted: [(&str, &[&str]); 29] = [
         ("/livez", &["get"]),
         ("/metrics", &["get"]),
         ("/readyz", &["get"]),
@@ -472,6 +485,7 @@ async fn every_route_is_described() {
         ("/v1/moves/{id}", &["delete", "get"]),
         ("/v1/openapi.json", &["get"]),
         ("/v1/placement", &["get"]),
+        ("/v1/placement/round", &["get"]),
         ("/v1/policy", &["get", "put"]),
         ("/v1/raft", &["get"]),
         ("/v1/raft/initialize", &["post"]),

@@ -21,8 +21,8 @@ use serde::{Deserialize, Serialize};
 use crate::clock::{Clock, wall_ms};
 use crate::core::assess::{self, Assessment};
 use crate::core::delay::Locate;
+use crate::core::explain::Explanation;
 use crate::core::leader::{Brain, BrainTimings};
-use crate::core::solve::Explanation;
 use crate::core::{Cluster, Command, Outcome, Proposal, Rejected, SiteReport};
 use crate::geo::{Geo, GeoError};
 use crate::raft::{
@@ -318,6 +318,12 @@ pub struct NodeMetrics {
     pub leader_commands: u64,
     /// Messages that made no sense.
     pub unreadable: u64,
+    /// Times that this node thought as the leader: each looks after leases and moves, some solve.
+    pub polls: u64,
+    /// Microseconds that they took.
+    pub poll_us: u64,
+    /// Moves that its rounds started.
+    pub moves_planned: u64,
 }
 
 #[derive(Default)]
@@ -330,6 +336,9 @@ struct Counters {
     watch_resets: AtomicU64,
     leader_commands: AtomicU64,
     unreadable: AtomicU64,
+    polls: AtomicU64,
+    poll_us: AtomicU64,
+    moves_planned: AtomicU64,
 }
 
 fn count(counter: &AtomicU64) {
@@ -570,6 +579,9 @@ impl Node {
             watch_resets: get(&counters.watch_resets),
             leader_commands: get(&counters.leader_commands),
             unreadable: get(&counters.unreadable),
+            polls: get(&counters.polls),
+            poll_us: get(&counters.poll_us),
+            moves_planned: get(&counters.moves_planned),
         }
     }
 
@@ -842,7 +854,20 @@ impl Node {
         }
         let now = self.inner.clock.now();
         let brain = brain.get_or_insert_with(|| Brain::new(self.inner.timings, self.inner.geo.clone(), now));
-        brain.poll(&self.cluster(), now)
+        let mut wishes = brain.poll(&self.cluster(), now);
+        let end = self.inner.clock.now();
+        let took = end.since(now);
+        brain.spent(took, end);
+        let counters = &self.inner.counters;
+        count(&counters.polls);
+        counters.poll_us.fetch_add(took.0, Ordering::Relaxed);
+        for wish in &mut wishes {
+            if let Command::Publish(round) = wish {
+                (round.solve_us, round.at_ms) = (took.0, wall_ms());
+                counters.moves_planned.fetch_add(round.started, Ordering::Relaxed);
+            }
+        }
+        wishes
     }
 }
 

@@ -169,6 +169,7 @@ async fn reports_lead_to_a_move_that_only_its_parties_take_through() {
         group: group_id(),
         packets_per_s: 1000,
         flows: 10,
+        bits_per_s: 0,
         inside_ingress: vec![(SiteId(2), 900), (SiteId(1), 100)],
         outside_ingress: vec![(SiteId(2), 1)],
         remote_rtt_us: None,

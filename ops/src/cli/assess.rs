@@ -5,7 +5,7 @@ use clap::Subcommand;
 use super::client::Ask;
 use super::output::{Format, Rows, progress};
 use super::{Context, Exit, Failure};
-use crate::placement::api::assess::{AssessmentView, SiteAssessmentView};
+use crate::placement::api::assess::{AssessmentView, PricesView, RoundView, SiteAssessmentView};
 
 /// What can be asked of the placement as a whole.
 #[derive(Clone, Debug, Subcommand)]
@@ -13,10 +13,51 @@ pub enum Verb {
     /// Show how far the present placement is from the best, with a bound that proves it, and what more capacity would
     /// bring at each site. Exit code 6 if no placement within the capacities was found.
     Status,
+    /// Show what the leader's last round planned, its proof, and what more of each resource is worth at each site.
+    Round,
 }
 
 pub(super) async fn run(verb: Verb, context: &Context) -> Result<Exit, Failure> {
-    let Verb::Status = verb;
+    match verb {
+        Verb::Status => status(context).await,
+        Verb::Round => round(context).await,
+    }
+}
+
+async fn round(context: &Context) -> Result<Exit, Failure> {
+    let answer = context.client.send(Ask::get(&["placement", "round"])).await?;
+    let view: RoundView = answer.parse()?;
+    let heads = &["SITE", "OPEN", "PACKET/S", "FLOW", "BIT/S"];
+    let row = |price: &PricesView| {
+        let values = [price.packets, price.flows, price.bits].map(|value| format!("{value:.3}"));
+        [price.site.clone(), if price.open { "yes" } else { "no" }.to_owned()]
+            .into_iter()
+            .chain(values)
+            .collect()
+    };
+    context.output.print(&answer.body, &Rows { heads, rows: view.prices.iter().map(row).collect() });
+    if context.output.format == Format::Table {
+        progress(&format!(
+            "{} groups in {:.1} ms: mean delay {:.2} ms, {:.2} planned by {} moves ({} started); objective {:.2}, bound {:.2}{}",
+            view.groups,
+            view.solve_us as f64 / 1e3,
+            view.delay_ms,
+            view.planned_ms,
+            view.moves,
+            view.started,
+            view.objective_ms,
+            view.bound_ms,
+            if view.exceeded.is_empty() {
+                String::new()
+            } else {
+                format!("; beyond its room: {}", view.exceeded.join(", "))
+            },
+        ));
+    }
+    Ok(Exit::Done)
+}
+
+async fn status(context: &Context) -> Result<Exit, Failure> {
     let answer = context.client.send(Ask::get(&["placement"])).await?;
     let view: AssessmentView = answer.parse()?;
     let heads = &["SITE", "PACKETS/S", "BEST", "ROOM", "PRICE-MS"];

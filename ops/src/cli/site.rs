@@ -37,6 +37,12 @@ pub enum Verb {
         /// Packets per second that its workers carry.
         #[arg(long)]
         capacity_pps: u64,
+        /// Flows that its workers hold; no limit if not given.
+        #[arg(long)]
+        capacity_flows: Option<u64>,
+        /// Bits per second that its links carry; no limit if not given.
+        #[arg(long)]
+        capacity_bps: Option<u64>,
         /// Degrees north.
         #[arg(long, requires = "longitude", allow_hyphen_values = true)]
         latitude: Option<f64>,
@@ -76,9 +82,10 @@ pub(super) async fn run(verb: Verb, context: &Context) -> Result<Exit, Failure> 
             return Ok(Exit::Done);
         }
         Verb::Get { name } => context.client.send(Ask::get(&["sites", &name])).await?,
-        Verb::Add { name, id, endpoint, capacity_pps, latitude, longitude } => {
+        Verb::Add { name, id, endpoint, capacity_pps, capacity_flows, capacity_bps, latitude, longitude } => {
             let body = json!({
                 "id": id, "endpoint": endpoint, "capacity_pps": capacity_pps,
+                "capacity_flows": capacity_flows, "capacity_bps": capacity_bps,
                 "latitude": latitude, "longitude": longitude,
             });
             context.client.send(Ask::put(&["sites", &name], body)).await?

@@ -1,7 +1,8 @@
 //! Metrics of a placement node, made from its state at each scrape.
 
+use placement::core::{Cluster, Round};
 use placement::node::{Node, Role};
-use prometheus::{IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
+use prometheus::{Counter, Gauge, GaugeVec, IntCounter, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
 
 /// The text for Prometheus.
 ///
@@ -25,9 +26,26 @@ pub fn text(node: &Node) -> prometheus::Result<String> {
     gauge("limosa_config_revision", "Revision of the replicated state", cluster.revision)?;
     gauge("limosa_groups", "Flow groups", cluster.groups.len() as u64)?;
     gauge("limosa_migrations_in_progress", "Moves in hand", cluster.moves.len() as u64)?;
-    gauge("limosa_proposals_total", "Proposals taken", counts.proposals)?;
-    gauge("limosa_proposals_rejected_total", "Proposals refused", counts.rejected)?;
-    gauge("limosa_reports_total", "Reports of sites taken", counts.reports)?;
+    let counter = |name: &str, help: &str, value: u64| -> prometheus::Result<()> {
+        let counter = IntCounter::new(name, help)?;
+        counter.inc_by(value);
+        registry.register(Box::new(counter))
+    };
+    counter("limosa_proposals_total", "Proposals taken", counts.proposals)?;
+    counter("limosa_proposals_rejected_total", "Proposals refused", counts.rejected)?;
+    counter("limosa_reports_total", "Reports of sites taken", counts.reports)?;
+    counter(
+        "limosa_placement_moves_planned_total",
+        "Moves that rounds of this leader started",
+        counts.moves_planned,
+    )?;
+    let busy =
+        Counter::new("limosa_placement_busy_seconds_total", "Time that this node thought as the leader")?;
+    busy.inc_by(counts.poll_us as f64 / 1e6);
+    registry.register(Box::new(busy))?;
+    if let Some(last) = &cluster.round {
+        round(&registry, &cluster, last)?;
+    }
     let owned = IntGaugeVec::new(Opts::new("limosa_site_groups", "Groups by owner"), &["site"])?;
     let alive =
         IntGaugeVec::new(Opts::new("limosa_site_alive", "1 while the site holds its lease"), &["site"])?;
@@ -42,4 +60,53 @@ pub fn text(node: &Node) -> prometheus::Result<String> {
     build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
     registry.register(Box::new(build))?;
     TextEncoder::new().encode_to_string(&registry.gather())
+}
+
+/// The last published round. All nodes show it: take the maximum over nodes, not the sum.
+fn round(registry: &Registry, cluster: &Cluster, last: &Round) -> prometheus::Result<()> {
+    let gauge = |name: &str, help: &str, value: f64| -> prometheus::Result<()> {
+        let gauge = Gauge::new(name, help)?;
+        gauge.set(value);
+        registry.register(Box::new(gauge))
+    };
+    let ratio = if last.bound_ms > 0.0 { last.objective_ms / last.bound_ms } else { 1.0 };
+    gauge(
+        "limosa_placement_objective_ratio",
+        "Objective of the last round over its bound, 1 is the best",
+        ratio,
+    )?;
+    gauge("limosa_placement_solve_seconds", "Time that the last round took", last.solve_us as f64 / 1e6)?;
+    gauge("limosa_placement_groups_misplaced", "Groups that should be elsewhere", last.moves as f64)?;
+    gauge("limosa_placement_groups_stranded", "Groups that no site may have", last.stranded as f64)?;
+    gauge("limosa_placement_sites_exceeded", "Sites planned beyond their room", last.exceeded.len() as f64)?;
+    gauge("limosa_placement_round_timestamp_seconds", "When the last round was", last.at_ms as f64 / 1e3)?;
+    let delay = GaugeVec::new(
+        Opts::new("limosa_placement_delay_seconds", "Mean delay over packets, one way, by the model"),
+        &["of"],
+    )?;
+    let of = [
+        ("present", last.delay_ms),
+        ("planned", last.planned_ms),
+        ("bound", last.bound_ms),
+        ("unconstrained", last.unconstrained_ms),
+        ("light", last.light_ms),
+    ];
+    of.into_iter().for_each(|(of, ms)| delay.with_label_values(&[of]).set(ms / 1e3));
+    registry.register(Box::new(delay))?;
+    let price = GaugeVec::new(
+        Opts::new(
+            "limosa_placement_price_seconds",
+            "Delay saved, times packets per second, by one more of a resource",
+        ),
+        &["site", "resource"],
+    )?;
+    for prices in &last.prices {
+        let Some(site) = cluster.sites.get(&prices.site) else { continue };
+        for (resource, value) in
+            ["packets_per_second", "flows", "bits_per_second"].into_iter().zip(prices.values())
+        {
+            price.with_label_values(&[&site.name, resource]).set(value / 1e3);
+        }
+    }
+    registry.register(Box::new(price))
 }

@@ -195,6 +195,7 @@ impl SiteMetrics {
                 group: load.group,
                 packets_per_s: per_s(load.packets),
                 flows: load.flows,
+                bits_per_s: per_s(load.bytes.saturating_mul(8)),
                 inside_ingress: load.inside_ingress.clone(),
                 outside_ingress: load.outside_ingress.clone(),
                 remote_rtt_us: None,

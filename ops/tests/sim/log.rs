@@ -85,8 +85,16 @@ impl Log {
         };
         for id in SITES {
             let (name, endpoint) = (format!("site-{id}"), format!("site-{id}:1"));
-            let spec =
-                SiteSpec { id, name, latitude: None, longitude: None, endpoint, capacity_pps: 1_000_000 };
+            let spec = SiteSpec {
+                id,
+                name,
+                latitude: None,
+                longitude: None,
+                endpoint,
+                capacity_pps: 1_000_000,
+                capacity_flows: None,
+                capacity_bps: None,
+            };
             log.apply(&by_operator(Command::PutSite(spec)));
             log.apply(&by_operator(Command::SetAlive { site: id, alive: true }));
         }

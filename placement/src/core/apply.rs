@@ -60,6 +60,7 @@ impl Cluster {
             Command::TakeBack { move_id, by, proof } => self.take_back(step, *move_id, *by, *proof)?,
             Command::TakeOver { move_id } => self.take_over(step, *move_id)?,
             Command::Reassign { groups } => self.reassign(step, groups)?,
+            Command::Publish(round) => self.round = Some(round.clone()),
         }
         Ok(Outcome::Done)
     }
@@ -94,6 +95,8 @@ impl Cluster {
             longitude: spec.longitude,
             endpoint: spec.endpoint.clone(),
             capacity_pps: spec.capacity_pps,
+            capacity_flows: spec.capacity_flows,
+            capacity_bps: spec.capacity_bps,
             admin: present.map_or(Admin::Active, |site| site.admin),
             alive: present.is_some_and(|site| site.alive),
         };

@@ -6,33 +6,12 @@
 //!
 //! Of many sites a group's nearest and its present one are looked at; the bound is true for all.
 
-use std::collections::BTreeMap;
-
 use flow::{GroupId, Micros, SiteId};
 
-use super::delay::{LIGHT_KM_PER_MS, Model, great_circle_km};
-use super::model::{Cluster, Site};
-use super::solve::{Blocked, Candidate, Round};
-use crate::solver::{
-    self, CANDIDATES_MAX, Certificate, Conflict, Instance, InstanceError, Resource, Solver, Start,
-};
-
-/// An instance of the solver, and which group and site each index means.
-struct Question {
-    instance: Instance,
-    groups: Vec<GroupId>,
-    sites: Vec<SiteId>,
-    /// Where groups are now.
-    owners: Vec<SiteId>,
-    /// Weight x ms at the owners.
-    present: f64,
-    /// Weight x ms that light would take from where packets come in to where they go out.
-    light: f64,
-    weight: f64,
-    /// Packets per second of each site now.
-    load: Vec<f64>,
-    stranded: usize,
-}
+use super::delay::Model;
+use super::model::Cluster;
+use super::problem::{Entry, Problem, Purpose};
+use crate::solver::{Certificate, Conflict, InstanceError, PerResource, Resource, Solver, Start};
 
 /// What the solver found, delays as means over packets in milliseconds.
 #[derive(Clone, Debug, PartialEq)]
@@ -92,137 +71,37 @@ pub struct Shortage {
 /// # Errors
 /// When a number cannot be used, such as a demand that is not finite; the message names it.
 pub fn assess(cluster: &Cluster, model: &Model, now: Micros) -> Result<Option<Assessment>, InstanceError> {
-    Ok(question(cluster, model, now)?.map(Question::answer))
+    Ok(Problem::new(cluster, model, Purpose::Assess, now)?.map(answer))
 }
 
-fn question(cluster: &Cluster, model: &Model, now: Micros) -> Result<Option<Question>, InstanceError> {
-    let sites: Vec<SiteId> = cluster.sites.keys().copied().collect();
-    if sites.is_empty() {
-        return Ok(None);
-    }
-    let headroom = cluster.policy.headroom;
-    let room = |site: &Site| {
-        let capacity = [site.capacity_pps as f64, f64::INFINITY, f64::INFINITY];
-        solver::Site { capacity, headroom }
+fn answer(problem: Problem) -> Assessment {
+    let mut solver = Solver::new(problem.instance.clone());
+    let certificate = solver.solve(Start::Cold);
+    let elsewhere = |(group, entry): (usize, &Entry)| solver.site(group) != Some(entry.owner);
+    let moves = problem.groups.iter().enumerate().filter(|&entry| elsewhere(entry)).count();
+    let prices = solver.prices();
+    let packets = Resource::Packets as usize;
+    let site = |((&site, load), n): ((&SiteId, &PerResource<f64>), u8)| SiteAssessment {
+        site,
+        packets_per_s: load[packets],
+        best_packets_per_s: solver.load(n)[packets],
+        room_packets_per_s: solver.instance().room(n)[packets],
+        price_ms: prices[usize::from(n)][packets],
     };
-    let instance = Instance::new(&cluster.sites.values().map(room).collect::<Vec<_>>())?;
-    let index: BTreeMap<SiteId, u8> = sites.iter().zip(0..=u8::MAX).map(|(&id, n)| (id, n)).collect();
-    let mut question = Question {
-        instance,
-        groups: Vec::new(),
-        sites,
-        owners: Vec::new(),
-        present: 0.0,
-        light: 0.0,
-        weight: 0.0,
-        load: vec![0.0; cluster.sites.len()],
-        stranded: 0,
-    };
-    let round = Round::looking(cluster, model, now);
-    for group in cluster.groups.values() {
-        let packets = model.load(&group.id);
-        if packets <= 0.0 {
-            continue;
-        }
-        if let Some(&owner) = index.get(&group.owner) {
-            question.load[usize::from(owner)] += packets;
-        }
-        let candidates = round.candidates(group);
-        let (row, left_out_ms) = row(&candidates, group.owner, &index);
-        if row.is_empty() {
-            question.stranded += 1;
-            continue;
-        }
-        question.weight += packets;
-        question.light += packets * light_ms(cluster, model, &group.id);
-        let here = candidates.iter().find(|candidate| candidate.site == group.owner);
-        question.present += packets * here.map_or(0.0, |here| here.total_ms);
-        let demand = [packets as f32, 0.0, 0.0];
-        let weight = packets as f32;
-        question.instance.push(&solver::Group {
-            weight,
-            demand,
-            present: None,
-            charge: 0.0,
-            left_out_ms,
-            candidates: &row,
-        })?;
-        question.groups.push(group.id);
-        question.owners.push(group.owner);
-    }
-    Ok(Some(question))
-}
-
-/// The best sites that a group may have, its owner among them, and what the best of the others costs. Full ones too:
-/// whether there is room is the solver's to say.
-fn row(
-    candidates: &[Candidate],
-    owner: SiteId,
-    index: &BTreeMap<SiteId, u8>,
-) -> (Vec<solver::Candidate>, f32) {
-    let open = candidates.iter().filter(|candidate| matches!(candidate.blocked, None | Some(Blocked::Full)));
-    let known = open.filter_map(|candidate| Some((index.get(&candidate.site)?, candidate)));
-    let mut known: Vec<(&u8, &Candidate)> = known.collect();
-    if let Some(at) = known.iter().position(|(_, candidate)| candidate.site == owner)
-        && at >= CANDIDATES_MAX
-    {
-        let present = known.remove(at);
-        known.insert(CANDIDATES_MAX - 1, present);
-    }
-    let left_out_ms = known.get(CANDIDATES_MAX).map_or(f32::INFINITY, |(_, best)| best.total_ms as f32);
-    known.truncate(CANDIDATES_MAX);
-    let row = known.iter().map(|&(&site, one)| solver::Candidate { site, cost_ms: one.total_ms as f32 });
-    (row.collect(), left_out_ms)
-}
-
-/// The straight way from the ingresses of a group's clients to those of its servers, by share.
-fn light_ms(cluster: &Cluster, model: &Model, group: &GroupId) -> f64 {
-    let Some(demand) = model.demand(group) else { return 0.0 };
-    let place = |id: &SiteId| cluster.sites.get(id)?.coordinates();
-    let mut sum = 0.0;
-    for (from, in_share) in &demand.inside {
-        for (to, out_share) in &demand.outside {
-            if let Some((from, to)) = place(from).zip(place(to)) {
-                sum += in_share * out_share * great_circle_km(from, to) / LIGHT_KM_PER_MS;
-            }
-        }
-    }
-    sum
-}
-
-impl Question {
-    fn answer(self) -> Assessment {
-        let mut solver = Solver::new(self.instance);
-        let certificate = solver.solve(Start::Cold);
-        let mean = |sum: f64| if self.weight > 0.0 { sum / self.weight } else { 0.0 };
-        let to =
-            |group: usize| solver.site(group).and_then(|site| self.sites.get(usize::from(site)).copied());
-        let moves =
-            self.owners.iter().enumerate().filter(|&(group, owner)| to(group) != Some(*owner)).count();
-        let prices = solver.prices();
-        let sites = self.sites.iter().zip(&self.load).zip(0..=u8::MAX).map(|((&site, &packets_per_s), n)| {
-            SiteAssessment {
-                site,
-                packets_per_s,
-                best_packets_per_s: solver.load(n)[Resource::Packets as usize],
-                room_packets_per_s: solver.instance().room(n)[Resource::Packets as usize],
-                price_ms: prices[usize::from(n)][Resource::Packets as usize],
-            }
-        });
-        Assessment {
-            groups: self.groups.len(),
-            packets_per_s: self.weight,
-            delay_ms: mean(self.present),
-            best_ms: mean(certificate.cost),
-            bound_ms: mean(certificate.bound),
-            unconstrained_ms: mean(certificate.unconstrained),
-            light_ms: mean(self.light),
-            gap: Some(certificate.gap()).filter(|gap| gap.is_finite()),
-            moves,
-            stranded: self.stranded,
-            sites: sites.collect(),
-            shortages: shortages(&solver, &certificate, &self.sites, &self.groups),
-        }
+    let groups: Vec<GroupId> = problem.groups.iter().map(|entry| entry.id).collect();
+    Assessment {
+        groups: groups.len(),
+        packets_per_s: problem.weight,
+        delay_ms: problem.mean(problem.present),
+        best_ms: problem.mean(certificate.cost),
+        bound_ms: problem.mean(certificate.bound),
+        unconstrained_ms: problem.mean(certificate.unconstrained),
+        light_ms: problem.mean(problem.light),
+        gap: Some(certificate.gap()).filter(|gap| gap.is_finite()),
+        moves,
+        stranded: problem.stranded.len(),
+        sites: problem.sites.iter().zip(&problem.load).zip(0..=u8::MAX).map(site).collect(),
+        shortages: shortages(&solver, &certificate, &problem.sites, &groups),
     }
 }
 

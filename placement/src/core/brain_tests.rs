@@ -6,13 +6,14 @@ use flow::nat::NatSpec;
 use flow::{Epoch, GroupId, Micros, MoveId, ServiceId, SiteId};
 
 use super::delay::{Model, Source};
+use super::explain::{Blocked, explain};
 use super::leader::{Brain, BrainTimings};
-use super::solve::{Blocked, Readiness, explain, solve};
+use super::plan::{Plan, Readiness, plan};
 use super::*;
 
 const S: u64 = 1_000_000;
 
-fn site(id: u8, longitude: f64) -> Site {
+pub(super) fn site(id: u8, longitude: f64) -> Site {
     Site {
         id: SiteId(id),
         name: format!("site-{id}"),
@@ -20,17 +21,19 @@ fn site(id: u8, longitude: f64) -> Site {
         longitude: Some(longitude),
         endpoint: "[::1]:1".into(),
         capacity_pps: 1000,
+        capacity_flows: None,
+        capacity_bps: None,
         admin: Admin::Active,
         alive: true,
     }
 }
 
-fn group_id(n: u8) -> GroupId {
+pub(super) fn group_id(n: u8) -> GroupId {
     format!("1:100.64.{n}.0/24").parse().unwrap()
 }
 
 /// Sites 0, 1, 2 on the equator, 1,500 km and more apart; four groups, all at site 0.
-fn cluster() -> Cluster {
+pub(super) fn cluster() -> Cluster {
     let service = Service {
         id: ServiceId::new(1).unwrap(),
         name: "nat".into(),
@@ -54,18 +57,19 @@ fn cluster() -> Cluster {
     }
 }
 
-fn load(n: u8, packets_per_s: u64, ingress: u8) -> GroupReport {
+pub(super) fn load(n: u8, packets_per_s: u64, ingress: u8) -> GroupReport {
     GroupReport {
         group: group_id(n),
         packets_per_s,
         flows: 1,
+        bits_per_s: 0,
         inside_ingress: vec![(SiteId(ingress), 1)],
         outside_ingress: vec![],
         remote_rtt_us: None,
     }
 }
 
-fn report(site: u8, groups: Vec<GroupReport>) -> SiteReport {
+pub(super) fn report(site: u8, groups: Vec<GroupReport>) -> SiteReport {
     SiteReport { site: SiteId(site), groups, ..SiteReport::default() }
 }
 
@@ -82,10 +86,21 @@ fn brain() -> Brain {
     Brain::new(BrainTimings::default(), None, Micros(0))
 }
 
-fn solved(cluster: &Cluster, groups: Vec<GroupReport>) -> Vec<Command> {
+pub(super) fn planned(cluster: &Cluster, groups: Vec<GroupReport>) -> Plan {
     let mut model = Model::new(None);
     model.handle_report(&report(0, groups), Micros(0));
-    solve(cluster, &model, &Readiness { free: &|_| true, rested: &|_| true }, Micros(S))
+    plan(cluster, &model, &Readiness { free: &|_| true, rested: &|_| true }, Micros(S))
+}
+
+fn solved(cluster: &Cluster, groups: Vec<GroupReport>) -> Vec<Command> {
+    planned(cluster, groups).commands
+}
+
+/// What the leader wants, but for the rounds that it publishes.
+fn wishes(brain: &mut Brain, cluster: &Cluster, at: Micros) -> Vec<Command> {
+    let mut wishes = brain.poll(cluster, at);
+    wishes.retain(|wish| !matches!(wish, Command::Publish(_)));
+    wishes
 }
 
 fn moving(cluster: &mut Cluster, phase: MovePhase) -> MoveId {
@@ -113,18 +128,18 @@ fn moving(cluster: &mut Cluster, phase: MovePhase) -> MoveId {
 fn a_site_is_dead_a_lease_after_its_last_report_or_after_the_leader_began() {
     let (cluster, mut brain) = (cluster(), brain());
     brain.handle_report(&report(0, vec![]), Micros(2 * S));
-    assert_eq!(brain.poll(&cluster, Micros(3 * S - 1)), []);
-    assert_eq!(brain.poll(&cluster, Micros(3 * S)), [alive(1, false), alive(2, false)]);
-    assert_eq!(brain.poll(&cluster, Micros(5 * S)), [0, 1, 2].map(|id| alive(id, false)));
+    assert_eq!(wishes(&mut brain, &cluster, Micros(3 * S - 1)), []);
+    assert_eq!(wishes(&mut brain, &cluster, Micros(3 * S)), [alive(1, false), alive(2, false)]);
+    assert_eq!(wishes(&mut brain, &cluster, Micros(5 * S)), [0, 1, 2].map(|id| alive(id, false)));
 }
 
 #[test]
 fn a_site_lives_from_its_first_report() {
     let (mut cluster, mut brain) = (cluster(), brain());
     cluster.sites.get_mut(&SiteId(1)).unwrap().alive = false;
-    assert_eq!(brain.poll(&cluster, Micros(1)), []);
+    assert_eq!(wishes(&mut brain, &cluster, Micros(1)), []);
     brain.handle_report(&report(1, vec![]), Micros(1));
-    assert_eq!(brain.poll(&cluster, Micros(2)), [alive(1, true)]);
+    assert_eq!(wishes(&mut brain, &cluster, Micros(2)), [alive(1, true)]);
 }
 
 #[test]
@@ -134,7 +149,7 @@ fn preparing_ends_when_a_party_is_dead_or_time_is_up() {
         let move_id = moving(&mut cluster, MovePhase::Preparing);
         cluster.sites.get_mut(&SiteId(dead)).unwrap().alive = false;
         let abort = Command::Abort { move_id, by: None, reason: reason.into() };
-        assert_eq!(brain.poll(&cluster, Micros(1)), [abort]);
+        assert_eq!(wishes(&mut brain, &cluster, Micros(1)), [abort]);
     }
     let (mut cluster, mut brain) = (cluster(), brain());
     let move_id = moving(&mut cluster, MovePhase::Preparing);
@@ -142,7 +157,7 @@ fn preparing_ends_when_a_party_is_dead_or_time_is_up() {
         for id in 0..3 {
             brain.handle_report(&report(id, vec![]), at);
         }
-        brain.poll(&cluster, at)
+        wishes(brain, &cluster, at)
     };
     assert_eq!(poll(&mut brain, Micros(0)), []);
     assert_eq!(poll(&mut brain, Micros(60 * S - 1)), []);
@@ -154,13 +169,13 @@ fn preparing_ends_when_a_party_is_dead_or_time_is_up() {
 fn a_switched_move_is_taken_over_once_and_only_when_its_source_is_dead() {
     let (mut cluster, mut brain) = (cluster(), brain());
     let move_id = moving(&mut cluster, MovePhase::Switching);
-    assert_eq!(brain.poll(&cluster, Micros(0)), []);
+    assert_eq!(wishes(&mut brain, &cluster, Micros(0)), []);
     cluster.sites.get_mut(&SiteId(1)).unwrap().alive = false;
-    assert_eq!(brain.poll(&cluster, Micros(0)), []);
+    assert_eq!(wishes(&mut brain, &cluster, Micros(0)), []);
     cluster.sites.get_mut(&SiteId(0)).unwrap().alive = false;
-    assert_eq!(brain.poll(&cluster, Micros(0)), [Command::TakeOver { move_id }]);
+    assert_eq!(wishes(&mut brain, &cluster, Micros(0)), [Command::TakeOver { move_id }]);
     cluster.moves.get_mut(&move_id).unwrap().take_over = true;
-    assert_eq!(brain.poll(&cluster, Micros(0)), []);
+    assert_eq!(wishes(&mut brain, &cluster, Micros(0)), []);
 }
 
 #[test]
@@ -170,7 +185,7 @@ fn a_group_that_has_just_moved_rests() {
         for id in 0..3 {
             brain.handle_report(&report(id, if id == 0 { vec![load(0, 10, 1)] } else { vec![] }), at);
         }
-        brain.poll(cluster, at)
+        wishes(brain, cluster, at)
     };
     assert_eq!(poll(&mut brain, &cluster, Micros(3 * S)), [moves(MoveReason::Delay, &[(0, 1)])]);
     cluster.groups.get_mut(&group_id(0)).unwrap().changed = 2;
@@ -188,7 +203,7 @@ fn a_group_whose_move_failed_is_left_alone_for_a_while() {
         for id in 0..3 {
             brain.handle_report(&report(id, vec![]), at);
         }
-        brain.poll(cluster, at)
+        wishes(brain, cluster, at)
     };
     let move_id = moving(&mut cluster, MovePhase::Preparing);
     assert_eq!(poll(&mut brain, &cluster, Micros(3 * S)), [moves(MoveReason::Drain, &[(1, 1)])]);

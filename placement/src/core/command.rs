@@ -4,7 +4,9 @@ use flow::nat::SliceError;
 use flow::{GroupId, MoveId, Prefix, ServiceId, SiteId};
 use serde::{Deserialize, Serialize};
 
-use super::model::{Admin, Change, MoveOutcome, MovePhase, MoveReason, MoveSummary, Service, SiteSpec};
+use super::model::{
+    Admin, Change, MoveOutcome, MovePhase, MoveReason, MoveSummary, Round, Service, SiteSpec,
+};
 use super::policy::{Policy, PolicyError};
 
 /// One entry of the log.
@@ -104,6 +106,8 @@ pub enum Command {
         /// Which group to which site.
         groups: Vec<(GroupId, SiteId)>,
     },
+    /// What a round of the solver brought. From the leader.
+    Publish(Round),
 }
 
 /// How it is known that the target never served.
@@ -409,6 +413,7 @@ impl Command {
                 [(group, to)] => format!("reassign {group} to site {to}"),
                 many => format!("reassign {} groups", many.len()),
             },
+            Self::Publish(round) => format!("publish a round with {} moves", round.moves),
         }
     }
 
@@ -425,7 +430,8 @@ impl Command {
             | Self::PutPolicy { .. }
             | Self::StartMoves { .. }
             | Self::TakeOver { .. }
-            | Self::Reassign { .. } => None,
+            | Self::Reassign { .. }
+            | Self::Publish(_) => None,
         }
     }
 }

@@ -27,6 +27,8 @@ pub struct Demand {
     pub packets_per_s: f64,
     /// Flows.
     pub flows: u64,
+    /// Bits per second.
+    pub bits_per_s: f64,
     /// Share of the clients' packets by the site where they came in; sums to 1, or empty.
     pub inside: BTreeMap<SiteId, f64>,
     /// Share of the world's packets by the site where they came in; sums to 1, or empty.
@@ -125,6 +127,7 @@ impl Model {
                 Demand {
                     packets_per_s: group.packets_per_s as f64,
                     flows: group.flows,
+                    bits_per_s: group.bits_per_s as f64,
                     inside: shares(&group.inside_ingress),
                     outside: shares(&group.outside_ingress),
                     remote_rtt_us: group.remote_rtt_us.map(|us| (report.site, us)),
@@ -190,7 +193,7 @@ impl Model {
     }
 
     /// Where no packet has been seen, the clients' own place stands for their ingress.
-    fn clients_to(&self, group: &GroupId, site: &Site) -> Option<f64> {
+    pub(super) fn clients_to(&self, group: &GroupId, site: &Site) -> Option<f64> {
         let clients = self.geography.as_ref()?.locate(&group.prefix)?;
         Some(great_circle_km(clients, site.coordinates()?) / KM_PER_MS)
     }

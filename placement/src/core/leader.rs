@@ -11,9 +11,10 @@ use flow::{GroupId, Micros, MoveId, SiteId};
 
 use super::command::Command;
 use super::delay::{Demand, Locate, Model};
+use super::explain::{self, Explanation};
 use super::model::{Cluster, Move, MoveOutcome, MovePhase};
+use super::plan::{self, Readiness};
 use super::report::SiteReport;
-use super::solve::{self, Explanation, Readiness};
 
 /// How long the leader waits for what.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,7 +55,15 @@ pub struct Brain {
     arrived: BTreeMap<GroupId, (u64, Option<Micros>)>,
     model: Model,
     next_round: Micros,
+    /// What calls for a round at once when it differs: the policy, and which sites take groups.
+    shape: (u64, Vec<SiteId>),
+    published: Option<Micros>,
 }
+
+/// A round that brings nothing new is published again after so long, as a sign of life.
+const PUBLISH_AFTER: Micros = Micros(30_000_000);
+/// Of the leader's time, rounds take at most one part in so many.
+const ROUND_SHARE: u64 = 10;
 
 impl Brain {
     /// At the start of a term of office.
@@ -70,6 +79,8 @@ impl Brain {
             model: Model::new(geography),
             // Reports must come in before anything is judged by them.
             next_round: now.plus(timings.lease),
+            shape: (0, Vec::new()),
+            published: None,
         }
     }
 
@@ -86,17 +97,26 @@ impl Brain {
         for present in cluster.moves.values() {
             commands.extend(self.care(cluster, present, now));
         }
-        if now >= self.next_round {
+        let takers = cluster.sites.values().filter(|site| site.takes_groups()).map(|site| site.id);
+        let shape = (cluster.policy_version, takers.collect());
+        let settled = now >= self.started.plus(self.timings.lease);
+        if now >= self.next_round || (settled && shape != self.shape) {
+            self.shape = shape;
             self.next_round = now.plus(self.timings.round);
             commands.extend(self.round(cluster, now));
         }
         commands
     }
 
+    /// The last poll took so long: where rounds are long, they are seldom.
+    pub fn spent(&mut self, took: Micros, now: Micros) {
+        self.next_round = self.next_round.max(now.plus(Micros(took.0.saturating_mul(ROUND_SHARE - 1))));
+    }
+
     /// The candidates of a group with the terms of their delay.
     #[must_use]
     pub fn explain(&self, cluster: &Cluster, group: &GroupId, now: Micros) -> Option<Explanation> {
-        solve::explain(cluster, &self.model, group, now)
+        explain::explain(cluster, &self.model, group, now)
     }
 
     /// What is known of delays and loads.
@@ -167,7 +187,13 @@ impl Brain {
         let arrived = |group: &GroupId| self.arrived.get(group).and_then(|(_, since)| *since);
         let rested = |group: &GroupId| arrived(group).is_none_or(|since| now.since(since) >= dwell);
         let free = |group: &GroupId| !self.failed.contains_key(group);
-        solve::solve(cluster, &self.model, &Readiness { free: &free, rested: &rested }, now)
+        let plan = plan::plan(cluster, &self.model, &Readiness { free: &free, rested: &rested }, now);
+        let due = self.published.is_none_or(|at| now.since(at) >= PUBLISH_AFTER);
+        let published = plan.round.filter(|round| due || round.tells_more(cluster.round.as_ref()));
+        if published.is_some() {
+            self.published = Some(now);
+        }
+        plan.commands.into_iter().chain(published.map(Command::Publish)).collect()
     }
 
     fn remember_groups(&mut self, cluster: &Cluster, now: Micros) {

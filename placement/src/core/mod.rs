@@ -8,11 +8,15 @@ pub mod assess;
 mod brain_tests;
 mod command;
 pub mod delay;
+pub mod explain;
 pub mod leader;
 mod model;
+pub mod plan;
+#[cfg(test)]
+mod plan_tests;
 mod policy;
+mod problem;
 mod report;
-pub mod solve;
 #[cfg(test)]
 mod tests;
 
@@ -22,7 +26,8 @@ pub use command::{
 };
 pub use model::{
     AUDIT_LEN_MAX, Admin, AuditEntry, Change, Cluster, FINISHED_LEN_MAX, FinishedMove, Flip, Group, Move,
-    MoveOutcome, MovePhase, MoveReason, MoveSummary, Ordering, Service, Site, SiteSpec, Timeouts,
+    MoveOutcome, MovePhase, MoveReason, MoveSummary, Ordering, Round, Service, Site, SitePrices, SiteSpec,
+    Timeouts,
 };
 pub use policy::{Policy, PolicyError, RULES_LEN_MAX, Rule};
 pub use report::{GroupReport, PeerRtt, REPORT_GROUPS_MAX, SiteReport};

@@ -9,6 +9,7 @@ use flow::{Epoch, GroupId, HoldTimes, MoveId, Prefix, ServiceId, SiteId};
 use serde::{Deserialize, Serialize};
 
 use super::policy::Policy;
+use crate::solver::PerResource;
 
 /// Finished moves that are remembered: so long a repeated command finds its outcome.
 pub const FINISHED_LEN_MAX: usize = 1024;
@@ -40,6 +41,96 @@ pub struct Cluster {
     pub audit: VecDeque<AuditEntry>,
     /// Moves that ended, oldest first; at most [`FINISHED_LEN_MAX`].
     pub finished: VecDeque<FinishedMove>,
+    /// The last round that the leader published. Not a change for watchers: nothing follows from it.
+    #[serde(default)]
+    pub round: Option<Round>,
+}
+
+/// What a round of the solver brought: delays as means over packets, one way, in milliseconds. A few kilobytes, however many
+/// groups there are.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Round {
+    /// The policy that it followed.
+    pub policy_version: u64,
+    /// Groups that it placed.
+    pub groups: u64,
+    /// Their packets per second.
+    pub packets_per_s: f64,
+    /// At the present owners.
+    pub delay_ms: f64,
+    /// As planned.
+    pub planned_ms: f64,
+    /// As planned, with what the moves are charged.
+    pub objective_ms: f64,
+    /// No placement within the capacities has a smaller objective.
+    pub bound_ms: f64,
+    /// The objective without capacities.
+    pub unconstrained_ms: f64,
+    /// What light would take straight from where packets come in to where they go out.
+    pub light_ms: f64,
+    /// By how much the objective may be above the best, as a share; nothing when capacities are exceeded.
+    pub gap: Option<f64>,
+    /// Groups that should be elsewhere.
+    pub moves: u64,
+    /// Moves that were started at once.
+    pub started: u64,
+    /// Groups that no site may have.
+    pub stranded: u64,
+    /// Sites that would carry more than their room.
+    pub exceeded: Vec<SiteId>,
+    /// What more room is worth, by site.
+    pub prices: Vec<SitePrices>,
+    /// Time that the leader took, in microseconds.
+    pub solve_us: u64,
+    /// When, in milliseconds since 1970, by the leader's clock.
+    pub at_ms: u64,
+}
+
+impl Round {
+    /// Whether it is worth a place in the log beside the last one: something moves, what binds is different, or a number
+    /// is by more than a twentieth.
+    #[must_use]
+    pub fn tells_more(&self, last: Option<&Self>) -> bool {
+        let Some(last) = last else { return true };
+        let differs = |a: f64, b: f64| (a - b).abs() > 0.05 * a.abs().max(b.abs()) + 1e-6;
+        let price = |(a, b): (&SitePrices, &SitePrices)| {
+            a.site != b.site
+                || a.open != b.open
+                || a.values().iter().zip(b.values()).any(|(&a, b)| differs(a, b))
+        };
+        self.started > 0
+            || (self.policy_version, self.stranded, &self.exceeded, self.gap.is_some())
+                != (last.policy_version, last.stranded, &last.exceeded, last.gap.is_some())
+            || differs(self.delay_ms, last.delay_ms)
+            || differs(self.packets_per_s, last.packets_per_s)
+            || self.prices.len() != last.prices.len()
+            || self.prices.iter().zip(&last.prices).any(price)
+    }
+}
+
+/// What more room is worth at a site: milliseconds x packets per second that are saved by one more of a resource.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct SitePrices {
+    /// The site.
+    pub site: SiteId,
+    /// Whether it took groups.
+    pub open: bool,
+    /// Of one packet per second.
+    pub packets: f64,
+    /// Of one flow.
+    pub flows: f64,
+    /// Of one bit per second.
+    pub bits: f64,
+}
+
+impl SitePrices {
+    /// In the order of the solver.
+    #[must_use]
+    pub fn values(&self) -> PerResource<f64> {
+        [self.packets, self.flows, self.bits]
+    }
 }
 
 /// What an operator says of a site.
@@ -60,6 +151,12 @@ pub struct SiteSpec {
     pub endpoint: String,
     /// Packets per second that its workers carry.
     pub capacity_pps: u64,
+    /// Flows that its workers hold; no limit if not given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub capacity_flows: Option<u64>,
+    /// Bits per second that its links carry; no limit if not given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub capacity_bps: Option<u64>,
 }
 
 /// A point of presence.
@@ -77,6 +174,12 @@ pub struct Site {
     pub endpoint: String,
     /// Packets per second that its workers carry.
     pub capacity_pps: u64,
+    /// Flows that its workers hold; no limit if not given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub capacity_flows: Option<u64>,
+    /// Bits per second that its links carry; no limit if not given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub capacity_bps: Option<u64>,
     /// What the operator allows.
     pub admin: Admin,
     /// Whether its agent holds a lease. False until the first report.

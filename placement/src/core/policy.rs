@@ -162,6 +162,12 @@ impl Policy {
         pins.max_by_key(|pin| pin.clients.len()).map(|pin| pin.site)
     }
 
+    /// Whether a rule forbids a group to be at a site.
+    #[must_use]
+    pub fn forbids(&self, group: &GroupId, site: SiteId) -> bool {
+        self.pin(group).is_some_and(|pin| pin != site) || self.denies(group, site)
+    }
+
     /// Whether a group must not be at a site.
     #[must_use]
     pub fn denies(&self, group: &GroupId, site: SiteId) -> bool {

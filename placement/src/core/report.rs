@@ -31,6 +31,9 @@ pub struct GroupReport {
     pub packets_per_s: u64,
     /// Flows.
     pub flows: u64,
+    /// Bits per second, both directions.
+    #[serde(default)]
+    pub bits_per_s: u64,
     /// Packets from clients by the site where they came in; only their shares count.
     #[serde(default)]
     pub inside_ingress: Vec<(SiteId, u64)>,

@@ -16,6 +16,8 @@ fn site(id: u8) -> Command {
         longitude: Some(0.0),
         endpoint: format!("[::1]:{id}"),
         capacity_pps: 1_000_000,
+        capacity_flows: None,
+        capacity_bps: None,
     })
 }
 

@@ -135,6 +135,11 @@ impl Solver {
         }
     }
 
+    /// The next round begins from prices that may be far off: sites opened or closed since, or rules changed.
+    pub fn reshape(&mut self) {
+        self.reshaped = true;
+    }
+
     /// What one more unit of capacity would save, by site and resource: weight x ms per packet/s, flow or bit/s.
     #[must_use]
     pub fn prices(&self) -> Vec<PerResource<f64>> {

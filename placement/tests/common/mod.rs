@@ -200,5 +200,7 @@ pub fn put_site(id: u8) -> Command {
         longitude: None,
         endpoint: format!("[::1]:{id}"),
         capacity_pps: 1_000_000,
+        capacity_flows: None,
+        capacity_bps: None,
     })
 }

@@ -4,14 +4,14 @@ use std::sync::Arc;
 
 use axum::extract::State;
 use axum::http::StatusCode;
-use placement::core::Cluster;
 use placement::core::assess::{Assessment, Shortage, SiteAssessment};
+use placement::core::{Cluster, Round, SitePrices};
 use placement::node::AssessError;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::Api;
-use super::extract::Answer;
+use super::extract::{Answer, Consistency, Params, ReadParams};
 use super::problem::{Problem, ProblemBody};
 use super::view::site_name;
 
@@ -117,4 +117,106 @@ pub(super) async fn assess(State(api): State<Arc<Api>>) -> Result<Answer<Assessm
     let none = || Problem::not_found("there are no sites: add one first".to_owned());
     let assessment = api.node.assess().await?.ok_or_else(none)?;
     Ok(Answer::ok(cluster.revision, AssessmentView::of(&cluster, assessment)))
+}
+
+/// What the last published round of the solver brought. Delays are means over packets, one way.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct RoundView {
+    /// The policy that it followed.
+    pub policy_version: u64,
+    /// Groups that it placed.
+    pub groups: u64,
+    /// Their packets per second.
+    pub packets_per_s: f64,
+    /// At the owners of that time.
+    pub delay_ms: f64,
+    /// As planned.
+    pub planned_ms: f64,
+    /// As planned, with what the moves are charged.
+    pub objective_ms: f64,
+    /// No placement within the capacities has a smaller objective.
+    pub bound_ms: f64,
+    /// The objective without capacities.
+    pub unconstrained_ms: f64,
+    /// What light would take straight from where packets come in to where they go out.
+    pub light_ms: f64,
+    /// By how much the objective may be above the best, as a share; nothing when capacities are exceeded.
+    pub gap: Option<f64>,
+    /// Groups that should be elsewhere.
+    pub moves: u64,
+    /// Moves that were started at once.
+    pub started: u64,
+    /// Groups that no site may have.
+    pub stranded: u64,
+    /// Sites that would carry more than their room.
+    pub exceeded: Vec<String>,
+    /// What more room is worth.
+    pub prices: Vec<PricesView>,
+    /// Time that the leader took, in microseconds.
+    pub solve_us: u64,
+    /// When, in milliseconds since 1970, by the leader's clock.
+    pub at_ms: u64,
+}
+
+/// What more room is worth at a site: milliseconds x packets per second that are saved by one more of a resource.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct PricesView {
+    /// Its name.
+    pub site: String,
+    /// Whether it took groups.
+    pub open: bool,
+    /// Of one packet per second.
+    pub packets: f64,
+    /// Of one flow.
+    pub flows: f64,
+    /// Of one bit per second.
+    pub bits: f64,
+}
+
+impl RoundView {
+    fn of(cluster: &Cluster, round: &Round) -> Self {
+        let prices = |price: &SitePrices| PricesView {
+            site: site_name(cluster, price.site),
+            open: price.open,
+            packets: price.packets,
+            flows: price.flows,
+            bits: price.bits,
+        };
+        Self {
+            policy_version: round.policy_version,
+            groups: round.groups,
+            packets_per_s: round.packets_per_s,
+            delay_ms: round.delay_ms,
+            planned_ms: round.planned_ms,
+            objective_ms: round.objective_ms,
+            bound_ms: round.bound_ms,
+            unconstrained_ms: round.unconstrained_ms,
+            light_ms: round.light_ms,
+            gap: round.gap,
+            moves: round.moves,
+            started: round.started,
+            stranded: round.stranded,
+            exceeded: round.exceeded.iter().map(|&site| site_name(cluster, site)).collect(),
+            prices: round.prices.iter().map(prices).collect(),
+            solve_us: round.solve_us,
+            at_ms: round.at_ms,
+        }
+    }
+}
+
+/// The last round of the solver that the leader published: what was planned, what proves it, and the prices that the next
+/// leader begins with. Every node knows it.
+#[utoipa::path(get, path = "/v1/placement/round", tag = "groups",
+    params(("consistency" = Option<Consistency>, Query, description = "`stale` if not given")),
+    responses((status = 200, body = RoundView), (status = 404, body = ProblemBody),
+        (status = 503, body = ProblemBody)))]
+pub(super) async fn round(
+    State(api): State<Arc<Api>>,
+    Params(params): Params<ReadParams>,
+) -> Result<Answer<RoundView>, Problem> {
+    let cluster = api.read(params.consistency, Consistency::Stale).await?;
+    let none =
+        || Problem::not_found("no round was published yet: a leader does so once sites report".to_owned());
+    let round = cluster.round.as_ref().ok_or_else(none)?;
+    Ok(Answer::ok(cluster.revision, RoundView::of(&cluster, round)))
 }

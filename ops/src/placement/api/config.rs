@@ -53,7 +53,7 @@ fn status_of(cluster: &Cluster, id: u8) -> Result<Answer<SiteStatus>, Problem> {
 #[utoipa::path(put, path = "/v1/sites/{name}", tag = "sites",
     params(("name" = String, Path, description = "its name"),
         ("dryRun" = Option<bool>, Query, description = "checks only")),
-    request_body(content = Object, description = "id, endpoint, capacity_pps; latitude and longitude or neither"),
+    request_body(content = Object, description = "id, endpoint, capacity_pps; capacity_flows, capacity_bps; latitude and longitude or neither"),
     responses((status = 200, body = SiteStatus), (status = 409, body = ProblemBody),
         (status = 422, body = ProblemBody), (status = 503, body = ProblemBody)))]
 pub(super) async fn put_site(

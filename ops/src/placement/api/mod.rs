@@ -112,6 +112,7 @@ fn parts() -> (Router<Arc<Api>>, utoipa::openapi::OpenApi) {
         .routes(routes!(groups::get_plain))
         .routes(routes!(groups::explain))
         .routes(routes!(assess::assess))
+        .routes(routes!(assess::round))
         .routes(routes!(moves::list, moves::start))
         .routes(routes!(moves::get, moves::abort))
         .routes(routes!(moves::changes))

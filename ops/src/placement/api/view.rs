@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use flow::SiteId;
-use placement::core::solve::{Blocked, Candidate, Explanation};
+use placement::core::explain::{Blocked, Candidate, Explanation};
 use placement::core::{
     Admin, AuditEntry, Change, Cluster, FinishedMove, Group, Move, MoveOutcome, MovePhase, MoveReason,
     MoveSummary, Ordering, Service, Site,
@@ -33,6 +33,12 @@ pub struct SiteView {
     pub endpoint: String,
     /// Packets per second that its workers carry.
     pub capacity_pps: u64,
+    /// Flows that its workers hold; no limit if not given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub capacity_flows: Option<u64>,
+    /// Bits per second that its links carry; no limit if not given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub capacity_bps: Option<u64>,
     /// Degrees north.
     pub latitude: Option<f64>,
     /// Degrees east.
@@ -48,6 +54,8 @@ impl SiteView {
             alive: site.alive,
             endpoint: site.endpoint.clone(),
             capacity_pps: site.capacity_pps,
+            capacity_flows: site.capacity_flows,
+            capacity_bps: site.capacity_bps,
             latitude: site.latitude,
             longitude: site.longitude,
         }
