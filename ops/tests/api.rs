@@ -365,8 +365,169 @@ async fn a_policy_is_replaced_only_over_what_was_seen() {
     policy["headroom"] = 2.into();
     assert_problem(&put("", Some("*".into()), policy.clone()).await, 422, None, "headroom is 2");
     policy["headroom"] = 0.1.into();
-    policy["pins"] = json!([{ "service": 1, "clients": GROUP.trim_start_matches("1:"), "site": 9 }]);
-    assert_problem(&put("?dryRun=true", Some("*".into()), policy).await, 404, None, "no site 9");
+    policy["rules"] = json!([{ "name": "there", "clients": GROUP.trim_start_matches("1:"), "pin": 9 }]);
+    assert_problem(&put("?dryRun=true", Some("*".into()), policy.clone()).await, 404, None, "no site 9");
+    policy["rules"][0]["pin"] = "oslo".into();
+    let named = "rule \"there\": no site \"oslo\": add it first";
+    assert_problem(&put("", Some("*".into()), policy.clone()).await, 422, Some("rules[0]"), named);
+    policy["rules"][0]["pin"] = "ams".into();
+    policy["rules"][0]["until"] = "tomorrow".into();
+    assert_problem(
+        &put("", Some("*".into()), policy.clone()).await,
+        422,
+        Some("rules[0]"),
+        "2027-01-31T18:00:00Z",
+    );
+    policy["rules"][0]["until"] = "2100-01-31T18:00:00Z".into();
+    let other = json!({ "name": "not there", "service": "nat", "deny": ["ams"] });
+    policy["rules"].as_array_mut().unwrap().push(other);
+    let both = "rules \"not there\" and \"there\" cannot all hold for group 1:100.64.3.0/24";
+    assert_problem(&put("", Some("*".into()), policy.clone()).await, 422, None, both);
+    policy["rules"][1]["price_ms"] = 3.0.into();
+    assert_eq!(put("", Some("*".into()), policy.clone()).await.status, 200);
+    assert_eq!(world.get("/v1/policy").await.body, policy, "it is shown as it was written");
+}
+
+/// The reports of two sites, 40 ms apart, with one group at `ams` whose clients and servers are at `virginia`.
+fn far_group() -> Vec<placement::core::SiteReport> {
+    let seen = placement::core::GroupReport {
+        group: GROUP.parse().unwrap(),
+        packets_per_s: 1000,
+        flows: 10,
+        bits_per_s: 0,
+        inside_ingress: vec![(flow::SiteId(2), 1)],
+        outside_ingress: vec![(flow::SiteId(2), 1)],
+        remote_rtt_us: None,
+    };
+    let peers = vec![placement::core::PeerRtt { site: flow::SiteId(2), rtt_us: 80_000 }];
+    let site =
+        |site, groups, peers| placement::core::SiteReport { site, groups, peers, ..Default::default() };
+    vec![site(flow::SiteId(1), vec![seen], peers), site(flow::SiteId(2), vec![], vec![])]
+}
+
+#[tokio::test]
+async fn a_plan_says_what_a_policy_would_bring_and_apply_does_it() {
+    let world = World::new().await;
+    let path = |name: &str| world._directory.path().join(name).display().to_string();
+    let file = |name: &str, text: &str| {
+        std::fs::write(path(name), text).unwrap();
+        path(name)
+    };
+    let still = file("still.yaml", "automatic: false\n");
+    assert_eq!(world.cli(&format!("policy apply {still}")).await, Exit::Done);
+    reported(&world, "/v1/placement", far_group(), |body| body["groups"] == 1).await;
+    let free = file("free.yaml", "min_gain_ms: 2\n");
+    let plan = |text: &'static str| {
+        let request =
+            world.request(Method::POST, "/v1/policy/plan").header("content-type", "application/yaml");
+        reply(request.body(text))
+    };
+    let moves = plan("min_gain_ms: 2").await.body;
+    assert_eq!((&moves["moves"], &moves["flows"]), (&json!(1), &json!(10)), "{moves}");
+    assert_eq!((&moves["moved"][0]["group"], &moves["moved"][0]["to"]), (&json!(GROUP), &json!("virginia")));
+    let ms = |body: &Value, of: &str, key: &str| body[of][key].as_f64().unwrap();
+    assert!(
+        (ms(&moves, "before", "p95_ms") - 80.0).abs() < 1.0 && ms(&moves, "after", "p95_ms") < 1.0,
+        "{moves}"
+    );
+    assert_eq!(moves["regions"][0]["ingress"], "virginia", "{moves}");
+    let pinned = plan("rules: [{ name: home, pin: ams }]").await.body;
+    assert_eq!((&pinned["moves"], &pinned["bindings"][0]["rule"]), (&json!(0), &json!("home")), "{pinned}");
+    assert_problem(&plan("rules: [{ name: home, pin: oslo }]").await, 422, Some("rules[0]"), "oslo");
+    assert_problem(&plan("rules: [").await, 400, Some("body"), "");
+    let home = file("home.yaml", "rules:\n- name: home\n  pin: ams\n");
+    assert_eq!(world.cli(&format!("policy plan {home} --detailed-exitcode")).await, Exit::Done);
+    assert_eq!(world.cli(&format!("policy plan {free} --detailed-exitcode")).await, Exit::Usage);
+    assert_eq!(world.cli(&format!("policy plan {free}")).await, Exit::Done);
+
+    // Simulations change nothing either.
+    let simulate = |body: Value| world.post("/v1/placement/simulate", body);
+    let oslo = json!({ "name": "oslo", "capacity_pps": 500 });
+    let with = simulate(json!({ "sites": [oslo], "demand": 2.0 })).await.body;
+    assert_eq!(
+        (&with["sites"][0]["site"], &with["sites"][2]["after"]),
+        (&json!("oslo"), &json!(2000.0)),
+        "{with}"
+    );
+    let lost = simulate(json!({ "lost": ["virginia"] })).await.body;
+    assert_eq!((&lost["moves"], &lost["sites"][1]["after"]), (&json!(0), &json!(0.0)), "{lost}");
+    let small = simulate(json!({ "sites": [{ "name": "virginia", "capacity_pps": 10 }] })).await.body;
+    assert_eq!((&small["moves"], &small["bindings"][0]["site"]), (&json!(0), &json!("virginia")), "{small}");
+    assert_problem(&simulate(json!({ "demand": 0 })).await, 422, Some("demand"), "above 0");
+    assert_problem(&simulate(json!({ "lost": ["oslo"] })).await, 404, Some("site"), "oslo");
+    assert_eq!(world.cli("placement simulate --lost virginia --demand 1.5").await, Exit::Done);
+    assert_eq!(world.get("/v1/sites").await.body["sites"].as_array().unwrap().len(), 2);
+
+    for target in [GROUP, "100.64.3.9", "100.64.3.9:1234", "udp,100.64.3.9:1,192.0.2.1:53"] {
+        let explained = world.get(&format!("/v1/explain?group={target}")).await.body;
+        assert_eq!(
+            (&explained["group"], &explained["best"]),
+            (&json!(GROUP), &json!("virginia")),
+            "{target}"
+        );
+        assert_eq!(explained["candidates"][1]["legs"][0]["source"], "measured", "{explained}");
+    }
+    let outside = world.get("/v1/explain?group=198.51.100.0:1024").await.body;
+    assert!(outside["group"].as_str().unwrap().starts_with("1:100.64."), "{outside}");
+    assert_problem(
+        &world.get("/v1/explain?group=10.0.0.1").await,
+        404,
+        Some("group"),
+        "belongs to no service",
+    );
+    assert_problem(&world.get("/v1/explain?group=x").await, 400, Some("group"), "PROTOCOL,ADDRESS:PORT");
+    assert_eq!(world.cli("placement explain 100.64.3.9").await, Exit::Done);
+}
+
+#[tokio::test]
+async fn a_policy_can_be_tried_confirmed_and_taken_back() {
+    let world = World::new().await;
+    let path = world._directory.path().join("policy.toml").display().to_string();
+    std::fs::write(&path, "headroom = 0.3").unwrap();
+    assert_eq!(world.cli(&format!("policy apply {path} --confirm-within 100ms")).await, Exit::Usage);
+    assert_eq!(world.cli(&format!("policy apply {path} --confirm-within 1s")).await, Exit::Done);
+    assert_eq!(world.get("/v1/policy").await.body["headroom"], 0.3);
+    for _ in 0..100 {
+        if world.get("/v1/policy").await.headers["etag"] == "\"2\"" {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert_eq!(world.get("/v1/policy").await.body["headroom"], 0.2, "the former policy is back");
+    assert_eq!(world.cli("policy confirm --if-match 1").await, Exit::Conflict);
+    assert_eq!(world.cli(&format!("policy apply {path} --confirm-within 1h")).await, Exit::Done);
+    assert!(world.get("/v1/policy/history").await.body["on_trial_until_ms"].is_u64());
+    assert_eq!(world.cli("policy confirm").await, Exit::Done);
+    let history = world.get("/v1/policy/history").await.body;
+    let versions: Vec<_> =
+        history["policies"].as_array().unwrap().iter().map(|one| &one["version"]).collect();
+    assert_eq!(
+        (versions, history["on_trial_until_ms"].is_null()),
+        (vec![&json!(3), &json!(2), &json!(1)], true)
+    );
+    assert_eq!(world.cli("policy history").await, Exit::Done);
+    assert_eq!(world.cli("policy diff 2").await, Exit::Done);
+    assert_eq!(world.cli("policy diff 9 2").await, Exit::NotFound);
+    assert_eq!(world.cli("policy rollback 2").await, Exit::Done);
+    assert_eq!(world.get("/v1/policy").await.body["headroom"], 0.2);
+    let json =
+        world.request(Method::PUT, "/v1/policy").header("if-match", "*").header("content-type", "text/plain");
+    assert_problem(&reply(json.body("x")).await, 415, Some("content-type"), "application/yaml");
+}
+
+/// What the documentation shows is taken as it stands.
+#[tokio::test]
+async fn each_example_of_the_policy_reference_is_taken() {
+    let world = World::new().await;
+    let text = include_str!("../../docs/placement.md");
+    let blocks: Vec<&str> =
+        text.split("```yaml\n").skip(1).filter_map(|rest| rest.split("```").next()).collect();
+    assert!(blocks.len() >= 12, "one per kind of rule: {}", blocks.len());
+    for block in blocks {
+        let request = world.request(Method::PUT, "/v1/policy?dryRun=true").header("if-match", "*");
+        let taken = reply(request.header("content-type", "application/yaml").body(block)).await;
+        assert_eq!(taken.status, 200, "{block}\n{}", taken.body);
+    }
 }
 
 #[tokio::test]
@@ -471,7 +632,7 @@ async fn every_route_is_described() {
         .iter()
         .map(|(path, item)| (path.as_str(), item.as_object().unwrap().keys().map(String::as_str).collect()))
         .collect();
-    let wanted: [(&str, &[&str]); 29] = [
+    let wanted: [(&str, &[&str]); 34] = [
         ("/livez", &["get"]),
         ("/metrics", &["get"]),
         ("/readyz", &["get"]),
@@ -486,7 +647,12 @@ async fn every_route_is_described() {
         ("/v1/openapi.json", &["get"]),
         ("/v1/placement", &["get"]),
         ("/v1/placement/round", &["get"]),
+        ("/v1/placement/simulate", &["post"]),
         ("/v1/policy", &["get", "put"]),
+        ("/v1/policy/confirm", &["post"]),
+        ("/v1/policy/history", &["get"]),
+        ("/v1/policy/history/{version}", &["get"]),
+        ("/v1/policy/plan", &["post"]),
         ("/v1/raft", &["get"]),
         ("/v1/raft/initialize", &["post"]),
         ("/v1/raft/learners", &["post"]),

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
-use flow::{GroupId, SiteId};
+use flow::{GroupId, Micros, SiteId};
 use openraft::async_runtime::Instant;
 use openraft::async_runtime::watch::WatchReceiver;
 use openraft::errors::{ClientWriteError, LinearizableReadError, RaftError};
@@ -20,9 +20,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::clock::{Clock, wall_ms};
 use crate::core::assess::{self, Assessment};
-use crate::core::delay::Locate;
+use crate::core::delay::{Locate, Model};
 use crate::core::explain::Explanation;
 use crate::core::leader::{Brain, BrainTimings};
+use crate::core::whatif::{self, Difference, WhatIf};
 use crate::core::{Cluster, Command, Outcome, Proposal, Rejected, SiteReport};
 use crate::geo::{Geo, GeoError};
 use crate::raft::{
@@ -515,6 +516,22 @@ impl Node {
     /// # Errors
     /// [`AssessError`].
     pub async fn assess(&self) -> Result<Option<Assessment>, AssessError> {
+        self.ask(|cluster, model, now| Ok(assess::assess(cluster, model, now)?)).await
+    }
+
+    /// What would be if something were different. On the leader.
+    ///
+    /// # Errors
+    /// [`AssessError`].
+    pub async fn what_if(&self, difference: Difference) -> Result<Option<WhatIf>, AssessError> {
+        self.ask(move |cluster, model, now| Ok(whatif::what_if(cluster, model, &difference, now)?)).await
+    }
+
+    /// Puts a question to the state and the leader's knowledge of it.
+    async fn ask<T: Send + 'static>(
+        &self,
+        question: impl FnOnce(&Cluster, &Model, Micros) -> Result<T, AssessError> + Send + 'static,
+    ) -> Result<T, AssessError> {
         // Each takes memory and a core: many askers wait, they do not multiply.
         let _turn = self.inner.assessing.lock().await;
         let cluster = self.cluster();
@@ -523,7 +540,7 @@ impl Node {
             // Reports must not wait for a solver: it gets a copy.
             let model = lock(&node.inner.brain).as_ref().map(|brain| brain.model().clone());
             let model = model.ok_or_else(|| ProposeError::NotLeader { leader: node.leader() })?;
-            Ok(assess::assess(&cluster, &model, node.inner.clock.now())?)
+            question(&cluster, &model, node.inner.clock.now())
         };
         tokio::task::spawn_blocking(work)
             .await
@@ -854,7 +871,9 @@ impl Node {
         }
         let now = self.inner.clock.now();
         let brain = brain.get_or_insert_with(|| Brain::new(self.inner.timings, self.inner.geo.clone(), now));
-        let mut wishes = brain.poll(&self.cluster(), now);
+        let cluster = self.cluster();
+        let mut wishes = brain.poll(&cluster, now);
+        wishes.extend(Brain::due(&cluster, wall_ms()));
         let end = self.inner.clock.now();
         let took = end.since(now);
         brain.spent(took, end);

@@ -1,11 +1,15 @@
 //! `limosa placement`.
 
+use std::path::PathBuf;
+
 use clap::Subcommand;
 
 use super::client::Ask;
 use super::output::{Format, Rows, progress};
-use super::{Context, Exit, Failure};
+use super::policy::what_if;
+use super::{Context, Exit, Failure, read_object};
 use crate::placement::api::assess::{AssessmentView, PricesView, RoundView, SiteAssessmentView};
+use crate::placement::api::policy::Simulation;
 
 /// What can be asked of the placement as a whole.
 #[derive(Clone, Debug, Subcommand)]
@@ -15,12 +19,44 @@ pub enum Verb {
     Status,
     /// Show what the leader's last round planned, its proof, and what more of each resource is worth at each site.
     Round,
+    /// Show why a group is where it is: all sites, the terms of their delay and where these are known from, what stands
+    /// against each, and what it lacks to the best.
+    Explain {
+        /// A group, a client's address, an outside ADDRESS:PORT, or PROTOCOL,ADDRESS:PORT,ADDRESS:PORT.
+        target: String,
+    },
+    /// Show what another policy, other capacities, a new or a lost site, or more traffic would bring. Changes nothing.
+    Simulate {
+        /// Policy, as for `policy plan`.
+        #[arg(long, value_name = "FILE")]
+        policy: Option<PathBuf>,
+        /// A site that is new, or known and described otherwise, as for the API: id, name, capacity_pps, latitude, longitude. May
+        /// be repeated.
+        #[arg(long, value_name = "FILE")]
+        site: Vec<PathBuf>,
+        /// A site that is lost. May be repeated.
+        #[arg(long, value_name = "NAME")]
+        lost: Vec<String>,
+        /// All traffic times this.
+        #[arg(long, value_name = "FACTOR")]
+        demand: Option<f64>,
+    },
 }
 
 pub(super) async fn run(verb: Verb, context: &Context) -> Result<Exit, Failure> {
     match verb {
         Verb::Status => status(context).await,
         Verb::Round => round(context).await,
+        Verb::Explain { target } => super::group::explain(context, target).await,
+        Verb::Simulate { policy, site, lost, demand } => {
+            let policy = policy.map(|file| read_object(&file)).transpose()?;
+            let sites = site.iter().map(|file| read_object(file)).collect::<Result<_, _>>()?;
+            let wish = Simulation { policy, sites, lost, demand };
+            let body = serde_json::to_value(&wish).map_err(|error| Failure::usage(error.to_string()))?;
+            let answer = context.client.send(Ask::post(&["placement", "simulate"], Some(body))).await?;
+            what_if(context, &answer.body, &answer.parse()?);
+            Ok(Exit::Done)
+        }
     }
 }
 

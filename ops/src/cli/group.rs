@@ -4,7 +4,7 @@ use clap::Subcommand;
 use serde_json::Value;
 
 use super::client::Ask;
-use super::output::{Rows, or_dash};
+use super::output::{Format, Rows, or_dash, progress};
 use super::site::list;
 use super::{Context, Exit, Failure};
 use crate::placement::api::view::{CandidateView, ExplanationView, GroupView, Groups};
@@ -31,7 +31,7 @@ pub enum Verb {
     },
     /// Show why a group is where it is.
     Explain {
-        /// SERVICE:PREFIX, for example 1:100.64.3.0/24.
+        /// SERVICE:PREFIX, for example 1:100.64.3.0/24; or as for `placement explain`.
         group: String,
     },
 }
@@ -48,12 +48,41 @@ pub(super) async fn run(verb: Verb, context: &Context) -> Result<Exit, Failure> 
             let answer = context.client.send(Ask::get(&["groups", &group])).await?;
             context.output.print(&answer.body, &rows(&[answer.parse()?]));
         }
-        Verb::Explain { group } => {
-            let answer = context.client.send(Ask::get(&["explain"]).query("group", Some(group))).await?;
-            context.output.print(&answer.body, &candidates(&answer.parse()?));
-        }
+        Verb::Explain { group } => return explain(context, group).await,
     }
     Ok(Exit::Done)
+}
+
+/// Why a group, named by itself, by an address or by a flow, is where it is.
+pub(super) async fn explain(context: &Context, target: String) -> Result<Exit, Failure> {
+    let answer = context.client.send(Ask::get(&["explain"]).query("group", Some(target))).await?;
+    let view: ExplanationView = answer.parse()?;
+    context.output.print(&answer.body, &candidates(&view));
+    if context.output.format == Format::Table {
+        told(&view).iter().for_each(|line| progress(line));
+    }
+    Ok(Exit::Done)
+}
+
+/// What the table does not say.
+fn told(view: &ExplanationView) -> Vec<String> {
+    let traffic = match (view.packets_per_s, view.flows) {
+        (Some(packets), Some(flows)) => format!("{packets:.0} packets/s, {flows} flows"),
+        _ => "no traffic known".to_owned(),
+    };
+    let mut told = vec![format!("group {} at {}: {traffic}", view.group, view.owner)];
+    if !view.rules.is_empty() {
+        told.push(format!("rules that speak of it: {}", view.rules.join(", ")));
+    }
+    if let (Some(best), Some(second), Some(ms)) = (&view.best, &view.runner_up, view.runner_up_ms) {
+        told.push(format!("after {best} comes {second}, {ms:.2} ms worse"));
+    }
+    let known = view.candidates.iter().find(|candidate| candidate.site == view.owner);
+    told.extend(known.into_iter().flat_map(|owner| &owner.legs).map(|leg| {
+        let age = leg.age_s.map_or(String::new(), |age| format!(" {age:.0} s ago"));
+        format!("  {:.2} ms to ingress {}: {}{age}", leg.ms, leg.ingress, leg.source)
+    }));
+    told
 }
 
 /// All pages, up to a limit.
@@ -114,13 +143,26 @@ fn candidates(explanation: &ExplanationView) -> Rows {
             ms(candidate.inside_ms),
             ms(candidate.outside_ms),
             ms(candidate.queue_ms),
+            ms(candidate.rules_ms),
+            ms(candidate.price_ms),
             format!("{:.0}%", candidate.fill * 100.0),
             or_dash(candidate.blocked.as_ref()),
             note,
         ]
     };
     Rows {
-        heads: &["SITE", "TOTAL-MS", "INSIDE-MS", "OUTSIDE-MS", "QUEUE-MS", "FILL", "BLOCKED", "NOTE"],
+        heads: &[
+            "SITE",
+            "TOTAL-MS",
+            "INSIDE-MS",
+            "OUTSIDE-MS",
+            "QUEUE-MS",
+            "RULES-MS",
+            "PRICE-MS",
+            "FILL",
+            "BLOCKED",
+            "NOTE",
+        ],
         rows: explanation.candidates.iter().map(row).collect(),
     }
 }

@@ -189,13 +189,11 @@ fn read_object(file: &Path) -> Result<Value, Failure> {
     let text = if stdin { std::io::read_to_string(std::io::stdin()) } else { std::fs::read_to_string(file) };
     let name = file.display();
     let text = text.map_err(|error| Failure::usage(format!("{name}: cannot be read: {error}")))?;
-    let json = if stdin {
-        text.trim_start().starts_with('{')
-    } else {
-        file.extension().is_some_and(|e| e == "json")
-    };
-    let value = if json {
+    let ends = |ends: &[&str]| file.extension().is_some_and(|end| ends.iter().any(|one| end == *one));
+    let value = if ends(&["json"]) || (stdin && text.trim_start().starts_with('{')) {
         serde_json::from_str(&text).map_err(|error| error.to_string())
+    } else if ends(&["yaml", "yml"]) {
+        serde_saphyr::from_str(&text).map_err(|error| error.to_string())
     } else {
         toml::from_str(&text).map_err(|error| error.to_string())
     };

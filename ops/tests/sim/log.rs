@@ -99,7 +99,7 @@ impl Log {
             log.apply(&by_operator(Command::SetAlive { site: id, alive: true }));
         }
         let policy = Policy { automatic: false, min_dwell_s: 0, flip_lead_ms, ..Policy::default() };
-        log.apply(&by_operator(Command::PutPolicy { policy, expected_version: 0 }));
+        log.apply(&by_operator(Command::PutPolicy { policy, expected_version: 0, confirm_within_ms: None }));
         for service in specs() {
             log.apply(&by_operator(Command::PutService { service, owner: None }));
         }

@@ -19,21 +19,32 @@ use super::command::{
 };
 use super::model::{
     AUDIT_LEN_MAX, Admin, AuditEntry, Change, Cluster, FINISHED_LEN_MAX, FinishedMove, Flip, Group, Move,
-    MoveOutcome, MovePhase, MoveReason, MoveSummary, Service, Site, SiteSpec, Timeouts, cut,
+    MoveOutcome, MovePhase, MoveReason, MoveSummary, POLICIES_LEN_MAX, PolicyRevision, Service, Site,
+    SiteSpec, Timeouts, Trial, cut,
 };
 use super::policy::Policy;
+use super::rules::Rules;
+
+/// How long a policy may be on trial, in milliseconds.
+const CONFIRM_WITHIN_MS: std::ops::RangeInclusive<u64> = 1_000..=86_400_000;
 
 /// One command on its way: where it stands in the log, and what it has changed.
 struct Step {
     index: u64,
     at_ms: u64,
+    actor: String,
     changes: Vec<Change>,
 }
 
 impl Cluster {
     /// Applies one log entry. The same entries give the same state at every node.
     pub fn apply(&mut self, index: u64, proposal: &Proposal) -> Applied {
-        let mut step = Step { index, at_ms: proposal.at_ms, changes: Vec::new() };
+        let mut step = Step {
+            index,
+            at_ms: proposal.at_ms,
+            actor: clip(&proposal.actor).to_owned(),
+            changes: Vec::new(),
+        };
         let result = self.transition(&mut step, &proposal.command);
         if !step.changes.is_empty() {
             self.revision = index;
@@ -50,9 +61,12 @@ impl Cluster {
             Command::SetAdmin { site, admin } => self.change_site(step, *site, |site| site.admin = *admin)?,
             Command::SetAlive { site, alive } => self.change_site(step, *site, |site| site.alive = *alive)?,
             Command::PutService { service, owner } => self.put_service(step, service, *owner)?,
-            Command::PutPolicy { policy, expected_version } => {
-                self.put_policy(step, policy, *expected_version)?
+            Command::PutPolicy { policy, expected_version, confirm_within_ms } => {
+                self.put_policy(step, policy, *expected_version, *confirm_within_ms)?
             }
+            Command::ConfirmPolicy { version } => self.confirm_policy(step, *version)?,
+            Command::RevertPolicy { version } => self.revert_policy(step, *version)?,
+            Command::EndRules { version, rules } => self.end_rules(step, *version, rules),
             Command::StartMoves { moves, reason } => return self.start_moves(step, moves, *reason),
             Command::Switch { move_id, by } => self.switch(step, *move_id, *by)?,
             Command::Served { move_id, by, summary } => self.served(step, *move_id, *by, *summary)?,
@@ -164,10 +178,18 @@ impl Cluster {
         let mut owners = self.first_owners(owner)?;
         for prefix in prefixes {
             let id = GroupId { service: service.id, prefix };
-            let owner = self.policy.pin(&id).or_else(|| owners.next()).ok_or(Rejected::NoActiveSite)?;
+            let owner = self.lawful(&id, owners.next().ok_or(Rejected::NoActiveSite)?);
             self.set_group(step, Group { id, owner, epoch: Epoch(1), move_id: None, changed: step.index });
         }
         Ok(())
+    }
+
+    /// The site, or where a rule forbids it the first that none forbids; if all are forbidden the site none the less, since
+    /// a group has to have an owner.
+    fn lawful(&self, group: &GroupId, site: SiteId) -> SiteId {
+        let active = self.sites.values().filter(|site| site.admin == Admin::Active).map(|site| site.id);
+        let mut sites = std::iter::once(site).chain(active).chain(self.sites.keys().copied());
+        sites.find(|&site| self.policy.forbidding(group, site).is_none()).unwrap_or(site)
     }
 
     fn check_overlap(&self, service: &Service) -> Result<(), Rejected> {
@@ -213,22 +235,91 @@ impl Cluster {
         }))
     }
 
-    fn put_policy(&mut self, step: &mut Step, policy: &Policy, expected: u64) -> Result<(), Rejected> {
+    fn put_policy(
+        &mut self,
+        step: &mut Step,
+        policy: &Policy,
+        expected: u64,
+        confirm_within_ms: Option<u64>,
+    ) -> Result<(), Rejected> {
         policy.validate()?;
+        if let Some(given_ms) = confirm_within_ms.filter(|ms| !CONFIRM_WITHIN_MS.contains(ms)) {
+            return Err(Rejected::ConfirmWithin { given_ms });
+        }
         if *policy == self.policy && expected + 1 == self.policy_version {
             return Ok(());
         }
         if expected != self.policy_version {
             return Err(Rejected::PolicyVersion { expected, current: self.policy_version });
         }
-        for rule in policy.pins.iter().chain(&policy.denies) {
-            self.sites.get(&rule.site).ok_or(Rejected::NoSite(rule.site))?;
-            self.services.get(&rule.service).ok_or(Rejected::NoService(rule.service))?;
+        for rule in &policy.rules {
+            if let Some(site) = rule.kind.sites().into_iter().find(|site| !self.sites.contains_key(site)) {
+                return Err(Rejected::NoSite(site));
+            }
+            if let Some(service) = rule.scope.service.filter(|id| !self.services.contains_key(id)) {
+                return Err(Rejected::NoService(service));
+            }
         }
-        self.policy = policy.clone();
-        self.policy_version += 1;
-        step.changes.push(Change::Policy { policy: policy.clone(), version: self.policy_version });
+        Rules::new(policy).check(self)?;
+        // What was on trial and is replaced does not return: the last that was not does.
+        let former = self.trial.take().map_or_else(|| Box::new(self.policy.clone()), |trial| trial.former);
+        self.set_policy(step, policy.clone());
+        self.trial = confirm_within_ms.map(|ms| Trial {
+            version: self.policy_version,
+            until_ms: step.at_ms.saturating_add(ms),
+            former,
+        });
         Ok(())
+    }
+
+    fn set_policy(&mut self, step: &mut Step, policy: Policy) {
+        self.policy_version += 1;
+        self.policies.push_back(PolicyRevision {
+            version: self.policy_version,
+            policy: policy.clone(),
+            actor: step.actor.clone(),
+            at_ms: step.at_ms,
+        });
+        while self.policies.len() > POLICIES_LEN_MAX {
+            self.policies.pop_front();
+        }
+        step.changes.push(Change::Policy { policy: policy.clone(), version: self.policy_version });
+        self.policy = policy;
+    }
+
+    fn confirm_policy(&mut self, step: &mut Step, version: u64) -> Result<(), Rejected> {
+        let present = self.trial.as_ref().map(|trial| trial.version);
+        if present != Some(version) {
+            // Said before, or never on trial: it stays either way.
+            let stays = present.is_none() && version == self.policy_version;
+            return if stays { Ok(()) } else { Err(Rejected::NotOnTrial { version, present }) };
+        }
+        self.trial = None;
+        step.changes.push(Change::Policy { policy: self.policy.clone(), version });
+        Ok(())
+    }
+
+    fn revert_policy(&mut self, step: &mut Step, version: u64) -> Result<(), Rejected> {
+        let present = self.trial.as_ref().map(|trial| trial.version);
+        let Some(trial) = self.trial.take_if(|trial| trial.version == version) else {
+            return Err(Rejected::NotOnTrial { version, present });
+        };
+        self.set_policy(step, *trial.former);
+        Ok(())
+    }
+
+    /// Rules leave the present policy, and that which would return; whether it is on trial does not change.
+    fn end_rules(&mut self, step: &mut Step, version: u64, ended: &[String]) {
+        let present = |rule: &super::policy::Rule| ended.contains(&rule.name);
+        if version != self.policy_version || !self.policy.rules.iter().any(present) {
+            return;
+        }
+        let mut policy = self.policy.clone();
+        policy.rules.retain(|rule| !present(rule));
+        self.set_policy(step, policy);
+        if let Some(trial) = &mut self.trial {
+            trial.version = self.policy_version;
+        }
     }
 
     // Moves
@@ -294,7 +385,7 @@ impl Cluster {
             to,
             epoch: present.epoch.next(),
             phase: MovePhase::Preparing,
-            ordering: service.ordering,
+            ordering: self.policy.ordering(&group).unwrap_or(service.ordering),
             ingresses: Vec::new(),
             flip: None,
             take_over: false,
@@ -308,11 +399,8 @@ impl Cluster {
         if !target.takes_groups() {
             return Err(Rejected::TargetClosed { site: to, admin: target.admin, alive: target.alive });
         }
-        if let Some(pin) = self.policy.pin(group).filter(|&pin| pin != to) {
-            return Err(Rejected::Pinned { group: *group, pin });
-        }
-        if self.policy.denies(group, to) {
-            return Err(Rejected::Denied { group: *group, site: to });
+        if let Some(rule) = self.policy.forbidding(group, to) {
+            return Err(Rejected::Forbidden { group: *group, site: to, rule: rule.name.clone() });
         }
         Ok(())
     }

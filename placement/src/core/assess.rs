@@ -92,7 +92,7 @@ fn answer(problem: Problem) -> Assessment {
     Assessment {
         groups: groups.len(),
         packets_per_s: problem.weight,
-        delay_ms: problem.mean(problem.present),
+        delay_ms: problem.mean(problem.present_cost),
         best_ms: problem.mean(certificate.cost),
         bound_ms: problem.mean(certificate.bound),
         unconstrained_ms: problem.mean(certificate.unconstrained),

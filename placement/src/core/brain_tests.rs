@@ -69,6 +69,13 @@ pub(super) fn load(n: u8, packets_per_s: u64, ingress: u8) -> GroupReport {
     }
 }
 
+/// A hard rule, for all or for the clients in a prefix.
+pub(super) fn rule(name: &str, clients: Option<&str>, kind: Kind) -> Rule {
+    let clients = clients.map(|clients| clients.parse().unwrap());
+    let scope = Scope { clients, ..Scope::default() };
+    Rule { name: name.into(), scope, kind, price_ms: None, owner: None, until_ms: None }
+}
+
 pub(super) fn report(site: u8, groups: Vec<GroupReport>) -> SiteReport {
     SiteReport { site: SiteId(site), groups, ..SiteReport::default() }
 }
@@ -89,7 +96,7 @@ fn brain() -> Brain {
 pub(super) fn planned(cluster: &Cluster, groups: Vec<GroupReport>) -> Plan {
     let mut model = Model::new(None);
     model.handle_report(&report(0, groups), Micros(0));
-    plan(cluster, &model, &Readiness { free: &|_| true, rested: &|_| true }, Micros(S))
+    plan(cluster, &model, &Readiness { free: &|_| true, rested: &|_| true, recent: &[] }, Micros(S))
 }
 
 fn solved(cluster: &Cluster, groups: Vec<GroupReport>) -> Vec<Command> {
@@ -244,12 +251,11 @@ fn cordoned_dead_and_denied_sites_get_nothing_and_pins_are_kept() {
     cluster.sites.get_mut(&SiteId(1)).unwrap().alive = false;
     assert_eq!(solved(&cluster, groups()), []);
     cluster.sites.get_mut(&SiteId(2)).unwrap().admin = Admin::Active;
-    let rule =
-        |n, site| Rule { service: group_id(n).service, clients: group_id(n).prefix, site: SiteId(site) };
-    cluster.policy.denies = vec![rule(0, 2)];
+    let clients = |n| group_id(n).prefix.to_string();
+    let deny = |n, site| rule("deny", Some(&clients(n)), Kind::Deny([SiteId(site)].into()));
+    cluster.policy.rules = vec![deny(0, 2)];
     assert_eq!(solved(&cluster, groups()), []);
-    cluster.policy.denies = vec![rule(3, 0)];
-    cluster.policy.pins = vec![rule(1, 2)];
+    cluster.policy.rules = vec![deny(3, 0), rule("pin", Some(&clients(1)), Kind::Pin(SiteId(2)))];
     assert_eq!(solved(&cluster, vec![]), [moves(MoveReason::Operator, &[(1, 2), (3, 2)])],);
 }
 
@@ -280,7 +286,7 @@ fn explain_names_terms_sources_and_what_binds() {
     let explained = explain(&cluster, &model, &group_id(0), Micros(5)).unwrap();
     assert_eq!((explained.owner, explained.best), (SiteId(0), Some(SiteId(1))));
     assert!((explained.gain_ms - 4.0).abs() < 0.01);
-    let order: Vec<_> = explained.candidates.iter().map(|c| (c.site.0, c.blocked)).collect();
+    let order: Vec<_> = explained.candidates.iter().map(|c| (c.site.0, c.blocked.clone())).collect();
     assert_eq!(order, [(1, None), (0, None), (2, Some(Blocked::Cordoned))]);
     assert_eq!(explained.candidates[1].terms.legs[0].1.source, Source::Measured { age: Micros(5) });
     assert_eq!(explained.candidates[2].terms.legs[0].1.source, Source::Geography);
@@ -356,10 +362,8 @@ fn an_assessment_of_many_sites_looks_at_the_owner_and_bounds_them_all() {
 fn groups_that_no_site_may_have_do_not_count() {
     let (mut cluster, mut model) = (cluster(), Model::new(None));
     model.handle_report(&report(0, vec![load(0, 300, 2), load(1, 100, 0)]), Micros(0));
-    let policy = &mut cluster.policy;
-    policy.denies = (0..3)
-        .map(|n| Rule { service: group_id(0).service, clients: group_id(0).prefix, site: SiteId(n) })
-        .collect();
+    let all = Kind::Deny([0, 1, 2].map(SiteId).into());
+    cluster.policy.rules = vec![rule("nowhere", Some(&group_id(0).prefix.to_string()), all)];
     let assessment = super::assess::assess(&cluster, &model, Micros(0)).unwrap().unwrap();
     assert_eq!((assessment.groups, assessment.stranded, assessment.packets_per_s), (1, 1, 100.0));
     assert!((assessment.delay_ms - assessment.best_ms).abs() < 1e-4, "{assessment:?}");

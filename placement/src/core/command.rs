@@ -53,6 +53,26 @@ pub enum Command {
         policy: Policy,
         /// The version that the caller saw.
         expected_version: u64,
+        /// The former policy returns after so many milliseconds unless this one is confirmed.
+        #[serde(default)]
+        confirm_within_ms: Option<u64>,
+    },
+    /// The policy on trial stays.
+    ConfirmPolicy {
+        /// Its version.
+        version: u64,
+    },
+    /// The policy on trial was not confirmed in time: the former one returns. From the leader.
+    RevertPolicy {
+        /// Its version.
+        version: u64,
+    },
+    /// The time of rules is over. From the leader.
+    EndRules {
+        /// The version of the policy that has them.
+        version: u64,
+        /// Their names.
+        rules: Vec<String>,
     },
     /// Starts moves: all or, if one is refused, none. At most [`MOVES_PER_COMMAND_MAX`].
     StartMoves {
@@ -262,6 +282,20 @@ pub enum Rejected {
         /// What it is.
         current: u64,
     },
+    /// Nothing to confirm.
+    #[error("policy {version} is not on trial: {}", trial(present))]
+    NotOnTrial {
+        /// What the caller named.
+        version: u64,
+        /// What is on trial.
+        present: Option<u64>,
+    },
+    /// Out of range.
+    #[error("confirm_within is {given_ms} ms: give 1 s to 24 h")]
+    ConfirmWithin {
+        /// What was given.
+        given_ms: u64,
+    },
     /// Too many entries in one command.
     #[error("{field} has {len} entries: give 1 to {max}")]
     Count {
@@ -326,21 +360,15 @@ pub enum Rejected {
         /// The group.
         group: GroupId,
     },
-    /// The policy pins the group elsewhere.
-    #[error("group {group} is pinned to site {pin}: change the pin first")]
-    Pinned {
-        /// The group.
-        group: GroupId,
-        /// Where it must be.
-        pin: SiteId,
-    },
     /// The policy forbids the target.
-    #[error("group {group} must not be at site {site}: change the deny rule first")]
-    Denied {
+    #[error("group {group} must not be at site {site} by rule {rule:?}: change the rule first")]
+    Forbidden {
         /// The group.
         group: GroupId,
         /// The forbidden site.
         site: SiteId,
+        /// The rule's name.
+        rule: String,
     },
     /// Not the party that may say so.
     #[error("move {move_id}: site {by} may not say this, only {right}")]
@@ -380,6 +408,10 @@ pub enum Rejected {
     },
 }
 
+fn trial(present: &Option<u64>) -> String {
+    present.map_or("none is".to_owned(), |version| format!("policy {version} is"))
+}
+
 impl From<SliceError> for Rejected {
     fn from(error: SliceError) -> Self {
         Self::Nat(error.to_string())
@@ -397,7 +429,15 @@ impl Command {
                 format!("set site {site} {}", if *alive { "alive" } else { "dead" })
             }
             Self::PutService { service, .. } => format!("put service {} {:?}", service.id, service.name),
-            Self::PutPolicy { expected_version, .. } => format!("put policy over version {expected_version}"),
+            Self::PutPolicy { expected_version, confirm_within_ms: None, .. } => {
+                format!("put policy over version {expected_version}")
+            }
+            Self::PutPolicy { expected_version, confirm_within_ms: Some(ms), .. } => {
+                format!("put policy over version {expected_version}, on trial for {} s", ms / 1000)
+            }
+            Self::ConfirmPolicy { version } => format!("confirm policy {version}"),
+            Self::RevertPolicy { version } => format!("take back policy {version}, which was not confirmed"),
+            Self::EndRules { rules, .. } => format!("end rules {}", rules.join(", ")),
             Self::StartMoves { moves, reason } => match moves.as_slice() {
                 [(group, to)] => format!("move {group} to site {to} ({reason:?})"),
                 many => format!("move {} groups ({reason:?})", many.len()),
@@ -428,6 +468,9 @@ impl Command {
             | Self::SetAlive { .. }
             | Self::PutService { .. }
             | Self::PutPolicy { .. }
+            | Self::ConfirmPolicy { .. }
+            | Self::RevertPolicy { .. }
+            | Self::EndRules { .. }
             | Self::StartMoves { .. }
             | Self::TakeOver { .. }
             | Self::Reassign { .. }

@@ -137,6 +137,15 @@ impl Model {
         }
     }
 
+    /// Takes all traffic times a factor.
+    pub(super) fn scale(&mut self, factor: f64) {
+        for demand in self.demand.values_mut() {
+            demand.packets_per_s *= factor;
+            demand.bits_per_s *= factor;
+            demand.flows = (demand.flows as f64 * factor) as u64;
+        }
+    }
+
     /// Forgets groups that are gone.
     pub fn forget_missing(&mut self, cluster: &Cluster) {
         self.demand.retain(|group, _| cluster.groups.contains_key(group));

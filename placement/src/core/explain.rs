@@ -7,9 +7,12 @@ use serde::Serialize;
 
 use super::delay::{Demand, Model, Terms};
 use super::model::{Admin, Cluster, Group, Site};
+use super::policy::Policy;
+use super::rules::{Effect, Rules, capacity};
+use crate::solver::Resource;
 
 /// Why a site cannot have a group.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Blocked {
     /// No lease.
@@ -18,10 +21,8 @@ pub enum Blocked {
     Cordoned,
     /// Being emptied.
     Draining,
-    /// Pinned elsewhere.
-    Pinned,
-    /// Denied here.
-    Denied,
+    /// A hard rule of the policy, by name.
+    Rule(String),
     /// It would have more load than its capacity less the headroom.
     Full,
 }
@@ -31,10 +32,14 @@ pub enum Blocked {
 pub struct Candidate {
     /// The site.
     pub site: SiteId,
-    /// Sum of the terms, in milliseconds.
+    /// Sum of the terms and of what rules add, in milliseconds.
     pub total_ms: f64,
     /// The terms.
     pub terms: Terms,
+    /// What soft rules add, in milliseconds.
+    pub rules_ms: f64,
+    /// What its room is worth by the last round, in milliseconds of each packet; 0 where room is left.
+    pub price_ms: f64,
     /// Load as a share of capacity with the group there.
     pub fill: f64,
     /// Why it cannot be chosen, if it cannot.
@@ -50,6 +55,10 @@ pub struct Explanation {
     pub owner: SiteId,
     /// The best site that it could have.
     pub best: Option<SiteId>,
+    /// The one after it, and by how many milliseconds it is worse.
+    pub runner_up: Option<(SiteId, f64)>,
+    /// The rules that speak of it, by name.
+    pub rules: Vec<String>,
     /// What moving there would gain, in milliseconds.
     pub gain_ms: f64,
     /// The gain that the policy demands.
@@ -77,8 +86,9 @@ impl Loads {
         *self.0.entry(site).or_insert(0.0) += load;
     }
 
-    fn fill(&self, site: &Site, more: f64) -> f64 {
-        (self.0.get(&site.id).copied().unwrap_or(0.0) + more) / site.capacity_pps.max(1) as f64
+    fn fill(&self, policy: &Policy, site: &Site, more: f64) -> f64 {
+        let (capacity, _) = capacity(policy, site);
+        (self.0.get(&site.id).copied().unwrap_or(0.0) + more) / capacity[Resource::Packets as usize].max(1.0)
     }
 }
 
@@ -89,12 +99,19 @@ pub fn explain(cluster: &Cluster, model: &Model, id: &GroupId, now: Micros) -> O
     let look = Look { cluster, model, now, loads: Loads::of(cluster, model) };
     let candidates = look.candidates(group);
     let at = |site: SiteId| candidates.iter().find(|candidate| candidate.site == site);
-    let best = candidates.iter().find(|candidate| candidate.blocked.is_none()).map(|best| best.site);
+    let mut open = candidates.iter().filter(|candidate| candidate.blocked.is_none());
+    let (first, second) = (open.next(), open.next());
+    let best = first.map(|best| best.site);
+    let runner_up = first.zip(second).map(|(first, second)| (second.site, second.total_ms - first.total_ms));
+    let policy = &cluster.policy;
+    let rules = policy.rules.iter().filter(|rule| policy.covers(rule, id)).map(|rule| rule.name.clone());
     let gain_ms = best.and_then(|best| Some(at(group.owner)?.total_ms - at(best)?.total_ms)).unwrap_or(0.0);
     Some(Explanation {
         group: *id,
         owner: group.owner,
         best,
+        runner_up,
+        rules: rules.collect(),
         gain_ms,
         min_gain_ms: cluster.policy.min_gain_ms,
         demand: model.demand(id).cloned(),
@@ -110,10 +127,6 @@ struct Look<'a> {
 }
 
 impl Look<'_> {
-    fn limit(&self) -> f64 {
-        1.0 - self.cluster.policy.headroom
-    }
-
     /// All sites for a group, best first.
     fn candidates(&self, group: &Group) -> Vec<Candidate> {
         let sites = self.cluster.sites.values();
@@ -125,10 +138,21 @@ impl Look<'_> {
     fn candidate(&self, group: &Group, site: &Site) -> Candidate {
         let here = group.owner == site.id;
         let more = if here { 0.0 } else { self.model.load(&group.id) };
-        let fill = self.loads.fill(site, more);
+        let fill = self.loads.fill(&self.cluster.policy, site, more);
         let terms = self.model.terms(self.cluster, &group.id, site, fill, self.now);
         let blocked = self.blocked(group, site, fill, here);
-        Candidate { site: site.id, total_ms: terms.total_ms(), terms, fill, blocked }
+        let delay_ms = terms.inside_ms + terms.outside_ms;
+        let rules_ms = self.effect(&group.id).cost_ms(&group.id, site.id, delay_ms) - delay_ms;
+        let prices = self.cluster.round.iter().flat_map(|round| &round.prices);
+        let price_ms = prices.filter(|price| price.site == site.id).map(|price| price.packets).sum();
+        let total_ms = terms.total_ms() + rules_ms;
+        Candidate { site: site.id, total_ms, terms, rules_ms, price_ms, fill, blocked }
+    }
+
+    fn effect(&self, group: &GroupId) -> Effect {
+        let (rules, mut covering) = (Rules::new(&self.cluster.policy), Vec::new());
+        rules.covering(group, &mut covering);
+        rules.effect(&covering)
     }
 
     fn blocked(&self, group: &Group, site: &Site, fill: f64, here: bool) -> Option<Blocked> {
@@ -141,12 +165,9 @@ impl Look<'_> {
             Admin::Cordoned if !here => return Some(Blocked::Cordoned),
             Admin::Cordoned | Admin::Active => {}
         }
-        if policy.pin(&group.id).is_some_and(|pin| pin != site.id) {
-            return Some(Blocked::Pinned);
+        if let Some(rule) = policy.forbidding(&group.id, site.id) {
+            return Some(Blocked::Rule(rule.name.clone()));
         }
-        if policy.denies(&group.id, site.id) {
-            return Some(Blocked::Denied);
-        }
-        (!here && fill > self.limit()).then_some(Blocked::Full)
+        (!here && fill > 1.0 - capacity(policy, site).1).then_some(Blocked::Full)
     }
 }

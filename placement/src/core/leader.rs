@@ -4,7 +4,7 @@
 //! [`Brain::poll`] every so often with the present state; what it returns is proposed. Everything it wants is
 //! derived from the state again each time, so nothing is lost when a proposal is.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use flow::{GroupId, Micros, MoveId, SiteId};
@@ -12,7 +12,7 @@ use flow::{GroupId, Micros, MoveId, SiteId};
 use super::command::Command;
 use super::delay::{Demand, Locate, Model};
 use super::explain::{self, Explanation};
-use super::model::{Cluster, Move, MoveOutcome, MovePhase};
+use super::model::{Cluster, Move, MoveOutcome, MovePhase, MoveReason};
 use super::plan::{self, Readiness};
 use super::report::SiteReport;
 
@@ -58,7 +58,11 @@ pub struct Brain {
     /// What calls for a round at once when it differs: the policy, and which sites take groups.
     shape: (u64, Vec<SiteId>),
     published: Option<Micros>,
+    /// Moves that were wished for within the last minute.
+    recent: VecDeque<(Micros, SiteId, MoveReason)>,
 }
+
+const MINUTE: Micros = Micros(60_000_000);
 
 /// A round that brings nothing new is published again after so long, as a sign of life.
 const PUBLISH_AFTER: Micros = Micros(30_000_000);
@@ -81,6 +85,7 @@ impl Brain {
             next_round: now.plus(timings.lease),
             shape: (0, Vec::new()),
             published: None,
+            recent: VecDeque::new(),
         }
     }
 
@@ -106,6 +111,16 @@ impl Brain {
             commands.extend(self.round(cluster, now));
         }
         commands
+    }
+
+    /// What is due by the wall clock: a policy that nobody confirmed returns to the former, rules end.
+    #[must_use]
+    pub fn due(cluster: &Cluster, wall_ms: u64) -> Option<Command> {
+        if let Some(trial) = cluster.trial.as_ref().filter(|trial| trial.until_ms <= wall_ms) {
+            return Some(Command::RevertPolicy { version: trial.version });
+        }
+        let (_, rules) = cluster.policy.without_ended(wall_ms)?;
+        Some(Command::EndRules { version: cluster.policy_version, rules })
     }
 
     /// The last poll took so long: where rounds are long, they are seldom.
@@ -187,7 +202,20 @@ impl Brain {
         let arrived = |group: &GroupId| self.arrived.get(group).and_then(|(_, since)| *since);
         let rested = |group: &GroupId| arrived(group).is_none_or(|since| now.since(since) >= dwell);
         let free = |group: &GroupId| !self.failed.contains_key(group);
-        let plan = plan::plan(cluster, &self.model, &Readiness { free: &free, rested: &rested }, now);
+        self.recent.retain(|(at, _, _)| now.since(*at) < MINUTE);
+        let recent: Vec<_> = self.recent.iter().map(|&(_, from, reason)| (from, reason)).collect();
+        let plan = plan::plan(
+            cluster,
+            &self.model,
+            &Readiness { free: &free, rested: &rested, recent: &recent },
+            now,
+        );
+        for command in &plan.commands {
+            if let Command::StartMoves { moves, reason } = command {
+                let from = moves.iter().filter_map(|(group, _)| Some(cluster.groups.get(group)?.owner));
+                self.recent.extend(from.map(|from| (now, from, *reason)));
+            }
+        }
         let due = self.published.is_none_or(|at| now.since(at) >= PUBLISH_AFTER);
         let published = plan.round.filter(|round| due || round.tells_more(cluster.round.as_ref()));
         if published.is_some() {

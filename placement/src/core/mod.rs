@@ -18,7 +18,11 @@ mod policy;
 mod problem;
 mod report;
 #[cfg(test)]
+mod rule_tests;
+mod rules;
+#[cfg(test)]
 mod tests;
+pub mod whatif;
 
 pub use command::{
     Applied, Command, ENDPOINT_LEN_MAX, GROUPS_PER_SERVICE_MAX, MOVES_PER_COMMAND_MAX, NAME_LEN_MAX, Outcome,
@@ -26,8 +30,11 @@ pub use command::{
 };
 pub use model::{
     AUDIT_LEN_MAX, Admin, AuditEntry, Change, Cluster, FINISHED_LEN_MAX, FinishedMove, Flip, Group, Move,
-    MoveOutcome, MovePhase, MoveReason, MoveSummary, Ordering, Round, Service, Site, SitePrices, SiteSpec,
-    Timeouts,
+    MoveOutcome, MovePhase, MoveReason, MoveSummary, Ordering, POLICIES_LEN_MAX, PolicyRevision, Round,
+    Service, Site, SitePrices, SiteSpec, Timeouts, Trial,
 };
-pub use policy::{Policy, PolicyError, RULES_LEN_MAX, Rule};
+pub use policy::{
+    Budget, Capacity, Charge, Dial, Drain, HARD_SLO_MS, Kind, LABELS_LEN_MAX, PRICE_MS_MAX, Policy,
+    PolicyError, RULES_LEN_MAX, Rule, Scope, Slo,
+};
 pub use report::{GroupReport, PeerRtt, REPORT_GROUPS_MAX, SiteReport};

@@ -13,6 +13,8 @@ use crate::solver::PerResource;
 
 /// Finished moves that are remembered: so long a repeated command finds its outcome.
 pub const FINISHED_LEN_MAX: usize = 1024;
+/// Policies that are kept, so that one can go back to them.
+pub const POLICIES_LEN_MAX: usize = 16;
 /// Audit entries that are kept.
 pub const AUDIT_LEN_MAX: usize = 1024;
 
@@ -37,6 +39,12 @@ pub struct Cluster {
     pub policy: Policy,
     /// Grows by one with each new policy.
     pub policy_version: u64,
+    /// Policies that were in force, oldest first, the present one among them; at most [`POLICIES_LEN_MAX`].
+    #[serde(default)]
+    pub policies: VecDeque<PolicyRevision>,
+    /// The present policy is on trial.
+    #[serde(default)]
+    pub trial: Option<Trial>,
     /// Who did what, oldest first; at most [`AUDIT_LEN_MAX`].
     pub audit: VecDeque<AuditEntry>,
     /// Moves that ended, oldest first; at most [`FINISHED_LEN_MAX`].
@@ -44,6 +52,30 @@ pub struct Cluster {
     /// The last round that the leader published. Not a change for watchers: nothing follows from it.
     #[serde(default)]
     pub round: Option<Round>,
+}
+
+/// A policy that was in force.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PolicyRevision {
+    /// Its number.
+    pub version: u64,
+    /// What it said.
+    pub policy: Policy,
+    /// Who brought it.
+    pub actor: String,
+    /// When, in milliseconds since 1970, by the proposer's clock.
+    pub at_ms: u64,
+}
+
+/// A policy that is taken back unless somebody confirms it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Trial {
+    /// Its number.
+    pub version: u64,
+    /// Until when, in milliseconds since 1970, by the leader's clock.
+    pub until_ms: u64,
+    /// What returns: the last that was not on trial.
+    pub former: Box<Policy>,
 }
 
 /// What a round of the solver brought: delays as means over packets, one way, in milliseconds. A few kilobytes, however many

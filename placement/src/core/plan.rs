@@ -13,6 +13,7 @@ use flow::{GroupId, Micros, SiteId};
 use super::command::{Command, MOVES_PER_COMMAND_MAX};
 use super::delay::Model;
 use super::model::{Cluster, MoveReason, Round, SitePrices};
+use super::policy::{Drain, Kind};
 use super::problem::{Entry, Problem, Purpose, Stand};
 use crate::solver::{Certificate, PerResource, RESOURCES, Resource, Solver, Start};
 
@@ -22,6 +23,8 @@ pub struct Readiness<'a> {
     pub free: &'a dyn Fn(&GroupId) -> bool,
     /// Whether it has been at its owner for long enough to be moved for its gain.
     pub rested: &'a dyn Fn(&GroupId) -> bool,
+    /// Moves that were started within the last minute: from where, and why.
+    pub recent: &'a [(SiteId, MoveReason)],
 }
 
 /// What a round brought.
@@ -46,7 +49,8 @@ pub fn plan(cluster: &Cluster, model: &Model, ready: &Readiness<'_>, now: Micros
     let wishes = wishes(&problem, &solver, &certificate, cluster.policy.min_gain_ms);
     let wanted = wishes.len();
     let budget = (cluster.policy.moves_in_flight_max as usize).saturating_sub(cluster.moves.len());
-    let chosen = choose(&problem, wishes, budget.min(MOVES_PER_COMMAND_MAX));
+    let quotas = Quotas::new(cluster, ready.recent);
+    let chosen = choose(&problem, wishes, budget.min(MOVES_PER_COMMAND_MAX), quotas);
     let mut round = publish(cluster, &problem, &solver, &certificate);
     (round.moves, round.started) = (wanted as u64, chosen.len() as u64);
     Plan { commands: commands(&problem, &chosen), round: Some(round) }
@@ -97,7 +101,7 @@ fn wishes(problem: &Problem, solver: &Solver, certificate: &Certificate, min_gai
     let mut wishes = Vec::new();
     for (group, entry) in problem.groups.iter().enumerate() {
         let Some(to) = solver.site(group).filter(|&to| to != entry.owner) else { continue };
-        let gain_ms = f64::from(entry.here_ms - cost_ms(problem, group, to));
+        let gain_ms = f64::from(entry.here_cost_ms - cost_ms(problem, group, to));
         let weight = f64::from(problem.instance.weight(group));
         let reason = match entry.stand {
             Stand::Fixed(_) => continue,
@@ -126,7 +130,7 @@ fn staying(problem: &Problem) -> f64 {
     let cost = |(group, entry): (usize, &Entry)| {
         let ms = match entry.stand {
             Stand::Fixed(_) => problem.instance.candidates(group).map(|only| only.cost_ms).sum(),
-            Stand::Open | Stand::Leaving(_) => entry.here_ms,
+            Stand::Open | Stand::Leaving(_) => entry.here_cost_ms,
         };
         f64::from(problem.instance.weight(group)) * f64::from(ms)
     };
@@ -134,8 +138,7 @@ fn staying(problem: &Problem) -> f64 {
 }
 
 fn cost_ms(problem: &Problem, group: usize, site: u8) -> f32 {
-    let there = problem.instance.candidates(group).find(|candidate| candidate.site == site);
-    there.map_or(f32::INFINITY, |there| there.cost_ms)
+    problem.at(group, site).map_or(f32::INFINITY, |(cost_ms, _)| cost_ms)
 }
 
 fn exceeds(problem: &Problem, site: usize) -> bool {
@@ -146,8 +149,8 @@ fn exceeds(problem: &Problem, site: usize) -> bool {
 /// As many as the budget allows, first wishes first, each only where there is room now. Groups that have to leave, or whose
 /// site has too much, may use the headroom too, which else stays free; and who has to leave goes to a full site rather
 /// than not at all.
-fn choose(problem: &Problem, wishes: Vec<Wish>, budget: usize) -> Vec<Wish> {
-    let mut choice = Choice { problem, load: problem.load.clone(), budget, chosen: Vec::new() };
+fn choose(problem: &Problem, wishes: Vec<Wish>, budget: usize, quotas: Quotas) -> Vec<Wish> {
+    let mut choice = Choice { problem, load: problem.load.clone(), budget, quotas, chosen: Vec::new() };
     let waiting = choice.start(wishes, |choice, wish| choice.fits(wish, problem.instance.room(wish.to)));
     let waiting = choice.start(waiting, |choice, wish| {
         wish.reason != MoveReason::Delay && choice.fits(wish, problem.capacity[usize::from(wish.to)])
@@ -164,7 +167,44 @@ struct Choice<'a> {
     problem: &'a Problem,
     load: Vec<PerResource<f64>>,
     budget: usize,
+    quotas: Quotas,
     chosen: Vec<Wish>,
+}
+
+/// What rules leave of moves in this minute.
+struct Quotas {
+    /// For delay or load.
+    voluntary: usize,
+    /// By the site that is drained.
+    drains: BTreeMap<SiteId, usize>,
+}
+
+impl Quotas {
+    fn new(cluster: &Cluster, recent: &[(SiteId, MoveReason)]) -> Self {
+        let willing = |reason: MoveReason| matches!(reason, MoveReason::Delay | MoveReason::Load);
+        let mut quotas = Self { voluntary: usize::MAX, drains: BTreeMap::new() };
+        for rule in &cluster.policy.rules {
+            if let Kind::Budget(budget) = &rule.kind {
+                let spent = recent.iter().filter(|(_, reason)| willing(*reason)).count();
+                quotas.voluntary = (budget.moves_per_minute as usize).saturating_sub(spent);
+            }
+            if let Kind::Drain(Drain { site, moves_per_minute: Some(rate) }) = &rule.kind {
+                let left = recent.iter().filter(|start| **start == (*site, MoveReason::Drain)).count();
+                let rest = (*rate as usize).saturating_sub(left);
+                quotas.drains.entry(*site).and_modify(|least| *least = rest.min(*least)).or_insert(rest);
+            }
+        }
+        quotas
+    }
+
+    /// What is left for a move like this.
+    fn left(&mut self, from: SiteId, reason: MoveReason) -> Option<&mut usize> {
+        match reason {
+            MoveReason::Delay | MoveReason::Load => Some(&mut self.voluntary),
+            MoveReason::Drain => self.drains.get_mut(&from),
+            MoveReason::Operator => None,
+        }
+    }
 }
 
 impl Choice<'_> {
@@ -174,10 +214,8 @@ impl Choice<'_> {
             let before = self.chosen.len();
             let mut rest = Vec::new();
             for wish in waiting {
-                if self.budget > 0 && may(self, &wish) {
-                    self.budget -= 1;
-                    shift(self.problem, &mut self.load, &wish);
-                    self.chosen.push(wish);
+                if self.allowed(&wish) && may(self, &wish) {
+                    self.take(wish);
                 } else {
                     rest.push(wish);
                 }
@@ -189,12 +227,31 @@ impl Choice<'_> {
         }
     }
 
+    fn from(&self, wish: &Wish) -> SiteId {
+        self.problem.sites[usize::from(self.problem.groups[wish.group].owner)]
+    }
+
+    fn allowed(&mut self, wish: &Wish) -> bool {
+        let from = self.from(wish);
+        self.budget > 0 && self.quotas.left(from, wish.reason).is_none_or(|left| *left > 0)
+    }
+
+    fn take(&mut self, wish: Wish) {
+        let from = self.from(&wish);
+        self.budget -= 1;
+        if let Some(left) = self.quotas.left(from, wish.reason) {
+            *left -= 1;
+        }
+        shift(self.problem, &mut self.load, &wish);
+        self.chosen.push(wish);
+    }
+
     /// A site above its capacity from which nothing leaves, since those wait that are to make room, gives away the group that
     /// loses least by each packet, to where it fits.
     fn relieve(&mut self, site: usize) {
         let here = |wish: &Wish| usize::from(self.problem.groups[wish.group].owner) == site;
         let over = (0..RESOURCES).any(|r| self.load[site][r] > self.problem.capacity[site][r]);
-        if self.budget == 0 || !over || self.chosen.iter().any(here) {
+        if self.budget == 0 || self.quotas.voluntary == 0 || !over || self.chosen.iter().any(here) {
             return;
         }
         let offers = self
@@ -209,7 +266,7 @@ impl Choice<'_> {
                 group,
                 to: there.site,
                 reason: MoveReason::Load,
-                key: f64::from(there.cost_ms - entry.here_ms),
+                key: f64::from(there.cost_ms - entry.here_cost_ms),
             })
         });
         let helps = |wish: &Wish| {
@@ -219,9 +276,7 @@ impl Choice<'_> {
                 .any(|r| demand[r] > 0.0 && self.load[site][r] > self.problem.capacity[site][r])
         };
         if let Some(best) = offers.filter(helps).min_by(|a, b| a.key.total_cmp(&b.key)) {
-            self.budget -= 1;
-            shift(self.problem, &mut self.load, &best);
-            self.chosen.push(best);
+            self.take(best);
         }
     }
 
@@ -257,8 +312,8 @@ fn commands(problem: &Problem, chosen: &[Wish]) -> Vec<Command> {
 
 fn publish(cluster: &Cluster, problem: &Problem, solver: &Solver, certificate: &Certificate) -> Round {
     let placed = |(group, _): (usize, &Entry)| {
-        let at = solver.site(group)?;
-        Some(f64::from(problem.instance.weight(group)) * f64::from(cost_ms(problem, group, at)))
+        let (_, delay_ms) = problem.at(group, solver.site(group)?)?;
+        Some(f64::from(problem.instance.weight(group)) * f64::from(delay_ms))
     };
     let planned: f64 = problem.groups.iter().enumerate().filter_map(placed).sum();
     let price = |(&site, values): (&SiteId, &PerResource<f64>)| SitePrices {

@@ -5,12 +5,12 @@ use std::collections::BTreeMap;
 use flow::{Micros, SiteId};
 use proptest::prelude::*;
 
-use super::brain_tests::{cluster, group_id, load, planned, report, site};
+use super::brain_tests::{cluster, group_id, load, planned, report, rule, site};
 use super::delay::Model;
 use super::plan::{Readiness, plan};
 use super::*;
 
-const READY: Readiness<'_> = Readiness { free: &|_| true, rested: &|_| true };
+const READY: Readiness<'_> = Readiness { free: &|_| true, rested: &|_| true, recent: &[] };
 
 /// Rounds until nothing is started, each started move done at once; the number of moves.
 fn settle(cluster: &mut Cluster, model: &Model) -> usize {
@@ -123,7 +123,7 @@ fn a_round_is_published_when_it_tells_more_and_its_size_does_not_grow_with_group
 fn any_cluster() -> impl Strategy<Value = (Cluster, SiteReport)> {
     let sites = proptest::collection::vec((0u64..4, -60.0..60.0f64), 2..6);
     let groups = proptest::collection::vec((0u8..5, 0u64..4, 0u8..5, 0u8..5), 1..13);
-    let rules = proptest::collection::vec((any::<bool>(), 0u8..12, 0u8..5), 0..4);
+    let rules = proptest::collection::vec((0u8..6, 0u8..12, 0u8..5), 0..4);
     let admin = proptest::collection::vec((0u8..8, 0u8..5), 0..2);
     (sites, groups, rules, admin).prop_map(|(sites, groups, rules, admin)| {
         let count = sites.len() as u8;
@@ -153,11 +153,19 @@ fn any_cluster() -> impl Strategy<Value = (Cluster, SiteReport)> {
                 ..load(n, packets * 100, inside % count)
             });
         }
-        for (pin, n, site) in rules {
-            let id = group_id(n);
-            let rule = Rule { service: id.service, clients: id.prefix, site: SiteId(site % count) };
-            let twice = cluster.policy.pins.iter().any(|pin| pin.clients == id.prefix);
-            if pin && !twice { cluster.policy.pins.push(rule) } else { cluster.policy.denies.push(rule) }
+        for (n, (kind, at, place)) in rules.into_iter().enumerate() {
+            let place = SiteId(place % count);
+            let kind = match kind {
+                0 => Kind::Pin(place),
+                1 => Kind::Deny([place].into()),
+                2 => Kind::Allow([place, SiteId(0)].into()),
+                3 => Kind::Dial(Dial { site: place, share: 0.5 }),
+                4 => Kind::Drain(Drain { site: place, moves_per_minute: None }),
+                _ => Kind::Slo(Slo { delay_ms: 10.0 }),
+            };
+            // Rules for all come first, so that later ones are more specific.
+            let clients = (n > 0).then(|| group_id(at).prefix.to_string());
+            cluster.policy.rules.push(rule(&n.to_string(), clients.as_deref(), kind));
         }
         (cluster, report(0, reports))
     })
@@ -175,7 +183,7 @@ fn check_moves(cluster: &Cluster, commands: &[Command]) -> Result<(), TestCaseEr
         let Command::StartMoves { moves, .. } = command else { panic!("{command:?}") };
         for (group, to) in moves {
             prop_assert!(cluster.sites[to].takes_groups());
-            prop_assert!(!cluster.policy.forbids(group, *to));
+            prop_assert!(cluster.policy.forbidding(group, *to).is_none());
             prop_assert!(cluster.sites[&cluster.groups[group].owner].alive);
         }
     }
@@ -219,7 +227,7 @@ proptest! {
         let room = |site: &Site| site.capacity_pps as f64 - carried.get(&site.id).copied().unwrap_or(0.0);
         for full in cluster.sites.values().filter(|site| site.alive && room(site) < 0.0) {
             for group in cluster.groups.values().filter(|group| group.owner == full.id && model.load(&group.id) > 0.0) {
-                let open = |site: &&Site| site.takes_groups() && !cluster.policy.forbids(&group.id, site.id);
+                let open = |site: &&Site| site.takes_groups() && cluster.policy.forbidding(&group.id, site.id).is_none();
                 let most = cluster.sites.values().filter(open).map(room).fold(0.0, f64::max);
                 prop_assert!(model.load(&group.id) > most, "{} could leave site {}", group.id, full.id);
             }

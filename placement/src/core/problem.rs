@@ -3,11 +3,15 @@
 //! Waiting at a site is not among the costs: what grows with everybody's choice is held down by the room, where it stays
 //! below a tenth of a millisecond. Of many sites a group's best and its present one are candidates; the bound counts the rest.
 
+use std::collections::BTreeMap;
+
 use flow::{GroupId, Micros, SiteId};
 
 use super::delay::{Demand, LIGHT_KM_PER_MS, Model, great_circle_km};
 use super::model::{Admin, Cluster, Group, MoveReason, Site};
 use super::plan::Readiness;
+use super::policy::Policy;
+use super::rules::{Effect, Rules, capacity};
 use crate::solver::{
     self, CANDIDATES_MAX, Instance, InstanceError, PerResource, RESOURCES, Resource, SITES_MAX,
 };
@@ -41,8 +45,12 @@ pub(super) struct Entry {
     /// Index of its owner.
     pub(super) owner: u8,
     pub(super) stand: Stand,
-    /// Delay at its owner.
+    /// Delay at its owner, and that with what rules add.
     pub(super) here_ms: f32,
+    pub(super) here_cost_ms: f32,
+    /// The site with the least delay of those that take groups, whatever rules say, and that delay.
+    pub(super) nearest: Option<u8>,
+    pub(super) nearest_ms: f32,
 }
 
 /// An instance of the solver, and what each index means.
@@ -56,8 +64,12 @@ pub(super) struct Problem {
     pub(super) capacity: Vec<PerResource<f64>>,
     /// Sum of the weights.
     pub(super) weight: f64,
-    /// Weight x ms at the owners.
+    /// Weight x ms at the owners, without and with what rules add.
     pub(super) present: f64,
+    pub(super) present_cost: f64,
+    /// Delays at the candidates, without what rules add; those of a group begin where `delay_at` says.
+    delay_ms: Vec<f32>,
+    delay_at: Vec<u32>,
     /// Weight x ms that light would take from where packets come in to where they go out.
     pub(super) light: f64,
     /// Groups that no site may have.
@@ -153,73 +165,139 @@ impl Problem {
         }
         let table = Table::new(cluster, model, now);
         let load = loads(cluster, model, &table, purpose);
-        let rooms = table.sites.iter().zip(&load).map(|(site, load)| room(cluster, site, *load, purpose));
+        let rooms =
+            table.sites.iter().zip(&load).map(|(site, load)| room(&cluster.policy, site, *load, purpose));
         let mut problem = Self {
             instance: Instance::new(&rooms.collect::<Vec<_>>())?,
             sites: cluster.sites.keys().copied().collect(),
             groups: Vec::new(),
             load,
-            capacity: table.sites.iter().map(|site| capacity(site)).collect(),
+            capacity: table.sites.iter().map(|site| capacity(&cluster.policy, site).0).collect(),
             weight: 0.0,
             present: 0.0,
+            present_cost: 0.0,
+            delay_ms: Vec::new(),
+            delay_at: Vec::new(),
             light: 0.0,
             stranded: Vec::new(),
         };
-        let mut rows = Rows { costs: Vec::new(), order: Vec::new(), candidates: Vec::new() };
+        let mut rows = Rows::default();
+        let mut classes = Classes::new(&cluster.policy);
+        let given = Given { cluster, model, table: &table, purpose };
         for group in cluster.groups.values() {
-            problem.add(cluster, model, &table, &mut rows, group, purpose)?;
+            problem.add(&given, &mut classes, &mut rows, group)?;
         }
         Ok(Some(problem))
     }
 
     fn add(
         &mut self,
-        cluster: &Cluster,
-        model: &Model,
-        table: &Table<'_>,
+        given: &Given<'_>,
+        classes: &mut Classes<'_>,
         rows: &mut Rows,
         group: &Group,
-        purpose: Purpose<'_>,
     ) -> Result<(), InstanceError> {
+        let Given { cluster, model, table, purpose } = *given;
         let Some(owner) = table.index[usize::from(group.owner.0)] else { return Ok(()) };
         let site = table.sites[usize::from(owner)];
         let demand = model.demand(&group.id).filter(|demand| demand.packets_per_s > 0.0);
-        let Some(stand) = stand(cluster, group, site, purpose) else { return Ok(()) };
+        let effect = classes.effect(&group.id);
+        let Some(stand) = stand(cluster, effect, group, site, purpose) else { return Ok(()) };
         let leaves = matches!((purpose, stand), (Purpose::Plan(_), Stand::Leaving(_)));
         if demand.is_none() && !leaves {
             return Ok(());
         }
-        table.costs(model, &group.id, demand, &mut rows.costs);
-        let here_ms = rows.costs[usize::from(owner)];
-        let left_out_ms = rows.fill(cluster, table, group, stand);
+        table.costs(model, &group.id, demand, &mut rows.delays);
+        let left_out_ms = rows.fill(table, effect, group, stand);
         if rows.candidates.is_empty() {
             self.stranded.push(group.id);
             return Ok(());
         }
         let weight = demand.map_or(WEIGHT_MIN, |demand| demand.packets_per_s);
-        let charge = match (purpose, stand) {
-            (Purpose::Plan(_), Stand::Open) => weight * cluster.policy.min_gain_ms,
+        let charge_ms = match (purpose, stand) {
+            (Purpose::Plan(_), Stand::Open) => charge_ms(&cluster.policy, effect, demand),
             (Purpose::Plan(_) | Purpose::Assess, _) => 0.0,
         };
         self.instance.push(&solver::Group {
             weight: weight as f32,
             demand: demand.map_or([0.0; RESOURCES], |demand| wants(demand).map(|want| want as f32)),
             present: matches!(purpose, Purpose::Plan(_)).then_some(owner),
-            charge: charge as f32,
+            charge: (weight * charge_ms) as f32,
             left_out_ms,
             candidates: &rows.candidates,
         })?;
+        let (here_ms, here_cost_ms) = (rows.delays[usize::from(owner)], rows.costs[usize::from(owner)]);
         self.weight += weight;
         self.present += weight * f64::from(here_ms);
+        self.present_cost += weight * f64::from(here_cost_ms);
         self.light += weight * demand.map_or(0.0, |demand| table.light(demand));
-        self.groups.push(Entry { id: group.id, owner, stand, here_ms });
+        let open = table
+            .sites
+            .iter()
+            .zip(&rows.delays)
+            .zip(0..=u8::MAX)
+            .filter(|((site, _), _)| site.takes_groups());
+        let nearest = open.map(|((_, ms), n)| (*ms, n)).min_by(|a, b| a.0.total_cmp(&b.0));
+        self.groups.push(Entry {
+            id: group.id,
+            owner,
+            stand,
+            here_ms,
+            here_cost_ms,
+            nearest: nearest.map(|(_, n)| n),
+            nearest_ms: nearest.map_or(here_ms, |(ms, _)| ms),
+        });
+        self.delay_at.push(self.delay_ms.len() as u32);
+        self.delay_ms.extend(rows.candidates.iter().map(|there| rows.delays[usize::from(there.site)]));
         Ok(())
+    }
+
+    /// What a group costs at one of its candidates, with what rules add, and the delay alone.
+    pub(super) fn at(&self, group: usize, site: u8) -> Option<(f32, f32)> {
+        let (n, there) = self.instance.candidates(group).enumerate().find(|(_, there)| there.site == site)?;
+        Some((there.cost_ms, self.delay_ms[self.delay_at[group] as usize + n]))
     }
 
     /// A sum over groups of weight x ms, as a mean.
     pub(super) fn mean(&self, sum: f64) -> f64 {
         if self.weight > 0.0 { sum / self.weight } else { 0.0 }
     }
+}
+
+/// What a problem is made of.
+#[derive(Clone, Copy)]
+struct Given<'a> {
+    cluster: &'a Cluster,
+    model: &'a Model,
+    table: &'a Table<'a>,
+    purpose: Purpose<'a>,
+}
+
+/// What rules say, once for all groups that the same rules cover.
+struct Classes<'a> {
+    rules: Rules<'a>,
+    covering: Vec<u16>,
+    known: BTreeMap<Vec<u16>, Effect>,
+}
+
+impl<'a> Classes<'a> {
+    fn new(policy: &'a Policy) -> Self {
+        Self { rules: Rules::new(policy), covering: Vec::new(), known: BTreeMap::new() }
+    }
+
+    fn effect(&mut self, group: &GroupId) -> &Effect {
+        self.rules.covering(group, &mut self.covering);
+        if !self.known.contains_key(&self.covering) {
+            self.known.insert(self.covering.clone(), self.rules.effect(&self.covering));
+        }
+        &self.known[&self.covering]
+    }
+}
+
+/// What a move of a group is charged, in milliseconds of each of its packets.
+fn charge_ms(policy: &Policy, effect: &Effect, demand: Option<&Demand>) -> f64 {
+    let flows = demand.map_or(0.0, |demand| demand.flows as f64);
+    effect.charge.map_or(policy.min_gain_ms, |charge| charge.ms + charge.per_kflow_ms * flows / 1000.0)
 }
 
 /// What a group takes of each resource.
@@ -247,32 +325,33 @@ fn loads(cluster: &Cluster, model: &Model, table: &Table<'_>, purpose: Purpose<'
 
 /// What a site may carry. In a plan a site that is above its headroom, but not above its capacity, keeps what it has: groups
 /// are not sent away, and back again, for a load that sways.
-fn room(cluster: &Cluster, site: &Site, load: PerResource<f64>, purpose: Purpose<'_>) -> solver::Site {
-    let capacity = capacity(site);
-    let share = 1.0 - cluster.policy.headroom;
+fn room(policy: &Policy, site: &Site, load: PerResource<f64>, purpose: Purpose<'_>) -> solver::Site {
+    let (capacity, headroom) = capacity(policy, site);
     let room = std::array::from_fn(|r| {
         let keeps = matches!(purpose, Purpose::Plan(_)) && load[r] <= capacity[r];
-        if keeps { (capacity[r] * share).max(load[r]) } else { capacity[r] * share }
+        let free = capacity[r] * (1.0 - headroom);
+        if keeps { free.max(load[r]) } else { free }
     });
     solver::Site { capacity: room, headroom: 0.0 }
 }
 
-/// What a site has of each resource; infinite where the operator set no limit.
-fn capacity(site: &Site) -> PerResource<f64> {
-    let limit = |limit: Option<u64>| limit.map_or(f64::INFINITY, |limit| limit as f64);
-    let mut capacity = [0.0; RESOURCES];
-    capacity[Resource::Packets as usize] = site.capacity_pps as f64;
-    capacity[Resource::Flows as usize] = limit(site.capacity_flows);
-    capacity[Resource::Bits as usize] = limit(site.capacity_bps);
-    capacity
-}
-
 /// How a group stands; `None` for one that cannot be placed by a move, its owner being dead.
-fn stand(cluster: &Cluster, group: &Group, owner: &Site, purpose: Purpose<'_>) -> Option<Stand> {
+fn stand(
+    cluster: &Cluster,
+    effect: &Effect,
+    group: &Group,
+    owner: &Site,
+    purpose: Purpose<'_>,
+) -> Option<Stand> {
+    let forced = if owner.admin == Admin::Draining || effect.drained.contains(owner.id) {
+        Some(MoveReason::Drain)
+    } else {
+        (!effect.allows(&group.id, owner.id)).then_some(MoveReason::Operator)
+    };
     let ready = match purpose {
         Purpose::Assess => {
-            let away = !owner.alive || owner.admin == Admin::Draining;
-            return Some(if away { Stand::Leaving(MoveReason::Drain) } else { Stand::Open });
+            let forced = forced.or((!owner.alive).then_some(MoveReason::Drain));
+            return Some(forced.map_or(Stand::Open, Stand::Leaving));
         }
         Purpose::Plan(ready) => ready,
     };
@@ -282,11 +361,6 @@ fn stand(cluster: &Cluster, group: &Group, owner: &Site, purpose: Purpose<'_>) -
     if !owner.alive {
         return None;
     }
-    let forced = if owner.admin == Admin::Draining {
-        Some(MoveReason::Drain)
-    } else {
-        cluster.policy.forbids(&group.id, owner.id).then_some(MoveReason::Operator)
-    };
     Some(match forced {
         _ if !(ready.free)(&group.id) => Stand::Fixed(owner.id),
         Some(reason) => Stand::Leaving(reason),
@@ -296,58 +370,56 @@ fn stand(cluster: &Cluster, group: &Group, owner: &Site, purpose: Purpose<'_>) -
 }
 
 /// Room for the costs and candidates of one group at a time.
+#[derive(Default)]
 struct Rows {
+    /// By site: the delay, and that with what rules add.
+    delays: Vec<f32>,
     costs: Vec<f32>,
     order: Vec<u8>,
     candidates: Vec<solver::Candidate>,
 }
 
 impl Rows {
-    /// The best sites that a group may have, its owner among them, and what the best of the others costs. Full ones too:
-    /// whether there is room is the solver's to say.
-    fn fill(&mut self, cluster: &Cluster, table: &Table<'_>, group: &Group, stand: Stand) -> f32 {
+    /// From the delays: the best sites that a group may have, its owner among them, and what the best of the others costs.
+    /// Full ones too: whether there is room is the solver's to say.
+    fn fill(&mut self, table: &Table<'_>, effect: &Effect, group: &Group, stand: Stand) -> f32 {
+        let costs = table.sites.iter().zip(&self.delays);
+        let costs = costs.map(|(site, ms)| effect.cost_ms(&group.id, site.id, f64::from(*ms)) as f32);
+        self.costs.clear();
+        self.costs.extend(costs);
         self.candidates.clear();
         self.order.clear();
-        if let Stand::Fixed(site) = stand {
-            let site = table.index[usize::from(site.0)];
-            self.candidates.extend(site.map(|site| self.candidate(site)));
-            return f32::INFINITY;
-        }
-        for (site, n) in table.sites.iter().zip(0..=u8::MAX) {
-            let here = site.id == group.owner;
-            let open = if here {
-                stand == Stand::Open && !cluster.policy.forbids(&group.id, site.id)
-            } else {
-                site.takes_groups() && !cluster.policy.forbids(&group.id, site.id)
-            };
-            if open {
-                self.order.push(n);
-            }
-        }
+        let owner = table.index[usize::from(group.owner.0)];
         let costs = &self.costs;
         let cost = |n: u8| costs[usize::from(n)];
+        if let Stand::Fixed(site) = stand {
+            let site = table.index[usize::from(site.0)];
+            self.candidates.extend(site.map(|site| solver::Candidate { site, cost_ms: cost(site) }));
+            return f32::INFINITY;
+        }
+        let open = |(site, n): &(&&Site, u8)| {
+            let free = if Some(*n) == owner { stand == Stand::Open } else { site.takes_groups() };
+            free && effect.allows(&group.id, site.id)
+        };
+        self.order.extend(table.sites.iter().zip(0..=u8::MAX).filter(open).map(|(_, n)| n));
         let by_cost = |a: &u8, b: &u8| cost(*a).total_cmp(&cost(*b)).then(a.cmp(b));
         let mut left_out_ms = f32::INFINITY;
         if self.order.len() > CANDIDATES_MAX {
             self.order.select_nth_unstable_by(CANDIDATES_MAX, by_cost);
-            let owner =
-                self.order.iter().position(|n| table.sites[usize::from(*n)].id == group.owner).unwrap_or(0);
-            if owner >= CANDIDATES_MAX {
+            let at = self.order.iter().position(|n| Some(*n) == owner).unwrap_or(0);
+            if at >= CANDIDATES_MAX {
                 // In the place of the worst of the best, which counts as left out then.
                 let best = &self.order[..CANDIDATES_MAX];
                 let worst = (0..CANDIDATES_MAX).max_by(|a, b| by_cost(&best[*a], &best[*b])).unwrap_or(0);
-                self.order.swap(owner, worst);
+                self.order.swap(at, worst);
             }
-            left_out_ms = self.order[CANDIDATES_MAX..].iter().map(|n| cost(*n)).fold(f32::INFINITY, f32::min);
+            let left_out = self.order[CANDIDATES_MAX..].iter().map(|n| cost(*n));
+            left_out_ms = left_out.fold(f32::INFINITY, f32::min);
             self.order.truncate(CANDIDATES_MAX);
         }
         self.order.sort_unstable_by(by_cost);
         let candidates = self.order.iter().map(|&site| solver::Candidate { site, cost_ms: cost(site) });
         self.candidates.extend(candidates);
         left_out_ms
-    }
-
-    fn candidate(&self, site: u8) -> solver::Candidate {
-        solver::Candidate { site, cost_ms: self.costs[usize::from(site)] }
     }
 }

@@ -237,19 +237,22 @@ fn a_group_is_reassigned_to_one_site_only() {
 #[test]
 fn the_policy_bounds_moves_in_flight_and_pins() {
     let mut log = log();
-    let pin = Rule { service: service().id, clients: "100.64.2.0/23".parse().unwrap(), site: SiteId(1) };
-    let policy = Policy { moves_in_flight_max: 1, pins: vec![pin], ..Policy::default() };
-    let put = Command::PutPolicy { policy, expected_version: 0 };
+    let pin = super::brain_tests::rule("half", Some("100.64.2.0/23"), Kind::Pin(SiteId(1)));
+    let policy = Policy { moves_in_flight_max: 1, rules: vec![pin], ..Policy::default() };
+    let put = Command::PutPolicy { policy, expected_version: 0, confirm_within_ms: None };
     log.ok(put.clone());
     log.ok(put.clone());
     assert_eq!(log.cluster.policy_version, 1);
     let Command::PutPolicy { policy, .. } = put else { unreachable!() };
     let other = Policy { min_dwell_s: 1, ..policy };
-    let stale = Command::PutPolicy { policy: other, expected_version: 0 };
+    let stale = Command::PutPolicy { policy: other, expected_version: 0, confirm_within_ms: None };
     assert_eq!(log.refused(stale), Rejected::PolicyVersion { expected: 0, current: 1 });
     let start =
         |n, to| Command::StartMoves { moves: vec![(group(n), SiteId(to))], reason: MoveReason::Operator };
-    assert_eq!(log.refused(start(2, 2)), Rejected::Pinned { group: group(2), pin: SiteId(1) });
+    assert_eq!(
+        log.refused(start(2, 2)),
+        Rejected::Forbidden { group: group(2), site: SiteId(2), rule: "half".into() }
+    );
     log.ok(start(0, 1));
     assert_eq!(log.refused(start(1, 1)), Rejected::Budget { in_flight: 1, asked: 1, max: 1 });
 }

@@ -1,16 +1,12 @@
-//! Sites, services and policy.
+//! Sites and services.
 
 use std::sync::Arc;
 
 use axum::extract::State;
-use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
-use axum::response::{IntoResponse, Response};
-use placement::core::{Admin, Cluster, Command, Policy, Service, SiteSpec};
+use placement::core::{Admin, Cluster, Command, Service, SiteSpec};
 use serde_json::Value;
 
-use super::extract::{
-    Actor, Answer, Body, Consistency, Params, ReadParams, Segments, WriteParams, text, typed,
-};
+use super::extract::{Actor, Answer, Body, Consistency, Params, ReadParams, Segments, WriteParams, typed};
 use super::problem::{Problem, ProblemBody};
 use super::view::{Services, SiteStatus, Sites};
 use super::{Api, site_by};
@@ -171,66 +167,4 @@ pub(super) async fn put_service(
     let command = Command::PutService { service: service.clone(), owner };
     let cluster = api.write(&actor, command, params.dry_run).await?;
     Ok(Answer::ok(cluster.revision, service))
-}
-
-/// The policy; its version is the ETag.
-#[utoipa::path(get, path = "/v1/policy", tag = "policy",
-    params(("consistency" = Option<Consistency>, Query, description = "`linearizable` if not given")),
-    responses((status = 200, body = Object, headers(("ETag" = String, description = "the version, quoted"))),
-        (status = 503, body = ProblemBody)))]
-pub(super) async fn policy(
-    State(api): State<Arc<Api>>,
-    Params(params): Params<ReadParams>,
-) -> Result<Response, Problem> {
-    Ok(policy_of(&*api.read(params.consistency, Consistency::Linearizable).await?))
-}
-
-fn policy_of(cluster: &Cluster) -> Response {
-    let mut response = Answer::ok(cluster.revision, &cluster.policy).into_response();
-    if let Ok(tag) = HeaderValue::from_str(&format!("\"{}\"", cluster.policy_version)) {
-        response.headers_mut().insert(header::ETAG, tag);
-    }
-    response
-}
-
-/// Replaces the policy that the caller saw. Keys that are left out get their defaults.
-#[utoipa::path(put, path = "/v1/policy", tag = "policy",
-    params(("dryRun" = Option<bool>, Query, description = "checks only"),
-        ("If-Match" = String, Header, description = "the ETag that was seen, or `*` for any")),
-    request_body(content = Object, description = "automatic, min_gain_ms, min_dwell_s, moves_in_flight_max, flip_lead_ms, headroom, \
-        pins and denies"),
-    responses((status = 200, body = Object, headers(("ETag" = String, description = "the new version, quoted"))),
-        (status = 404, body = ProblemBody), (status = 412, body = ProblemBody),
-        (status = 422, body = ProblemBody), (status = 428, body = ProblemBody),
-        (status = 503, body = ProblemBody)))]
-pub(super) async fn put_policy(
-    State(api): State<Arc<Api>>,
-    Params(params): Params<WriteParams>,
-    Actor(actor): Actor,
-    headers: HeaderMap,
-    Body(body): Body<Value>,
-) -> Result<Response, Problem> {
-    let expected_version = match if_match(&headers)? {
-        Some(version) => version,
-        None => api.read(None, Consistency::Linearizable).await?.policy_version,
-    };
-    let policy: Policy = typed(body)?;
-    let command = Command::PutPolicy { policy, expected_version };
-    Ok(policy_of(&*api.write(&actor, command, params.dry_run).await?))
-}
-
-/// The version of `If-Match`; `None` for `*`.
-fn if_match(headers: &HeaderMap) -> Result<Option<u64>, Problem> {
-    let Some(tag) = text(headers, &header::IF_MATCH)? else {
-        let detail = "If-Match is missing: give the ETag of the policy that you saw, or * for any";
-        return Err(Problem::new(StatusCode::PRECONDITION_REQUIRED, detail).field("If-Match"));
-    };
-    if tag == "*" {
-        return Ok(None);
-    }
-    let quoted = tag.strip_prefix('"').and_then(|tag| tag.strip_suffix('"'));
-    let version = quoted.and_then(|tag| tag.parse().ok());
-    version.map(Some).ok_or_else(|| {
-        Problem::bad("If-Match", format!("If-Match is {tag}: give an ETag of the policy, for example \"3\""))
-    })
 }

@@ -2,11 +2,13 @@
 
 use axum::Json;
 use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
+use axum::http::header::CONTENT_TYPE;
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use utoipa::ToSchema;
 
 use super::problem::Problem;
@@ -28,6 +30,35 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
         let read = Json::from_request(request, state).await;
         read.map(|Json(body)| Self(body))
             .map_err(|rejection| Problem::new(rejection.status(), rejection.body_text()).field("body"))
+    }
+}
+
+/// A body in JSON, YAML or TOML, by its content type; JSON if there is none.
+pub(super) struct Document(pub(super) Value);
+
+impl<S: Send + Sync> FromRequest<S> for Document {
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, Problem> {
+        let kind = text(request.headers(), &CONTENT_TYPE)?.unwrap_or("application/json").to_owned();
+        let kind = kind.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+        let body = String::from_request(request, state).await;
+        let body =
+            body.map_err(|rejection| Problem::new(rejection.status(), rejection.body_text()).field("body"))?;
+        let read = match kind.as_str() {
+            "application/json" => serde_json::from_str(&body).map_err(|error| error.to_string()),
+            "application/toml" => toml::from_str(&body).map_err(|error| error.to_string()),
+            "application/yaml" | "application/x-yaml" | "text/yaml" => {
+                serde_saphyr::from_str(&body).map_err(|error| error.to_string())
+            }
+            other => {
+                let detail = format!(
+                    "content-type is {other:?}: give application/json, application/yaml or application/toml"
+                );
+                return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, detail).field("content-type"));
+            }
+        };
+        read.map(Self).map_err(|error| Problem::bad("body", error))
     }
 }
 

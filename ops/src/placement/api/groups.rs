@@ -1,10 +1,11 @@
 //! Groups: where they are, and why.
 
+use std::net::{IpAddr, SocketAddr};
 use std::ops::Bound;
 use std::sync::Arc;
 
 use axum::extract::State;
-use flow::{GroupId, ServiceId};
+use flow::{GroupId, Prefix, ServiceId};
 use placement::core::{Cluster, Group};
 use serde::Deserialize;
 
@@ -137,15 +138,64 @@ pub(super) struct ExplainParams {
 
 /// Why a group is where it is. Only the leader knows.
 #[utoipa::path(get, path = "/v1/explain", tag = "groups",
-    params(("group" = String, Query, description = "for example `1:100.64.3.0/24`")),
+    params(("group" = String, Query, description = "a group such as `1:100.64.3.0/24`, a client's address, an outside \
+        `ADDRESS:PORT`, or a flow `PROTOCOL,ADDRESS:PORT,ADDRESS:PORT`")),
     responses((status = 200, body = ExplanationView), (status = 400, body = ProblemBody),
         (status = 404, body = ProblemBody), (status = 503, body = ProblemBody)))]
 pub(super) async fn explain(
     State(api): State<Arc<Api>>,
     Params(params): Params<ExplainParams>,
 ) -> Result<Answer<ExplanationView>, Problem> {
-    let id = group_id(&params.group)?;
     let cluster = api.node.cluster();
+    let id = target(&cluster, &params.group)?;
     let explanation = api.node.explain(&id)?.ok_or_else(|| unknown(&id))?;
     Ok(Answer::ok(cluster.revision, ExplanationView::of(&cluster, &explanation)))
+}
+
+/// The group that is meant by its name, an address, or a flow.
+fn target(cluster: &Cluster, text: &str) -> Result<GroupId, Problem> {
+    if text.contains('/') {
+        return group_id(text);
+    }
+    let parts: Vec<&str> = text.split(',').collect();
+    let ends = match parts.as_slice() {
+        [end] => vec![*end],
+        [_, from, to] => vec![*from, *to],
+        _ => Vec::new(),
+    };
+    let parsed = ends.iter().map(|end| {
+        let socket = end.parse::<SocketAddr>().map(|end| (end.ip(), Some(end.port())));
+        socket.or_else(|_| end.parse::<IpAddr>().map(|address| (address, None)))
+    });
+    let parsed: Vec<(IpAddr, Option<u16>)> = parsed.collect::<Result<_, _>>().unwrap_or_default();
+    if parsed.is_empty() {
+        let detail = format!(
+            "group is {text:?}: give a group such as 1:100.64.3.0/24, a client's address, an outside ADDRESS:PORT, or \
+             PROTOCOL,ADDRESS:PORT,ADDRESS:PORT"
+        );
+        return Err(Problem::bad("group", detail));
+    }
+    let found = parsed.iter().find_map(|&(address, port)| {
+        by_client(cluster, address).or_else(|| by_outside(cluster, address, port?))
+    });
+    found.ok_or_else(|| {
+        let detail = format!("{text} belongs to no service: see /v1/services for clients and pools");
+        Problem::not_found(detail).field("group")
+    })
+}
+
+fn by_client(cluster: &Cluster, address: IpAddr) -> Option<GroupId> {
+    cluster.services.keys().find_map(|&service| {
+        let around = (0..=32).rev().filter_map(|len| Prefix::containing(address, len).ok());
+        around.map(|prefix| GroupId { service, prefix }).find(|id| cluster.groups.contains_key(id))
+    })
+}
+
+/// The group of the subscriber who owns an outside port.
+fn by_outside(cluster: &Cluster, address: IpAddr, port: u16) -> Option<GroupId> {
+    let IpAddr::V4(address) = address else { return None };
+    cluster.services.values().find_map(|service| {
+        let slices = flow::nat::NatSlices::new(service.nat.clone()).ok()?;
+        by_client(cluster, slices.client(slices.owner(address, port)?)?.into())
+    })
 }

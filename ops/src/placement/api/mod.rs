@@ -13,9 +13,11 @@ mod extract;
 mod groups;
 mod health;
 mod moves;
+pub mod policy;
 mod problem;
 mod raft;
 pub mod view;
+pub mod whatif;
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -106,7 +108,12 @@ fn parts() -> (Router<Arc<Api>>, utoipa::openapi::OpenApi) {
         .routes(routes!(config::cordon))
         .routes(routes!(config::services))
         .routes(routes!(config::put_service))
-        .routes(routes!(config::policy, config::put_policy))
+        .routes(routes!(policy::policy, policy::put_policy))
+        .routes(routes!(policy::confirm))
+        .routes(routes!(policy::history))
+        .routes(routes!(policy::revision))
+        .routes(routes!(policy::plan))
+        .routes(routes!(policy::simulate))
         .routes(routes!(groups::list))
         .routes(routes!(groups::get))
         .routes(routes!(groups::get_plain))

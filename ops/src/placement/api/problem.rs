@@ -163,6 +163,7 @@ fn judge(rejected: &Rejected) -> (StatusCode, Option<String>) {
             (StatusCode::UNPROCESSABLE_ENTITY, named("group_len"))
         }
         R::Policy(_) => (StatusCode::UNPROCESSABLE_ENTITY, None),
+        R::ConfirmWithin { .. } => (StatusCode::UNPROCESSABLE_ENTITY, named("confirmWithin")),
         R::PolicyVersion { .. } => (StatusCode::PRECONDITION_FAILED, named("If-Match")),
         R::Fixed { field, .. } => (StatusCode::CONFLICT, Some(field.clone())),
         R::NameTaken { .. } => (StatusCode::CONFLICT, named("name")),
@@ -174,8 +175,8 @@ fn judge(rejected: &Rejected) -> (StatusCode, Option<String>) {
         | R::TargetClosed { .. }
         | R::SourceDead { .. }
         | R::SourceAlive { .. }
-        | R::Pinned { .. }
-        | R::Denied { .. }
+        | R::Forbidden { .. }
+        | R::NotOnTrial { .. }
         | R::Phase { .. }
         | R::Ended { .. }
         | R::TakenOver { .. } => (StatusCode::CONFLICT, None),

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 
 use flow::SiteId;
+use placement::core::delay::{Leg, Source};
 use placement::core::explain::{Blocked, Candidate, Explanation};
 use placement::core::{
     Admin, AuditEntry, Change, Cluster, FinishedMove, Group, Move, MoveOutcome, MovePhase, MoveReason,
@@ -318,7 +319,7 @@ pub struct StartedMoves {
 pub struct CandidateView {
     /// The site.
     pub site: String,
-    /// Sum of the terms, in milliseconds.
+    /// Sum of the terms and of what rules add, in milliseconds.
     pub total_ms: f64,
     /// From the clients' ingress to the site.
     pub inside_ms: f64,
@@ -326,10 +327,41 @@ pub struct CandidateView {
     pub outside_ms: f64,
     /// Waiting at the site.
     pub queue_ms: f64,
+    /// What soft rules add, in milliseconds.
+    pub rules_ms: f64,
+    /// What its room is worth by the last round, in milliseconds of each packet; 0 where room is left.
+    pub price_ms: f64,
     /// Load as a share of capacity with the group there.
     pub fill: f64,
-    /// Why it cannot be chosen: `dead`, `cordoned`, `draining`, `pinned`, `denied` or `full`.
+    /// Why it cannot be chosen: `dead`, `cordoned`, `draining`, `full`, or `rule NAME`.
     pub blocked: Option<String>,
+    /// Where the delays are known from, clients' ingresses first.
+    pub legs: Vec<LegView>,
+}
+
+/// A delay between the site and where packets come in.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct LegView {
+    /// Where they come in.
+    pub ingress: String,
+    /// One way, in milliseconds.
+    pub ms: f64,
+    /// `same` site, `measured` between the sites, `geography` by coordinates, or `unknown`.
+    pub source: String,
+    /// How old a measurement is, in seconds.
+    pub age_s: Option<f64>,
+}
+
+impl LegView {
+    fn of(cluster: &Cluster, (site, leg): &(SiteId, Leg)) -> Self {
+        let (source, age_s) = match leg.source {
+            Source::Same => ("same", None),
+            Source::Measured { age } => ("measured", Some(age.0 as f64 / 1e6)),
+            Source::Geography => ("geography", None),
+            Source::Unknown => ("unknown", None),
+        };
+        Self { ingress: site_name(cluster, *site), ms: leg.ms, source: source.to_owned(), age_s }
+    }
 }
 
 impl CandidateView {
@@ -340,20 +372,22 @@ impl CandidateView {
             inside_ms: candidate.terms.inside_ms,
             outside_ms: candidate.terms.outside_ms,
             queue_ms: candidate.terms.queue_ms,
+            rules_ms: candidate.rules_ms,
+            price_ms: candidate.price_ms,
+            legs: candidate.terms.legs.iter().map(|leg| LegView::of(cluster, leg)).collect(),
             fill: candidate.fill,
-            blocked: candidate.blocked.map(|blocked| blocked_name(blocked).to_owned()),
+            blocked: candidate.blocked.as_ref().map(blocked_name),
         }
     }
 }
 
-fn blocked_name(blocked: Blocked) -> &'static str {
+fn blocked_name(blocked: &Blocked) -> String {
     match blocked {
-        Blocked::Dead => "dead",
-        Blocked::Cordoned => "cordoned",
-        Blocked::Draining => "draining",
-        Blocked::Pinned => "pinned",
-        Blocked::Denied => "denied",
-        Blocked::Full => "full",
+        Blocked::Dead => "dead".to_owned(),
+        Blocked::Cordoned => "cordoned".to_owned(),
+        Blocked::Draining => "draining".to_owned(),
+        Blocked::Rule(rule) => format!("rule {rule}"),
+        Blocked::Full => "full".to_owned(),
     }
 }
 
@@ -366,6 +400,12 @@ pub struct ExplanationView {
     pub owner: String,
     /// The best site that it could have.
     pub best: Option<String>,
+    /// The one after it.
+    pub runner_up: Option<String>,
+    /// By how many milliseconds the runner-up is worse.
+    pub runner_up_ms: Option<f64>,
+    /// The rules that speak of the group, by name.
+    pub rules: Vec<String>,
     /// What moving there would gain, in milliseconds.
     pub gain_ms: f64,
     /// The gain that the policy demands.
@@ -385,6 +425,9 @@ impl ExplanationView {
             group: explanation.group.to_string(),
             owner: site_name(cluster, explanation.owner),
             best: explanation.best.map(|best| site_name(cluster, best)),
+            runner_up: explanation.runner_up.map(|(site, _)| site_name(cluster, site)),
+            runner_up_ms: explanation.runner_up.map(|(_, ms)| ms),
+            rules: explanation.rules.clone(),
             gain_ms: explanation.gain_ms,
             min_gain_ms: explanation.min_gain_ms,
             packets_per_s: explanation.demand.as_ref().map(|demand| demand.packets_per_s),
