@@ -7,6 +7,7 @@ pub mod client;
 mod clock;
 pub mod core;
 pub mod geo;
+pub mod likeness;
 pub mod node;
 pub mod raft;
 pub mod solver;

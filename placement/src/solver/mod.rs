@@ -13,7 +13,7 @@ pub mod generate;
 pub mod greedy;
 mod instance;
 mod round;
-mod softmin;
+pub(crate) mod softmin;
 #[cfg(test)]
 mod tests;
 

@@ -155,7 +155,7 @@ pub(super) const NEAR: f32 = -16.0;
 /// The standard library's `exp` and `ln` may differ between platforms; these give the same bits everywhere, and so all nodes
 /// the same answer. Power of two by the exponent's bits times a polynomial for the rest (Muller, Elementary Functions, ch. 6).
 #[inline]
-fn exp(x: f32) -> f32 {
+pub(crate) fn exp(x: f32) -> f32 {
     // Adding 1.5 * 2^23 leaves the rounded integer in the low bits.
     const ROUND: f32 = 12_582_912.0;
     let scaled = x * std::f32::consts::LOG2_E;
@@ -168,9 +168,9 @@ fn exp(x: f32) -> f32 {
     fraction * f32::from_bits(power)
 }
 
-/// `ln x` for x in 1 to 16, to 1e-6. Exponent times ln 2, and for the rest the series of the inverse hyperbolic tangent.
+/// `ln x` for x from 1, to 1e-6 up to 16 and to single precision beyond. Exponent times ln 2, and for the rest the series of the inverse hyperbolic tangent.
 #[inline]
-pub(super) fn ln(x: f32) -> f32 {
+pub(crate) fn ln(x: f32) -> f32 {
     // Halves from the square root of 1/2 to that of 2, where the series is short.
     let shifted = x.to_bits().wrapping_sub(std::f32::consts::FRAC_1_SQRT_2.to_bits());
     let power = shifted >> 23;
