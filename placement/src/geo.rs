@@ -1,6 +1,8 @@
 //! Places of addresses from a MaxMind DB file: the nested GeoIP2 schema and flat ones.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::{PoisonError, RwLock};
+use std::time::SystemTime;
 
 use flow::Prefix;
 use maxminddb::{PathElement, Reader};
@@ -17,9 +19,26 @@ pub struct GeoError {
     pub reason: String,
 }
 
-/// An open file, held in memory.
+/// An open file, held in memory. A file that is replaced is read anew by [`Geo::refresh`].
 pub struct Geo {
+    path: PathBuf,
+    present: RwLock<Present>,
+}
+
+struct Present {
     reader: Reader<Vec<u8>>,
+    /// When the file was last written, and its length, as they were when it was looked at.
+    stamp: Option<(SystemTime, u64)>,
+}
+
+fn stamp(path: &Path) -> Option<(SystemTime, u64)> {
+    let found = std::fs::metadata(path).ok()?;
+    Some((found.modified().ok()?, found.len()))
+}
+
+fn read(path: &Path) -> Result<Reader<Vec<u8>>, GeoError> {
+    Reader::open_readfile(path)
+        .map_err(|error| GeoError { path: path.display().to_string(), reason: error.to_string() })
 }
 
 impl Geo {
@@ -28,9 +47,27 @@ impl Geo {
     /// # Errors
     /// [`GeoError`].
     pub fn open(path: &Path) -> Result<Self, GeoError> {
-        let reader = Reader::open_readfile(path)
-            .map_err(|error| GeoError { path: path.display().to_string(), reason: error.to_string() })?;
-        Ok(Self { reader })
+        // Looked at before it is read: what is written meanwhile is read again.
+        let stamp = stamp(path);
+        let present = Present { reader: read(path)?, stamp };
+        Ok(Self { path: path.to_owned(), present: RwLock::new(present) })
+    }
+
+    /// Reads the file again if it is another one; true if it was. One that cannot be used is left alone until it
+    /// changes again.
+    ///
+    /// # Errors
+    /// [`GeoError`], once for each change of the file. The former content stays in use.
+    pub fn refresh(&self) -> Result<bool, GeoError> {
+        let stamp = stamp(&self.path);
+        if stamp.is_none() || stamp == self.present.read().unwrap_or_else(PoisonError::into_inner).stamp {
+            return Ok(false);
+        }
+        let reader = read(&self.path);
+        let mut present = self.present.write().unwrap_or_else(PoisonError::into_inner);
+        present.stamp = stamp;
+        present.reader = reader?;
+        Ok(true)
     }
 }
 
@@ -46,7 +83,8 @@ const SCHEMAS: [[&[PathElement<'static>]; 2]; 3] = [
 
 impl Locate for Geo {
     fn locate(&self, prefix: &Prefix) -> Option<(f64, f64)> {
-        let found = self.reader.lookup(prefix.address()).ok()?;
+        let present = self.present.read().unwrap_or_else(PoisonError::into_inner);
+        let found = present.reader.lookup(prefix.address()).ok()?;
         let number = |path| {
             let text = || found.decode_path::<String>(path).ok().flatten()?.parse().ok();
             found.decode_path::<f64>(path).ok().flatten().or_else(text)
@@ -61,7 +99,6 @@ impl Locate for Geo {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::path::PathBuf;
 
     /// The public test file, if it lies where `LIMOSA_DATA` or the neighbour `shared/data` says.
     fn test_file() -> Option<PathBuf> {
@@ -82,6 +119,25 @@ mod tests {
         let (lat, lon) = geo.locate(&"89.160.20.112/28".parse().unwrap()).unwrap();
         assert!((lat - 58.4).abs() < 0.2 && (lon - 15.6).abs() < 0.2, "Linköping, not {lat} {lon}");
         assert_eq!(geo.locate(&"100.64.0.0/24".parse().unwrap()), None);
+    }
+
+    #[test]
+    fn a_file_that_is_replaced_is_read_again_and_a_broken_one_is_not_used() {
+        let Some(file) = test_file() else { return };
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("places.mmdb");
+        std::fs::copy(&file, &path).unwrap();
+        let geo = Geo::open(&path).unwrap();
+        let known = || geo.locate(&"89.160.20.112/28".parse().unwrap()).is_some();
+        assert!(!geo.refresh().unwrap() && known());
+        std::fs::remove_file(&path).unwrap();
+        assert!(!geo.refresh().unwrap() && known(), "between two files the former one is used");
+        std::fs::write(&path, "no database").unwrap();
+        assert!(geo.refresh().is_err() && known());
+        assert!(!geo.refresh().unwrap() && known(), "said once");
+        std::fs::remove_file(&path).unwrap();
+        std::fs::copy(&file, &path).unwrap();
+        assert!(geo.refresh().unwrap() && known());
     }
 
     #[test]

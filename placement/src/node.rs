@@ -352,11 +352,16 @@ pub struct Node {
     inner: Arc<Inner>,
 }
 
+/// Time between looks at the file of places.
+const GEO_LOOK: Micros = Micros(5_000_000);
+
 struct Inner {
     id: NodeId,
     deadline: Duration,
     timings: BrainTimings,
-    geo: Option<Arc<dyn Locate>>,
+    geo: Option<Arc<Geo>>,
+    /// When its file was looked at.
+    geo_seen: AtomicU64,
     raft: Raft,
     shared: Arc<Shared>,
     transport: Arc<dyn Transport>,
@@ -394,7 +399,8 @@ impl Node {
             id: config.id,
             deadline: config.deadline,
             timings: config.brain,
-            geo: geo.map(|geo| Arc::new(geo) as Arc<dyn Locate>),
+            geo: geo.map(Arc::new),
+            geo_seen: AtomicU64::new(0),
             raft,
             shared,
             transport,
@@ -862,6 +868,21 @@ impl Node {
         }
     }
 
+    /// Looks every few seconds whether there is another file of places.
+    fn refresh_places(&self, now: Micros) {
+        let Some(geo) = &self.inner.geo else { return };
+        let seen = Micros(self.inner.geo_seen.load(Ordering::Relaxed));
+        if now.since(seen) < GEO_LOOK {
+            return;
+        }
+        self.inner.geo_seen.store(now.0, Ordering::Relaxed);
+        match geo.refresh() {
+            Ok(true) => tracing::info!("the file of places was replaced and is in use"),
+            Ok(false) => {}
+            Err(error) => tracing::warn!(%error, "the former file of places stays in use"),
+        }
+    }
+
     /// What the leader wants now; nothing on other nodes.
     fn wishes(&self) -> Vec<Command> {
         let mut brain = lock(&self.inner.brain);
@@ -870,7 +891,9 @@ impl Node {
             return Vec::new();
         }
         let now = self.inner.clock.now();
-        let brain = brain.get_or_insert_with(|| Brain::new(self.inner.timings, self.inner.geo.clone(), now));
+        self.refresh_places(now);
+        let geo = || self.inner.geo.clone().map(|geo| geo as Arc<dyn Locate>);
+        let brain = brain.get_or_insert_with(|| Brain::new(self.inner.timings, geo(), now));
         let cluster = self.cluster();
         let mut wishes = brain.poll(&cluster, now);
         wishes.extend(Brain::due(&cluster, wall_ms()));

@@ -10,7 +10,7 @@ use flow::{GroupId, Micros, SiteId};
 
 use super::delay::Model;
 use super::model::Cluster;
-use super::problem::{Entry, Problem, Purpose};
+use super::problem::{Entry, Problem, Purpose, Stand};
 use crate::solver::{Certificate, Conflict, InstanceError, PerResource, Resource, Solver, Start};
 
 /// What the solver found, delays as means over packets in milliseconds.
@@ -77,14 +77,18 @@ pub fn assess(cluster: &Cluster, model: &Model, now: Micros) -> Result<Option<As
 fn answer(problem: Problem) -> Assessment {
     let mut solver = Solver::new(problem.instance.clone());
     let certificate = solver.solve(Start::Cold);
+    // Rounding may end a little above what is there already; then that is the best that is known.
+    let stays = fits_already(&problem) && problem.present_cost < certificate.cost;
+    let best = if stays { problem.present_cost } else { certificate.cost };
+    let gap = (best - certificate.bound).max(0.0) / best.max(f64::MIN_POSITIVE);
     let elsewhere = |(group, entry): (usize, &Entry)| solver.site(group) != Some(entry.owner);
-    let moves = problem.groups.iter().enumerate().filter(|&entry| elsewhere(entry)).count();
+    let moves = problem.groups.iter().enumerate().filter(|&entry| !stays && elsewhere(entry)).count();
     let prices = solver.prices();
     let packets = Resource::Packets as usize;
     let site = |((&site, load), n): ((&SiteId, &PerResource<f64>), u8)| SiteAssessment {
         site,
         packets_per_s: load[packets],
-        best_packets_per_s: solver.load(n)[packets],
+        best_packets_per_s: if stays { load[packets] } else { solver.load(n)[packets] },
         room_packets_per_s: solver.instance().room(n)[packets],
         price_ms: prices[usize::from(n)][packets],
     };
@@ -93,16 +97,27 @@ fn answer(problem: Problem) -> Assessment {
         groups: groups.len(),
         packets_per_s: problem.weight,
         delay_ms: problem.mean(problem.present_cost),
-        best_ms: problem.mean(certificate.cost),
+        best_ms: problem.mean(best),
         bound_ms: problem.mean(certificate.bound),
         unconstrained_ms: problem.mean(certificate.unconstrained),
         light_ms: problem.mean(problem.light),
-        gap: Some(certificate.gap()).filter(|gap| gap.is_finite()),
+        gap: (stays || certificate.gap().is_finite()).then_some(gap),
         moves,
         stranded: problem.stranded.len(),
         sites: problem.sites.iter().zip(&problem.load).zip(0..=u8::MAX).map(site).collect(),
         shortages: shortages(&solver, &certificate, &problem.sites, &groups),
     }
+}
+
+/// Whether nobody has to leave and no site carries more than its room.
+fn fits_already(problem: &Problem) -> bool {
+    let within = |(n, load): (u8, &PerResource<f64>)| {
+        let room = problem.instance.room(n);
+        load.iter().zip(room).all(|(load, room)| *load <= room)
+    };
+    problem.groups.iter().all(|entry| entry.stand == Stand::Open)
+        && problem.stranded.is_empty()
+        && (0..=u8::MAX).zip(&problem.load).all(within)
 }
 
 fn shortages(

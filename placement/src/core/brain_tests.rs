@@ -202,6 +202,23 @@ fn a_group_that_has_just_moved_rests() {
 }
 
 #[test]
+fn traffic_that_nobody_reports_is_forgotten() {
+    let (cluster, mut brain) = (cluster(), brain());
+    let mut policy_off = cluster.clone();
+    policy_off.policy.automatic = false;
+    let poll = |brain: &mut Brain, groups: Vec<GroupReport>, at| {
+        brain.handle_report(&report(0, groups), at);
+        (1..3).for_each(|id| brain.handle_report(&report(id, vec![]), at));
+        wishes(brain, &policy_off, at)
+    };
+    poll(&mut brain, vec![load(0, 10, 1)], Micros(3 * S));
+    poll(&mut brain, vec![], Micros(63 * S));
+    assert!(brain.demand(&group_id(0)).is_some());
+    poll(&mut brain, vec![], Micros(64 * S));
+    assert_eq!(brain.demand(&group_id(0)), None);
+}
+
+#[test]
 fn a_group_whose_move_failed_is_left_alone_for_a_while() {
     let (mut cluster, mut brain) = (cluster(), brain());
     cluster.sites.get_mut(&SiteId(0)).unwrap().admin = Admin::Draining;

@@ -88,6 +88,9 @@ impl Terms {
 
 /// A measured round trip that nobody repeats is forgotten after so long.
 const RTT_AGE_MAX: Micros = Micros(600_000_000);
+/// Traffic of a group that nobody reports for so long is over: owners report all groups that have traffic or flows, several
+/// times a second.
+pub const DEMAND_AGE_MAX: Micros = Micros(60_000_000);
 /// Weight of a new measurement against the mean so far.
 const RTT_WEIGHT: f64 = 0.2;
 /// Light in fibre covers some 200 km per millisecond; routes are about half as long again as the great circle.
@@ -146,9 +149,11 @@ impl Model {
         }
     }
 
-    /// Forgets groups that are gone.
-    pub fn forget_missing(&mut self, cluster: &Cluster) {
-        self.demand.retain(|group, _| cluster.groups.contains_key(group));
+    /// Forgets groups that are gone, and traffic that nobody has reported for [`DEMAND_AGE_MAX`].
+    pub fn forget(&mut self, cluster: &Cluster, now: Micros) {
+        self.demand.retain(|group, demand| {
+            cluster.groups.contains_key(group) && now.since(demand.updated) <= DEMAND_AGE_MAX
+        });
     }
 
     /// What is known of a group's traffic.

@@ -197,7 +197,7 @@ impl Brain {
 
     fn round(&mut self, cluster: &Cluster, now: Micros) -> Vec<Command> {
         self.remember_groups(cluster, now);
-        self.model.forget_missing(cluster);
+        self.model.forget(cluster, now);
         let dwell = Micros::from_secs(cluster.policy.min_dwell_s.into());
         let arrived = |group: &GroupId| self.arrived.get(group).and_then(|(_, since)| *since);
         let rested = |group: &GroupId| arrived(group).is_none_or(|since| now.since(since) >= dwell);

@@ -7,6 +7,8 @@ pub mod assess;
 #[cfg(test)]
 mod brain_tests;
 mod command;
+#[cfg(test)]
+mod day_tests;
 pub mod delay;
 pub mod explain;
 pub mod leader;
