@@ -456,6 +456,11 @@ async fn a_plan_says_what_a_policy_would_bring_and_apply_does_it() {
     assert_problem(&simulate(json!({ "demand": 0 })).await, 422, Some("demand"), "above 0");
     assert_problem(&simulate(json!({ "lost": ["oslo"] })).await, 404, Some("site"), "oslo");
     assert_eq!(world.cli("placement simulate --lost virginia --demand 1.5").await, Exit::Done);
+    assert_eq!(world.cli("placement losses").await, Exit::Done);
+    let nowhere_else = file("only.yaml", "automatic: false\nrules: [{ name: only, pin: ams }]\n");
+    assert_eq!(world.cli(&format!("policy apply {nowhere_else}")).await, Exit::Done);
+    assert_eq!(world.cli("placement losses").await, Exit::Degraded, "group 3 may only be at ams");
+    assert_eq!(world.cli(&format!("policy apply {still}")).await, Exit::Done);
     assert_eq!(world.get("/v1/sites").await.body["sites"].as_array().unwrap().len(), 2);
 
     for target in [GROUP, "100.64.3.9", "100.64.3.9:1234", "udp,100.64.3.9:1,192.0.2.1:53"] {

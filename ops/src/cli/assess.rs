@@ -10,6 +10,8 @@ use super::policy::what_if;
 use super::{Context, Exit, Failure, read_object};
 use crate::placement::api::assess::{AssessmentView, PricesView, RoundView, SiteAssessmentView};
 use crate::placement::api::policy::Simulation;
+use crate::placement::api::view::Sites;
+use crate::placement::api::whatif::{DelaysView, WhatIfView};
 
 /// What can be asked of the placement as a whole.
 #[derive(Clone, Debug, Subcommand)]
@@ -25,6 +27,9 @@ pub enum Verb {
         /// A group, a client's address, an outside ADDRESS:PORT, or PROTOCOL,ADDRESS:PORT,ADDRESS:PORT.
         target: String,
     },
+    /// Show what the loss of each site would bring: whether its groups have room elsewhere when the headroom is used, and the
+    /// delay then. Exit code 6 if there is a site whose loss does not fit.
+    Losses,
     /// Show what another policy, other capacities, a new or a lost site, or more traffic would bring. Changes nothing.
     Simulate {
         /// Policy, as for `policy plan`.
@@ -48,6 +53,7 @@ pub(super) async fn run(verb: Verb, context: &Context) -> Result<Exit, Failure> 
         Verb::Status => status(context).await,
         Verb::Round => round(context).await,
         Verb::Explain { target } => super::group::explain(context, target).await,
+        Verb::Losses => losses(context).await,
         Verb::Simulate { policy, site, lost, demand } => {
             let policy = policy.map(|file| read_object(&file)).transpose()?;
             let sites = site.iter().map(|file| read_object(file)).collect::<Result<_, _>>()?;
@@ -58,6 +64,37 @@ pub(super) async fn run(verb: Verb, context: &Context) -> Result<Exit, Failure> 
             Ok(Exit::Done)
         }
     }
+}
+
+/// One simulation per site. Headroom is there for this, so it is used.
+async fn losses(context: &Context) -> Result<Exit, Failure> {
+    let sites: Sites = context.client.send(Ask::get(&["sites"])).await?.parse()?;
+    let mut policy = context.client.send(Ask::get(&["policy"])).await?.body;
+    policy["headroom"] = 0.into();
+    let (mut rows, mut bodies, mut short) = (Vec::new(), serde_json::Map::new(), Vec::new());
+    for name in sites.sites.into_iter().map(|status| status.site.name) {
+        let wish =
+            Simulation { policy: Some(policy.clone()), lost: vec![name.clone()], ..Simulation::default() };
+        let body = serde_json::to_value(&wish).map_err(|error| Failure::usage(error.to_string()))?;
+        let answer = context.client.send(Ask::post(&["placement", "simulate"], Some(body))).await?;
+        let view: WhatIfView = answer.parse()?;
+        let ms = |delays: DelaysView| format!("{:.2}", delays.mean_ms);
+        let mut row = vec![name.clone(), view.moves.to_string(), ms(view.before), ms(view.after)];
+        row.push(if view.exceeded.is_empty() { "-".to_owned() } else { view.exceeded.join(", ") });
+        row.push(view.stranded.len().to_string());
+        rows.push(row);
+        if view.gap.is_none() || !view.stranded.is_empty() {
+            short.push(name.clone());
+        }
+        bodies.insert(name, answer.body);
+    }
+    let heads = &["LOST", "MOVES", "MEAN-MS", "THEN", "BEYOND-ROOM", "STRANDED"];
+    context.output.print(&serde_json::Value::Object(bodies), &Rows { heads, rows });
+    if short.is_empty() {
+        return Ok(Exit::Done);
+    }
+    let message = format!("the loss of {} does not fit: add capacity, or change the rules", short.join(", "));
+    Err(Failure::new(Exit::Degraded, message))
 }
 
 async fn round(context: &Context) -> Result<Exit, Failure> {

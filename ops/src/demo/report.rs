@@ -62,6 +62,23 @@ pub struct Act {
     pub moves_given_up: Vec<GivenUp>,
     /// Request delay of the groups that the act is about.
     pub user_delay_ms: BeforeAfter,
+    /// What the delay model said, beside what was measured.
+    pub round_trip_ms: RoundTrips,
+}
+
+/// Means in milliseconds before and after the moves of an act, over all groups. Requests take a round trip between client and
+/// server, the distances of these to their sites, and what the answer's length takes; the model counts the ways between
+/// sites there and back, weighted by packets.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub struct RoundTrips {
+    /// By the model when the act changed something; nothing while the leader knew of no traffic.
+    pub model_before: Option<f64>,
+    /// By the model at the end of the act.
+    pub model_after: Option<f64>,
+    /// Requests from then until the moves were done.
+    pub requests_before: f64,
+    /// Requests from then to the end of the act.
+    pub requests_after: f64,
 }
 
 /// Delay before and after the moves of an act.

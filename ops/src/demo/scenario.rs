@@ -10,8 +10,8 @@ use serde::Deserialize;
 use tokio::time::sleep;
 
 use super::cluster::{CLIENTS, Cluster, POOL, Part};
-use super::report::{Act, BeforeAfter, Excess, GivenUp, MoveReport, Report, hold_bound};
-use super::world::{GroupSpec, Mark, ServerSpec, SiteSpec, World, WorldHandle, WorldSpec};
+use super::report::{Act, BeforeAfter, Excess, GivenUp, MoveReport, Report, RoundTrips, hold_bound};
+use super::world::{Delays, GroupSpec, Mark, ServerSpec, SiteSpec, World, WorldHandle, WorldSpec};
 
 /// Packets per second that each site may carry: several times what the demo sends.
 pub const CAPACITY_PPS: u64 = 60_000;
@@ -40,6 +40,12 @@ pub struct Stage {
     local_seen: BTreeMap<SiteId, u64>,
     /// What was found.
     pub report: Report,
+}
+
+/// When an act changed something, and what the delay model said then.
+struct Start {
+    mark: Mark,
+    model_ms: Option<f64>,
 }
 
 #[derive(Deserialize)]
@@ -177,7 +183,7 @@ impl Stage {
     async fn settle(&mut self) -> anyhow::Result<()> {
         say("\nAct 1: settle. Placement has spread the groups without knowing where their users are.");
         self.world.begin_act("1 settle")?;
-        let start = self.world.mark();
+        let start = self.start().await;
         sleep(Duration::from_secs(4)).await;
         self.cluster.set_policy(serde_json::json!({ "automatic": true })).await?;
         self.until_moves_end(1).await?;
@@ -195,7 +201,7 @@ impl Stage {
             self.world.roam(*prefix, SiteId(3))?;
         }
         sleep(Duration::from_millis(1_100)).await;
-        let arrived = self.world.mark();
+        let arrived = self.start().await;
         self.until_moves_end(ROAMING).await?;
         self.end("2 roam", arrived, &groups).await
     }
@@ -207,7 +213,7 @@ impl Stage {
             self.name(1)
         ));
         self.world.begin_act("3 surge")?;
-        let start = self.world.mark();
+        let start = self.start().await;
         let groups: Vec<_> = (ROAMING..GROUPS_PER_SITE).filter_map(group_prefix).collect();
         for prefix in &groups {
             self.world.set_rate(*prefix, 4.0)?;
@@ -226,7 +232,7 @@ impl Stage {
         let name = self.name(2);
         say(&format!("\nAct 4: drain. {name} is emptied for upkeep; its users come in there all the same."));
         self.world.begin_act("4 drain")?;
-        let start = self.world.mark();
+        let start = self.start().await;
         self.cluster.post(&format!("/v1/sites/{name}/drain"), &serde_json::json!({})).await?;
         self.until_moves_end(GROUPS_PER_SITE).await?;
         let left = self.groups_at(&name).await?.len();
@@ -238,7 +244,7 @@ impl Stage {
     async fn faults(&mut self) -> anyhow::Result<()> {
         say("\nAct 5: faults. Processes are killed with SIGKILL while groups move.");
         self.world.begin_act("5 faults")?;
-        let start = self.world.mark();
+        let start = self.start().await;
         self.cluster.set_policy(serde_json::json!({ "automatic": false })).await?;
         let (a, c) = (self.name(1), self.name(3));
         let batch: Vec<_> = self.groups_at(&a).await?.into_iter().take(6).collect();
@@ -277,7 +283,7 @@ impl Stage {
         let name = self.name(2);
         say(&format!("\nAct 6: back. {name} takes part again, and its users' groups return."));
         self.world.begin_act("6 back")?;
-        let start = self.world.mark();
+        let start = self.start().await;
         self.cluster.post(&format!("/v1/sites/{name}/undrain"), &serde_json::json!({})).await?;
         self.cluster.set_policy(serde_json::json!({ "automatic": true })).await?;
         self.until_moves_end(GROUPS_PER_SITE).await?;
@@ -359,16 +365,24 @@ impl Stage {
 
     /// Measures, and closes the act. Delays are those of `groups`, or of all; before: since `changed`, until the moves
     /// were done, which was two seconds ago.
-    async fn end(&mut self, name: &str, changed: Mark, groups: &[Prefix]) -> anyhow::Result<()> {
+    async fn end(&mut self, name: &str, changed: Start, groups: &[Prefix]) -> anyhow::Result<()> {
         let moved = self.world.mark();
         sleep(AFTER).await;
+        let model_after = self.model_round_trip_ms().await;
         let all: Vec<_> = CLIENTS.iter().filter_map(|text| text.parse().ok()).collect();
         let groups = if groups.is_empty() { &all[..] } else { groups };
         let user_delay_ms = BeforeAfter {
-            before: self.world.delay_window(groups, changed, Some(moved))?,
+            before: self.world.delay_window(groups, changed.mark, Some(moved))?,
             after: self.world.delay_window(groups, moved, None)?,
         };
-        let mut act = Act { name: name.to_owned(), user_delay_ms, ..Act::default() };
+        let mean = |window: anyhow::Result<Delays>| window.map(|delays| delays.mean);
+        let round_trip_ms = RoundTrips {
+            model_before: changed.model_ms,
+            model_after,
+            requests_before: mean(self.world.delay_window(&all, changed.mark, Some(moved)))?,
+            requests_after: mean(self.world.delay_window(&all, moved, None))?,
+        };
+        let mut act = Act { name: name.to_owned(), user_delay_ms, round_trip_ms, ..Act::default() };
         self.collect_moves(&mut act).await?;
         self.collect_local_moves(&mut act).await?;
         act.take(self.world.end_act()?);
@@ -398,6 +412,27 @@ impl Stage {
             "  Requests took {:.0} ms at the 95th percentile before, {:.0} ms after.",
             before.p95, after.p95
         ));
+        let means = act.round_trip_ms;
+        if let (Some(model_before), Some(model_after)) = (means.model_before, means.model_after) {
+            say(&format!(
+                "  On the mean of all users they took {:.0} ms, then {:.0}; by the delay model the ways between sites \
+                 are {model_before:.0} ms of that, then {model_after:.0}.",
+                means.requests_before, means.requests_after
+            ));
+        }
+    }
+
+    /// The beginning of what an act changes.
+    async fn start(&self) -> Start {
+        Start { mark: self.world.mark(), model_ms: self.model_round_trip_ms().await }
+    }
+
+    /// What the leader thinks that packets take there and back between sites, as a mean over all packets; nothing while it knows
+    /// of none.
+    async fn model_round_trip_ms(&self) -> Option<f64> {
+        let view = self.cluster.get("/v1/placement").await.ok()?;
+        view["groups"].as_u64().filter(|groups| *groups > 0)?;
+        Some(2.0 * view["delay_ms"].as_f64()?)
     }
 
     async fn collect_moves(&mut self, act: &mut Act) -> anyhow::Result<()> {

@@ -56,9 +56,11 @@ pub struct Checks {
     pub world_dropped: u64,
 }
 
-/// Percentiles in milliseconds; all zero when there was nothing.
+/// Mean and percentiles in milliseconds; all zero when there was nothing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct Delays {
+    /// Mean.
+    pub mean: f64,
     /// Median.
     pub p50: f64,
     /// 95th percentile.
@@ -280,7 +282,8 @@ impl Delays {
             return Self::default();
         }
         let at = |quantile| millis(histogram.value_at_quantile(quantile));
-        Self { p50: at(0.5), p95: at(0.95), p99: at(0.99), count }
+        let mean = histogram.mean() / 1_000.0;
+        Self { mean, p50: at(0.5), p95: at(0.95), p99: at(0.99), count }
     }
 }
 
