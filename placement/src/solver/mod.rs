@@ -9,6 +9,7 @@
 //! dual smoothed (Nesterov, Mathematical Programming 103, 2005) so that Newton's method can be used on it.
 
 mod dual;
+mod exchange;
 pub mod generate;
 pub mod greedy;
 mod instance;
@@ -83,6 +84,9 @@ pub struct Conflict {
 /// Groups of the sample that finds the prices roughly, and of that which makes them better.
 const SAMPLE_SMALL: usize = 20_000;
 const SAMPLE_LARGE: usize = 50_000;
+
+/// Groups that are few.
+const FEW: usize = 2_000;
 
 /// Keeps prices and placement from round to round.
 pub struct Solver {
@@ -222,22 +226,26 @@ impl Solver {
         }
         self.assignment.repair(&self.instance, &table);
         self.assignment.fill(&self.instance);
+        if start != Start::Touched {
+            self.assignment.exchange(&self.instance);
+        }
         self.certify(passes + 1.0)
     }
 
     fn cold(&mut self) -> f64 {
         let mut dual = Dual::new(&self.instance, self.units);
         coarse(&mut dual, &mut self.prices, 8.0);
-        finish(&mut dual, &mut self.prices);
+        finish(&mut dual, &mut self.prices, 2.0);
         dual.passes
     }
 
     fn warm(&mut self) -> f64 {
         let mut dual = Dual::new(&self.instance, self.units);
-        if std::mem::take(&mut self.reshaped) {
+        let reshaped = std::mem::take(&mut self.reshaped);
+        if reshaped {
             coarse(&mut dual, &mut self.prices, 2.0);
         }
-        finish(&mut dual, &mut self.prices);
+        finish(&mut dual, &mut self.prices, if reshaped { 2.0 } else { 0.15 });
         dual.passes
     }
 
@@ -330,10 +338,16 @@ fn coarse(dual: &mut Dual<'_>, prices: &mut [PerResource<f64>], from_ms: f32) {
     }
 }
 
-/// The last steps, with all groups.
-fn finish(dual: &mut Dual<'_>, prices: &mut [PerResource<f64>]) {
+/// The last steps, with all groups; where these are few, from a higher temperature once more.
+fn finish(dual: &mut Dual<'_>, prices: &mut [PerResource<f64>], few_from_ms: f32) {
     for temperature_ms in [0.15, 0.05] {
         dual.climb(prices, Effort { stride: 1, temperature_ms, passes_max: 8, gain_min: 5e-6 });
+    }
+    // Few groups leave corners that are larger than the temperature, and passes over them take no time.
+    let mut temperature_ms = few_from_ms;
+    while dual.groups() <= FEW && temperature_ms > 0.01 {
+        dual.climb(prices, Effort { stride: 1, temperature_ms, passes_max: 60, gain_min: 1e-7 });
+        temperature_ms *= 0.5;
     }
 }
 

@@ -74,7 +74,7 @@ impl Assignment {
         (choice != NOWHERE).then(|| instance.row(group).0[usize::from(choice)])
     }
 
-    fn shift(&mut self, instance: &Instance, group: usize, choice: u8) {
+    pub(super) fn shift(&mut self, instance: &Instance, group: usize, choice: u8) {
         self.account(instance, group, -1.0);
         self.choice[group] = choice;
         self.account(instance, group, 1.0);
@@ -115,7 +115,7 @@ impl Assignment {
         }
     }
 
-    fn members(&self, instance: &Instance) -> Vec<Vec<u32>> {
+    pub(super) fn members(&self, instance: &Instance) -> Vec<Vec<u32>> {
         let mut members: Vec<Vec<u32>> = vec![Vec::new(); instance.sites()];
         for group in 0..instance.groups() {
             if let Some(site) = self.site(instance, group) {

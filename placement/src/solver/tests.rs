@@ -246,6 +246,45 @@ fn the_gap_is_small_and_the_simple_choice_is_beaten() {
 }
 
 #[test]
+fn few_groups_change_places_until_none_is_better_off() {
+    for seed in 0..8 {
+        let shape = Shape { groups: 150, sites: 6, candidates: 5, fill: 0.8, seed };
+        let instance = generate::instance(&shape).unwrap();
+        let mut solver = Solver::new(instance.clone());
+        let certificate = solver.solve(Start::Cold);
+        assert!(certificate.exceeded.is_empty(), "{certificate:?}");
+        eprintln!("seed {seed}: gap {:.3} %", certificate.gap() * 100.0);
+        assert!(certificate.gap() < 0.02, "{certificate:?}");
+        // Whoever swaps two groups afterwards, within the rooms, gains nothing.
+        let (place, cost) = (
+            |group: usize| solver.site(group).unwrap(),
+            |group: usize, site: u8| {
+                let there = instance.candidates(group).find(|candidate| candidate.site == site)?;
+                Some(f64::from(instance.weight(group)) * f64::from(there.cost_ms))
+            },
+        );
+        for a in 0..instance.groups() {
+            for b in 0..a {
+                let (here, there) = (place(a), place(b));
+                let swapped = cost(a, there).zip(cost(b, here)).map(|(a, b)| a + b);
+                let fits = |site: u8, comes: usize, goes: usize| {
+                    let load = solver.load(site);
+                    let (comes, goes) = (instance.demand(comes), instance.demand(goes));
+                    (0..RESOURCES).all(|r| load[r] + f64::from(comes[r] - goes[r]) <= instance.room(site)[r])
+                };
+                let now = cost(a, here).zip(cost(b, there)).map_or(0.0, |(a, b)| a + b);
+                if fits(there, a, b) && fits(here, b, a) {
+                    assert!(
+                        swapped.is_none_or(|swapped| swapped > now * (1.0 - 1e-4)),
+                        "{a} and {b} in {seed}"
+                    );
+                }
+            }
+        }
+    }
+}
+
+#[test]
 fn with_room_everywhere_everybody_is_at_the_nearest_site() {
     let certificate = Solver::new(generated(2_000, 0.02)).solve(Start::Cold);
     assert!((certificate.cost / certificate.unconstrained - 1.0).abs() < 1e-9, "{certificate:?}");
