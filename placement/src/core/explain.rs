@@ -61,7 +61,7 @@ pub struct Explanation {
     pub rules: Vec<String>,
     /// What moving there would gain, in milliseconds.
     pub gain_ms: f64,
-    /// The gain that the policy demands.
+    /// The gain that a move has to have: what the policy charges it.
     pub min_gain_ms: f64,
     /// What is known of its traffic.
     pub demand: Option<Demand>,
@@ -96,7 +96,12 @@ impl Loads {
 #[must_use]
 pub fn explain(cluster: &Cluster, model: &Model, id: &GroupId, now: Micros) -> Option<Explanation> {
     let group = cluster.groups.get(id)?;
-    let look = Look { cluster, model, now, loads: Loads::of(cluster, model) };
+    let (rules, mut covering) = (Rules::new(&cluster.policy), Vec::new());
+    rules.covering(id, &mut covering);
+    let effect = rules.effect(&covering);
+    let flows = model.demand(id).map_or(0, |demand| demand.flows);
+    let wanted_ms = effect.charge_ms(&cluster.policy, flows);
+    let look = Look { cluster, model, now, loads: Loads::of(cluster, model), effect };
     let candidates = look.candidates(group);
     let at = |site: SiteId| candidates.iter().find(|candidate| candidate.site == site);
     let mut open = candidates.iter().filter(|candidate| candidate.blocked.is_none());
@@ -113,7 +118,7 @@ pub fn explain(cluster: &Cluster, model: &Model, id: &GroupId, now: Micros) -> O
         runner_up,
         rules: rules.collect(),
         gain_ms,
-        min_gain_ms: cluster.policy.min_gain_ms,
+        min_gain_ms: wanted_ms,
         demand: model.demand(id).cloned(),
         candidates,
     })
@@ -124,6 +129,7 @@ struct Look<'a> {
     model: &'a Model,
     now: Micros,
     loads: Loads,
+    effect: Effect,
 }
 
 impl Look<'_> {
@@ -142,17 +148,11 @@ impl Look<'_> {
         let terms = self.model.terms(self.cluster, &group.id, site, fill, self.now);
         let blocked = self.blocked(group, site, fill, here);
         let delay_ms = terms.inside_ms + terms.outside_ms;
-        let rules_ms = self.effect(&group.id).cost_ms(&group.id, site.id, delay_ms) - delay_ms;
+        let rules_ms = self.effect.cost_ms(&group.id, site.id, delay_ms) - delay_ms;
         let prices = self.cluster.round.iter().flat_map(|round| &round.prices);
         let price_ms = prices.filter(|price| price.site == site.id).map(|price| price.packets).sum();
         let total_ms = terms.total_ms() + rules_ms;
         Candidate { site: site.id, total_ms, terms, rules_ms, price_ms, fill, blocked }
-    }
-
-    fn effect(&self, group: &GroupId) -> Effect {
-        let (rules, mut covering) = (Rules::new(&self.cluster.policy), Vec::new());
-        rules.covering(group, &mut covering);
-        rules.effect(&covering)
     }
 
     fn blocked(&self, group: &Group, site: &Site, fill: f64, here: bool) -> Option<Blocked> {

@@ -215,7 +215,9 @@ impl Problem {
         }
         let weight = demand.map_or(WEIGHT_MIN, |demand| demand.packets_per_s);
         let charge_ms = match (purpose, stand) {
-            (Purpose::Plan(_), Stand::Open) => charge_ms(&cluster.policy, effect, demand),
+            (Purpose::Plan(_), Stand::Open) => {
+                effect.charge_ms(&cluster.policy, demand.map_or(0, |demand| demand.flows))
+            }
             (Purpose::Plan(_) | Purpose::Assess, _) => 0.0,
         };
         self.instance.push(&solver::Group {
@@ -292,12 +294,6 @@ impl<'a> Classes<'a> {
         }
         &self.known[&self.covering]
     }
-}
-
-/// What a move of a group is charged, in milliseconds of each of its packets.
-fn charge_ms(policy: &Policy, effect: &Effect, demand: Option<&Demand>) -> f64 {
-    let flows = demand.map_or(0.0, |demand| demand.flows as f64);
-    effect.charge.map_or(policy.min_gain_ms, |charge| charge.ms + charge.per_kflow_ms * flows / 1000.0)
 }
 
 /// What a group takes of each resource.

@@ -324,6 +324,12 @@ impl Effect {
         self.allowed.contains(site) && !self.dials.iter().any(out)
     }
 
+    /// What a move of a group is charged, in milliseconds of each of its packets.
+    pub(super) fn charge_ms(&self, policy: &Policy, flows: u64) -> f64 {
+        let charge = |charge: Charge| charge.ms + charge.per_kflow_ms * flows as f64 / 1000.0;
+        self.charge.map_or(policy.min_gain_ms, charge)
+    }
+
     /// What a site costs a group, in milliseconds, if its delay there is as given.
     pub(super) fn cost_ms(&self, group: &GroupId, site: SiteId, delay_ms: f64) -> f64 {
         let added = self.added_ms.get(&site).copied().unwrap_or(0.0);
