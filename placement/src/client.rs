@@ -10,7 +10,7 @@ use crate::clock::Clock;
 use crate::core::{Command, Outcome, SiteReport};
 use crate::node::{ClientRequest, ClientResponse, NodeId, ProposeError, Transport};
 use crate::raft::Changes;
-use crate::wire;
+use crate::{pack, wire};
 
 /// How long one node may take to answer before another is asked.
 const CALL_WAIT: Duration = Duration::from_secs(2);
@@ -131,7 +131,7 @@ impl Client {
 
     async fn call(&self, to: NodeId, request: Bytes, wait: Duration) -> Result<ClientResponse, String> {
         match tokio::time::timeout(wait, self.transport.call(to, request)).await {
-            Ok(Ok(bytes)) => wire::decode(bytes, wire::SNAPSHOT_LEN_MAX).map_err(|error| error.to_string()),
+            Ok(Ok(bytes)) => read(bytes).map_err(|error| error.to_string()),
             Ok(Err(error)) => Err(error.to_string()),
             Err(_) => Err(format!("node {to} did not answer in time")),
         }
@@ -146,7 +146,7 @@ impl Client {
             for _ in 0..self.members.len() {
                 let at = self.watched.load(Ordering::Relaxed) % self.members.len();
                 let wait_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
-                let request = wire::encode(&ClientRequest::Watch { since, wait_ms });
+                let request = wire::encode(&ClientRequest::Watch { since, wait_ms, table: true });
                 match self.call(self.members[at], request, wait + CALL_WAIT).await {
                     Ok(ClientResponse::Changes(changes)) => {
                         // Nothing new for a whole wait may mean that this node is cut off from the others: then
@@ -163,4 +163,15 @@ impl Client {
             tokio::time::sleep(PAUSE).await;
         }
     }
+}
+
+/// A response, with the table of groups that may be beside it.
+fn read(bytes: Bytes) -> Result<ClientResponse, wire::WireError> {
+    let (mut response, beside): (ClientResponse, Bytes) = wire::decode_with(bytes, wire::SNAPSHOT_LEN_MAX)?;
+    if let ClientResponse::Changes(changes) = &mut response
+        && !beside.is_empty()
+    {
+        changes.take_groups(pack::unpack(&beside)?);
+    }
+    Ok(response)
 }

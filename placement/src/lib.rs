@@ -9,6 +9,7 @@ pub mod core;
 pub mod geo;
 pub mod likeness;
 pub mod node;
+pub mod pack;
 pub mod raft;
 pub mod solver;
 pub mod store;

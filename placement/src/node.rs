@@ -219,6 +219,9 @@ pub enum ClientRequest {
         since: u64,
         /// Longest wait, in milliseconds; at most [`WATCH_WAIT_MAX`] counts.
         wait_ms: u64,
+        /// The watcher can take the groups as a table beside the answer.
+        #[serde(default)]
+        table: bool,
     },
     /// To the leader.
     Report(Box<SiteReport>),
@@ -487,12 +490,16 @@ impl Node {
 
     /// Changes after `since`, as soon as there are some; none after `wait`. 0 asks for all there is.
     pub async fn changes_since(&self, since: u64, wait: Duration) -> Changes {
+        self.news_since(since, wait, false).await.0
+    }
+
+    async fn news_since(&self, since: u64, wait: Duration, as_table: bool) -> (Changes, Bytes) {
         let mut revision = self.inner.shared.subscribe();
         let news = async {
             loop {
                 revision.mark_unchanged();
-                if let Some(changes) = self.inner.shared.changes_since(since) {
-                    return changes;
+                if let Some(news) = self.inner.shared.changes_since(since, as_table) {
+                    return news;
                 }
                 if revision.changed().await.is_err() {
                     std::future::pending::<()>().await;
@@ -500,6 +507,7 @@ impl Node {
             }
         };
         let none = Changes { revision: since, reset: false, changes: Vec::new() };
+        let none = (none, Bytes::new());
         tokio::time::timeout(wait.min(WATCH_WAIT_MAX), news).await.unwrap_or(none)
     }
 
@@ -797,7 +805,7 @@ impl Node {
             incoming.take().map(|(_, whole)| whole.freeze()).unwrap_or_default()
         };
         // Raft counts on a snapshot that can be read: look before it is installed.
-        if let Err(error) = wire::decode::<Cluster>(whole.clone(), wire::SNAPSHOT_LEN_MAX) {
+        if let Err(error) = wire::decode_cluster(whole.clone()) {
             return PeerResponse::Failed(error.to_string());
         }
         let snapshot = Snapshot { meta: chunk.meta, snapshot: whole };
@@ -808,7 +816,14 @@ impl Node {
     /// Answers an agent or tool. `caller` is who its certificate says it is: a site may say only what is its own.
     pub async fn handle_client(&self, caller: &Caller, request: Bytes) -> Bytes {
         let response = match wire::decode(request, wire::MESSAGE_LEN_MAX) {
-            Ok(request) => self.answer_client(caller, request).await,
+            Ok(ClientRequest::Watch { since, wait_ms, table }) => {
+                return self.answer_watch(since, Duration::from_millis(wait_ms), table).await;
+            }
+            Ok(ClientRequest::Propose(command)) => self.answer_proposal(caller, command).await,
+            Ok(ClientRequest::Report(report)) => {
+                let checked = self.check(caller, Some(report.site));
+                ClientResponse::Done(checked.and_then(|()| self.report(&report)))
+            }
             Err(error) => {
                 count(&self.inner.counters.unreadable);
                 tracing::warn!(%caller, %error, "unreadable message of a client");
@@ -818,28 +833,22 @@ impl Node {
         wire::encode(&response)
     }
 
-    async fn answer_client(&self, caller: &Caller, request: ClientRequest) -> ClientResponse {
-        match request {
-            ClientRequest::Propose(command) => {
-                if let Err(error) = self.check(caller, command.site()) {
-                    return ClientResponse::Done(Err(error));
-                }
-                let proposal = Proposal { actor: caller.to_string(), at_ms: wall_ms(), command };
-                ClientResponse::Done(self.propose_here(proposal).await)
-            }
-            ClientRequest::Watch { since, wait_ms } => {
-                count(&self.inner.counters.watches);
-                let changes = self.changes_since(since, Duration::from_millis(wait_ms)).await;
-                if changes.reset {
-                    count(&self.inner.counters.watch_resets);
-                }
-                ClientResponse::Changes(changes)
-            }
-            ClientRequest::Report(report) => {
-                let checked = self.check(caller, Some(report.site));
-                ClientResponse::Done(checked.and_then(|()| self.report(&report)))
-            }
+    async fn answer_proposal(&self, caller: &Caller, command: Command) -> ClientResponse {
+        if let Err(error) = self.check(caller, command.site()) {
+            return ClientResponse::Done(Err(error));
         }
+        let proposal = Proposal { actor: caller.to_string(), at_ms: wall_ms(), command };
+        ClientResponse::Done(self.propose_here(proposal).await)
+    }
+
+    async fn answer_watch(&self, since: u64, wait: Duration, as_table: bool) -> Bytes {
+        count(&self.inner.counters.watches);
+        let (changes, groups) = self.news_since(since, wait, as_table).await;
+        if changes.reset {
+            count(&self.inner.counters.watch_resets);
+        }
+        let response = ClientResponse::Changes(changes);
+        if groups.is_empty() { wire::encode(&response) } else { wire::encode_with_groups(&response, groups) }
     }
 
     /// Whether the caller may speak for a site (`None`: for the operator).

@@ -1,12 +1,13 @@
 //! The state machine and the network as Raft (openraft) wants them.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::future::Future;
 use std::io;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use bytes::Bytes;
+use flow::GroupId;
 use futures::{Stream, StreamExt};
 use openraft::alias::{LogIdOf, SnapshotMetaOf, SnapshotOf, StoredMembershipOf, VoteOf};
 use openraft::errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Unreachable};
@@ -21,8 +22,9 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
-use crate::core::{Change, Cluster, Outcome, Proposal, Rejected};
+use crate::core::{Change, Cluster, Group, Outcome, Proposal, Rejected};
 use crate::node::{NodeId, ProposeError, Transport};
+use crate::pack;
 use crate::store::Store;
 use crate::wire;
 
@@ -101,19 +103,34 @@ impl Shared {
     }
 
     /// What a watcher at `since` lacks. Nothing when this node is behind the watcher: it must not be taken
-    /// back in time.
-    pub(crate) fn changes_since(&self, since: u64) -> Option<Changes> {
+    /// back in time. Who starts from nothing may have the groups as a table instead of one change for each.
+    pub(crate) fn changes_since(&self, since: u64, as_table: bool) -> Option<(Changes, Bytes)> {
         let state = self.read();
         let revision = state.cluster.revision;
         if revision <= since {
             return None;
         }
         if since == 0 || since < state.floor {
-            return Some(Changes { revision, reset: true, changes: state.cluster.snapshot_changes() });
+            let cluster = &state.cluster;
+            let (changes, groups) = if as_table {
+                (cluster.snapshot_changes_without_groups(), pack::pack(&cluster.groups))
+            } else {
+                (cluster.snapshot_changes(), Bytes::new())
+            };
+            return Some((Changes { revision, reset: true, changes }, groups));
         }
         let start = state.history.partition_point(|(at, _)| *at <= since);
         let changes = state.history.range(start..).flat_map(|(_, changes)| changes.clone()).collect();
-        Some(Changes { revision, reset: false, changes })
+        Some((Changes { revision, reset: false, changes }, Bytes::new()))
+    }
+}
+
+impl Changes {
+    /// Puts the groups of a table where they belong: behind the sites and services that they name, before the moves.
+    pub(crate) fn take_groups(&mut self, groups: BTreeMap<GroupId, Group>) {
+        let at = self.changes.iter().position(|change| matches!(change, Change::Move(_)));
+        let at = at.unwrap_or(self.changes.len());
+        self.changes.splice(at..at, groups.into_values().map(Change::Group));
     }
 }
 
@@ -174,7 +191,7 @@ impl StateMachine {
     }
 
     fn take(&self, meta: &SnapshotMetaOf<TypeConfig>, data: Bytes) -> io::Result<()> {
-        let cluster: Cluster = wire::decode(data, wire::SNAPSHOT_LEN_MAX)
+        let cluster = wire::decode_cluster(data)
             .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error.to_string()))?;
         let revision = cluster.revision;
         self.shared.write().install(meta, cluster);
@@ -195,8 +212,7 @@ impl RaftSnapshotBuilder<TypeConfig> for StateMachine {
             };
             (state.cluster.clone(), meta)
         };
-        let data = wire::encode(cluster.as_ref());
-        drop(cluster);
+        let data = wire::encode_cluster(Arc::unwrap_or_clone(cluster));
         self.store.save_snapshot(&meta, data.clone()).await?;
         Ok(Snapshot { meta, snapshot: data })
     }

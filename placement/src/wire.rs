@@ -9,10 +9,15 @@ use prost::Message as _;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use crate::core::Cluster;
+use crate::pack::{self, PackError};
+
 /// The version that this code writes.
 pub const VERSION: u32 = 1;
+/// The groups of a cluster are in a table beside the body.
+pub(crate) const GROUPS_BESIDE: u64 = 1;
 /// Features that this code knows, one per bit.
-const FEATURES: u64 = 0;
+const FEATURES: u64 = GROUPS_BESIDE;
 /// The longest message that a peer or client may send.
 pub const MESSAGE_LEN_MAX: usize = 16 << 20;
 /// The longest snapshot.
@@ -61,6 +66,9 @@ pub enum WireError {
     /// The body is not what it should be.
     #[error("bad body: {0}")]
     Body(String),
+    /// The table of groups beside it is not.
+    #[error(transparent)]
+    Groups(#[from] PackError),
 }
 
 /// Bytes of a value.
@@ -74,8 +82,36 @@ pub fn encode<T: Serialize>(value: &T) -> Bytes {
 
 /// Bytes of a value, with others beside it.
 pub(crate) fn encode_with<T: Serialize>(value: &T, attached: Bytes) -> Bytes {
+    encode_needing(value, attached, 0)
+}
+
+/// Bytes of a value that makes no sense without the table of groups beside it.
+pub(crate) fn encode_with_groups<T: Serialize>(value: &T, groups: Bytes) -> Bytes {
+    encode_needing(value, groups, GROUPS_BESIDE)
+}
+
+fn encode_needing<T: Serialize>(value: &T, attached: Bytes, critical: u64) -> Bytes {
     let body = serde_json::to_vec(value).expect("types of this package have a JSON form");
-    Envelope { version: VERSION, critical: 0, body: body.into(), attached }.encode_to_vec().into()
+    Envelope { version: VERSION, critical, body: body.into(), attached }.encode_to_vec().into()
+}
+
+/// Bytes of the whole state; its groups as a table beside the body, some bytes for each.
+#[must_use]
+pub fn encode_cluster(mut cluster: Cluster) -> Bytes {
+    let groups = std::mem::take(&mut cluster.groups);
+    encode_with_groups(&cluster, pack::pack(&groups))
+}
+
+/// The state of bytes, also of those of releases that had groups in the body.
+///
+/// # Errors
+/// [`WireError`]; arbitrary bytes never panic.
+pub fn decode_cluster(bytes: Bytes) -> Result<Cluster, WireError> {
+    let (mut cluster, beside): (Cluster, Bytes) = decode_with(bytes, SNAPSHOT_LEN_MAX)?;
+    if !beside.is_empty() {
+        cluster.groups = pack::unpack(&beside)?;
+    }
+    Ok(cluster)
 }
 
 /// The value of bytes.
@@ -108,7 +144,7 @@ pub(crate) fn decode_with<T: DeserializeOwned>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::{Change, Cluster, Command, Proposal};
+    use crate::core::{Change, Command, Proposal};
     use flow::{MoveId, SiteId};
     use proptest::prelude::*;
 
@@ -135,6 +171,21 @@ mod tests {
     }
 
     #[test]
+    fn a_snapshot_has_its_groups_beside_and_those_of_earlier_releases_are_read() {
+        let prefix = "100.64.0.0/24".parse().unwrap();
+        let id = flow::GroupId { service: flow::ServiceId::new(1).unwrap(), prefix };
+        let (owner, epoch) = (SiteId(3), flow::Epoch(2));
+        let group = crate::core::Group { id, owner, epoch, move_id: None, changed: 9, standby: None };
+        let cluster = Cluster { revision: 9, groups: [(id, group)].into(), ..Cluster::default() };
+        let earlier = encode(&cluster);
+        assert_eq!(decode_cluster(earlier).unwrap(), cluster);
+        let now = encode_cluster(cluster.clone());
+        // Who does not know of the table must not take the state for one without groups.
+        assert_eq!(Envelope::decode(now.clone()).unwrap().critical, GROUPS_BESIDE);
+        assert_eq!(decode_cluster(now).unwrap(), cluster);
+    }
+
+    #[test]
     fn an_unknown_command_is_refused() {
         let body = br#"{"actor":"x","at_ms":1,"command":{"explode":{}}}"#;
         let bytes =
@@ -148,7 +199,7 @@ mod tests {
         fn random_bytes_never_panic(bytes: Vec<u8>, body: Vec<u8>) {
             let _ = decode::<Proposal>(bytes.into(), MESSAGE_LEN_MAX);
             let bytes = Envelope { version: 1, critical: 0, body: body.into(), attached: Bytes::new() }.encode_to_vec();
-            let _ = decode::<Cluster>(Bytes::from(bytes.clone()), MESSAGE_LEN_MAX);
+            let _ = decode_cluster(Bytes::from(bytes.clone()));
             let _ = decode::<Vec<Change>>(bytes.into(), MESSAGE_LEN_MAX);
         }
 

@@ -115,6 +115,12 @@ async fn watches_bring_everything_once_then_differences() {
     let (next, _) = tokio::join!(watch, client.propose(put_site(2)));
     assert!(!next.reset);
     assert!(matches!(next.changes.as_slice(), [Change::Site(site)] if site.id == SiteId(2)), "{next:?}");
+    // The groups of a service come as a table to who starts from nothing.
+    client.propose(Command::PutService { service: service(), owner: Some(SiteId(1)) }).await.unwrap();
+    let leader = group.node(group.leader().await);
+    let all = group.client(operator()).watch(0, Duration::from_secs(5)).await;
+    assert_eq!(all.revision, leader.cluster().revision);
+    assert_eq!(all.changes, leader.cluster().snapshot_changes());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

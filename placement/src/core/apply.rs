@@ -179,7 +179,8 @@ impl Cluster {
         for prefix in prefixes {
             let id = GroupId { service: service.id, prefix };
             let owner = self.lawful(&id, owners.next().ok_or(Rejected::NoActiveSite)?);
-            self.set_group(step, Group { id, owner, epoch: Epoch(1), move_id: None, changed: step.index });
+            let (epoch, changed) = (Epoch(1), step.index);
+            self.set_group(step, Group { id, owner, epoch, move_id: None, changed, standby: None });
         }
         Ok(())
     }

@@ -48,7 +48,14 @@ pub(super) fn cluster() -> Cluster {
         ordering: Ordering::Strict,
         group_len: 24,
     };
-    let group = |n| Group { id: group_id(n), owner: SiteId(0), epoch: Epoch(1), move_id: None, changed: 1 };
+    let group = |n| Group {
+        id: group_id(n),
+        owner: SiteId(0),
+        epoch: Epoch(1),
+        move_id: None,
+        changed: 1,
+        standby: None,
+    };
     Cluster {
         sites: [(0, 0.0), (1, 15.0), (2, 40.0)].map(|(id, at)| (SiteId(id), site(id, at))).into(),
         services: BTreeMap::from([(service.id, service)]),

@@ -142,8 +142,8 @@ pub enum Proof {
 
 /// Moves in one command: so many numbers fit between two log indexes.
 pub const MOVES_PER_COMMAND_MAX: usize = 4096;
-/// Groups of one service.
-pub const GROUPS_PER_SERVICE_MAX: usize = 1 << 17;
+/// Groups of one service: a million, and then some.
+pub const GROUPS_PER_SERVICE_MAX: usize = 1 << 20;
 /// Bytes of a name.
 pub const NAME_LEN_MAX: usize = 64;
 /// Bytes of an endpoint.

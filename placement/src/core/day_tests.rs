@@ -49,7 +49,7 @@ impl World {
         let ends = (0..GROUPS).map(|n| (n % SITES, random.below(SITES.into()) as u8)).collect();
         let group = |n: u8| {
             let (id, owner) = (group_id(n), SiteId(n % SITES));
-            (id, Group { id, owner, epoch: Epoch(1), move_id: None, changed: 1 })
+            (id, Group { id, owner, epoch: Epoch(1), move_id: None, changed: 1, standby: None })
         };
         cluster.groups = (0..GROUPS).map(group).collect();
         let brain = Brain::new(BrainTimings::default(), None, Micros(0));

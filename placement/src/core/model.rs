@@ -309,6 +309,9 @@ pub struct Group {
     pub move_id: Option<MoveId>,
     /// The revision of the last change of owner or epoch.
     pub changed: u64,
+    /// The site that is to get it when its owner is lost: in another failure domain, with room kept for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub standby: Option<SiteId>,
 }
 
 /// A move that has not ended.
@@ -473,11 +476,21 @@ impl Cluster {
     /// services that they name, moves last.
     #[must_use]
     pub fn snapshot_changes(&self) -> Vec<Change> {
+        self.changes_around(self.groups.values().copied().map(Change::Group))
+    }
+
+    /// The same for those who get the groups otherwise.
+    #[must_use]
+    pub fn snapshot_changes_without_groups(&self) -> Vec<Change> {
+        self.changes_around(std::iter::empty())
+    }
+
+    fn changes_around(&self, groups: impl Iterator<Item = Change>) -> Vec<Change> {
         let policy = Change::Policy { policy: self.policy.clone(), version: self.policy_version };
         std::iter::once(policy)
             .chain(self.sites.values().cloned().map(Change::Site))
             .chain(self.services.values().cloned().map(Change::Service))
-            .chain(self.groups.values().copied().map(Change::Group))
+            .chain(groups)
             .chain(self.moves.values().cloned().map(Change::Move))
             .collect()
     }
