@@ -77,13 +77,37 @@ impl Client {
         self.to_leader(ClientRequest::Propose(command), self.deadline).await
     }
 
-    /// A sign of life. Not worth a long wait: the next one comes soon.
+    /// A sign of life, to all nodes: those that do not lead learn what they need when they come to. Not worth a long wait:
+    /// the next one comes soon.
     ///
     /// # Errors
-    /// [`ClientError`].
+    /// [`ClientError`] when no leader took it.
     pub async fn report(&self, report: SiteReport) -> Result<(), ClientError> {
-        let request = ClientRequest::Report(Box::new(report));
-        self.to_leader(request, self.deadline.min(CALL_WAIT)).await.map(|_| ())
+        if self.members.is_empty() {
+            return Err(ClientError::NoMembers);
+        }
+        let request = wire::encode(&ClientRequest::Report(Box::new(report)));
+        let wait = self.deadline.min(CALL_WAIT);
+        let calls = self.members.iter().map(|&member| self.call(member, request.clone(), wait));
+        let mut last = String::from("nobody answered");
+        for (at, answer) in futures::future::join_all(calls).await.into_iter().enumerate() {
+            match answer {
+                Ok(ClientResponse::Done(Ok(_))) => {
+                    self.leader.store(at, Ordering::Relaxed);
+                    return Ok(());
+                }
+                Ok(ClientResponse::Done(Err(error @ ProposeError::Forbidden { .. }))) => {
+                    return Err(ClientError::Refused(error));
+                }
+                Ok(ClientResponse::Done(Err(error))) => last = error.to_string(),
+                Ok(ClientResponse::Changes(_)) => {
+                    last = format!("node {} answered something else", self.members[at]);
+                }
+                Ok(ClientResponse::Unreadable(error)) | Err(error) => last = error,
+            }
+        }
+        let ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
+        Err(ClientError::Timeout { ms, last })
     }
 
     async fn to_leader(&self, request: ClientRequest, deadline: Duration) -> Result<Outcome, ClientError> {

@@ -24,6 +24,7 @@ use crate::core::delay::{Locate, Model};
 use crate::core::explain::Explanation;
 use crate::core::leader::{Brain, BrainTimings};
 use crate::core::whatif::{self, Difference, WhatIf};
+use crate::core::witness::{self, Finding};
 use crate::core::{Cluster, Command, Outcome, Proposal, Rejected, SiteReport};
 use crate::geo::{Geo, GeoError};
 use crate::raft::{
@@ -223,7 +224,7 @@ pub enum ClientRequest {
         #[serde(default)]
         table: bool,
     },
-    /// To the leader.
+    /// To every node: all learn of delays and loads, and the leader, who alone says that it is done, renews the lease.
     Report(Box<SiteReport>),
 }
 
@@ -328,6 +329,10 @@ pub struct NodeMetrics {
     pub poll_us: u64,
     /// Moves that its rounds started.
     pub moves_planned: u64,
+    /// Rounds of other leaders that this node looked at.
+    pub rounds_checked: u64,
+    /// Of these, such that it found otherwise.
+    pub rounds_doubted: u64,
 }
 
 #[derive(Default)]
@@ -343,6 +348,8 @@ struct Counters {
     polls: AtomicU64,
     poll_us: AtomicU64,
     moves_planned: AtomicU64,
+    rounds_checked: AtomicU64,
+    rounds_doubted: AtomicU64,
 }
 
 fn count(counter: &AtomicU64) {
@@ -358,6 +365,33 @@ pub struct Node {
 /// Time between looks at the file of places.
 const GEO_LOOK: Micros = Micros(5_000_000);
 
+/// What a node knows of delays and loads, and thinks while it leads.
+enum Mind {
+    Follows {
+        model: Box<Model>,
+        tidied: Micros,
+        /// Since when it has had reports: before it has heard all sites, it can judge nobody.
+        heard: Option<Micros>,
+    },
+    Leads(Box<Brain>),
+}
+
+impl Mind {
+    fn follows(model: Model, now: Micros) -> Self {
+        Self::Follows { model: Box::new(model), tidied: now, heard: None }
+    }
+
+    fn leader(&self) -> Option<&Brain> {
+        match self {
+            Self::Leads(brain) => Some(brain),
+            Self::Follows { .. } => None,
+        }
+    }
+}
+
+/// A node that follows forgets what is old this often.
+const TIDY: Micros = Micros(10_000_000);
+
 struct Inner {
     id: NodeId,
     deadline: Duration,
@@ -369,8 +403,9 @@ struct Inner {
     shared: Arc<Shared>,
     transport: Arc<dyn Transport>,
     clock: Clock,
-    /// Present while this node leads.
-    brain: Mutex<Option<Brain>>,
+    mind: Mutex<Mind>,
+    /// What this node found of the last round that another published, if it could be looked at.
+    finding: Mutex<Option<Finding>>,
     assessing: tokio::sync::Mutex<()>,
     /// A snapshot that is coming in, with its sender's last index.
     incoming: Mutex<Option<(Option<u64>, BytesMut)>>,
@@ -398,17 +433,20 @@ impl Node {
         let raft = Raft::new(config.id, Arc::new(raft_config), network, store, machine)
             .await
             .map_err(|error| StartError::Raft(error.to_string()))?;
+        let geo = geo.map(Arc::new);
+        let places = geo.clone().map(|geo| geo as Arc<dyn Locate>);
         let inner = Arc::new(Inner {
             id: config.id,
             deadline: config.deadline,
             timings: config.brain,
-            geo: geo.map(Arc::new),
+            geo,
             geo_seen: AtomicU64::new(0),
             raft,
             shared,
             transport,
             clock: Clock::start(),
-            brain: Mutex::new(None),
+            mind: Mutex::new(Mind::follows(Model::new(places), Micros(0))),
+            finding: Mutex::new(None),
             assessing: tokio::sync::Mutex::new(()),
             incoming: Mutex::new(None),
             counters: Counters::default(),
@@ -518,7 +556,7 @@ impl Node {
     /// [`ProposeError::NotLeader`].
     pub fn explain(&self, group: &GroupId) -> Result<Option<Explanation>, ProposeError> {
         let cluster = self.cluster();
-        match lock(&self.inner.brain).as_ref() {
+        match lock(&self.inner.mind).leader() {
             Some(brain) => Ok(brain.explain(&cluster, group, self.inner.clock.now())),
             None => Err(ProposeError::NotLeader { leader: self.leader() }),
         }
@@ -552,7 +590,7 @@ impl Node {
         let node = self.clone();
         let work = move || {
             // Reports must not wait for a solver: it gets a copy.
-            let model = lock(&node.inner.brain).as_ref().map(|brain| brain.model().clone());
+            let model = lock(&node.inner.mind).leader().map(|brain| brain.model().clone());
             let model = model.ok_or_else(|| ProposeError::NotLeader { leader: node.leader() })?;
             question(&cluster, &model, node.inner.clock.now())
         };
@@ -613,6 +651,8 @@ impl Node {
             polls: get(&counters.polls),
             poll_us: get(&counters.poll_us),
             moves_planned: get(&counters.moves_planned),
+            rounds_checked: get(&counters.rounds_checked),
+            rounds_doubted: get(&counters.rounds_doubted),
         }
     }
 
@@ -867,13 +907,21 @@ impl Node {
     }
 
     fn report(&self, report: &SiteReport) -> Result<Outcome, ProposeError> {
-        match lock(&self.inner.brain).as_mut() {
-            Some(brain) => {
-                count(&self.inner.counters.reports);
-                brain.handle_report(report, self.inner.clock.now());
+        count(&self.inner.counters.reports);
+        let now = self.inner.clock.now();
+        let mut mind = lock(&self.inner.mind);
+        self.take_part(&mut mind, now);
+        match &mut *mind {
+            Mind::Leads(brain) => {
+                brain.handle_report(report, now);
                 Ok(Outcome::Done)
             }
-            None => Err(ProposeError::NotLeader { leader: self.leader() }),
+            // It knows now what it needs to lead well from the start, but the lease is the leader's to give.
+            Mind::Follows { model, heard, .. } => {
+                heard.get_or_insert(now);
+                model.handle_report(report, now);
+                Err(ProposeError::NotLeader { leader: self.leader() })
+            }
         }
     }
 
@@ -892,18 +940,71 @@ impl Node {
         }
     }
 
-    /// What the leader wants now; nothing on other nodes.
-    fn wishes(&self) -> Vec<Command> {
-        let mut brain = lock(&self.inner.brain);
-        if !self.inner.raft.is_leader() {
-            *brain = None;
-            return Vec::new();
+    /// Leads or follows, as Raft has it now.
+    fn take_part(&self, mind: &mut Mind, now: Micros) {
+        let leads = self.inner.raft.is_leader();
+        let nothing = || Mind::follows(Model::new(None), now);
+        if leads == matches!(mind, Mind::Leads(_)) {
+            return;
         }
+        *mind = match std::mem::replace(mind, nothing()) {
+            Mind::Follows { model, .. } => {
+                *lock(&self.inner.finding) = None;
+                Mind::Leads(Box::new(Brain::knowing(self.inner.timings, *model, now)))
+            }
+            Mind::Leads(brain) => Mind::follows(brain.into_model(), now),
+        };
+    }
+
+    /// Looks whether the round that the leader published is true.
+    fn witness(&self, cluster: &Cluster, model: &Model, now: Micros) {
+        match witness::check(cluster, model, now) {
+            Ok(Some(finding)) => {
+                let counters = &self.inner.counters;
+                count(&counters.rounds_checked);
+                if !finding.agrees() {
+                    count(&counters.rounds_doubted);
+                    tracing::warn!(?finding, "the leader's round is not what this node finds");
+                }
+                *lock(&self.inner.finding) = Some(finding);
+            }
+            Ok(None) => {}
+            Err(error) => tracing::warn!(%error, "the leader's round cannot be checked"),
+        }
+    }
+
+    /// What this node found of the last round that another node published; nothing on the leader.
+    #[must_use]
+    pub fn finding(&self) -> Option<Finding> {
+        *lock(&self.inner.finding)
+    }
+
+    /// What the leader wants now; nothing on other nodes, which look at what it published.
+    fn wishes(&self) -> Vec<Command> {
         let now = self.inner.clock.now();
         self.refresh_places(now);
-        let geo = || self.inner.geo.clone().map(|geo| geo as Arc<dyn Locate>);
-        let brain = brain.get_or_insert_with(|| Brain::new(self.inner.timings, geo(), now));
+        let mut mind = lock(&self.inner.mind);
+        self.take_part(&mut mind, now);
         let cluster = self.cluster();
+        let brain = match &mut *mind {
+            Mind::Leads(brain) => brain,
+            Mind::Follows { model, tidied, heard } => {
+                if now.since(*tidied) >= TIDY {
+                    model.forget(&cluster, now);
+                    *tidied = now;
+                }
+                let knows = heard.is_some_and(|since| now.since(since) >= self.inner.timings.lease);
+                let due = cluster.round.as_ref().filter(|_| knows).is_some_and(|round| {
+                    lock(&self.inner.finding).is_none_or(|finding| finding.at_ms != round.at_ms)
+                });
+                let model = due.then(|| model.clone());
+                drop(mind);
+                if let Some(model) = model {
+                    self.witness(&cluster, &model, now);
+                }
+                return Vec::new();
+            }
+        };
         let mut wishes = brain.poll(&cluster, now);
         wishes.extend(Brain::due(&cluster, wall_ms()));
         let end = self.inner.clock.now();
@@ -922,7 +1023,7 @@ impl Node {
     }
 }
 
-/// The leader's own work, until the node is dropped.
+/// The node's own work, until it is dropped.
 async fn think(inner: std::sync::Weak<Inner>) {
     let mut tick = tokio::time::interval(TICK);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);

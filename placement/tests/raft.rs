@@ -159,6 +159,51 @@ fn service() -> Service {
     }
 }
 
+/// One site has all traffic of one group, which is where it should be.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn followers_check_rounds_and_the_next_leader_knows_the_traffic() {
+    let group = Group::of_three().await;
+    let client = group.client(operator());
+    client.propose(put_site(1)).await.unwrap();
+    client.propose(Command::PutService { service: service(), owner: Some(SiteId(1)) }).await.unwrap();
+    let agent = group.client(Caller::Site("site-1".into()));
+    let load = GroupReport {
+        group: group_id(),
+        packets_per_s: 1000,
+        flows: 10,
+        bits_per_s: 0,
+        inside_ingress: vec![(SiteId(1), 1)],
+        outside_ingress: vec![(SiteId(1), 1)],
+        remote_rtt_us: None,
+    };
+    let report = SiteReport { site: SiteId(1), groups: vec![load], ..SiteReport::default() };
+    let old = group.leader().await;
+    let checked = |node: &placement::node::Node| {
+        node.finding().is_some_and(|finding| finding.packets_per_s.0 == 1000.0 && finding.agrees())
+    };
+    for _ in 0..100 {
+        agent.report(report.clone()).await.unwrap();
+        if (1..=3).filter(|&id| id != old).all(|id| checked(&group.node(id))) {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    for id in (1..=3).filter(|&id| id != old) {
+        let node = group.node(id);
+        assert!(checked(&node), "{id}: {:?}", node.finding());
+        assert_eq!(node.metrics().rounds_doubted, 0);
+    }
+    assert_eq!(group.node(old).finding(), None);
+    group.node(old).transfer(old % 3 + 1).await.unwrap();
+    let next = group.node(old % 3 + 1);
+    eventually("the other node leads", || next.leader() == Some(old % 3 + 1)).await;
+    // Nobody has reported to it as the leader yet.
+    eventually("it knows the traffic", || {
+        next.explain(&group_id()).is_ok_and(|explanation| explanation.unwrap().demand.is_some())
+    })
+    .await;
+}
+
 /// Sites say that all clients come in at site 2, so the leader moves the group there; the agents take it
 /// through, and only in their own names.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

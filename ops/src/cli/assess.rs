@@ -126,6 +126,15 @@ async fn round(context: &Context) -> Result<Exit, Failure> {
                 format!("; beyond its room: {}", view.exceeded.join(", "))
             },
         ));
+        match &view.check {
+            Some(check) => progress(&format!(
+                "checked by a node that does not lead: bound {:.2} ms by its own knowledge, {} (largest difference {:.1} %)",
+                check.bound_ms,
+                if check.agrees { "which agrees" } else { "WHICH DOES NOT AGREE" },
+                check.deviation * 100.0
+            )),
+            None => progress("not checked by the node that answered: it leads, or has not heard enough yet"),
+        }
     }
     Ok(Exit::Done)
 }

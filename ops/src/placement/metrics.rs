@@ -39,6 +39,16 @@ pub fn text(node: &Node) -> prometheus::Result<String> {
         "Moves that rounds of this leader started",
         counts.moves_planned,
     )?;
+    counter(
+        "limosa_placement_rounds_checked_total",
+        "Rounds of other leaders that this node checked by its own knowledge",
+        counts.rounds_checked,
+    )?;
+    counter(
+        "limosa_placement_rounds_doubted_total",
+        "Of these, rounds whose figures this node did not find",
+        counts.rounds_doubted,
+    )?;
     let busy =
         Counter::new("limosa_placement_busy_seconds_total", "Time that this node thought as the leader")?;
     busy.inc_by(counts.poll_us as f64 / 1e6);

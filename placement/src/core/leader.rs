@@ -40,8 +40,8 @@ impl Default for BrainTimings {
     }
 }
 
-/// The leader's own memory. A new leader starts with none: each site gets a whole lease, each move and each
-/// stay starts anew.
+/// The leader's own memory. A new leader starts with none but of delays and loads, which all nodes hear of: each site gets a
+/// whole lease, each move and each stay starts anew.
 pub struct Brain {
     timings: BrainTimings,
     started: Micros,
@@ -70,9 +70,15 @@ const PUBLISH_AFTER: Micros = Micros(30_000_000);
 const ROUND_SHARE: u64 = 10;
 
 impl Brain {
-    /// At the start of a term of office.
+    /// At the start of a term of office, knowing nothing.
     #[must_use]
     pub fn new(timings: BrainTimings, geography: Option<Arc<dyn Locate>>, now: Micros) -> Self {
+        Self::knowing(timings, Model::new(geography), now)
+    }
+
+    /// At the start of a term of office, with what the node has heard before it led.
+    #[must_use]
+    pub fn knowing(timings: BrainTimings, model: Model, now: Micros) -> Self {
         Self {
             timings,
             started: now,
@@ -80,7 +86,7 @@ impl Brain {
             moves: BTreeMap::new(),
             failed: BTreeMap::new(),
             arrived: BTreeMap::new(),
-            model: Model::new(geography),
+            model,
             // Reports must come in before anything is judged by them.
             next_round: now.plus(timings.lease),
             shape: (0, Vec::new()),
@@ -138,6 +144,12 @@ impl Brain {
     #[must_use]
     pub fn model(&self) -> &Model {
         &self.model
+    }
+
+    /// At the end of a term of office: what is known goes on to be.
+    #[must_use]
+    pub fn into_model(self) -> Model {
+        self.model
     }
 
     /// What is known of a group's traffic.

@@ -25,6 +25,7 @@ mod rules;
 #[cfg(test)]
 mod tests;
 pub mod whatif;
+pub mod witness;
 
 pub use command::{
     Applied, Command, ENDPOINT_LEN_MAX, GROUPS_PER_SERVICE_MAX, MOVES_PER_COMMAND_MAX, NAME_LEN_MAX, Outcome,

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use axum::extract::State;
 use axum::http::StatusCode;
 use placement::core::assess::{Assessment, Shortage, SiteAssessment};
+use placement::core::witness::Finding;
 use placement::core::{Cluster, Round, SitePrices};
 use placement::node::AssessError;
 use serde::{Deserialize, Serialize};
@@ -156,6 +157,37 @@ pub struct RoundView {
     pub solve_us: u64,
     /// When, in milliseconds since 1970, by the leader's clock.
     pub at_ms: u64,
+    /// What the answering node found when it checked the round by what it knows itself; nothing on the leader, and before
+    /// there was time for it.
+    #[serde(default)]
+    pub check: Option<CheckView>,
+}
+
+/// A round, checked by another node than that which published it. Delays are means over packets, one way.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct CheckView {
+    /// Whether the figures agree within a tenth.
+    pub agrees: bool,
+    /// Largest difference of a figure, as a share.
+    pub deviation: f64,
+    /// Packets per second that the node knows of.
+    pub packets_per_s: f64,
+    /// The bound that the leader's prices give.
+    pub bound_ms: f64,
+    /// At the present owners.
+    pub delay_ms: f64,
+}
+
+impl CheckView {
+    fn of(finding: &Finding) -> Self {
+        Self {
+            agrees: finding.agrees(),
+            deviation: finding.deviation(),
+            packets_per_s: finding.packets_per_s.0,
+            bound_ms: finding.bound_ms.0,
+            delay_ms: finding.delay_ms.0,
+        }
+    }
 }
 
 /// What more room is worth at a site: milliseconds x packets per second that are saved by one more of a resource.
@@ -200,6 +232,7 @@ impl RoundView {
             prices: round.prices.iter().map(prices).collect(),
             solve_us: round.solve_us,
             at_ms: round.at_ms,
+            check: None,
         }
     }
 }
@@ -218,5 +251,7 @@ pub(super) async fn round(
     let none =
         || Problem::not_found("no round was published yet: a leader does so once sites report".to_owned());
     let round = cluster.round.as_ref().ok_or_else(none)?;
-    Ok(Answer::ok(cluster.revision, RoundView::of(&cluster, round)))
+    let finding = api.node.finding().filter(|finding| finding.at_ms == round.at_ms);
+    let check = finding.as_ref().map(CheckView::of);
+    Ok(Answer::ok(cluster.revision, RoundView { check, ..RoundView::of(&cluster, round) }))
 }
