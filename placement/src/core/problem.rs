@@ -226,6 +226,7 @@ impl Problem {
             present: matches!(purpose, Purpose::Plan(_)).then_some(owner),
             charge: (weight * charge_ms) as f32,
             left_out_ms,
+            class: None,
             candidates: &rows.candidates,
         })?;
         let (here_ms, here_cost_ms) = (rows.delays[usize::from(owner)], rows.costs[usize::from(owner)]);

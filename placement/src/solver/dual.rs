@@ -8,6 +8,7 @@
 
 use super::instance::{CANDIDATES_MAX, Instance, PerResource, RESOURCES, SITES_MAX};
 use super::softmin::{NEAR, PriceTable, Priced, Units, ln};
+use super::spread;
 
 /// Price above which nobody is helped by more of it, in milliseconds per equivalent: demand that has no room anywhere
 /// would raise prices for ever.
@@ -78,6 +79,8 @@ pub(super) struct Effort {
 pub(super) struct Dual<'a> {
     instance: &'a Instance,
     table: PriceTable,
+    /// By class and cell, in weight x ms per group.
+    pub(super) classes: Vec<Vec<f64>>,
     variables: Variables,
     room: Vec<PerResource<f64>>,
     /// Passes over the groups, whole ones.
@@ -85,15 +88,18 @@ pub(super) struct Dual<'a> {
 }
 
 impl<'a> Dual<'a> {
-    pub(super) fn new(instance: &'a Instance, units: Units) -> Self {
+    pub(super) fn new(instance: &'a Instance, units: Units, classes: Vec<Vec<f64>>) -> Self {
         let room = |room: &PerResource<f64>| {
             let mut room = *room;
             room.iter_mut().zip(units.0).for_each(|(room, unit)| *room *= unit);
             room
         };
+        let mut table = PriceTable::new(units);
+        table.set_classes(instance, &classes);
         Self {
             instance,
-            table: PriceTable::new(units),
+            table,
+            classes,
             variables: Variables::none(),
             room: instance.room.iter().map(room).collect(),
             passes: 0.0,
@@ -137,6 +143,14 @@ impl<'a> Dual<'a> {
             self.choose_variables(prices, Some(&next.excess));
             // Curvature of a variable that has just become one is not known yet.
             pass = if self.variables.list.len() == known { next } else { self.pass(prices, effort) };
+        }
+    }
+
+    /// Improves the prices of classes under these prices.
+    pub(super) fn spread(&mut self, prices: &[PerResource<f64>]) {
+        if !self.instance.spreads.is_empty() {
+            self.table.set(prices, &self.instance.open);
+            spread::ascend(self.instance, &mut self.table, &mut self.classes);
         }
     }
 

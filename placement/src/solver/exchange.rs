@@ -94,7 +94,7 @@ impl Assignment {
     /// Where another group could go that makes way at a site, and what it loses by it, if that makes room.
     fn way(&self, instance: &Instance, group: usize, from: u8, other: usize, at: u8) -> Option<(u8, f64)> {
         let (comes, goes) = (instance.demand[group], instance.demand[other]);
-        if other == group || !self.fits(instance, at, comes, goes) {
+        if other == group || !self.fits_when(instance, at, comes, goes) {
             return None;
         }
         let (sites, _) = instance.row(other);
@@ -108,7 +108,8 @@ impl Assignment {
             if to != at
                 && instance.open[usize::from(to)]
                 && best.is_none_or(|(_, least)| loss < least)
-                && self.fits(instance, to, goes, left)
+                && self.fits_when(instance, to, goes, left)
+                && self.spread_holds(instance, &[(group, at), (other, to)])
             {
                 best = Some((choice as u8, loss));
             }
@@ -117,7 +118,13 @@ impl Assignment {
     }
 
     /// Whether a site stays within its room when one demand comes and another goes.
-    fn fits(&self, instance: &Instance, site: u8, comes: PerResource<f32>, goes: PerResource<f32>) -> bool {
+    fn fits_when(
+        &self,
+        instance: &Instance,
+        site: u8,
+        comes: PerResource<f32>,
+        goes: PerResource<f32>,
+    ) -> bool {
         let (load, room) = (self.load[usize::from(site)], instance.room[usize::from(site)]);
         (0..RESOURCES).all(|r| {
             comes[r] <= goes[r]

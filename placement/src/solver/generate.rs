@@ -79,6 +79,7 @@ pub fn instance(shape: &Shape) -> Result<Instance, InstanceError> {
             present: None,
             charge: 0.0,
             left_out_ms: f32::INFINITY,
+            class: None,
             candidates: &row,
         };
         instance.push(&group)?;

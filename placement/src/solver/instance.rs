@@ -1,6 +1,8 @@
 //! What is to be solved: sites with capacities, groups with demand and candidates. Structure of arrays, so that a
 //! pass over a million groups reads memory in order.
 
+use super::spread::{Class, NO_CLASS, Spread};
+
 /// Most sites of an instance; an index of a site is a byte.
 pub const SITES_MAX: usize = 256;
 /// Most candidates of a group.
@@ -59,6 +61,8 @@ pub struct Group<'a> {
     /// No site that the group may have, but that is not among its candidates, costs less; infinite when there is none. Such
     /// a site is never chosen, but the bound counts with it.
     pub left_out_ms: f32,
+    /// The class that it is to be spread with, see [`Instance::add_class`].
+    pub class: Option<Class>,
     /// 1 to 16 sites, each once.
     pub candidates: &'a [Candidate],
 }
@@ -109,6 +113,43 @@ pub enum InstanceError {
         /// What was given.
         value: f32,
     },
+    /// More than [`super::CLASSES_MAX`].
+    #[error("more than {0} classes")]
+    Classes(usize),
+    /// Each site has one cell.
+    #[error("a class names the cells of {given} sites: give {sites}, one per site")]
+    Cells {
+        /// How many were given.
+        given: usize,
+        /// How many sites there are.
+        sites: usize,
+    },
+    /// A cell without a limit of its own.
+    #[error("site {site}: cell {cell} has no limit, {limits} are given")]
+    Cell {
+        /// Index of the site.
+        site: usize,
+        /// What was given.
+        cell: u8,
+        /// How many limits were given.
+        limits: usize,
+    },
+    /// Negative or not a number.
+    #[error("cell {cell}: {limit} is no number of groups: give 0 or more")]
+    Limit {
+        /// Index of the cell.
+        cell: usize,
+        /// What was given.
+        limit: f64,
+    },
+    /// The class was not added to this instance.
+    #[error("group {group}: there is no class {class}")]
+    Class {
+        /// Index that the group would have had.
+        group: usize,
+        /// Number of the class.
+        class: usize,
+    },
     /// More than fit the indices.
     #[error("more than {0} candidates in all")]
     TooMany(u32),
@@ -129,6 +170,9 @@ pub struct Instance {
     pub(super) demand: Vec<PerResource<f32>>,
     pub(super) charge: Vec<f32>,
     pub(super) left_out_ms: Vec<f32>,
+    pub(super) spreads: Vec<Spread>,
+    /// Index into `spreads`, or `NO_CLASS`.
+    pub(super) class: Vec<u8>,
     present: Vec<u16>,
     /// Where the candidates of a group begin; one more at the end.
     offset: Vec<u32>,
@@ -153,6 +197,8 @@ impl Instance {
             demand: Vec::new(),
             charge: Vec::new(),
             left_out_ms: Vec::new(),
+            spreads: Vec::new(),
+            class: Vec::new(),
             present: Vec::new(),
             offset: vec![0],
             site: Vec::new(),
@@ -166,10 +212,42 @@ impl Instance {
         self.demand.reserve(groups);
         self.charge.reserve(groups);
         self.left_out_ms.reserve(groups);
+        self.class.reserve(groups);
         self.present.reserve(groups);
         self.offset.reserve(groups);
         self.site.reserve(candidates);
         self.cost_ms.reserve(candidates);
+    }
+
+    /// Adds a class of groups that are to be spread: `cells` has the cell of each site, for example its failure domain,
+    /// and `limits` how many groups of the class each cell may have, infinite for any number.
+    ///
+    /// # Errors
+    /// One [`InstanceError`], the first that is found; nothing has changed then.
+    pub fn add_class(&mut self, cells: &[u8], limits: &[f64]) -> Result<Class, InstanceError> {
+        let spread = Spread::new(self.sites(), cells, limits)?;
+        let class = Class::at(self.spreads.len()).ok_or(InstanceError::Classes(super::CLASSES_MAX))?;
+        self.spreads.push(spread);
+        Ok(class)
+    }
+
+    /// The classes that were added.
+    pub fn classes(&self) -> impl ExactSizeIterator<Item = Class> + use<> {
+        (0..self.spreads.len() as u8).map(Class)
+    }
+
+    /// The cell of a site, and the limit there, in a class of this instance.
+    #[must_use]
+    pub fn cell(&self, class: Class, site: u8) -> (u8, f64) {
+        let spread = &self.spreads[class.index()];
+        let cell = spread.cell(site);
+        (cell as u8, spread.limits[cell])
+    }
+
+    /// The class of a group.
+    #[must_use]
+    pub fn class(&self, group: usize) -> Option<Class> {
+        Some(Class(self.class[group])).filter(|class| class.0 != NO_CLASS)
     }
 
     /// Adds a group; groups have the indices 0, 1, 2 and so on, in this order.
@@ -188,6 +266,10 @@ impl Instance {
         if group.left_out_ms.is_nan() || group.left_out_ms < 0.0 {
             return Err(InstanceError::Value { group: index, value: group.left_out_ms });
         }
+        let class = group.class.map_or(NO_CLASS, |class| class.0);
+        if class != NO_CLASS && usize::from(class) >= self.spreads.len() {
+            return Err(InstanceError::Class { group: index, class: class.into() });
+        }
         for (position, &Candidate { site, .. }) in group.candidates.iter().enumerate() {
             let twice = group.candidates[..position].iter().any(|other| other.site == site);
             if twice || usize::from(site) >= self.sites() {
@@ -198,6 +280,7 @@ impl Instance {
         self.demand.push(group.demand);
         self.charge.push(group.charge);
         self.left_out_ms.push(group.left_out_ms);
+        self.class.push(class);
         self.present.push(group.present.map_or(NOWHERE, u16::from));
         self.offset.push(end);
         self.site.extend(group.candidates.iter().map(|candidate| candidate.site));
@@ -208,7 +291,7 @@ impl Instance {
     /// Memory of the arrays.
     pub(super) fn bytes(&self) -> usize {
         let per_group =
-            size_of::<PerResource<f32>>() + 3 * size_of::<f32>() + size_of::<u16>() + size_of::<u32>();
+            size_of::<PerResource<f32>>() + 3 * size_of::<f32>() + size_of::<u16>() + size_of::<u32>() + 1;
         let per_candidate = size_of::<u8>() + size_of::<f32>();
         self.weight.capacity() * per_group + self.site.capacity() * per_candidate
     }

@@ -15,6 +15,9 @@ pub mod greedy;
 mod instance;
 mod round;
 pub(crate) mod softmin;
+mod spread;
+#[cfg(test)]
+mod spread_tests;
 #[cfg(test)]
 mod tests;
 
@@ -22,10 +25,13 @@ pub use instance::{
     CANDIDATES_MAX, Candidate, Group, Instance, InstanceError, PerResource, RESOURCES, Resource, SITES_MAX,
     Site,
 };
+pub use spread::{CLASSES_MAX, Class, ClassConflict};
 
 use dual::{Dual, Effort};
 use round::{Assignment, SLACK};
+use serde::{Deserialize, Serialize};
 use softmin::{PriceTable, Units};
+use spread::Spread;
 
 /// How much is known from the last round.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,6 +60,8 @@ pub struct Certificate {
     pub stranded: usize,
     /// Site, resource, and by how much its room is exceeded in the resource's unit. Empty for a placement that holds.
     pub exceeded: Vec<(u8, Resource, f64)>,
+    /// Class, cell, and how many groups of the class beyond the limit are there. Empty for a placement that holds.
+    pub crowded: Vec<(Class, u8, f64)>,
     /// Passes over all groups.
     pub passes: f64,
 }
@@ -63,7 +71,7 @@ impl Certificate {
     /// an upper limit. Not a number when something is exceeded: then the two cannot be compared.
     #[must_use]
     pub fn gap(&self) -> f64 {
-        if !self.exceeded.is_empty() {
+        if !self.exceeded.is_empty() || !self.crowded.is_empty() {
             return f64::NAN;
         }
         if self.cost <= 0.0 { 0.0 } else { ((self.cost - self.bound) / self.cost).max(0.0) }
@@ -81,6 +89,17 @@ pub struct Conflict {
     pub groups: Vec<u32>,
 }
 
+/// All prices of a round: with the instance they are the certificate, see [`bound_with`].
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Prices {
+    /// By site and resource, in weight x ms per unit of demand.
+    #[serde(default)]
+    pub sites: Vec<PerResource<f64>>,
+    /// By class and cell, in weight x ms per group of the class.
+    #[serde(default)]
+    pub classes: Vec<Vec<f64>>,
+}
+
 /// Groups of the sample that finds the prices roughly, and of that which makes them better.
 const SAMPLE_SMALL: usize = 20_000;
 const SAMPLE_LARGE: usize = 50_000;
@@ -94,6 +113,8 @@ pub struct Solver {
     units: Units,
     /// In milliseconds per equivalent.
     prices: Vec<PerResource<f64>>,
+    /// By class and cell, in weight x ms per group.
+    class_prices: Vec<Vec<f64>>,
     assignment: Assignment,
     touched: Vec<u32>,
     /// A site opened or closed since the last round: prices may be far off.
@@ -107,7 +128,8 @@ impl Solver {
         let assignment = Assignment::empty(&instance);
         let units = Units::of(&instance);
         let prices = vec![[0.0; RESOURCES]; instance.sites()];
-        Self { instance, units, prices, assignment, touched: Vec::new(), reshaped: false }
+        let class_prices = instance.spreads.iter().map(Spread::no_prices).collect();
+        Self { instance, units, prices, class_prices, assignment, touched: Vec::new(), reshaped: false }
     }
 
     /// Memory of instance, prices and placement.
@@ -137,6 +159,28 @@ impl Solver {
                     if unit > 0.0 { usable(price[resource] / unit).min(dual::PRICE_MAX_MS) } else { 0.0 };
             }
         }
+    }
+
+    /// Begins with all prices of an earlier round, those of classes too. What does not fit is taken as zero.
+    pub fn set_all_prices(&mut self, prices: &Prices) {
+        self.set_prices(&prices.sites);
+        for (class, slots) in self.class_prices.iter_mut().enumerate() {
+            for (cell, slot) in slots.iter_mut().enumerate() {
+                *slot = class_price(&prices.classes, class, cell);
+            }
+        }
+    }
+
+    /// What [`Solver::prices`] gives, and what one more group of a class in a cell would save.
+    #[must_use]
+    pub fn all_prices(&self) -> Prices {
+        Prices { sites: self.prices(), classes: self.class_prices.clone() }
+    }
+
+    /// How many groups of a class a cell has.
+    #[must_use]
+    pub fn count(&self, class: Class, cell: u8) -> u32 {
+        self.assignment.count[class.index()][usize::from(cell)]
     }
 
     /// The next round begins from prices that may be far off: sites opened or closed since, or rules changed.
@@ -208,6 +252,7 @@ impl Solver {
         match start {
             Start::Cold => {
                 self.prices.iter_mut().for_each(|price| *price = [0.0; RESOURCES]);
+                self.class_prices = self.instance.spreads.iter().map(Spread::no_prices).collect();
                 self.reshaped = false;
                 self.units = Units::of(&self.instance);
                 passes = self.cold();
@@ -217,6 +262,7 @@ impl Solver {
         }
         let mut table = PriceTable::new(self.units);
         table.set(&self.prices, &self.instance.open);
+        table.set_classes(&self.instance, &self.class_prices);
         if start == Start::Touched {
             let touched = std::mem::take(&mut self.touched).into_iter().map(|group| group as usize);
             self.assignment.cheapest(&self.instance, &table, touched);
@@ -233,32 +279,35 @@ impl Solver {
     }
 
     fn cold(&mut self) -> f64 {
-        let mut dual = Dual::new(&self.instance, self.units);
+        let mut dual = Dual::new(&self.instance, self.units, std::mem::take(&mut self.class_prices));
         coarse(&mut dual, &mut self.prices, 8.0);
         finish(&mut dual, &mut self.prices, 2.0);
+        self.class_prices = dual.classes;
         dual.passes
     }
 
     fn warm(&mut self) -> f64 {
-        let mut dual = Dual::new(&self.instance, self.units);
+        let mut dual = Dual::new(&self.instance, self.units, std::mem::take(&mut self.class_prices));
         let reshaped = std::mem::take(&mut self.reshaped);
         if reshaped {
             coarse(&mut dual, &mut self.prices, 2.0);
         }
         finish(&mut dual, &mut self.prices, if reshaped { 2.0 } else { 0.15 });
+        self.class_prices = dual.classes;
         dual.passes
     }
 
     fn certify(&self, passes: f64) -> Certificate {
         let instance = &self.instance;
-        let prices = self.prices();
+        let prices = self.all_prices();
         let mut sums = Certificate {
             cost: 0.0,
-            bound: bound(instance, &prices),
+            bound: bound_with(instance, &prices),
             unconstrained: 0.0,
             moves: 0,
             stranded: 0,
             exceeded: Vec::new(),
+            crowded: Vec::new(),
             passes: passes + 1.0,
         };
         for group in 0..instance.groups() {
@@ -279,7 +328,16 @@ impl Solver {
                 }
             }
         }
+        let crowd = |(class, cell)| (class, cell as u8, self.assignment.crowd(instance, class, cell));
+        sums.crowded = self.assignment.crowded(instance).into_iter().map(crowd).collect();
         sums
+    }
+
+    /// Why a cell that has too many groups of a class cannot be helped: the cells that these groups can reach, if together they
+    /// may not have so many. `None` when they may, and only rooms of sites stand against it, or when sites were left out.
+    #[must_use]
+    pub fn class_conflict(&self, class: Class, cell: u8) -> Option<ClassConflict> {
+        self.assignment.class_conflict(&self.instance, class, cell.into())
     }
 
     /// Why a site that is exceeded cannot be helped: the sites that its groups can reach, if these together have not enough
@@ -336,32 +394,56 @@ fn coarse(dual: &mut Dual<'_>, prices: &mut [PerResource<f64>], from_ms: f32) {
     for temperature_ms in [0.3, 0.15] {
         dual.climb(prices, Effort { stride: large, temperature_ms, passes_max: 6, gain_min: 1e-5 });
     }
+    dual.spread(prices);
 }
 
 /// The last steps, with all groups; where these are few, from a higher temperature once more.
 fn finish(dual: &mut Dual<'_>, prices: &mut [PerResource<f64>], few_from_ms: f32) {
     for temperature_ms in [0.15, 0.05] {
         dual.climb(prices, Effort { stride: 1, temperature_ms, passes_max: 8, gain_min: 5e-6 });
+        dual.spread(prices);
     }
     // Few groups leave corners that are larger than the temperature, and passes over them take no time.
     let mut temperature_ms = few_from_ms;
     while dual.groups() <= FEW && temperature_ms > 0.01 {
         dual.climb(prices, Effort { stride: 1, temperature_ms, passes_max: 60, gain_min: 1e-7 });
+        dual.spread(prices);
         temperature_ms *= 0.5;
     }
+}
+
+/// A price of a class from outside, zero where it is none.
+fn class_price(prices: &[Vec<f64>], class: usize, cell: usize) -> f64 {
+    let price = prices.get(class).and_then(|cells| cells.get(cell)).copied().unwrap_or(0.0);
+    if price.is_finite() { price.max(0.0) } else { 0.0 }
 }
 
 /// A lower bound of what any placement within the capacities costs, from prices per unit of demand: the certificate that
 /// anybody can check. Stranded groups count nothing. In double precision, less what its rounding may be.
 #[must_use]
 pub fn bound(instance: &Instance, prices: &[PerResource<f64>]) -> f64 {
+    bound_of(instance, prices, &[])
+}
+
+/// The same for prices of classes too: a lower bound for placements that also keep the limits of classes. Missing prices of
+/// classes count as zero, which is valid as any price is.
+#[must_use]
+pub fn bound_with(instance: &Instance, prices: &Prices) -> f64 {
+    bound_of(instance, &prices.sites, &prices.classes)
+}
+
+fn bound_of(instance: &Instance, prices: &[PerResource<f64>], classes: &[Vec<f64>]) -> f64 {
     let mut sum = 0.0;
     let mut magnitude = 0.0;
     for group in 0..instance.groups() {
         let demand = instance.demand[group].map(f64::from);
+        let class = if classes.is_empty() { None } else { instance.class(group) };
         let priced = |site: u8| -> f64 {
             let price = prices[usize::from(site)];
-            (0..RESOURCES).map(|r| price[r] * demand[r]).sum()
+            let spread = class.map_or(0.0, |class| {
+                class_price(classes, class.index(), instance.spreads[class.index()].cell(site))
+            });
+            (0..RESOURCES).map(|r| price[r] * demand[r]).sum::<f64>() + spread
         };
         let least = instance.least(group, priced);
         if least.is_finite() {
@@ -369,15 +451,22 @@ pub fn bound(instance: &Instance, prices: &[PerResource<f64>]) -> f64 {
             magnitude += least;
         }
     }
-    for ((price, room), &open) in prices.iter().zip(&instance.room).zip(&instance.open) {
-        for resource in 0..RESOURCES {
-            // A price on room without limit would be worth everything; such a price is no price.
-            if open && price[resource] > 0.0 {
-                let worth = price[resource] * room[resource];
-                sum -= worth;
-                magnitude += worth;
-            }
+    // A price on room without limit would be worth everything; such a price is no price.
+    let mut pay = |price: f64, room: f64| {
+        if price > 0.0 {
+            sum -= price * room;
+            magnitude += price * room;
         }
+    };
+    for ((price, room), &open) in prices.iter().zip(&instance.room).zip(&instance.open) {
+        (0..RESOURCES).filter(|_| open).for_each(|r| pay(price[r], room[r]));
+    }
+    for (class, spread) in instance.spreads.iter().enumerate() {
+        spread
+            .limits
+            .iter()
+            .enumerate()
+            .for_each(|(cell, &limit)| pay(class_price(classes, class, cell), limit));
     }
     sum - magnitude * 1e-12
 }

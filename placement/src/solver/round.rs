@@ -10,6 +10,10 @@ use super::softmin::{PriceTable, Priced};
 pub(super) const NOWHERE: u8 = u8::MAX;
 /// Groups that all searches for chains of one round may look at: some tenths of a second.
 const CHAIN_WORK_MAX: usize = 30_000_000;
+/// Groups that one round may put where they do not fit, to see whether others make way.
+const TRIALS_MAX: usize = 256;
+/// What it is worth that a cell with too many groups of a class loses one, as a share of the room of a site.
+const CROWD_RELIEF: f64 = 0.01;
 /// Rounds of giving away, each over the groups of sites with too much.
 const GIVE_ROUNDS: usize = 32;
 /// Sums of many floats are right to this share; without it room that is filled to the brim would look exceeded.
@@ -20,6 +24,32 @@ pub(super) const SLACK: f64 = 1e-9;
 pub(super) struct Assignment {
     pub(super) choice: Vec<u8>,
     pub(super) load: Vec<PerResource<f64>>,
+    /// How many groups there are, by class and cell.
+    pub(super) count: Vec<Vec<u32>>,
+}
+
+/// What the searches of one round know of one another.
+pub(super) struct Search {
+    /// Who is at each site; also who was, by an earlier move.
+    pub(super) members: Vec<Vec<u32>>,
+    /// Groups looked at.
+    pub(super) work: usize,
+    /// Groups put somewhere for trial.
+    trials: usize,
+    /// Which group had which choice, move by move.
+    pub(super) journal: Vec<(u32, u8)>,
+}
+
+impl Search {
+    pub(super) fn may_go_on(&self) -> bool {
+        self.work < CHAIN_WORK_MAX
+    }
+
+    /// Counts one trial, if there may be another.
+    pub(super) fn may_try(&mut self) -> bool {
+        self.trials += 1;
+        self.trials <= TRIALS_MAX && self.may_go_on()
+    }
 }
 
 /// A wish to go elsewhere. Sorted by `key`, then by group, so that the order is the same everywhere.
@@ -35,7 +65,11 @@ fn in_order(wishes: &mut [Wish]) {
 
 impl Assignment {
     pub(super) fn empty(instance: &Instance) -> Self {
-        Self { choice: vec![NOWHERE; instance.groups()], load: vec![[0.0; RESOURCES]; instance.sites()] }
+        Self {
+            choice: vec![NOWHERE; instance.groups()],
+            load: vec![[0.0; RESOURCES]; instance.sites()],
+            count: instance.spreads.iter().map(|spread| vec![0; spread.limits.len()]).collect(),
+        }
     }
 
     /// Each group at its cheapest candidate under prices.
@@ -65,6 +99,13 @@ impl Assignment {
             load.iter_mut()
                 .zip(instance.demand[group])
                 .for_each(|(load, demand)| *load += sign * f64::from(demand));
+            if !self.count.is_empty()
+                && let Some(class) = instance.class(group)
+            {
+                let cell = instance.spreads[class.index()].cell(site);
+                let count = &mut self.count[class.index()][cell];
+                *count = if sign > 0.0 { *count + 1 } else { *count - 1 };
+            }
         }
     }
 
@@ -86,33 +127,45 @@ impl Assignment {
         (0..RESOURCES).any(|r| self.load[site][r] > room[r] * (1.0 + SLACK))
     }
 
-    fn has_room(&self, instance: &Instance, site: u8, demand: PerResource<f32>) -> bool {
+    /// Whether a site has room for a demand, whatever class it is of.
+    fn fits(&self, instance: &Instance, site: u8, demand: PerResource<f32>) -> bool {
         let (load, room) = (self.load[usize::from(site)], instance.room[usize::from(site)]);
         let fits = |r: usize| demand[r] == 0.0 || load[r] + f64::from(demand[r]) <= room[r] * (1.0 + SLACK);
         instance.open[usize::from(site)] && (0..RESOURCES).all(fits)
     }
 
+    /// Whether a site has room for a group, whatever its class has there.
+    pub(super) fn fits_alone(&self, instance: &Instance, site: u8, group: usize) -> bool {
+        self.fits(instance, site, instance.demand[group])
+    }
+
+    fn has_room(&self, instance: &Instance, site: u8, group: usize) -> bool {
+        self.fits(instance, site, instance.demand[group]) && self.spread_holds(instance, &[(group, site)])
+    }
+
+    /// Whether a site has too much, or a cell too many of a class.
+    fn is_broken(&self, instance: &Instance) -> bool {
+        (0..instance.sites()).any(|site| self.exceeded(instance, site)) || !self.crowded(instance).is_empty()
+    }
+
     /// Sites that have too much give groups away. What cannot be given away directly is tried by chains.
     pub(super) fn repair(&mut self, instance: &Instance, table: &PriceTable) {
         for _ in 0..GIVE_ROUNDS {
-            if !(0..instance.sites()).any(|site| self.exceeded(instance, site))
-                || !self.give_away(instance, table)
-            {
+            if !self.is_broken(instance) || !self.give_away(instance, table) {
                 break;
             }
         }
-        let short: Vec<usize> = (0..instance.sites()).filter(|&site| self.exceeded(instance, site)).collect();
-        if short.is_empty() {
+        if !self.is_broken(instance) {
             return;
         }
-        let mut members = self.members(instance);
-        let mut work = 0;
-        for site in short {
+        let mut search = Search { members: self.members(instance), work: 0, trials: 0, journal: Vec::new() };
+        for site in 0..instance.sites() {
             while self.exceeded(instance, site)
-                && work < CHAIN_WORK_MAX
-                && self.chain(instance, &mut members, site, &mut work)
+                && search.may_go_on()
+                && self.chain(instance, &mut search, site)
             {}
         }
+        self.spread_out(instance, &mut search);
     }
 
     pub(super) fn members(&self, instance: &Instance) -> Vec<Vec<u32>> {
@@ -130,9 +183,8 @@ impl Assignment {
         let mut priced = Priced::empty();
         let mut wishes = Vec::new();
         for group in 0..instance.groups() {
-            let Some(site) = self.site(instance, group).filter(|&site| exceeded[usize::from(site)]) else {
-                continue;
-            };
+            let leaves = |site: &u8| exceeded[usize::from(*site)] || self.crowds(instance, group, *site);
+            let Some(site) = self.site(instance, group).filter(leaves) else { continue };
             priced.set(instance, table, group);
             let Some(to) = self.cheapest_with_room(instance, group, &priced) else { continue };
             let relief = self.relief(instance, site, group);
@@ -146,7 +198,7 @@ impl Assignment {
         for Wish { group, .. } in wishes {
             let group = group as usize;
             let Some(site) = self.site(instance, group) else { continue };
-            if !self.exceeded(instance, usize::from(site)) || self.relief(instance, site, group) <= 0.0 {
+            if self.relief(instance, site, group) <= 0.0 {
                 continue;
             }
             priced.set(instance, table, group);
@@ -158,26 +210,27 @@ impl Assignment {
         given
     }
 
-    /// By how much of its excess a site is helped when a group goes: its demand of what is exceeded, as a share of the room.
-    fn relief(&self, instance: &Instance, site: u8, group: usize) -> f32 {
+    /// By how much of its excess a site is helped when a group goes: its demand of what is exceeded, as a share of the room;
+    /// and likewise for a cell with too many groups of its class.
+    pub(super) fn relief(&self, instance: &Instance, site: u8, group: usize) -> f32 {
         let (load, room) = (self.load[usize::from(site)], instance.room[usize::from(site)]);
         let demand = instance.demand[group];
         let one = |r: usize| {
             let excess = load[r] - room[r] * (1.0 + SLACK);
             if excess > 0.0 { f64::from(demand[r]).min(excess) / room[r].max(f64::MIN_POSITIVE) } else { 0.0 }
         };
-        (0..RESOURCES).map(one).sum::<f64>().min(f64::from(f32::MAX)) as f32
+        let crowded = if self.crowds(instance, group, site) { CROWD_RELIEF } else { 0.0 };
+        ((0..RESOURCES).map(one).sum::<f64>() + crowded).min(f64::from(f32::MAX)) as f32
     }
 
     /// The cheapest other candidate with room.
     fn cheapest_with_room(&self, instance: &Instance, group: usize, priced: &Priced) -> Option<usize> {
         let (sites, _) = instance.row(group);
         let present = usize::from(self.choice[group]);
-        let demand = instance.demand[group];
         let mut best: Option<usize> = None;
         for (k, &site) in sites.iter().enumerate() {
             let better = best.is_none_or(|best| priced.value_ms[k] < priced.value_ms[best]);
-            if k != present && better && self.has_room(instance, site, demand) {
+            if k != present && better && self.has_room(instance, site, group) {
                 best = Some(k);
             }
         }
@@ -187,21 +240,14 @@ impl Assignment {
     /// The shortest chain of moves from a site with too much to one with room: each site on the way gives a group for the
     /// one that it gets, and is not worse off than before. With groups of one size this finds room whenever there is any, as long as the
     /// work of a round lasts.
-    fn chain(
-        &mut self,
-        instance: &Instance,
-        members: &mut [Vec<u32>],
-        from: usize,
-        work: &mut usize,
-    ) -> bool {
+    pub(super) fn chain(&mut self, instance: &Instance, search: &mut Search, from: usize) -> bool {
         // How a site was reached: by which group, from where.
         let mut reached: Vec<Option<(u32, usize, u8)>> = vec![None; instance.sites()];
         let mut queue = VecDeque::from([from]);
         while let Some(site) = queue.pop_front() {
             let received = reached[site].map(|(group, _, _)| instance.demand[group as usize]);
-            *work += members[site].len();
-            for &group in &members[site] {
-                let demand = instance.demand[group as usize];
+            search.work += search.members[site].len();
+            for &group in &search.members[site] {
                 // Who was moved by an earlier chain is still in the list of its old site.
                 if self.site(instance, group as usize) != Some(site as u8)
                     || !self.may_give(instance, site, received, group as usize)
@@ -210,13 +256,19 @@ impl Assignment {
                 }
                 let (sites, _) = instance.row(group as usize);
                 for (k, &to) in sites.iter().enumerate() {
+                    let way = (group, site, k as u8);
                     let to = usize::from(to);
-                    if to == from || to == site || reached[to].is_some() || !instance.open[to] {
+                    if to == from
+                        || to == site
+                        || reached[to].is_some()
+                        || !instance.open[to]
+                        || !self.way_holds(instance, &reached, way, to)
+                    {
                         continue;
                     }
-                    reached[to] = Some((group, site, k as u8));
-                    if self.has_room(instance, to as u8, demand) {
-                        self.follow(instance, &reached, members, to, from);
+                    reached[to] = Some(way);
+                    if self.fits_alone(instance, to as u8, group as usize) {
+                        self.follow(instance, &reached, search, to, from);
                         return true;
                     }
                     queue.push_back(to);
@@ -224,6 +276,26 @@ impl Assignment {
             }
         }
         false
+    }
+
+    /// Whether no cell would have too many groups of a class, if all on the way to a site and the last one moved.
+    fn way_holds(
+        &self,
+        instance: &Instance,
+        reached: &[Option<(u32, usize, u8)>],
+        last: (u32, usize, u8),
+        to: usize,
+    ) -> bool {
+        if instance.spreads.is_empty() || instance.class(last.0 as usize).is_none() {
+            return true;
+        }
+        let mut moves = vec![(last.0 as usize, to as u8)];
+        let mut at = last.1;
+        while let Some((group, from, _)) = reached[at] {
+            moves.push((group as usize, at as u8));
+            at = from;
+        }
+        self.spread_holds(instance, &moves)
     }
 
     /// Whether a site on the way stays within its room, or is relieved where it is beyond, when it gives one group for
@@ -247,7 +319,7 @@ impl Assignment {
         &mut self,
         instance: &Instance,
         reached: &[Option<(u32, usize, u8)>],
-        members: &mut [Vec<u32>],
+        search: &mut Search,
         end: usize,
         start: usize,
     ) {
@@ -255,9 +327,26 @@ impl Assignment {
         while at != start
             && let Some((group, from, choice)) = reached[at]
         {
-            self.shift(instance, group as usize, choice);
-            members[at].push(group);
+            self.shift_in(instance, search, group as usize, choice);
             at = from;
+        }
+    }
+
+    /// Moves a group and lets the search know.
+    pub(super) fn shift_in(&mut self, instance: &Instance, search: &mut Search, group: usize, choice: u8) {
+        search.journal.push((group as u32, self.choice[group]));
+        self.shift(instance, group, choice);
+        if let Some(site) = self.site(instance, group) {
+            search.members[usize::from(site)].push(group as u32);
+        }
+    }
+
+    /// Takes back all moves after the first so many.
+    pub(super) fn take_back(&mut self, instance: &Instance, search: &mut Search, mark: usize) {
+        while search.journal.len() > mark
+            && let Some((group, choice)) = search.journal.pop()
+        {
+            self.shift(instance, group as usize, choice);
         }
     }
 
@@ -291,13 +380,12 @@ impl Assignment {
         let (sites, costs) = instance.row(group);
         let cost = instance.cost_of(group);
         let present = cost(sites[usize::from(choice)], costs[usize::from(choice)]);
-        let demand = instance.demand[group];
         // Gains in the last digits are noise of the sums.
         let mut best = present * (1.0 - 1e-7);
         let mut to = None;
         for (k, (&site, &ms)) in sites.iter().zip(costs).enumerate() {
             let cost = cost(site, ms);
-            if cost < best && k != usize::from(choice) && self.has_room(instance, site, demand) {
+            if cost < best && k != usize::from(choice) && self.has_room(instance, site, group) {
                 (best, to) = (cost, Some(k));
             }
         }

@@ -32,11 +32,25 @@ impl Units {
 pub(super) struct PriceTable {
     rows: Box<[[f32; 4]; SITES_MAX]>,
     unit: PerResource<f32>,
+    /// What a group of each class pays at each site besides, in weight x ms.
+    classes: Vec<Box<[f32; SITES_MAX]>>,
 }
 
 impl PriceTable {
     pub(super) fn new(units: Units) -> Self {
-        Self { rows: Box::new([[0.0; 4]; SITES_MAX]), unit: units.narrow() }
+        Self { rows: Box::new([[0.0; 4]; SITES_MAX]), unit: units.narrow(), classes: Vec::new() }
+    }
+
+    /// Prices of classes, by class and cell, in weight x ms per group.
+    pub(super) fn set_classes(&mut self, instance: &Instance, prices: &[Vec<f64>]) {
+        self.classes.clear();
+        for (spread, prices) in instance.spreads.iter().zip(prices) {
+            let mut row = Box::new([0.0; SITES_MAX]);
+            for site in 0..instance.sites() as u8 {
+                row[usize::from(site)] = prices[spread.cell(site)] as f32;
+            }
+            self.classes.push(row);
+        }
     }
 
     pub(super) fn set(&mut self, prices: &[PerResource<f64>], open: &[bool]) {
@@ -88,6 +102,17 @@ impl Priced {
     /// Prices the candidates of a group. Constant time, no allocation.
     #[inline]
     pub(super) fn set(&mut self, instance: &Instance, table: &PriceTable, group: usize) {
+        self.set_without_class(instance, table, group);
+        if !table.classes.is_empty()
+            && let Some(prices) = table.classes.get(usize::from(instance.class[group]))
+        {
+            self.add(instance.row(group).0, prices);
+        }
+    }
+
+    /// The same, as if the group were in no class.
+    #[inline]
+    pub(super) fn set_without_class(&mut self, instance: &Instance, table: &PriceTable, group: usize) {
         let (sites, costs) = instance.row(group);
         let weight = instance.weight[group];
         let demand = instance.demand[group];
@@ -116,6 +141,24 @@ impl Priced {
         let margin_ms = if next_ms == f32::INFINITY { f32::INFINITY } else { next_ms - best_ms };
         (self.len, self.best, self.best_ms, self.margin_ms) = (sites.len(), best, best_ms, margin_ms);
         (self.size, self.share) = (size, share);
+    }
+
+    /// Adds what each site costs a group of a class.
+    fn add(&mut self, sites: &[u8], prices: &[f32; SITES_MAX]) {
+        let (mut best_ms, mut next_ms) = (f32::INFINITY, f32::INFINITY);
+        for (k, (&site, value)) in sites.iter().zip(&mut self.value_ms).enumerate() {
+            // Closed sites stay infinite, and no open one becomes so: a group may weigh next to nothing.
+            if *value < f32::INFINITY {
+                *value = (*value + prices[usize::from(site)] / self.size).min(f32::MAX);
+            }
+            if *value < best_ms {
+                (next_ms, best_ms, self.best) = (best_ms, *value, k);
+            } else {
+                next_ms = next_ms.min(*value);
+            }
+        }
+        self.best_ms = best_ms;
+        self.margin_ms = if next_ms == f32::INFINITY { f32::INFINITY } else { next_ms - best_ms };
     }
 
     /// Shares the group among its near candidates by softmin at a temperature in milliseconds: `near` then has them with

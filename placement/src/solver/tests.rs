@@ -7,18 +7,18 @@ use super::{Candidate, Group, Instance, PerResource, RESOURCES, Site, Solver, St
 
 /// One random instance of up to 6 groups and 4 sites.
 #[derive(Clone, Debug)]
-struct Small {
-    rooms: Vec<PerResource<f64>>,
-    groups: Vec<SmallGroup>,
+pub(super) struct Small {
+    pub(super) rooms: Vec<PerResource<f64>>,
+    pub(super) groups: Vec<SmallGroup>,
 }
 
 #[derive(Clone, Debug)]
-struct SmallGroup {
-    weight: f32,
-    demand: PerResource<f32>,
-    present: Option<u8>,
-    charge: f32,
-    candidates: Vec<Candidate>,
+pub(super) struct SmallGroup {
+    pub(super) weight: f32,
+    pub(super) demand: PerResource<f32>,
+    pub(super) present: Option<u8>,
+    pub(super) charge: f32,
+    pub(super) candidates: Vec<Candidate>,
 }
 
 impl Small {
@@ -28,7 +28,9 @@ impl Small {
         for group in &self.groups {
             let SmallGroup { weight, demand, present, charge, ref candidates } = *group;
             let left_out_ms = f32::INFINITY;
-            instance.push(&Group { weight, demand, present, charge, left_out_ms, candidates }).unwrap();
+            instance
+                .push(&Group { weight, demand, present, charge, left_out_ms, class: None, candidates })
+                .unwrap();
         }
         instance
     }
@@ -81,7 +83,7 @@ prop_compose! {
     }
 }
 
-fn small(unit: bool) -> impl Strategy<Value = Small> {
+pub(super) fn small(unit: bool) -> impl Strategy<Value = Small> {
     (1_u8..=4).prop_flat_map(move |sites| {
         let room = if unit { [0_u8..5, 9..10, 9..10] } else { [2_u8..30, 1..12, 1..12] };
         let rooms = proptest::collection::vec(room.prop_map(|room| room.map(f64::from)), usize::from(sites));
@@ -91,7 +93,11 @@ fn small(unit: bool) -> impl Strategy<Value = Small> {
 }
 
 /// What must hold of any round.
-fn check_round(solver: &Solver, exceeded_allowed: bool, exceeded: usize) -> Result<(), TestCaseError> {
+pub(super) fn check_round(
+    solver: &Solver,
+    exceeded_allowed: bool,
+    exceeded: usize,
+) -> Result<(), TestCaseError> {
     let instance = solver.instance();
     let mut load = vec![[0.0_f64; RESOURCES]; instance.sites()];
     for group in 0..instance.groups() {
@@ -158,7 +164,7 @@ proptest! {
             let left_out_ms = candidates.get(keep).map_or(f32::INFINITY, |best| best.cost_ms);
             candidates.truncate(keep);
             let SmallGroup { weight, demand, present, charge, .. } = *group;
-            few.push(&Group { weight, demand, present, charge, left_out_ms, candidates: &candidates }).unwrap();
+            few.push(&Group { weight, demand, present, charge, left_out_ms, class: None, candidates: &candidates }).unwrap();
         }
         let mut solver = Solver::new(few);
         let certificate = solver.solve(Start::Cold);
@@ -316,6 +322,7 @@ fn a_charge_keeps_groups_that_gain_little() {
             present: Some(0),
             charge,
             left_out_ms: f32::INFINITY,
+            class: None,
             candidates: &candidates,
         };
         instance.push(&group).unwrap();
@@ -353,6 +360,7 @@ fn what_makes_no_sense_is_named() {
             present: None,
             charge: 0.0,
             left_out_ms: f32::INFINITY,
+            class: None,
             candidates,
         };
         instance.push(&group).unwrap_err().to_string()
