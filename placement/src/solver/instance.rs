@@ -190,9 +190,14 @@ impl Instance {
             return Err(InstanceError::Sites(sites.len()));
         }
         let room = sites.iter().enumerate().map(|(index, site)| room_of(index, site));
-        Ok(Self {
-            room: room.collect::<Result<_, _>>()?,
-            open: vec![true; sites.len()],
+        Ok(Self::with_rooms(room.collect::<Result<_, _>>()?))
+    }
+
+    /// Sites by their rooms, which are known to be right.
+    pub(super) fn with_rooms(room: Vec<PerResource<f64>>) -> Self {
+        Self {
+            open: vec![true; room.len()],
+            room,
             weight: Vec::new(),
             demand: Vec::new(),
             charge: Vec::new(),
@@ -203,7 +208,7 @@ impl Instance {
             offset: vec![0],
             site: Vec::new(),
             cost_ms: Vec::new(),
-        })
+        }
     }
 
     /// Makes room for so many groups more, with so many candidates in all.
@@ -260,7 +265,7 @@ impl Instance {
         if !(1..=CANDIDATES_MAX).contains(&len) {
             return Err(InstanceError::Candidates { group: index, len });
         }
-        let end = u32::try_from(self.site.len() + len).map_err(|_| InstanceError::TooMany(u32::MAX))?;
+        u32::try_from(self.site.len() + len).map_err(|_| InstanceError::TooMany(u32::MAX))?;
         let costs = group.candidates.iter().map(|candidate| candidate.cost_ms);
         check_values(index, group.demand.into_iter().chain([group.weight, group.charge]).chain(costs))?;
         if group.left_out_ms.is_nan() || group.left_out_ms < 0.0 {
@@ -276,16 +281,21 @@ impl Instance {
                 return Err(InstanceError::CandidateSite { group: index, site });
             }
         }
+        self.push_checked(group);
+        Ok(())
+    }
+
+    /// Adds a group that is known to be right.
+    pub(super) fn push_checked(&mut self, group: &Group<'_>) {
         self.weight.push(group.weight);
         self.demand.push(group.demand);
         self.charge.push(group.charge);
         self.left_out_ms.push(group.left_out_ms);
-        self.class.push(class);
+        self.class.push(group.class.map_or(NO_CLASS, |class| class.0));
         self.present.push(group.present.map_or(NOWHERE, u16::from));
-        self.offset.push(end);
+        self.offset.push((self.site.len() + group.candidates.len()) as u32);
         self.site.extend(group.candidates.iter().map(|candidate| candidate.site));
         self.cost_ms.extend(group.candidates.iter().map(|candidate| candidate.cost_ms));
-        Ok(())
     }
 
     /// Memory of the arrays.

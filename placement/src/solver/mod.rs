@@ -18,6 +18,9 @@ pub(crate) mod softmin;
 mod spread;
 #[cfg(test)]
 mod spread_tests;
+pub mod survive;
+#[cfg(test)]
+mod survive_tests;
 #[cfg(test)]
 mod tests;
 
@@ -298,17 +301,21 @@ impl Solver {
     }
 
     fn certify(&self, passes: f64) -> Certificate {
+        self.certify_by(bound_with(&self.instance, &self.all_prices()), passes + 1.0)
+    }
+
+    /// The certificate of the placement, by a bound that is known.
+    fn certify_by(&self, bound: f64, passes: f64) -> Certificate {
         let instance = &self.instance;
-        let prices = self.all_prices();
         let mut sums = Certificate {
             cost: 0.0,
-            bound: bound_with(instance, &prices),
+            bound,
             unconstrained: 0.0,
             moves: 0,
             stranded: 0,
             exceeded: Vec::new(),
             crowded: Vec::new(),
-            passes: passes + 1.0,
+            passes,
         };
         for group in 0..instance.groups() {
             let Some(site) = self.site(group) else {

@@ -30,10 +30,11 @@ pub(super) struct Assignment {
 
 /// What the searches of one round know of one another.
 pub(super) struct Search {
-    /// Who is at each site; also who was, by an earlier move.
+    /// Who is at each site; also who was, by an earlier move. Empty until it is needed.
     pub(super) members: Vec<Vec<u32>>,
-    /// Groups looked at.
+    /// Groups looked at, and how many at most.
     pub(super) work: usize,
+    work_max: usize,
     /// Groups put somewhere for trial.
     trials: usize,
     /// Which group had which choice, move by move.
@@ -41,8 +42,20 @@ pub(super) struct Search {
 }
 
 impl Search {
+    /// Begins with some work done already.
+    pub(super) fn new(work: usize, work_max: usize) -> Self {
+        Self { members: Vec::new(), work, work_max, trials: 0, journal: Vec::new() }
+    }
+
+    /// Makes the lists of members, if they are not there.
+    pub(super) fn know(&mut self, assignment: &Assignment, instance: &Instance) {
+        if self.members.is_empty() {
+            self.members = assignment.members(instance);
+        }
+    }
+
     pub(super) fn may_go_on(&self) -> bool {
-        self.work < CHAIN_WORK_MAX
+        self.work < self.work_max
     }
 
     /// Counts one trial, if there may be another.
@@ -150,6 +163,11 @@ impl Assignment {
 
     /// Sites that have too much give groups away. What cannot be given away directly is tried by chains.
     pub(super) fn repair(&mut self, instance: &Instance, table: &PriceTable) {
+        self.repair_in(instance, table, &mut Search::new(0, CHAIN_WORK_MAX));
+    }
+
+    /// The same within the work of a search.
+    pub(super) fn repair_in(&mut self, instance: &Instance, table: &PriceTable, search: &mut Search) {
         for _ in 0..GIVE_ROUNDS {
             if !self.is_broken(instance) || !self.give_away(instance, table) {
                 break;
@@ -158,14 +176,11 @@ impl Assignment {
         if !self.is_broken(instance) {
             return;
         }
-        let mut search = Search { members: self.members(instance), work: 0, trials: 0, journal: Vec::new() };
+        search.know(self, instance);
         for site in 0..instance.sites() {
-            while self.exceeded(instance, site)
-                && search.may_go_on()
-                && self.chain(instance, &mut search, site)
-            {}
+            while self.exceeded(instance, site) && search.may_go_on() && self.chain(instance, search, site) {}
         }
-        self.spread_out(instance, &mut search);
+        self.spread_out(instance, search);
     }
 
     pub(super) fn members(&self, instance: &Instance) -> Vec<Vec<u32>> {

@@ -33,7 +33,7 @@ pub(super) struct PriceTable {
     rows: Box<[[f32; 4]; SITES_MAX]>,
     unit: PerResource<f32>,
     /// What a group of each class pays at each site besides, in weight x ms.
-    classes: Vec<Box<[f32; SITES_MAX]>>,
+    classes: Vec<[f32; SITES_MAX]>,
 }
 
 impl PriceTable {
@@ -41,11 +41,18 @@ impl PriceTable {
         Self { rows: Box::new([[0.0; 4]; SITES_MAX]), unit: units.narrow(), classes: Vec::new() }
     }
 
+    /// Nothing has a price; closed sites stay closed.
+    pub(super) fn free(units: Units, instance: &Instance) -> Self {
+        let mut table = Self::new(units);
+        table.set(&vec![[0.0; RESOURCES]; instance.sites()], &instance.open);
+        table
+    }
+
     /// Prices of classes, by class and cell, in weight x ms per group.
     pub(super) fn set_classes(&mut self, instance: &Instance, prices: &[Vec<f64>]) {
         self.classes.clear();
         for (spread, prices) in instance.spreads.iter().zip(prices) {
-            let mut row = Box::new([0.0; SITES_MAX]);
+            let mut row = [0.0; SITES_MAX];
             for site in 0..instance.sites() as u8 {
                 row[usize::from(site)] = prices[spread.cell(site)] as f32;
             }

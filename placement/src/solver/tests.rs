@@ -22,7 +22,7 @@ pub(super) struct SmallGroup {
 }
 
 impl Small {
-    fn instance(&self) -> Instance {
+    pub(super) fn instance(&self) -> Instance {
         let sites: Vec<Site> = self.rooms.iter().map(|&capacity| Site { capacity, headroom: 0.0 }).collect();
         let mut instance = Instance::new(&sites).unwrap();
         for group in &self.groups {
@@ -36,7 +36,7 @@ impl Small {
     }
 
     /// The cost of the best placement within the rooms, by trying all; `None` when there is none.
-    fn optimum(&self, instance: &Instance) -> Option<f64> {
+    pub(super) fn optimum(&self, instance: &Instance) -> Option<f64> {
         fn rest(
             small: &Small,
             instance: &Instance,
