@@ -520,6 +520,44 @@ async fn a_policy_can_be_tried_confirmed_and_taken_back() {
     assert_problem(&reply(json.body("x")).await, 415, Some("content-type"), "application/yaml");
 }
 
+#[tokio::test]
+async fn a_lost_site_gives_its_groups_to_their_standbys() {
+    let world = World::new().await;
+    let path = world._directory.path().join("twice.yaml").display().to_string();
+    std::fs::write(&path, "automatic: false\nrules: [{ name: twice, standby: any }]\n").unwrap();
+    assert_eq!(world.cli(&format!("policy apply {path}")).await, Exit::Done);
+    let all = |groups: &Value, key: &str, site: &str| {
+        let groups = groups["groups"].as_array().unwrap();
+        groups.len() == 4 && groups.iter().all(|group| group[key] == site)
+    };
+    reported(&world, "/v1/groups", far_group(), |groups| all(groups, "standby", "virginia")).await;
+    assert_problem(&world.post("/v1/sites/ams/fail-over", Value::Null).await, 409, None, "drain it instead");
+    // Only virginia reports from now on.
+    let mut silent = far_group();
+    silent[0].site = flow::SiteId(2);
+    reported(&world, "/v1/sites/ams", silent, |site| site["alive"] == false).await;
+    assert_eq!(world.cli("site fail-over ams").await, Exit::Done);
+    let groups = world.get("/v1/groups?consistency=linearizable").await.body;
+    assert!(all(&groups, "owner", "virginia"), "{groups}");
+    assert!(groups["groups"][0].get("standby").is_none(), "it has become the owner: {groups}");
+}
+
+#[tokio::test]
+async fn a_drain_says_what_its_groups_wait_for() {
+    let world = World::new().await;
+    let path = world._directory.path().join("only.yaml").display().to_string();
+    std::fs::write(&path, "rules: [{ name: residency, allow: [ams] }]\n").unwrap();
+    assert_eq!(world.cli(&format!("policy apply {path}")).await, Exit::Done);
+    let shown = world.get("/v1/sites/ams").await.body;
+    assert!(shown.get("drain").is_none(), "{shown}");
+    assert_eq!(world.cli("site drain ams --wait --deadline 1s").await, Exit::Timeout);
+    let drain = world.get("/v1/sites/ams").await.body["drain"].clone();
+    assert_eq!((&drain["left"], &drain["moving"]), (&json!(4), &json!(0)));
+    let wait = &drain["waits"][0];
+    assert_eq!(wait["groups"], 4);
+    assert!(wait["reason"].as_str().unwrap().contains("by \"residency\": change the policy"), "{drain}");
+}
+
 /// What the documentation shows is taken as it stands.
 #[tokio::test]
 async fn each_example_of_the_policy_reference_is_taken() {
@@ -527,7 +565,7 @@ async fn each_example_of_the_policy_reference_is_taken() {
     let text = include_str!("../../docs/placement.md");
     let blocks: Vec<&str> =
         text.split("```yaml\n").skip(1).filter_map(|rest| rest.split("```").next()).collect();
-    assert!(blocks.len() >= 12, "one per kind of rule: {}", blocks.len());
+    assert!(blocks.len() >= 16, "one per kind of rule: {}", blocks.len());
     for block in blocks {
         let request = world.request(Method::PUT, "/v1/policy?dryRun=true").header("if-match", "*");
         let taken = reply(request.header("content-type", "application/yaml").body(block)).await;
@@ -637,7 +675,7 @@ async fn every_route_is_described() {
         .iter()
         .map(|(path, item)| (path.as_str(), item.as_object().unwrap().keys().map(String::as_str).collect()))
         .collect();
-    let wanted: [(&str, &[&str]); 34] = [
+    let wanted: [(&str, &[&str]); 35] = [
         ("/livez", &["get"]),
         ("/metrics", &["get"]),
         ("/readyz", &["get"]),
@@ -671,6 +709,7 @@ async fn every_route_is_described() {
         ("/v1/sites/{name}", &["get", "put"]),
         ("/v1/sites/{name}/cordon", &["post"]),
         ("/v1/sites/{name}/drain", &["post"]),
+        ("/v1/sites/{name}/fail-over", &["post"]),
         ("/v1/sites/{name}/undrain", &["post"]),
     ];
     let wanted: BTreeMap<&str, BTreeSet<&str>> =

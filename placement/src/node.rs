@@ -1005,6 +1005,7 @@ impl Node {
                 return Vec::new();
             }
         };
+        brain.handle_wall_clock(wall_ms());
         let mut wishes = brain.poll(&cluster, now);
         wishes.extend(Brain::due(&cluster, wall_ms()));
         let end = self.inner.clock.now();

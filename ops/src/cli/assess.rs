@@ -126,6 +126,12 @@ async fn round(context: &Context) -> Result<Exit, Failure> {
                 format!("; beyond its room: {}", view.exceeded.join(", "))
             },
         ));
+        if view.unprotected > 0 {
+            progress(&format!(
+                "{} groups are to have a standby and have none: nowhere is room for them when their failure domain is lost",
+                view.unprotected
+            ));
+        }
         match &view.check {
             Some(check) => progress(&format!(
                 "checked by a node that does not lead: bound {:.2} ms by its own knowledge, {} (largest difference {:.1} %)",

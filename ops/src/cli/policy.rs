@@ -245,6 +245,9 @@ fn told(view: &WhatIfView) -> Vec<String> {
             binding.groups, binding.site, binding.costs_ms
         )
     }));
+    if view.unprotected > 0 {
+        told.push(format!("{} groups would have no standby, for want of room", view.unprotected));
+    }
     if !view.stranded.is_empty() {
         told.push(format!("no site may have: {}", view.stranded.join(", ")));
     }

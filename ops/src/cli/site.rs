@@ -9,7 +9,8 @@ use serde_json::{Value, json};
 use super::client::{Answer, Ask};
 use super::output::{Rows, progress};
 use super::{Context, Exit, Failure, duration};
-use crate::placement::api::view::{SiteStatus, Sites};
+use crate::placement::api::config::FailOver;
+use crate::placement::api::view::{DrainView, SiteStatus, Sites};
 
 /// Between two looks at a drain.
 const LOOK: Duration = Duration::from_millis(500);
@@ -43,6 +44,9 @@ pub enum Verb {
         /// Bits per second that its links carry; no limit if not given.
         #[arg(long)]
         capacity_bps: Option<u64>,
+        /// What may fail together with the other sites that name the same; a domain of its own if not given.
+        #[arg(long)]
+        failure_domain: Option<String>,
         /// Degrees north.
         #[arg(long, requires = "longitude", allow_hyphen_values = true)]
         latitude: Option<f64>,
@@ -66,6 +70,12 @@ pub enum Verb {
         /// Its name.
         name: String,
     },
+    /// Give the groups of a site that is lost to their standbys, without their flows. Make sure that it does not forward any
+    /// more: a site that only lost its agent still serves. Exit code 6 if groups are left that have no standby.
+    FailOver {
+        /// Its name.
+        name: String,
+    },
     /// Close a site for more groups; it keeps those that it has.
     Cordon {
         /// Its name.
@@ -82,10 +92,21 @@ pub(super) async fn run(verb: Verb, context: &Context) -> Result<Exit, Failure> 
             return Ok(Exit::Done);
         }
         Verb::Get { name } => context.client.send(Ask::get(&["sites", &name])).await?,
-        Verb::Add { name, id, endpoint, capacity_pps, capacity_flows, capacity_bps, latitude, longitude } => {
+        Verb::Add {
+            name,
+            id,
+            endpoint,
+            capacity_pps,
+            capacity_flows,
+            capacity_bps,
+            failure_domain,
+            latitude,
+            longitude,
+        } => {
             let body = json!({
                 "id": id, "endpoint": endpoint, "capacity_pps": capacity_pps,
                 "capacity_flows": capacity_flows, "capacity_bps": capacity_bps,
+                "failure_domain": failure_domain,
                 "latitude": latitude, "longitude": longitude,
             });
             context.client.send(Ask::put(&["sites", &name], body)).await?
@@ -99,8 +120,22 @@ pub(super) async fn run(verb: Verb, context: &Context) -> Result<Exit, Failure> 
         }
         Verb::Undrain { name } => set(context, &name, "undrain").await?,
         Verb::Cordon { name } => set(context, &name, "cordon").await?,
+        Verb::FailOver { name } => return fail_over(context, &name).await,
     };
     show(context, &answer)
+}
+
+async fn fail_over(context: &Context, name: &str) -> Result<Exit, Failure> {
+    let answer = set(context, name, "fail-over").await?;
+    let done: FailOver = answer.parse()?;
+    let rows = done.left.iter().map(|group| vec![group.clone()]).collect();
+    context.output.print(&answer.body, &Rows { heads: &["LEFT-WITHOUT-STANDBY"], rows });
+    progress(&format!("{name}: {} groups have a new owner", done.reassigned));
+    if done.left.is_empty() {
+        return Ok(Exit::Done);
+    }
+    let message = format!("{name}: {} groups or more have no standby that takes them", done.left.len());
+    Err(Failure::new(Exit::Degraded, message))
 }
 
 async fn set(context: &Context, name: &str, verb: &str) -> Result<Answer, Failure> {
@@ -160,12 +195,14 @@ async fn await_empty(context: &Context, name: &str, deadline: Duration) -> Resul
             match context.client.send(Ask::get(&["sites", name])).await {
                 Ok(answer) => {
                     let site: SiteStatus = answer.parse()?;
-                    if left != Some((site.groups, site.moves_out)) {
-                        left = Some((site.groups, site.moves_out));
+                    let news = left.as_ref() != Some(&(site.groups, site.drain.clone()));
+                    if news {
+                        left = Some((site.groups, site.drain.clone()));
                         progress(&format!(
                             "{name}: {} groups left, {} of them moving",
                             site.groups, site.moves_out
                         ));
+                        waits(site.drain.as_ref()).iter().for_each(|line| progress(line));
                     }
                     if site.groups == 0 && site.moves_in == 0 {
                         return Ok(answer);
@@ -187,14 +224,22 @@ async fn await_empty(context: &Context, name: &str, deadline: Duration) -> Resul
     match tokio::time::timeout(deadline, empty).await {
         Ok(result) => result,
         Err(_) => {
-            let (groups, _) = left.unwrap_or_default();
+            let (groups, drain) = left.unwrap_or_default();
+            let waits = waits(drain.as_ref());
+            let why = if waits.is_empty() { String::new() } else { format!(": {}", waits.join("; ")) };
             let message = format!(
-                "{name}: {groups} groups are left after {deadline:?}; the drain goes on: see that another site is \
-                 active, alive and has room, or call it off with `limosa site undrain {name}`"
+                "{name}: {groups} groups are left after {deadline:?}{why}. The drain goes on; call it off with `limosa \
+                 site undrain {name}`"
             );
             Err(Failure::new(Exit::Timeout, message))
         }
     }
+}
+
+/// What groups of a drained site wait for, a line each.
+fn waits(drain: Option<&DrainView>) -> Vec<String> {
+    let waits = drain.into_iter().flat_map(|drain| &drain.waits);
+    waits.map(|wait| format!("{} groups wait: {}", wait.groups, wait.reason)).collect()
 }
 
 /// Whether a wait outlives a failure.

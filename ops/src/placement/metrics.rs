@@ -88,6 +88,11 @@ fn round(registry: &Registry, cluster: &Cluster, last: &Round) -> prometheus::Re
     gauge("limosa_placement_solve_seconds", "Time that the last round took", last.solve_us as f64 / 1e6)?;
     gauge("limosa_placement_groups_misplaced", "Groups that should be elsewhere", last.moves as f64)?;
     gauge("limosa_placement_groups_stranded", "Groups that no site may have", last.stranded as f64)?;
+    gauge(
+        "limosa_placement_groups_unprotected",
+        "Groups that are to have a standby and have none",
+        last.unprotected as f64,
+    )?;
     gauge("limosa_placement_sites_exceeded", "Sites planned beyond their room", last.exceeded.len() as f64)?;
     gauge("limosa_placement_round_timestamp_seconds", "When the last round was", last.at_ms as f64 / 1e3)?;
     let delay = GaugeVec::new(

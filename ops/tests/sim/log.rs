@@ -94,6 +94,7 @@ impl Log {
                 capacity_pps: 1_000_000,
                 capacity_flows: None,
                 capacity_bps: None,
+                failure_domain: None,
             };
             log.apply(&by_operator(Command::PutSite(spec)));
             log.apply(&by_operator(Command::SetAlive { site: id, alive: true }));

@@ -13,6 +13,7 @@ use std::collections::BTreeMap;
 use flow::nat::NatSlices;
 use flow::{Epoch, GroupId, MoveId, SiteId};
 
+use super::apart::Apart;
 use super::command::{
     Applied, Command, ENDPOINT_LEN_MAX, GROUPS_PER_SERVICE_MAX, MOVES_PER_COMMAND_MAX, NAME_LEN_MAX, Outcome,
     Proof, Proposal, Rejected, Started, clip,
@@ -24,6 +25,7 @@ use super::model::{
 };
 use super::policy::Policy;
 use super::rules::Rules;
+use super::spread;
 
 /// How long a policy may be on trial, in milliseconds.
 const CONFIRM_WITHIN_MS: std::ops::RangeInclusive<u64> = 1_000..=86_400_000;
@@ -74,6 +76,7 @@ impl Cluster {
             Command::TakeBack { move_id, by, proof } => self.take_back(step, *move_id, *by, *proof)?,
             Command::TakeOver { move_id } => self.take_over(step, *move_id)?,
             Command::Reassign { groups } => self.reassign(step, groups)?,
+            Command::SetStandbys { standbys } => self.set_standbys(step, standbys)?,
             Command::Publish(round) => self.round = Some(round.clone()),
         }
         Ok(Outcome::Done)
@@ -97,6 +100,9 @@ impl Cluster {
     fn put_site(&mut self, step: &mut Step, spec: &SiteSpec) -> Result<(), Rejected> {
         check_len("name", &spec.name, NAME_LEN_MAX)?;
         check_len("endpoint", &spec.endpoint, ENDPOINT_LEN_MAX)?;
+        if let Some(domain) = &spec.failure_domain {
+            check_len("failure_domain", domain, NAME_LEN_MAX)?;
+        }
         check_coordinates(spec)?;
         if let Some(other) = self.sites.values().find(|site| site.name == spec.name && site.id != spec.id) {
             return Err(Rejected::NameTaken { name: spec.name.clone(), by: format!("site {}", other.id) });
@@ -111,6 +117,7 @@ impl Cluster {
             capacity_pps: spec.capacity_pps,
             capacity_flows: spec.capacity_flows,
             capacity_bps: spec.capacity_bps,
+            failure_domain: spec.failure_domain.clone(),
             admin: present.map_or(Admin::Active, |site| site.admin),
             alive: present.is_some_and(|site| site.alive),
         };
@@ -350,6 +357,8 @@ impl Cluster {
             };
             started.push(Started { group, move_id });
         }
+        self.check_spread(&planned)?;
+        self.check_apart(&planned)?;
         let max = self.policy.moves_in_flight_max;
         if !planned.is_empty() && self.moves.len() + planned.len() > max as usize {
             return Err(Rejected::Budget { in_flight: self.moves.len(), asked: planned.len(), max });
@@ -404,6 +413,79 @@ impl Cluster {
             return Err(Rejected::Forbidden { group: *group, site: to, rule: rule.name.clone() });
         }
         Ok(())
+    }
+
+    /// Whether places have room for all of these groups, when those that leave have left.
+    fn check_spread(&self, planned: &[Move]) -> Result<(), Rejected> {
+        let mut spreads = spread::spreadings(self);
+        if spreads.is_empty() {
+            return Ok(());
+        }
+        let index = spread::Index::new(&self.policy);
+        let class: Vec<Option<usize>> = planned.iter().map(|plan| index.of(&plan.group, &spreads)).collect();
+        for (plan, class) in planned.iter().zip(&class) {
+            if let Some(class) = class {
+                spreads[*class].shift(Some(plan.from), Some(plan.to));
+            }
+        }
+        for (plan, class) in planned.iter().zip(&class) {
+            let Some(spread) = class.map(|class| &spreads[class]) else { continue };
+            if spread.is_over(plan.to) && spread.place(plan.from) != spread.place(plan.to) {
+                let rule = self.policy.rules[usize::from(spread.rule)].name.clone();
+                return Err(Rejected::Forbidden { group: plan.group, site: plan.to, rule });
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether groups that are kept apart are so when all of these have moved.
+    fn check_apart(&self, planned: &[Move]) -> Result<(), Rejected> {
+        let apart = Apart::new(&self.policy);
+        if apart.is_empty() {
+            return Ok(());
+        }
+        let going: BTreeMap<GroupId, SiteId> = planned.iter().map(|plan| (plan.group, plan.to)).collect();
+        for (&group, &site) in &going {
+            if let Some(rule) = apart.forbidding_with(self, &going, &group, site) {
+                return Err(Rejected::Forbidden { group, site, rule: rule.name.clone() });
+            }
+        }
+        Ok(())
+    }
+
+    fn set_standbys(
+        &mut self,
+        step: &mut Step,
+        standbys: &[(GroupId, Option<SiteId>)],
+    ) -> Result<(), Rejected> {
+        check_count("standbys", standbys.len())?;
+        let mut next = Vec::new();
+        for &(id, standby) in standbys {
+            let group = self.groups.get(&id).ok_or(Rejected::NoGroup(id))?;
+            if let Some(site) = standby {
+                let standby = self.sites.get(&site).ok_or(Rejected::NoSite(site))?;
+                let owner = self.sites.get(&group.owner);
+                if owner.is_some_and(|owner| owner.domain() == standby.domain()) {
+                    return Err(Rejected::SameDomain { group: id, owner: group.owner, standby: site });
+                }
+            }
+            if group.standby != standby {
+                next.push(Group { standby, ..*group });
+            }
+        }
+        for group in next {
+            self.set_group(step, group);
+        }
+        Ok(())
+    }
+
+    /// A group that has come into the domain of its standby has none, until the leader finds another.
+    fn without_near_standby(&self, mut group: Group) -> Group {
+        let domain = |site: SiteId| self.sites.get(&site).map(Site::domain);
+        if group.standby.is_some_and(|standby| domain(standby) == domain(group.owner)) {
+            group.standby = None;
+        }
+        group
     }
 
     fn begin(&mut self, step: &mut Step, plan: Move) {
@@ -531,7 +613,11 @@ impl Cluster {
                 return Err(Rejected::SourceAlive { group: id, site: group.owner });
             }
             self.check_target(&id, to)?;
-            next.push(Group { owner: to, epoch: group.epoch.next(), changed: step.index, ..*group });
+            if let Some(rule) = Apart::new(&self.policy).forbidding(self, &id, to) {
+                return Err(Rejected::Forbidden { group: id, site: to, rule: rule.name.clone() });
+            }
+            let group = Group { owner: to, epoch: group.epoch.next(), changed: step.index, ..*group };
+            next.push(self.without_near_standby(group));
         }
         for group in next {
             self.set_group(step, group);
@@ -564,6 +650,7 @@ impl Cluster {
             if (group.owner, group.epoch) != before {
                 group.changed = step.index;
             }
+            let group = self.without_near_standby(group);
             self.set_group(step, group);
         }
         step.changes.push(Change::MoveEnded { id, group: last.group, outcome: outcome.clone() });

@@ -23,6 +23,7 @@ pub(super) fn site(id: u8, longitude: f64) -> Site {
         capacity_pps: 1000,
         capacity_flows: None,
         capacity_bps: None,
+        failure_domain: None,
         admin: Admin::Active,
         alive: true,
     }
@@ -103,7 +104,12 @@ fn brain() -> Brain {
 pub(super) fn planned(cluster: &Cluster, groups: Vec<GroupReport>) -> Plan {
     let mut model = Model::new(None);
     model.handle_report(&report(0, groups), Micros(0));
-    plan(cluster, &model, &Readiness { free: &|_| true, rested: &|_| true, recent: &[] }, Micros(S))
+    plan(
+        cluster,
+        &model,
+        &Readiness { free: &|_| true, rested: &|_| true, recent: &[], wall_ms: None },
+        Micros(S),
+    )
 }
 
 fn solved(cluster: &Cluster, groups: Vec<GroupReport>) -> Vec<Command> {

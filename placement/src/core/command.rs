@@ -126,6 +126,11 @@ pub enum Command {
         /// Which group to which site.
         groups: Vec<(GroupId, SiteId)>,
     },
+    /// Sites that are to get groups when their owner is lost. At most [`MOVES_PER_COMMAND_MAX`]. From the leader.
+    SetStandbys {
+        /// Which group has which standby; nothing for none.
+        standbys: Vec<(GroupId, Option<SiteId>)>,
+    },
     /// What a round of the solver brought. From the leader.
     Publish(Round),
 }
@@ -360,6 +365,18 @@ pub enum Rejected {
         /// The group.
         group: GroupId,
     },
+    /// A standby that would be lost together with the owner.
+    #[error(
+        "site {standby} cannot be the standby of {group}: it is in the failure domain of its owner, site {owner}"
+    )]
+    SameDomain {
+        /// The group.
+        group: GroupId,
+        /// Its owner.
+        owner: SiteId,
+        /// The standby.
+        standby: SiteId,
+    },
     /// The policy forbids the target.
     #[error("group {group} must not be at site {site} by rule {rule:?}: change the rule first")]
     Forbidden {
@@ -453,6 +470,7 @@ impl Command {
                 [(group, to)] => format!("reassign {group} to site {to}"),
                 many => format!("reassign {} groups", many.len()),
             },
+            Self::SetStandbys { standbys } => format!("set standbys of {} groups", standbys.len()),
             Self::Publish(round) => format!("publish a round with {} moves", round.moves),
         }
     }
@@ -474,6 +492,7 @@ impl Command {
             | Self::StartMoves { .. }
             | Self::TakeOver { .. }
             | Self::Reassign { .. }
+            | Self::SetStandbys { .. }
             | Self::Publish(_) => None,
         }
     }

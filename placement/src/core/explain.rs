@@ -5,10 +5,12 @@ use std::collections::BTreeMap;
 use flow::{GroupId, Micros, SiteId};
 use serde::Serialize;
 
+use super::apart::Apart;
 use super::delay::{Demand, Model, Terms};
 use super::model::{Admin, Cluster, Group, Site};
 use super::policy::Policy;
 use super::rules::{Effect, Rules, capacity};
+use super::spread::{self, Spreading};
 use crate::solver::Resource;
 
 /// Why a site cannot have a group.
@@ -53,6 +55,8 @@ pub struct Explanation {
     pub group: GroupId,
     /// Its owner.
     pub owner: SiteId,
+    /// The site that is to get it when its owner is lost, if a rule wants one.
+    pub standby: Option<SiteId>,
     /// The best site that it could have.
     pub best: Option<SiteId>,
     /// The one after it, and by how many milliseconds it is worse.
@@ -101,7 +105,15 @@ pub fn explain(cluster: &Cluster, model: &Model, id: &GroupId, now: Micros) -> O
     let effect = rules.effect(&covering);
     let flows = model.demand(id).map_or(0, |demand| demand.flows);
     let wanted_ms = effect.charge_ms(&cluster.policy, flows);
-    let look = Look { cluster, model, now, loads: Loads::of(cluster, model), effect };
+    let look = Look {
+        cluster,
+        model,
+        now,
+        loads: Loads::of(cluster, model),
+        effect,
+        apart: Apart::new(&cluster.policy),
+        spreads: spread::spreadings(cluster),
+    };
     let candidates = look.candidates(group);
     let at = |site: SiteId| candidates.iter().find(|candidate| candidate.site == site);
     let mut open = candidates.iter().filter(|candidate| candidate.blocked.is_none());
@@ -114,6 +126,7 @@ pub fn explain(cluster: &Cluster, model: &Model, id: &GroupId, now: Micros) -> O
     Some(Explanation {
         group: *id,
         owner: group.owner,
+        standby: group.standby,
         best,
         runner_up,
         rules: rules.collect(),
@@ -130,6 +143,8 @@ struct Look<'a> {
     now: Micros,
     loads: Loads,
     effect: Effect,
+    apart: Apart<'a>,
+    spreads: Vec<Spreading>,
 }
 
 impl Look<'_> {
@@ -155,6 +170,18 @@ impl Look<'_> {
         Candidate { site: site.id, total_ms, terms, rules_ms, price_ms, fill, blocked }
     }
 
+    /// The rule by which other groups leave no place at a site.
+    fn crowd(&self, group: &Group, site: &Site, here: bool) -> Option<String> {
+        let policy = &self.cluster.policy;
+        if let Some(rule) = self.apart.forbidding(self.cluster, &group.id, site.id) {
+            return Some(rule.name.clone());
+        }
+        let spread = &self.spreads[spread::Index::new(policy).of(&group.id, &self.spreads)?];
+        let owner = spread.place(group.owner) == spread.place(site.id);
+        let blocked = if here { spread.is_over(site.id) } else { !owner && !spread.has_room(site.id) };
+        blocked.then(|| policy.rules[usize::from(spread.rule)].name.clone())
+    }
+
     fn blocked(&self, group: &Group, site: &Site, fill: f64, here: bool) -> Option<Blocked> {
         let policy = &self.cluster.policy;
         if !site.alive {
@@ -167,6 +194,9 @@ impl Look<'_> {
         }
         if let Some(rule) = policy.forbidding(&group.id, site.id) {
             return Some(Blocked::Rule(rule.name.clone()));
+        }
+        if let Some(rule) = self.crowd(group, site, here) {
+            return Some(Blocked::Rule(rule));
         }
         (!here && fill > 1.0 - capacity(policy, site).1).then_some(Blocked::Full)
     }

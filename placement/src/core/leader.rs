@@ -60,6 +60,7 @@ pub struct Brain {
     published: Option<Micros>,
     /// Moves that were wished for within the last minute.
     recent: VecDeque<(Micros, SiteId, MoveReason)>,
+    wall_ms: Option<u64>,
 }
 
 const MINUTE: Micros = Micros(60_000_000);
@@ -92,6 +93,7 @@ impl Brain {
             shape: (0, Vec::new()),
             published: None,
             recent: VecDeque::new(),
+            wall_ms: None,
         }
     }
 
@@ -99,6 +101,11 @@ impl Brain {
     pub fn handle_report(&mut self, report: &SiteReport, now: Micros) {
         self.reported.insert(report.site, now);
         self.model.handle_report(report, now);
+    }
+
+    /// What the wall clock says, in milliseconds since 1970: drains with a deadline go by it.
+    pub fn handle_wall_clock(&mut self, wall_ms: u64) {
+        self.wall_ms = Some(wall_ms);
     }
 
     /// What the leader wants now. Work is bounded by the number of sites, moves and, once per round, groups.
@@ -219,7 +226,7 @@ impl Brain {
         let plan = plan::plan(
             cluster,
             &self.model,
-            &Readiness { free: &free, rested: &rested, recent: &recent },
+            &Readiness { free: &free, rested: &rested, recent: &recent, wall_ms: self.wall_ms },
             now,
         );
         for command in &plan.commands {

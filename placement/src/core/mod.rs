@@ -2,6 +2,7 @@
 //!
 //! No socket, thread, clock, environment or unseeded random.
 
+mod apart;
 mod apply;
 pub mod assess;
 #[cfg(test)]
@@ -10,9 +11,12 @@ mod command;
 #[cfg(test)]
 mod day_tests;
 pub mod delay;
+pub mod drain;
 pub mod explain;
 pub mod leader;
 mod model;
+#[cfg(test)]
+mod place_tests;
 pub mod plan;
 #[cfg(test)]
 mod plan_tests;
@@ -22,6 +26,7 @@ mod report;
 #[cfg(test)]
 mod rule_tests;
 mod rules;
+mod spread;
 #[cfg(test)]
 mod tests;
 pub mod whatif;
@@ -32,12 +37,12 @@ pub use command::{
     Proof, Proposal, REASON_LEN_MAX, Rejected, Started,
 };
 pub use model::{
-    AUDIT_LEN_MAX, Admin, AuditEntry, Change, Cluster, FINISHED_LEN_MAX, FinishedMove, Flip, Group, Move,
-    MoveOutcome, MovePhase, MoveReason, MoveSummary, Ordering, POLICIES_LEN_MAX, PolicyRevision, Round,
+    AUDIT_LEN_MAX, Admin, AuditEntry, Change, Cluster, Domain, FINISHED_LEN_MAX, FinishedMove, Flip, Group,
+    Move, MoveOutcome, MovePhase, MoveReason, MoveSummary, Ordering, POLICIES_LEN_MAX, PolicyRevision, Round,
     Service, Site, SitePrices, SiteSpec, Timeouts, Trial,
 };
 pub use policy::{
-    Budget, Capacity, Charge, Dial, Drain, HARD_SLO_MS, Kind, LABELS_LEN_MAX, PRICE_MS_MAX, Policy,
-    PolicyError, RULES_LEN_MAX, Rule, Scope, Slo,
+    Budget, Capacity, Charge, Dial, Drain, HARD_SLO_MS, Kind, LABELS_LEN_MAX, PRICE_MS_MAX, Place, Policy,
+    PolicyError, RULES_LEN_MAX, Rule, SEPARATES_LEN_MAX, SPREADS_LEN_MAX, Scope, Slo, Spread,
 };
 pub use report::{GroupReport, PeerRtt, REPORT_GROUPS_MAX, SiteReport};

@@ -109,8 +109,13 @@ pub struct Round {
     pub started: u64,
     /// Groups that no site may have.
     pub stranded: u64,
+    /// Groups that are to have a standby and have none: nowhere is room for them when their failure domain is lost.
+    pub unprotected: u64,
     /// Sites that would carry more than their room.
     pub exceeded: Vec<SiteId>,
+    /// What one more group in a place would save, by `spread` rule and place.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub spread_prices: Vec<Vec<f64>>,
     /// What more room is worth, by site.
     pub prices: Vec<SitePrices>,
     /// Time that the leader took, in microseconds.
@@ -132,8 +137,8 @@ impl Round {
                 || a.values().iter().zip(b.values()).any(|(&a, b)| differs(a, b))
         };
         self.started > 0
-            || (self.policy_version, self.stranded, &self.exceeded, self.gap.is_some())
-                != (last.policy_version, last.stranded, &last.exceeded, last.gap.is_some())
+            || (self.policy_version, self.stranded, self.unprotected, &self.exceeded, self.gap.is_some())
+                != (last.policy_version, last.stranded, last.unprotected, &last.exceeded, last.gap.is_some())
             || differs(self.delay_ms, last.delay_ms)
             || differs(self.packets_per_s, last.packets_per_s)
             || self.prices.len() != last.prices.len()
@@ -189,6 +194,10 @@ pub struct SiteSpec {
     /// Bits per second that its links carry; no limit if not given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub capacity_bps: Option<u64>,
+    /// What may fail together with the other sites that name the same, such as a metro or a power feed; a domain of its own
+    /// if not given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failure_domain: Option<String>,
 }
 
 /// A point of presence.
@@ -212,6 +221,10 @@ pub struct Site {
     /// Bits per second that its links carry; no limit if not given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub capacity_bps: Option<u64>,
+    /// What may fail together with the other sites that name the same, such as a metro or a power feed; a domain of its own
+    /// if not given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failure_domain: Option<String>,
     /// What the operator allows.
     pub admin: Admin,
     /// Whether its agent holds a lease. False until the first report.
@@ -225,11 +238,26 @@ impl Site {
         self.alive && self.admin == Admin::Active
     }
 
+    /// What may fail with it: the name that others may share, or its own number.
+    #[must_use]
+    pub fn domain(&self) -> Domain<'_> {
+        self.failure_domain.as_deref().map_or(Domain::Own(self.id), Domain::Named)
+    }
+
     /// Latitude and longitude, if both are known.
     #[must_use]
     pub fn coordinates(&self) -> Option<(f64, f64)> {
         self.latitude.zip(self.longitude)
     }
+}
+
+/// What fails together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Domain<'a> {
+    /// The sites that name it.
+    Named(&'a str),
+    /// One site.
+    Own(SiteId),
 }
 
 /// What the operator allows a site.

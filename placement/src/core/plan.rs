@@ -10,12 +10,15 @@ use std::collections::BTreeMap;
 
 use flow::{GroupId, Micros, SiteId};
 
+use super::apart::Apart;
 use super::command::{Command, MOVES_PER_COMMAND_MAX};
 use super::delay::Model;
-use super::model::{Cluster, MoveReason, Round, SitePrices};
-use super::policy::{Drain, Kind};
-use super::problem::{Entry, Problem, Purpose, Stand};
-use crate::solver::{Certificate, PerResource, RESOURCES, Resource, Solver, Start};
+use super::model::{Cluster, Group, MoveReason, Round, SitePrices};
+use super::policy::{Drain, Kind, Rule};
+use super::problem::{Classes, Entry, Problem, Purpose, Stand};
+use super::spread::Spreading;
+use crate::solver::survive::{Among, Needs, Standbys};
+use crate::solver::{Certificate, PerResource, Prices, RESOURCES, Resource, Solver, Start};
 
 /// Which groups may be moved now.
 pub struct Readiness<'a> {
@@ -25,6 +28,8 @@ pub struct Readiness<'a> {
     pub rested: &'a dyn Fn(&GroupId) -> bool,
     /// Moves that were started within the last minute: from where, and why.
     pub recent: &'a [(SiteId, MoveReason)],
+    /// The wall clock, in milliseconds since 1970, for drains with a deadline; `None` where nobody knows it.
+    pub wall_ms: Option<u64>,
 }
 
 /// What a round brought.
@@ -45,15 +50,74 @@ pub fn plan(cluster: &Cluster, model: &Model, ready: &Readiness<'_>, now: Micros
     };
     let mut solver = Solver::new(problem.instance.clone());
     let start = resume(&mut solver, cluster, &problem);
-    let certificate = solver.solve(start);
+    let (certificate, standbys) = solve(&mut solver, start, &problem);
     let wishes = wishes(&problem, &solver, &certificate, cluster.policy.min_gain_ms);
     let wanted = wishes.len();
     let budget = (cluster.policy.moves_in_flight_max as usize).saturating_sub(cluster.moves.len());
-    let quotas = Quotas::new(cluster, ready.recent);
-    let chosen = choose(&problem, wishes, budget.min(MOVES_PER_COMMAND_MAX), quotas);
+    let quotas = Quotas::new(cluster, ready);
+    let chosen = choose(cluster, &problem, wishes, budget.min(MOVES_PER_COMMAND_MAX), quotas);
     let mut round = publish(cluster, &problem, &solver, &certificate);
     (round.moves, round.started) = (wanted as u64, chosen.len() as u64);
-    Plan { commands: commands(&problem, &chosen), round: Some(round) }
+    round.unprotected = standbys.as_ref().map_or(0, |standbys| standbys.unprotected.len() as u64);
+    let mut commands = commands(&problem, &chosen);
+    commands.extend(standby_changes(cluster, &problem, standbys.as_ref()));
+    Plan { commands, round: Some(round) }
+}
+
+/// Solves, with room for the loss of any one domain where that is wanted.
+pub(super) fn solve(solver: &mut Solver, start: Start, problem: &Problem) -> (Certificate, Option<Standbys>) {
+    let standby = &problem.standby;
+    if !standby.wanted.contains(&true) {
+        return (solver.solve(start), None);
+    }
+    let among = (!standby.sets.is_empty()).then_some(Among { sets: &standby.sets, of: &standby.among });
+    let needs = Needs {
+        capacity: &problem.capacity,
+        domain: &problem.domain,
+        standby: &standby.present,
+        wanted: &standby.wanted,
+        among,
+        beside: Some(&standby.beside),
+    };
+    match solver.solve_to_survive(start, &needs) {
+        Ok((certificate, standbys)) => (certificate, Some(standbys)),
+        // Needs are made beside the instance, of the same length; without them the placement is still right.
+        Err(_) => (solver.solve(start), None),
+    }
+}
+
+/// Standbys that a rule wants known and that are others than before. One that is in the domain of the present owner waits
+/// until the group has moved.
+fn standby_changes(cluster: &Cluster, problem: &Problem, standbys: Option<&Standbys>) -> Option<Command> {
+    let wanted: BTreeMap<GroupId, Option<SiteId>> = (0..problem.groups.len())
+        .filter(|&group| problem.standby.named[group])
+        .filter_map(|group| {
+            let entry = &problem.groups[group];
+            let site = standbys.and_then(|standbys| standbys.sites[group]);
+            let domain = |site: u8| problem.domain[usize::from(site)];
+            let waits = site.is_some_and(|site| domain(site) == domain(entry.owner));
+            (!waits).then(|| (entry.id, site.map(|site| problem.sites[usize::from(site)])))
+        })
+        .collect();
+    let mut rules = Classes::new(&cluster.policy);
+    let mut change = |group: &Group| {
+        let site = match wanted.get(&group.id) {
+            Some(site) => *site,
+            // Groups without traffic keep theirs, as long as a rule wants one.
+            None if group.standby.is_some() && rules.effect(&group.id).standby.is_none() => None,
+            None => group.standby,
+        };
+        (site != group.standby).then_some((group.id, site))
+    };
+    let concerned = |group: &&Group| group.standby.is_some() || wanted.contains_key(&group.id);
+    let changes: Vec<(GroupId, Option<SiteId>)> = cluster
+        .groups
+        .values()
+        .filter(concerned)
+        .filter_map(&mut change)
+        .take(MOVES_PER_COMMAND_MAX)
+        .collect();
+    (!changes.is_empty()).then_some(Command::SetStandbys { standbys: changes })
 }
 
 /// Gives the solver the prices of the last round.
@@ -61,7 +125,8 @@ fn resume(solver: &mut Solver, cluster: &Cluster, problem: &Problem) -> Start {
     let Some(last) = &cluster.round else { return Start::Cold };
     let known: BTreeMap<SiteId, &SitePrices> = last.prices.iter().map(|price| (price.site, price)).collect();
     let prices = problem.sites.iter().map(|site| known.get(site).map_or([0.0; RESOURCES], |p| p.values()));
-    solver.set_prices(&prices.collect::<Vec<_>>());
+    let classes = last.spread_prices.clone();
+    solver.set_all_prices(&Prices { sites: prices.collect(), classes });
     let same = |site: &SiteId| {
         known.get(site).map(|price| price.open)
             == cluster.sites.get(site).map(super::model::Site::takes_groups)
@@ -83,6 +148,9 @@ struct Wish {
     key: f64,
 }
 
+/// As many as [`rank`] has.
+const RANKS: usize = 4;
+
 fn rank(reason: MoveReason) -> u8 {
     match reason {
         MoveReason::Drain => 0,
@@ -94,10 +162,17 @@ fn rank(reason: MoveReason) -> u8 {
 
 fn wishes(problem: &Problem, solver: &Solver, certificate: &Certificate, min_gain_ms: f64) -> Vec<Wish> {
     let over: Vec<bool> = (0..problem.sites.len()).map(|site| exceeds(problem, site)).collect();
-    let fits = certificate.exceeded.is_empty();
+    let fits = certificate.exceeded.is_empty() && certificate.crowded.is_empty();
+    let crowded = |group: usize, entry: &Entry| {
+        let class = problem.class[group].map(|class| &problem.spreads[usize::from(class)]);
+        class.is_some_and(|class| class.is_over(problem.sites[usize::from(entry.owner)]))
+    };
     // Prices leave a rest of a permille; it must not move groups to and fro.
     let leaving = problem.groups.iter().any(|entry| matches!(entry.stand, Stand::Leaving(_)));
-    let better = fits && (leaving || over.contains(&true) || certificate.cost < staying(problem));
+    let presses = leaving
+        || over.contains(&true)
+        || problem.groups.iter().enumerate().any(|(group, entry)| crowded(group, entry));
+    let better = fits && (presses || certificate.cost < staying(problem));
     let mut wishes = Vec::new();
     for (group, entry) in problem.groups.iter().enumerate() {
         let Some(to) = solver.site(group).filter(|&to| to != entry.owner) else { continue };
@@ -106,6 +181,7 @@ fn wishes(problem: &Problem, solver: &Solver, certificate: &Certificate, min_gai
         let reason = match entry.stand {
             Stand::Fixed(_) => continue,
             Stand::Leaving(reason) => reason,
+            Stand::Open if crowded(group, entry) => MoveReason::Operator,
             Stand::Open if over[usize::from(entry.owner)] => MoveReason::Load,
             // Where not all fits, only what gains by itself is worth a move.
             Stand::Open if better || (!fits && gain_ms >= min_gain_ms && gain_ms > 0.0) => MoveReason::Delay,
@@ -149,26 +225,54 @@ fn exceeds(problem: &Problem, site: usize) -> bool {
 /// As many as the budget allows, first wishes first, each only where there is room now. Groups that have to leave, or whose
 /// site has too much, may use the headroom too, which else stays free; and who has to leave goes to a full site rather
 /// than not at all.
-fn choose(problem: &Problem, wishes: Vec<Wish>, budget: usize, quotas: Quotas) -> Vec<Wish> {
-    let mut choice = Choice { problem, load: problem.load.clone(), budget, quotas, chosen: Vec::new() };
+fn choose(
+    cluster: &Cluster,
+    problem: &Problem,
+    wishes: Vec<Wish>,
+    budget: usize,
+    quotas: Quotas,
+) -> Vec<Wish> {
+    let mut choice = Choice {
+        cluster,
+        apart: Apart::new(&cluster.policy),
+        problem,
+        load: problem.load.clone(),
+        spreads: std::array::from_fn(|_| problem.spreads.clone()),
+        budget,
+        quotas,
+        chosen: Vec::new(),
+    };
     let waiting = choice.start(wishes, |choice, wish| choice.fits(wish, problem.instance.room(wish.to)));
     let waiting = choice.start(waiting, |choice, wish| {
         wish.reason != MoveReason::Delay && choice.fits(wish, problem.capacity[usize::from(wish.to)])
     });
-    choice.start(waiting, |_, wish| rank(wish.reason) < rank(MoveReason::Load));
+    let waiting = choice.start(waiting, |_, wish| rank(wish.reason) < rank(MoveReason::Load));
+    choice.exchange(waiting);
     for site in 0..problem.sites.len() {
         choice.relieve(site);
     }
+    choice.keep_apart();
     choice.chosen
 }
 
 /// Moves that are chosen, and what sites carry when these are done.
 struct Choice<'a> {
+    cluster: &'a Cluster,
+    apart: Apart<'a>,
     problem: &'a Problem,
     load: Vec<PerResource<f64>>,
+    /// Who is where of those that are spread, as the commands see it that start moves of each rank: those of a later one have
+    /// not left yet.
+    spreads: [Vec<Spreading>; RANKS],
     budget: usize,
     quotas: Quotas,
     chosen: Vec<Wish>,
+}
+
+/// Where groups are that are spread, and where chosen ones go.
+struct Seen {
+    spreads: Vec<Spreading>,
+    going: BTreeMap<GroupId, SiteId>,
 }
 
 /// What rules leave of moves in this minute.
@@ -180,7 +284,8 @@ struct Quotas {
 }
 
 impl Quotas {
-    fn new(cluster: &Cluster, recent: &[(SiteId, MoveReason)]) -> Self {
+    fn new(cluster: &Cluster, ready: &Readiness<'_>) -> Self {
+        let recent = ready.recent;
         let willing = |reason: MoveReason| matches!(reason, MoveReason::Delay | MoveReason::Load);
         let mut quotas = Self { voluntary: usize::MAX, drains: BTreeMap::new() };
         for rule in &cluster.policy.rules {
@@ -188,10 +293,12 @@ impl Quotas {
                 let spent = recent.iter().filter(|(_, reason)| willing(*reason)).count();
                 quotas.voluntary = (budget.moves_per_minute as usize).saturating_sub(spent);
             }
-            if let Kind::Drain(Drain { site, moves_per_minute: Some(rate) }) = &rule.kind {
-                let left = recent.iter().filter(|start| **start == (*site, MoveReason::Drain)).count();
-                let rest = (*rate as usize).saturating_sub(left);
-                quotas.drains.entry(*site).and_modify(|least| *least = rest.min(*least)).or_insert(rest);
+            if let Kind::Drain(drain) = &rule.kind
+                && let Some(rate) = drain_rate(cluster, rule, drain, ready.wall_ms)
+            {
+                let left = recent.iter().filter(|start| **start == (drain.site, MoveReason::Drain)).count();
+                let rest = rate.saturating_sub(left);
+                quotas.drains.entry(drain.site).and_modify(|least| *least = rest.min(*least)).or_insert(rest);
             }
         }
         quotas
@@ -205,6 +312,20 @@ impl Quotas {
             MoveReason::Operator => None,
         }
     }
+}
+
+/// Groups that may leave in a minute by a drain rule: what it says, or as few as it takes to be done by its deadline.
+fn drain_rate(cluster: &Cluster, rule: &Rule, drain: &Drain, wall_ms: Option<u64>) -> Option<usize> {
+    let fixed = drain.moves_per_minute.map(|rate| rate as usize);
+    let (Some(deadline), Some(now)) = (drain.deadline_ms, wall_ms) else { return fixed };
+    // The last minute is for those that are late.
+    let minutes = (deadline.saturating_sub(now) / 60_000) as usize;
+    if minutes == 0 {
+        return fixed;
+    }
+    let leaves = |group: &&Group| group.owner == drain.site && cluster.policy.covers(rule, &group.id);
+    let even = cluster.groups.values().filter(leaves).count().div_ceil(minutes);
+    Some(fixed.map_or(even, |fixed| fixed.min(even)))
 }
 
 impl Choice<'_> {
@@ -233,17 +354,100 @@ impl Choice<'_> {
 
     fn allowed(&mut self, wish: &Wish) -> bool {
         let from = self.from(wish);
-        self.budget > 0 && self.quotas.left(from, wish.reason).is_none_or(|left| *left > 0)
+        self.budget > 0
+            && self.quotas.left(from, wish.reason).is_none_or(|left| *left > 0)
+            && self.may_enter(wish)
+    }
+
+    /// Whether those that a group is kept apart from, or spread with, leave it the place now. They may be on their way out.
+    fn may_enter(&self, wish: &Wish) -> bool {
+        let (from, to) = (self.from(wish), self.problem.sites[usize::from(wish.to)]);
+        let spreads = &self.spreads[usize::from(rank(wish.reason))];
+        let spread = self.problem.class[wish.group].map(|class| &spreads[usize::from(class)]);
+        spread.is_none_or(|spread| spread.has_room(to) || spread.place(from) == spread.place(to))
+            && self.apart.forbidding(self.cluster, &self.problem.groups[wish.group].id, to).is_none()
     }
 
     fn take(&mut self, wish: Wish) {
         let from = self.from(&wish);
+        if let Some(class) = self.problem.class[wish.group] {
+            let to = self.problem.sites[usize::from(wish.to)];
+            for (rank_of, spreads) in self.spreads.iter_mut().enumerate() {
+                let leaves = rank_of >= usize::from(rank(wish.reason));
+                spreads[usize::from(class)].shift(leaves.then_some(from), Some(to));
+            }
+        }
         self.budget -= 1;
         if let Some(left) = self.quotas.left(from, wish.reason) {
             *left -= 1;
         }
         shift(self.problem, &mut self.load, &wish);
         self.chosen.push(wish);
+    }
+
+    /// Leaves out what would break a rule about groups together, as the log will see it: each command with those before it
+    /// done. One that was chosen later may have taken away what an earlier one relied on.
+    fn keep_apart(&mut self) {
+        while !self.apart.is_empty() {
+            let seen: [Seen; RANKS] = std::array::from_fn(|rank| self.seen(rank));
+            let Some(at) = self.chosen.iter().position(|wish| self.is_against(wish, &seen)) else { return };
+            self.chosen.remove(at);
+        }
+    }
+
+    /// What the log has when the commands up to a rank are done.
+    fn seen(&self, up_to: usize) -> Seen {
+        let mut seen = Seen { spreads: self.problem.spreads.clone(), going: BTreeMap::new() };
+        for wish in self.chosen.iter().filter(|wish| usize::from(rank(wish.reason)) <= up_to) {
+            let to = self.problem.sites[usize::from(wish.to)];
+            seen.going.insert(self.problem.groups[wish.group].id, to);
+            if let Some(class) = self.problem.class[wish.group] {
+                seen.spreads[usize::from(class)].shift(Some(self.from(wish)), Some(to));
+            }
+        }
+        seen
+    }
+
+    fn is_against(&self, wish: &Wish, seen: &[Seen; RANKS]) -> bool {
+        let Seen { spreads, going } = &seen[usize::from(rank(wish.reason))];
+        let (from, to) = (self.from(wish), self.problem.sites[usize::from(wish.to)]);
+        let spread = self.problem.class[wish.group].map(|class| &spreads[usize::from(class)]);
+        let id = &self.problem.groups[wish.group].id;
+        spread.is_some_and(|spread| spread.is_over(to) && spread.place(from) != spread.place(to))
+            || self.apart.forbidding_with(self.cluster, going, id, to).is_some()
+    }
+
+    /// Groups that wait for one another's places go together, in one command, for the most urgent reason of them: those that
+    /// are spread where the places are full, and those that are kept apart. The placement that they go to keeps all limits, so
+    /// where all can go, they do.
+    fn exchange(&mut self, waiting: Vec<Wish>) {
+        let mut together: Vec<Wish> = waiting.into_iter().filter(|wish| !self.may_enter(wish)).collect();
+        loop {
+            // Those that leave later do not count here: all of these leave at once.
+            let mut spreads = self.spreads[0].clone();
+            let to = |wish: &Wish| self.problem.sites[usize::from(wish.to)];
+            let class = |wish: &Wish| self.problem.class[wish.group].map(usize::from);
+            let id = |wish: &Wish| self.problem.groups[wish.group].id;
+            let going: BTreeMap<GroupId, SiteId> = together.iter().map(|wish| (id(wish), to(wish))).collect();
+            for wish in &together {
+                if let Some(class) = class(wish) {
+                    spreads[class].shift(Some(self.from(wish)), Some(to(wish)));
+                }
+            }
+            let all = together.len();
+            together.retain(|wish| {
+                class(wish).is_none_or(|class| !spreads[class].is_over(to(wish)))
+                    && self.fits(wish, self.problem.capacity[usize::from(wish.to)])
+                    && self.apart.forbidding_with(self.cluster, &going, &id(wish), to(wish)).is_none()
+            });
+            if together.len() == all {
+                break;
+            }
+        }
+        let reason = together.iter().map(|wish| wish.reason).min_by_key(|reason| rank(*reason));
+        if let Some(reason) = reason.filter(|_| together.len() <= self.quotas.voluntary.min(self.budget)) {
+            together.into_iter().for_each(|wish| self.take(Wish { reason, ..wish }));
+        }
     }
 
     /// A site above its capacity from which nothing leaves, since those wait that are to make room, gives away the group that
@@ -272,8 +476,9 @@ impl Choice<'_> {
         let helps = |wish: &Wish| {
             let demand = self.problem.instance.demand(wish.group);
             let fits = self.fits(wish, self.problem.capacity[usize::from(wish.to)]);
-            fits && (0..RESOURCES)
-                .any(|r| demand[r] > 0.0 && self.load[site][r] > self.problem.capacity[site][r])
+            fits && self.may_enter(wish)
+                && (0..RESOURCES)
+                    .any(|r| demand[r] > 0.0 && self.load[site][r] > self.problem.capacity[site][r])
         };
         if let Some(best) = offers.filter(helps).min_by(|a, b| a.key.total_cmp(&b.key)) {
             self.take(best);
@@ -340,7 +545,9 @@ fn publish(cluster: &Cluster, problem: &Problem, solver: &Solver, certificate: &
         moves: 0,
         started: 0,
         stranded: problem.stranded.len() as u64,
+        unprotected: 0,
         exceeded,
+        spread_prices: solver.all_prices().classes,
         prices: problem.sites.iter().zip(&solver.prices()).map(price).collect(),
         solve_us: 0,
         at_ms: 0,

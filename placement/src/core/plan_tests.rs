@@ -10,7 +10,7 @@ use super::delay::Model;
 use super::plan::{Readiness, plan};
 use super::*;
 
-const READY: Readiness<'_> = Readiness { free: &|_| true, rested: &|_| true, recent: &[] };
+const READY: Readiness<'_> = Readiness { free: &|_| true, rested: &|_| true, recent: &[], wall_ms: None };
 
 /// Rounds until nothing is started, each started move done at once; the number of moves.
 fn settle(cluster: &mut Cluster, model: &Model) -> usize {
@@ -160,7 +160,7 @@ fn any_cluster() -> impl Strategy<Value = (Cluster, SiteReport)> {
                 1 => Kind::Deny([place].into()),
                 2 => Kind::Allow([place, SiteId(0)].into()),
                 3 => Kind::Dial(Dial { site: place, share: 0.5 }),
-                4 => Kind::Drain(Drain { site: place, moves_per_minute: None }),
+                4 => Kind::Drain(Drain { site: place, moves_per_minute: None, deadline_ms: None }),
                 _ => Kind::Slo(Slo { delay_ms: 10.0 }),
             };
             // Rules for all come first, so that later ones are more specific.

@@ -2,9 +2,9 @@
 //!
 //! A rule speaks of the groups in its scope: all, those of a service, of a label, or within a client prefix. It has one kind.
 //! Without a price it is hard, with one soft: what it asks for may be left undone where that costs more. Rules that restrict
-//! (`allow`, `deny`, `dial`, `drain`) and those that price (`prefer`, `cost`) add up over all scopes that cover a group; of those that
-//! set a value (`pin`, `slo`, `charge`, `ordering`) the one with the most specific scope holds: all, then service, then label, then
-//! client prefix, a longer one before a shorter.
+//! (`allow`, `deny`, `dial`, `drain`, `separate`) and those that price (`prefer`, `cost`) add up over all scopes that cover a group; of
+//! those that set a value (`pin`, `slo`, `charge`, `ordering`, `spread`, `standby`) the one with the most specific scope holds: all,
+//! then service, then label, then client prefix, a longer one before a shorter.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -22,6 +22,11 @@ pub const LABELS_LEN_MAX: usize = 4096;
 pub const PRICE_MS_MAX: f64 = 10_000.0;
 /// What a delay above a hard target costs: no delay outweighs it, but where no site meets the target the nearest is still best.
 pub const HARD_SLO_MS: f64 = 1_000.0;
+
+/// Rules of kind `spread`: each is a price per site for the solver.
+pub const SPREADS_LEN_MAX: usize = 32;
+/// Rules of kind `separate`, and labels of one of them.
+pub const SEPARATES_LEN_MAX: usize = 16;
 
 /// Longest lead of a flip, in milliseconds.
 pub(super) const FLIP_LEAD_MS_MAX: u32 = 5_000;
@@ -43,6 +48,9 @@ pub struct Policy {
     pub flip_lead_ms: u32,
     /// Share of each site's capacity that is left free, 0 to 0.9.
     pub headroom: f64,
+    /// Whether room is kept, the headroom included, for the groups of any one failure domain that may be lost.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub survive_loss: bool,
     /// Names for sets of client prefixes.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, Vec<Prefix>>,
@@ -63,6 +71,8 @@ impl Default for Policy {
             // A commit, a heartbeat and the longest way between sites; what is too short costs a longer hold, never a packet.
             flip_lead_ms: 500,
             headroom: 0.2,
+            // Who has two sites cannot, and more room is money.
+            survive_loss: false,
             labels: BTreeMap::new(),
             rules: Vec::new(),
         }
@@ -125,6 +135,13 @@ pub enum Kind {
     Charge(Charge),
     /// Order of packets during moves.
     Ordering(Ordering),
+    /// At most a share of the groups in one place.
+    Spread(Spread),
+    /// Groups of different labels of these are never in one failure domain.
+    Separate(BTreeSet<String>),
+    /// Groups have a standby in another failure domain than their owner, with room kept for it: one of these sites, any if
+    /// empty.
+    Standby(BTreeSet<SiteId>),
 }
 
 /// See [`Kind::Dial`].
@@ -166,6 +183,54 @@ pub struct Drain {
     /// At most so many groups leave it in a minute; as many as the policy's `moves_in_flight_max` lets if not given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub moves_per_minute: Option<u32>,
+    /// When it is to be empty, in milliseconds since 1970: until then groups leave evenly, as few at a time as that takes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deadline_ms: Option<u64>,
+}
+
+/// See [`Kind::Spread`].
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Spread {
+    /// Of the groups in the scope, above 0 and below 1; one group is always allowed.
+    pub share: f64,
+    /// What a place is.
+    #[serde(default)]
+    pub by: Place,
+}
+
+impl Spread {
+    /// How many of so many groups may be in one place.
+    #[must_use]
+    pub fn limit(&self, groups: usize) -> usize {
+        // A share of a third of nine groups is three, whatever the last digit of the product is.
+        (((self.share * groups as f64) + 1e-9) as usize).max(1)
+    }
+}
+
+/// What groups are spread over.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Place {
+    /// Sites.
+    #[default]
+    Site,
+    /// Failure domains.
+    Domain,
+}
+
+/// Sites as a standby rule is written.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(untagged)]
+enum StandbyDocument {
+    Any(Any),
+    Sites(BTreeSet<SiteId>),
+}
+
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Any {
+    Any,
 }
 
 /// See [`Kind::Slo`].
@@ -231,6 +296,12 @@ struct RuleDocument {
     #[serde(skip_serializing_if = "Option::is_none")]
     ordering: Option<Ordering>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    spread: Option<Spread>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    separate: Option<BTreeSet<String>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    standby: Option<StandbyDocument>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     price_ms: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     owner: Option<String>,
@@ -239,7 +310,8 @@ struct RuleDocument {
 }
 
 /// The kinds, as errors name them.
-const KINDS: &str = "allow, deny, pin, prefer, cost, dial, capacity, drain, slo, budget, charge or ordering";
+const KINDS: &str = "allow, deny, pin, prefer, cost, dial, capacity, drain, slo, budget, charge, ordering, spread, \
+    separate or standby";
 
 impl TryFrom<RuleDocument> for Rule {
     type Error = String;
@@ -258,6 +330,12 @@ impl TryFrom<RuleDocument> for Rule {
             document.budget.map(Kind::Budget),
             document.charge.map(Kind::Charge),
             document.ordering.map(Kind::Ordering),
+            document.spread.map(Kind::Spread),
+            document.separate.map(Kind::Separate),
+            document.standby.map(|standby| match standby {
+                StandbyDocument::Any(Any::Any) => Kind::Standby(BTreeSet::new()),
+                StandbyDocument::Sites(sites) => Kind::Standby(sites),
+            }),
         ];
         let given: Vec<Kind> = kinds.into_iter().flatten().collect();
         let name = document.name;
@@ -294,6 +372,12 @@ impl From<Rule> for RuleDocument {
             Kind::Budget(budget) => document.budget = Some(budget),
             Kind::Charge(charge) => document.charge = Some(charge),
             Kind::Ordering(ordering) => document.ordering = Some(ordering),
+            Kind::Spread(spread) => document.spread = Some(spread),
+            Kind::Separate(labels) => document.separate = Some(labels),
+            Kind::Standby(sites) if sites.is_empty() => {
+                document.standby = Some(StandbyDocument::Any(Any::Any));
+            }
+            Kind::Standby(sites) => document.standby = Some(StandbyDocument::Sites(sites)),
         }
         document
     }
@@ -316,6 +400,9 @@ impl Kind {
             Self::Budget(_) => "budget",
             Self::Charge(_) => "charge",
             Self::Ordering(_) => "ordering",
+            Self::Spread(_) => "spread",
+            Self::Separate(_) => "separate",
+            Self::Standby(_) => "standby",
         }
     }
 
@@ -323,26 +410,42 @@ impl Kind {
     #[must_use]
     pub fn sites(&self) -> Vec<SiteId> {
         match self {
-            Self::Allow(sites) | Self::Deny(sites) | Self::Prefer(sites) | Self::Cost(sites) => {
-                sites.iter().copied().collect()
-            }
+            Self::Allow(sites)
+            | Self::Deny(sites)
+            | Self::Prefer(sites)
+            | Self::Cost(sites)
+            | Self::Standby(sites) => sites.iter().copied().collect(),
             Self::Pin(site) => vec![*site],
             Self::Dial(dial) => vec![dial.site],
             Self::Capacity(capacity) => vec![capacity.site],
             Self::Drain(drain) => vec![drain.site],
-            Self::Slo(_) | Self::Budget(_) | Self::Charge(_) | Self::Ordering(_) => Vec::new(),
+            Self::Slo(_)
+            | Self::Budget(_)
+            | Self::Charge(_)
+            | Self::Ordering(_)
+            | Self::Spread(_)
+            | Self::Separate(_) => Vec::new(),
         }
     }
 
     /// What of all rules with the same answer only one can hold for a group; `None` where rules add up.
     pub(super) fn sets(&self) -> Option<(&'static str, Option<SiteId>)> {
         match self {
-            Self::Pin(_) | Self::Slo(_) | Self::Budget(_) | Self::Charge(_) | Self::Ordering(_) => {
-                Some((self.name(), None))
-            }
+            Self::Pin(_)
+            | Self::Slo(_)
+            | Self::Budget(_)
+            | Self::Charge(_)
+            | Self::Ordering(_)
+            | Self::Spread(_)
+            | Self::Standby(_) => Some((self.name(), None)),
             Self::Dial(dial) => Some((self.name(), Some(dial.site))),
             Self::Capacity(capacity) => Some((self.name(), Some(capacity.site))),
-            Self::Allow(_) | Self::Deny(_) | Self::Prefer(_) | Self::Cost(_) | Self::Drain(_) => None,
+            Self::Allow(_)
+            | Self::Deny(_)
+            | Self::Prefer(_)
+            | Self::Cost(_)
+            | Self::Drain(_)
+            | Self::Separate(_) => None,
         }
     }
 }
@@ -434,6 +537,13 @@ impl Policy {
                 return Err(PolicyError::TooMany { field: field.to_owned(), len, max });
             }
         }
+        let of = |kind: &str| self.rules.iter().filter(|rule| rule.kind.name() == kind).count();
+        for (kind, max) in [("spread", SPREADS_LEN_MAX), ("separate", SEPARATES_LEN_MAX)] {
+            let len = of(kind);
+            if len > max {
+                return Err(PolicyError::TooMany { field: format!("rules of kind {kind}"), len, max });
+            }
+        }
         let mut seen = BTreeSet::new();
         for rule in &self.rules {
             let twice = (!seen.insert(&rule.name)).then(|| "its name is taken: names are unique".to_owned());
@@ -459,9 +569,14 @@ impl Policy {
         let (must, may) = match rule.kind {
             Kind::Prefer(_) | Kind::Cost(_) => (true, true),
             Kind::Allow(_) | Kind::Deny(_) | Kind::Pin(_) | Kind::Dial(_) | Kind::Slo(_) => (false, true),
-            Kind::Capacity(_) | Kind::Drain(_) | Kind::Budget(_) | Kind::Charge(_) | Kind::Ordering(_) => {
-                (false, false)
-            }
+            Kind::Capacity(_)
+            | Kind::Drain(_)
+            | Kind::Budget(_)
+            | Kind::Charge(_)
+            | Kind::Ordering(_)
+            | Kind::Spread(_)
+            | Kind::Separate(_)
+            | Kind::Standby(_) => (false, false),
         };
         match rule.price_ms {
             None if must => return Some(format!("{kind} needs a price_ms: what it is worth")),
@@ -473,7 +588,7 @@ impl Policy {
             }
             None => {}
         }
-        let global = matches!(rule.kind, Kind::Capacity(_) | Kind::Budget(_));
+        let global = matches!(rule.kind, Kind::Capacity(_) | Kind::Budget(_) | Kind::Separate(_));
         if global && !rule.scope.is_all() {
             return Some(format!("{kind} holds for all groups: leave out service, label and clients"));
         }
@@ -488,8 +603,33 @@ impl Policy {
             Kind::Capacity(capacity) => {
                 capacity.headroom.and_then(|headroom| within("headroom", headroom, 0.0, 0.9))
             }
-            Kind::Pin(_) | Kind::Drain(_) | Kind::Budget(_) | Kind::Ordering(_) => None,
+            Kind::Spread(spread) => {
+                let right = spread.share > 0.0 && spread.share < 1.0;
+                (!right).then(|| format!("share is {}: give above 0 and below 1", spread.share))
+            }
+            Kind::Separate(labels) => self.misfit(labels),
+            Kind::Pin(_) | Kind::Drain(_) | Kind::Budget(_) | Kind::Ordering(_) | Kind::Standby(_) => None,
         }
+    }
+
+    /// Why groups of these labels cannot be kept apart, whatever the groups are.
+    fn misfit(&self, labels: &BTreeSet<String>) -> Option<String> {
+        if !(2..=SEPARATES_LEN_MAX).contains(&labels.len()) {
+            return Some(format!("separate has {} labels: give 2 to {SEPARATES_LEN_MAX}", labels.len()));
+        }
+        if let Some(label) = labels.iter().find(|label| !self.labels.contains_key(*label)) {
+            return Some(format!("label {label:?} is not among the labels: add it there"));
+        }
+        let all =
+            labels.iter().flat_map(|label| self.labels[label].iter().map(move |prefix| (label, prefix)));
+        let all: Vec<_> = all.collect();
+        let both = |(n, (a, one)): (usize, &(&String, &Prefix))| {
+            let other = all[n + 1..].iter().find(|(b, other)| a != b && one.overlaps(other));
+            other.map(|(b, other)| {
+                format!("{one} of label {a:?} and {other} of label {b:?} overlap: give each client one label")
+            })
+        };
+        all.iter().enumerate().find_map(both)
     }
 
     /// Whether a rule speaks of a group.
@@ -518,7 +658,10 @@ impl Policy {
             | Kind::Slo(_)
             | Kind::Budget(_)
             | Kind::Charge(_)
-            | Kind::Ordering(_) => false,
+            | Kind::Ordering(_)
+            | Kind::Spread(_)
+            | Kind::Separate(_)
+            | Kind::Standby(_) => false,
         });
         // Of equals the first, as everywhere.
         let most = |of: &dyn Fn(&Kind) -> bool| {

@@ -7,11 +7,13 @@ use std::collections::BTreeMap;
 
 use flow::{GroupId, Micros, SiteId};
 
+use super::apart::{self, Apart, Side};
 use super::delay::{Demand, LIGHT_KM_PER_MS, Model, great_circle_km};
 use super::model::{Admin, Cluster, Group, MoveReason, Site};
 use super::plan::Readiness;
-use super::policy::Policy;
-use super::rules::{Effect, Rules, capacity};
+use super::policy::{PRICE_MS_MAX, Place, Policy};
+use super::rules::{Effect, Rules, SiteSet, capacity};
+use super::spread::{self, Spreading};
 use crate::solver::{
     self, CANDIDATES_MAX, Instance, InstanceError, PerResource, RESOURCES, Resource, SITES_MAX,
 };
@@ -74,6 +76,28 @@ pub(super) struct Problem {
     pub(super) light: f64,
     /// Groups that no site may have.
     pub(super) stranded: Vec<GroupId>,
+    /// Groups that are spread, by rule; the classes of the instance have the same order.
+    pub(super) spreads: Vec<Spreading>,
+    /// Which of these each group counts for.
+    pub(super) class: Vec<Option<u8>>,
+    /// Failure domain of each site.
+    pub(super) domain: Vec<u8>,
+    /// Who is to have a standby.
+    pub(super) standby: Standby,
+}
+
+/// Which groups are to have a standby, by index.
+#[derive(Default)]
+pub(super) struct Standby {
+    pub(super) wanted: Vec<bool>,
+    /// By a rule, which makes it known to all; else only room is kept.
+    pub(super) named: Vec<bool>,
+    pub(super) present: Vec<Option<u8>>,
+    /// Number of the set of sites that it may be at; [`u8::MAX`] for all.
+    pub(super) among: Vec<u8>,
+    pub(super) sets: Vec<[bool; SITES_MAX]>,
+    /// Sites for the standbys of groups that stay where they are for now, and so have no other candidates.
+    pub(super) beside: BTreeMap<u32, Vec<solver::Candidate>>,
 }
 
 /// Delays between all sites, so that a group costs a few sums of rows.
@@ -167,9 +191,18 @@ impl Problem {
         let load = loads(cluster, model, &table, purpose);
         let rooms =
             table.sites.iter().zip(&load).map(|(site, load)| room(&cluster.policy, site, *load, purpose));
+        let mut instance = Instance::new(&rooms.collect::<Vec<_>>())?;
+        let spreads = add_classes(&mut instance, cluster, purpose)?;
+        let domains = spread::places(cluster, Place::Domain);
+        let domain =
+            |site: &SiteId| domains.iter().position(|domain| domain.contains(*site)).unwrap_or(0) as u8;
         let mut problem = Self {
-            instance: Instance::new(&rooms.collect::<Vec<_>>())?,
+            instance,
             sites: cluster.sites.keys().copied().collect(),
+            domain: cluster.sites.keys().map(domain).collect(),
+            spreads,
+            class: Vec::new(),
+            standby: Standby::default(),
             groups: Vec::new(),
             load,
             capacity: table.sites.iter().map(|site| capacity(&cluster.policy, site).0).collect(),
@@ -183,7 +216,18 @@ impl Problem {
         };
         let mut rows = Rows::default();
         let mut classes = Classes::new(&cluster.policy);
-        let given = Given { cluster, model, table: &table, purpose };
+        let apart = Apart::new(&cluster.policy);
+        let owned = share_out(cluster, model, &table, &domains, &mut classes, &apart);
+        let spreading = (!problem.spreads.is_empty()).then(|| spread::Index::new(&cluster.policy));
+        let given = Given {
+            cluster,
+            model,
+            table: &table,
+            purpose,
+            apart: &apart,
+            owned,
+            spreading: spreading.as_ref(),
+        };
         for group in cluster.groups.values() {
             problem.add(&given, &mut classes, &mut rows, group)?;
         }
@@ -197,18 +241,27 @@ impl Problem {
         rows: &mut Rows,
         group: &Group,
     ) -> Result<(), InstanceError> {
-        let Given { cluster, model, table, purpose } = *given;
+        let &Given { cluster, model, table, purpose, .. } = given;
         let Some(owner) = table.index[usize::from(group.owner.0)] else { return Ok(()) };
         let site = table.sites[usize::from(owner)];
         let demand = model.demand(&group.id).filter(|demand| demand.packets_per_s > 0.0);
         let effect = classes.effect(&group.id);
-        let Some(stand) = stand(cluster, effect, group, site, purpose) else { return Ok(()) };
+        let lawful = Lawful { effect, within: given.within(&group.id) };
+        let Some(mut stand) = stand(cluster, lawful, group, site, purpose) else { return Ok(()) };
         let leaves = matches!((purpose, stand), (Purpose::Plan(_), Stand::Leaving(_)));
+        let class = given.spreading.and_then(|index| index.of(&group.id, &self.spreads));
         if demand.is_none() && !leaves {
-            return Ok(());
+            if class.is_none() && effect.standby.is_none() {
+                return Ok(());
+            }
+            // It counts where it is, and moves only if there are too many.
+            let crowded = class.is_some_and(|class| self.spreads[class].is_over(group.owner));
+            if stand == Stand::Open && !crowded {
+                stand = Stand::Fixed(group.owner);
+            }
         }
         table.costs(model, &group.id, demand, &mut rows.delays);
-        let left_out_ms = rows.fill(table, effect, group, stand);
+        let left_out_ms = rows.fill(table, lawful, group, stand);
         if rows.candidates.is_empty() {
             self.stranded.push(group.id);
             return Ok(());
@@ -226,7 +279,7 @@ impl Problem {
             present: matches!(purpose, Purpose::Plan(_)).then_some(owner),
             charge: (weight * charge_ms) as f32,
             left_out_ms,
-            class: None,
+            class: class.and_then(|class| self.instance.classes().nth(class)),
             candidates: &rows.candidates,
         })?;
         let (here_ms, here_cost_ms) = (rows.delays[usize::from(owner)], rows.costs[usize::from(owner)]);
@@ -250,6 +303,12 @@ impl Problem {
             nearest: nearest.map(|(_, n)| n),
             nearest_ms: nearest.map_or(here_ms, |(ms, _)| ms),
         });
+        self.class.push(class.map(|class| class as u8));
+        self.standby.add(&cluster.policy, effect, table, group);
+        if let (Stand::Fixed(site), Some(true)) = (stand, self.standby.wanted.last()) {
+            let here = table.index[usize::from(site.0)];
+            self.standby.beside.insert(self.groups.len() as u32 - 1, rows.others(table, lawful, group, here));
+        }
         self.delay_at.push(self.delay_ms.len() as u32);
         self.delay_ms.extend(rows.candidates.iter().map(|there| rows.delays[usize::from(there.site)]));
         Ok(())
@@ -268,27 +327,174 @@ impl Problem {
 }
 
 /// What a problem is made of.
-#[derive(Clone, Copy)]
 struct Given<'a> {
     cluster: &'a Cluster,
     model: &'a Model,
     table: &'a Table<'a>,
     purpose: Purpose<'a>,
+    apart: &'a Apart<'a>,
+    /// Sites of each label of each `separate` rule.
+    owned: Vec<Vec<SiteSet>>,
+    spreading: Option<&'a spread::Index<'a>>,
+}
+
+impl Given<'_> {
+    /// Sites that are left to a group by those that it is kept apart from.
+    fn within(&self, group: &GroupId) -> SiteSet {
+        if self.apart.is_empty() {
+            return SiteSet::ALL;
+        }
+        let sides = self.apart.sides(group).into_iter();
+        sides.fold(SiteSet::ALL, |within, (rule, label)| within.and(self.owned[rule][label]))
+    }
+}
+
+/// Where a group may be by hard rules.
+#[derive(Clone, Copy)]
+struct Lawful<'a> {
+    effect: &'a Effect,
+    within: SiteSet,
+}
+
+impl Lawful<'_> {
+    fn allows(&self, group: &GroupId, site: SiteId) -> bool {
+        self.within.contains(site) && self.effect.allows(group, site)
+    }
+}
+
+impl Standby {
+    fn add(&mut self, policy: &Policy, effect: &Effect, table: &Table<'_>, group: &Group) {
+        let set = effect.standby.filter(|set| *set != SiteSet::ALL).map(|set| {
+            let mut sites = [false; SITES_MAX];
+            table.sites.iter().zip(0..).for_each(|(site, n): (_, usize)| sites[n] = set.contains(site.id));
+            sites
+        });
+        let among = set.map_or(usize::from(u8::MAX), |set| {
+            // Sets are those of rules; a rule beyond the number that fits stands for all sites.
+            let known = self.sets.iter().position(|known| *known == set);
+            known.unwrap_or_else(|| {
+                self.sets.push(set);
+                self.sets.len() - 1
+            })
+        });
+        self.among.push(u8::try_from(among).unwrap_or(u8::MAX));
+        self.named.push(effect.standby.is_some());
+        self.wanted.push(policy.survive_loss || effect.standby.is_some());
+        self.present.push(group.standby.and_then(|site| table.index[usize::from(site.0)]));
+    }
+}
+
+/// The classes of groups that are spread. Those that are not in the instance, as their owner is dead, hold their place.
+fn add_classes(
+    instance: &mut Instance,
+    cluster: &Cluster,
+    purpose: Purpose<'_>,
+) -> Result<Vec<Spreading>, InstanceError> {
+    let spreads = spread::spreadings(cluster);
+    let mut absent: Vec<Vec<usize>> = spreads.iter().map(|spread| vec![0; spread.places.len()]).collect();
+    if !spreads.is_empty() && matches!(purpose, Purpose::Plan(_)) {
+        let index = spread::Index::new(&cluster.policy);
+        let dead = |group: &&Group| {
+            let alive = cluster.sites.get(&group.owner).is_some_and(|site| site.alive);
+            !alive && group.move_id.is_none()
+        };
+        for group in cluster.groups.values().filter(dead) {
+            let at = index.of(&group.id, &spreads);
+            if let Some((at, place)) = at.and_then(|at| Some((at, spreads[at].place(group.owner)?))) {
+                absent[at][place] += 1;
+            }
+        }
+    }
+    for (spread, absent) in spreads.iter().zip(&absent) {
+        let cell = |site: &SiteId| spread.place(*site).unwrap_or(0) as u8;
+        let cells: Vec<u8> = cluster.sites.keys().map(cell).collect();
+        let limits = absent.iter().map(|absent| spread.limit.saturating_sub(*absent) as f64);
+        instance.add_class(&cells, &limits.collect::<Vec<_>>())?;
+    }
+    Ok(spreads)
+}
+
+/// The sites of each label of each `separate` rule.
+fn share_out(
+    cluster: &Cluster,
+    model: &Model,
+    table: &Table<'_>,
+    domains: &[SiteSet],
+    classes: &mut Classes<'_>,
+    apart: &Apart<'_>,
+) -> Vec<Vec<SiteSet>> {
+    let mut sides: Vec<Vec<Side>> =
+        apart.rules().map(|(_, labels)| vec![Side::new(domains.len()); labels]).collect();
+    let groups = cluster.groups.values().filter(|_| !apart.is_empty());
+    let mut delays = Vec::new();
+    for group in groups {
+        let of = apart.sides(&group.id);
+        if of.is_empty() {
+            continue;
+        }
+        let effect = classes.effect(&group.id);
+        let demand = model.demand(&group.id);
+        table.costs(model, &group.id, demand, &mut delays);
+        let may = |site: &&&Site| effect.allows(&group.id, site.id);
+        let need = SiteSet::of(table.sites.iter().filter(may).map(|site| &site.id));
+        let cost = |site: &Site, ms: f32| effect.cost_ms(&group.id, site.id, f64::from(ms));
+        let open =
+            table.sites.iter().zip(&delays).filter(|(site, _)| need.contains(site.id) && site.takes_groups());
+        let mut best = vec![f64::INFINITY; domains.len()];
+        for (site, &ms) in open {
+            if let Some(domain) = domains.iter().position(|domain| domain.contains(site.id)) {
+                best[domain] = best[domain].min(cost(site, ms));
+            }
+        }
+        let weight = demand.map_or(WEIGHT_MIN, |demand| demand.packets_per_s.max(WEIGHT_MIN));
+        let regret = regret(&best);
+        let site = cluster.move_of(&group.id).map_or(group.owner, |present| present.to);
+        let stays =
+            need.contains(site) && cluster.sites.get(&site).is_some_and(|site| site.admin != Admin::Draining);
+        let at = domains.iter().position(|domain| stays && domain.contains(site));
+        for (rule, label) in of {
+            let side = &mut sides[rule][label];
+            side.needs.insert(need);
+            if let Some((domain, ms)) = regret {
+                side.worth[domain] += weight * ms;
+            }
+            if let Some(domain) = at {
+                side.held[domain] += 1;
+            }
+        }
+    }
+    let owned = |sides: &Vec<Side>| {
+        let mut owned = vec![SiteSet::NONE; sides.len()];
+        for (domain, side) in domains.iter().zip(apart::share_out(domains, sides)) {
+            owned[side] = owned[side].or(*domain);
+        }
+        owned
+    };
+    sides.iter().map(owned).collect()
+}
+
+/// The domain that is best, and what one has more without it; at most what nobody would wait for.
+fn regret(best: &[f64]) -> Option<(usize, f64)> {
+    let order = |&a: &usize, &b: &usize| best[a].total_cmp(&best[b]);
+    let first = (0..best.len()).filter(|&domain| best[domain].is_finite()).min_by(order)?;
+    let second = (0..best.len()).filter(|&domain| domain != first).map(|domain| best[domain]);
+    let second = second.fold(f64::INFINITY, f64::min);
+    Some((first, (second - best[first]).min(PRICE_MS_MAX)))
 }
 
 /// What rules say, once for all groups that the same rules cover.
-struct Classes<'a> {
+pub(super) struct Classes<'a> {
     rules: Rules<'a>,
     covering: Vec<u16>,
     known: BTreeMap<Vec<u16>, Effect>,
 }
 
 impl<'a> Classes<'a> {
-    fn new(policy: &'a Policy) -> Self {
+    pub(super) fn new(policy: &'a Policy) -> Self {
         Self { rules: Rules::new(policy), covering: Vec::new(), known: BTreeMap::new() }
     }
 
-    fn effect(&mut self, group: &GroupId) -> &Effect {
+    pub(super) fn effect(&mut self, group: &GroupId) -> &Effect {
         self.rules.covering(group, &mut self.covering);
         if !self.known.contains_key(&self.covering) {
             self.known.insert(self.covering.clone(), self.rules.effect(&self.covering));
@@ -335,15 +541,15 @@ fn room(policy: &Policy, site: &Site, load: PerResource<f64>, purpose: Purpose<'
 /// How a group stands; `None` for one that cannot be placed by a move, its owner being dead.
 fn stand(
     cluster: &Cluster,
-    effect: &Effect,
+    lawful: Lawful<'_>,
     group: &Group,
     owner: &Site,
     purpose: Purpose<'_>,
 ) -> Option<Stand> {
-    let forced = if owner.admin == Admin::Draining || effect.drained.contains(owner.id) {
+    let forced = if owner.admin == Admin::Draining || lawful.effect.drained.contains(owner.id) {
         Some(MoveReason::Drain)
     } else {
-        (!effect.allows(&group.id, owner.id)).then_some(MoveReason::Operator)
+        (!lawful.allows(&group.id, owner.id)).then_some(MoveReason::Operator)
     };
     let ready = match purpose {
         Purpose::Assess => {
@@ -377,9 +583,29 @@ struct Rows {
 }
 
 impl Rows {
+    /// The cheapest sites that take groups and that a group may have, but for one.
+    fn others(
+        &self,
+        table: &Table<'_>,
+        lawful: Lawful<'_>,
+        group: &Group,
+        but: Option<u8>,
+    ) -> Vec<solver::Candidate> {
+        let open = |(site, n): &(&&Site, u8)| {
+            Some(*n) != but && site.takes_groups() && lawful.allows(&group.id, site.id)
+        };
+        let cost =
+            |(_, site): (&&Site, u8)| solver::Candidate { site, cost_ms: self.costs[usize::from(site)] };
+        let mut others: Vec<_> = table.sites.iter().zip(0..=u8::MAX).filter(open).map(cost).collect();
+        others.sort_by(|a, b| a.cost_ms.total_cmp(&b.cost_ms).then(a.site.cmp(&b.site)));
+        others.truncate(CANDIDATES_MAX - 1);
+        others
+    }
+
     /// From the delays: the best sites that a group may have, its owner among them, and what the best of the others costs.
     /// Full ones too: whether there is room is the solver's to say.
-    fn fill(&mut self, table: &Table<'_>, effect: &Effect, group: &Group, stand: Stand) -> f32 {
+    fn fill(&mut self, table: &Table<'_>, lawful: Lawful<'_>, group: &Group, stand: Stand) -> f32 {
+        let effect = lawful.effect;
         let costs = table.sites.iter().zip(&self.delays);
         let costs = costs.map(|(site, ms)| effect.cost_ms(&group.id, site.id, f64::from(*ms)) as f32);
         self.costs.clear();
@@ -396,7 +622,7 @@ impl Rows {
         }
         let open = |(site, n): &(&&Site, u8)| {
             let free = if Some(*n) == owner { stand == Stand::Open } else { site.takes_groups() };
-            free && effect.allows(&group.id, site.id)
+            free && lawful.allows(&group.id, site.id)
         };
         self.order.extend(table.sites.iter().zip(0..=u8::MAX).filter(open).map(|(_, n)| n));
         let by_cost = |a: &u8, b: &u8| cost(*a).total_cmp(&cost(*b)).then(a.cmp(b));

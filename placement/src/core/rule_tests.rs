@@ -120,7 +120,11 @@ fn rules_that_cannot_all_hold_are_named_and_no_others() {
         refused(vec![far.clone(), pin.clone(), deny]),
         r#"rules "deny" and "pin" cannot all hold for group 1:100.64.1.0/24: they leave it no site"#
     );
-    let drain = rule("drain", None, Kind::Drain(Drain { site: SiteId(0), moves_per_minute: None }));
+    let drain = rule(
+        "drain",
+        None,
+        Kind::Drain(Drain { site: SiteId(0), moves_per_minute: None, deadline_ms: None }),
+    );
     let near = rule("near", None, Kind::Allow(sites([0, 2])));
     assert_eq!(
         refused(vec![far.clone(), drain, near]),
@@ -213,7 +217,7 @@ fn a_budget_and_the_rate_of_a_drain_hold_over_a_minute() {
     let mut model = Model::new(None);
     model.handle_report(&report(0, groups()), Micros(0));
     let started = |cluster: &Cluster, recent: &[(SiteId, MoveReason)]| {
-        let ready = Readiness { free: &|_| true, rested: &|_| true, recent };
+        let ready = Readiness { free: &|_| true, rested: &|_| true, recent, wall_ms: None };
         plan(cluster, &model, &ready, Micros(0)).round.unwrap().started
     };
     let of = |reason| vec![(SiteId(0), reason); 2];
@@ -221,7 +225,11 @@ fn a_budget_and_the_rate_of_a_drain_hold_over_a_minute() {
     assert_eq!(started(&cluster, &[]), 3);
     assert_eq!(started(&cluster, &of(MoveReason::Delay)), 1);
     assert_eq!(started(&cluster, &of(MoveReason::Drain)), 3, "drains do not count");
-    let drain = rule("drain", None, Kind::Drain(Drain { site: SiteId(0), moves_per_minute: Some(3) }));
+    let drain = rule(
+        "drain",
+        None,
+        Kind::Drain(Drain { site: SiteId(0), moves_per_minute: Some(3), deadline_ms: None }),
+    );
     let cluster = with(vec![drain]);
     assert_eq!(started(&cluster, &[]), 3);
     assert_eq!(started(&cluster, &of(MoveReason::Drain)), 1);
@@ -343,7 +351,7 @@ fn any_rules() -> impl Strategy<Value = Vec<Rule>> {
                 1 => Kind::Deny(sites([a, b])),
                 2 => Kind::Deny(sites([a])),
                 3 => Kind::Pin(SiteId(a)),
-                4 => Kind::Drain(Drain { site: SiteId(a), moves_per_minute: None }),
+                4 => Kind::Drain(Drain { site: SiteId(a), moves_per_minute: None, deadline_ms: None }),
                 _ => Kind::Dial(Dial { site: SiteId(a), share: 0.5 }),
             };
             let clients = [None, Some("100.64.0.0/23"), Some("100.64.1.0/24")][usize::from(wide)];

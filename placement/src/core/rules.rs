@@ -4,12 +4,45 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use flow::{GroupId, Prefix, ServiceId, SiteId};
 
+use super::apart::{self, Apart, Side};
 use super::model::{Cluster, Site};
-use super::policy::{Capacity, Charge, HARD_SLO_MS, Kind, Policy, PolicyError, Rule, lot};
+use super::policy::{Capacity, Charge, HARD_SLO_MS, Kind, Place, Policy, PolicyError, Rule, lot};
+use super::spread;
 use crate::solver::{PerResource, RESOURCES, Resource};
 
 /// Sets of rules that are tried for the smallest that cannot hold; beyond, one that cannot be made smaller is named.
 const SMALLEST_LEN_MAX: usize = 3;
+
+/// Groups that the same rules leave the same sites.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Sort {
+    covering: Vec<u16>,
+    /// Sites that hard dials take away.
+    out: SiteSet,
+}
+
+/// Groups that have to do with one another: those of a spread rule with how many there are of each sort, and of a label of a
+/// `separate` rule.
+#[derive(Default)]
+struct Together {
+    spreads: BTreeMap<u16, (GroupId, BTreeMap<Sort, usize>)>,
+    sides: BTreeMap<(usize, usize), BTreeSet<Sort>>,
+    /// The first group of each `separate` rule.
+    firsts: BTreeMap<usize, GroupId>,
+}
+
+impl Together {
+    fn add(&mut self, group: &GroupId, sort: Sort, spread: Option<u16>, sides: &[(usize, usize)]) {
+        for &(rule, label) in sides {
+            self.firsts.entry(rule).or_insert(*group);
+            self.sides.entry((rule, label)).or_default().insert(sort.clone());
+        }
+        if let Some(rule) = spread {
+            let (_, sorts) = self.spreads.entry(rule).or_insert_with(|| (*group, BTreeMap::new()));
+            *sorts.entry(sort).or_insert(0) += 1;
+        }
+    }
+}
 
 /// Rules by where they are looked for.
 pub(super) struct Rules<'a> {
@@ -34,6 +67,10 @@ pub(super) struct Effect {
     /// A delay, and what one above it costs more.
     pub(super) slo: Option<(f64, f64)>,
     pub(super) charge: Option<Charge>,
+    /// Sites that its standby may be at, if it is to have one.
+    pub(super) standby: Option<SiteSet>,
+    /// Number of the rule by which it is spread.
+    pub(super) spread: Option<u16>,
 }
 
 /// A dial that covers a group.
@@ -53,7 +90,7 @@ impl Dialled {
 }
 
 /// Sites by number.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct SiteSet([u64; 4]);
 
 impl SiteSet {
@@ -70,11 +107,15 @@ impl SiteSet {
         self.0[usize::from(site.0 / 64)] & (1 << (site.0 % 64)) != 0
     }
 
-    fn and(self, other: Self) -> Self {
+    pub(super) fn len(self) -> u32 {
+        self.0.iter().map(|word| word.count_ones()).sum()
+    }
+
+    pub(super) fn and(self, other: Self) -> Self {
         Self(std::array::from_fn(|n| self.0[n] & other.0[n]))
     }
 
-    fn or(self, other: Self) -> Self {
+    pub(super) fn or(self, other: Self) -> Self {
         Self(std::array::from_fn(|n| self.0[n] | other.0[n]))
     }
 
@@ -141,11 +182,19 @@ impl<'a> Rules<'a> {
             dials: Vec::new(),
             slo: None,
             charge: None,
+            standby: None,
+            spread: self.spread_of(covering),
         };
         for rule in self.holding(covering) {
             Self::add(&mut effect, rule);
         }
         effect
+    }
+
+    /// The spread rule that holds: of the most specific the first.
+    pub(super) fn spread_of(&self, covering: &[u16]) -> Option<u16> {
+        let spreads = covering.iter().rev().filter(|&&n| matches!(self.rule(n).kind, Kind::Spread(_)));
+        spreads.max_by_key(|&&n| self.rule(n).scope.rank()).copied()
     }
 
     /// The rules that hold: of those that set the same thing the most specific, the first of equals.
@@ -195,7 +244,13 @@ impl<'a> Rules<'a> {
             }
             (Kind::Slo(slo), price) => effect.slo = Some((slo.delay_ms, price.unwrap_or(HARD_SLO_MS))),
             (Kind::Charge(charge), _) => effect.charge = Some(*charge),
-            (Kind::Capacity(_) | Kind::Budget(_) | Kind::Ordering(_), _) => {}
+            (Kind::Standby(named), _) => {
+                effect.standby = Some(if named.is_empty() { SiteSet::ALL } else { sites() });
+            }
+            (
+                Kind::Capacity(_) | Kind::Budget(_) | Kind::Ordering(_) | Kind::Spread(_) | Kind::Separate(_),
+                _,
+            ) => {}
         }
     }
 
@@ -207,6 +262,8 @@ impl<'a> Rules<'a> {
     pub(super) fn check(&self, cluster: &Cluster) -> Result<(), PolicyError> {
         self.check_sizes(cluster)?;
         let sites = SiteSet::of(cluster.sites.keys());
+        let apart = Apart::new(self.policy);
+        let mut together = Together::default();
         let mut known: BTreeMap<Vec<u16>, Effect> = BTreeMap::new();
         let mut covering = Vec::new();
         for group in cluster.groups.keys() {
@@ -231,8 +288,92 @@ impl<'a> Rules<'a> {
                     reason: "they leave it no site".to_owned(),
                 });
             }
+            let sides = if apart.is_empty() { Vec::new() } else { apart.sides(group) };
+            if effect.spread.is_some() || !sides.is_empty() {
+                together.add(group, Sort { covering: covering.clone(), out }, effect.spread, &sides);
+            }
+        }
+        if cluster.sites.is_empty() { Ok(()) } else { self.check_together(cluster, &apart, &together) }
+    }
+
+    /// Whether groups can be spread and kept apart, all of them together.
+    fn check_together(
+        &self,
+        cluster: &Cluster,
+        apart: &Apart<'_>,
+        together: &Together,
+    ) -> Result<(), PolicyError> {
+        let sites = SiteSet::of(cluster.sites.keys());
+        let contradiction = |mut rules: Vec<String>, rule: &Rule, first: &GroupId, reason: String| {
+            rules.push(rule.name.clone());
+            Err(PolicyError::Contradiction { rules, group: format!("{first} and others"), reason })
+        };
+        for (&number, (first, sorts)) in &together.spreads {
+            let rule = self.rule(number);
+            let Kind::Spread(spread) = &rule.kind else { continue };
+            let places = spread::places(cluster, spread.by);
+            let groups = sorts.values().sum();
+            let limit = spread.limit(groups);
+            let fails = |kept: &[u16]| {
+                let allowed = |(sort, count): (&Sort, &usize)| (self.allowed(sort, kept).and(sites), *count);
+                !spread::fits(&places, limit, &sorts.iter().map(allowed).collect::<Vec<_>>())
+            };
+            if let Some(others) = self.fewest(sorts.keys(), &fails) {
+                let reason = format!(
+                    "each place may have {limit} of {groups} groups, and they have too few places that they may be in"
+                );
+                return contradiction(others, rule, first, reason);
+            }
+        }
+        let domains = spread::places(cluster, Place::Domain);
+        for (number, (rule, labels)) in apart.rules().enumerate() {
+            let Some(first) = together.firsts.get(&number) else { continue };
+            let sorts = |label: usize| together.sides.get(&(number, label)).into_iter().flatten();
+            let fails = |kept: &[u16]| {
+                let side = |label: usize| {
+                    let needs = sorts(label).map(|sort| self.allowed(sort, kept).and(sites));
+                    Side { needs: needs.collect(), ..Side::new(domains.len()) }
+                };
+                !apart::is_possible(&domains, &(0..labels).map(side).collect::<Vec<_>>())
+            };
+            if let Some(others) = self.fewest((0..labels).flat_map(sorts), &fails) {
+                let reason = "its labels have too few failure domains to be kept apart in".to_owned();
+                return contradiction(others, rule, first, reason);
+            }
         }
         Ok(())
+    }
+
+    /// Sites that some of the rules leave groups of a sort.
+    fn allowed(&self, sort: &Sort, kept: &[u16]) -> SiteSet {
+        let covering: Vec<u16> = sort.covering.iter().copied().filter(|n| kept.contains(n)).collect();
+        self.effect(&covering).allowed.and(sort.out.not())
+    }
+
+    /// Names of rules that restrict groups of these sorts such that something fails, none of which could be left out; nothing
+    /// if it does not fail with all of them.
+    fn fewest<'s>(
+        &self,
+        sorts: impl Iterator<Item = &'s Sort>,
+        fails: &dyn Fn(&[u16]) -> bool,
+    ) -> Option<Vec<String>> {
+        let restricts = |n: &u16| match (&self.rule(*n).kind, self.rule(*n).price_ms) {
+            (Kind::Allow(_) | Kind::Deny(_) | Kind::Pin(_), None) | (Kind::Drain(_), _) => true,
+            _ => false,
+        };
+        let all: BTreeSet<u16> =
+            sorts.flat_map(|sort| sort.covering.iter().copied()).filter(restricts).collect();
+        let mut set: Vec<u16> = all.into_iter().collect();
+        if !fails(&set) {
+            return None;
+        }
+        let mut at = 0;
+        while at < set.len() {
+            let mut without = set.clone();
+            without.remove(at);
+            if fails(&without) { set = without } else { at += 1 }
+        }
+        Some(set.into_iter().map(|n| self.rule(n).name.clone()).collect())
     }
 
     /// A rule for a part of a group would hold for none.

@@ -18,6 +18,7 @@ fn site(id: u8) -> Command {
         capacity_pps: 1_000_000,
         capacity_flows: None,
         capacity_bps: None,
+        failure_domain: None,
     })
 }
 

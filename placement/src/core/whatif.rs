@@ -7,11 +7,13 @@ use std::collections::BTreeMap;
 
 use flow::{GroupId, Micros, SiteId};
 
+use super::apart::Apart;
 use super::delay::Model;
 use super::model::{Admin, Cluster, Site, SiteSpec};
-use super::plan::Readiness;
+use super::plan::{self, Readiness};
 use super::policy::Policy;
 use super::problem::{Problem, Purpose};
+use super::spread::Spreading;
 use crate::solver::{InstanceError, Resource, Solver, Start};
 
 /// What is to be different.
@@ -113,6 +115,8 @@ pub struct WhatIf {
     pub gap: Option<f64>,
     /// Groups that no site may have then.
     pub stranded: Vec<GroupId>,
+    /// Groups that would have no standby though they are to have one: nowhere is room for them when their domain is lost.
+    pub unprotected: u64,
     /// Sites that would carry more than their room.
     pub exceeded: Vec<SiteId>,
     /// Groups that would move, those with most packets first.
@@ -141,15 +145,16 @@ pub fn what_if(
     if let Some(factor) = difference.demand {
         scaled.scale(factor);
     }
-    let ready = Readiness { free: &|_| true, rested: &|_| true, recent: &[] };
+    let ready = Readiness { free: &|_| true, rested: &|_| true, recent: &[], wall_ms: None };
     // Who asks about sites wants to know where groups belong, not whether a move pays.
     let policy_only =
         difference.sites.is_empty() && difference.lost.is_empty() && difference.demand.is_none();
     let purpose = if policy_only { Purpose::Plan(&ready) } else { Purpose::Assess };
     let Some(problem) = Problem::new(&then, &scaled, purpose, now)? else { return Ok(None) };
     let mut solver = Solver::new(problem.instance.clone());
-    let certificate = solver.solve(Start::Cold);
-    let found = Found { then: &then, model: &scaled, problem: &problem, solver: &solver };
+    let (certificate, standbys) = plan::solve(&mut solver, Start::Cold, &problem);
+    let apart = Apart::new(&then.policy);
+    let found = Found { then: &then, apart: &apart, model: &scaled, problem: &problem, solver: &solver };
     let mut exceeded: Vec<SiteId> =
         certificate.exceeded.iter().map(|(site, _, _)| problem.sites[usize::from(*site)]).collect();
     exceeded.dedup();
@@ -160,6 +165,7 @@ pub fn what_if(
         bound_ms: problem.mean(certificate.bound),
         gap: Some(certificate.gap()).filter(|gap| gap.is_finite()),
         stranded: problem.stranded.clone(),
+        unprotected: standbys.map_or(0, |standbys| standbys.unprotected.len() as u64),
         exceeded,
         moves: found.moves(),
         regions: found.regions(),
@@ -195,6 +201,7 @@ fn site(spec: &SiteSpec) -> Site {
         capacity_pps: spec.capacity_pps,
         capacity_flows: spec.capacity_flows,
         capacity_bps: spec.capacity_bps,
+        failure_domain: spec.failure_domain.clone(),
         admin: Admin::Active,
         alive: true,
     }
@@ -203,6 +210,7 @@ fn site(spec: &SiteSpec) -> Site {
 /// A solved question. Groups are meant by index.
 struct Found<'a> {
     then: &'a Cluster,
+    apart: &'a Apart<'a>,
     model: &'a Model,
     problem: &'a Problem,
     solver: &'a Solver,
@@ -252,12 +260,29 @@ impl Found<'_> {
                 gain_ms: self.before_ms(group) - self.after_ms(group),
                 packets_per_s: demand.map_or(0.0, |demand| demand.packets_per_s),
                 flows: demand.map_or(0, |demand| demand.flows),
-                rule: self.then.policy.forbidding(&entry.id, from).map(|rule| rule.name.clone()),
+                rule: self.rule_against(group, from, Spreading::is_over),
             })
         };
         let mut moves: Vec<Moved> = self.problem.groups.iter().enumerate().filter_map(moved).collect();
         moves.sort_by(|a, b| b.packets_per_s.total_cmp(&a.packets_per_s).then(a.group.cmp(&b.group)));
         moves
+    }
+
+    /// The name of the hard rule that keeps a group from a site; `full` says whether it has no place there with those that
+    /// it is spread with.
+    fn rule_against(
+        &self,
+        group: usize,
+        site: SiteId,
+        full: impl Fn(&Spreading, SiteId) -> bool,
+    ) -> Option<String> {
+        let (id, policy) = (&self.problem.groups[group].id, &self.then.policy);
+        let spread = || {
+            let spread = &self.problem.spreads[usize::from(self.problem.class[group]?)];
+            full(spread, site).then(|| &policy.rules[usize::from(spread.rule)])
+        };
+        let apart = || self.apart.forbidding(self.then, id, site);
+        policy.forbidding(id, site).or_else(apart).or_else(spread).map(|rule| rule.name.clone())
     }
 
     /// Where most packets of a group's clients come in.
@@ -305,7 +330,8 @@ impl Found<'_> {
                 continue;
             };
             let site = self.problem.sites[usize::from(nearest)];
-            let rule = self.then.policy.forbidding(&entry.id, site).map(|rule| rule.name.clone());
+            let full = |spread: &Spreading, site| !spread.has_room(site);
+            let rule = self.rule_against(group, site, full);
             let costs = self.weight(group) * (self.after_ms(group) - f64::from(entry.nearest_ms));
             let sums = found.entry((rule, site)).or_insert((0, 0.0));
             *sums = (sums.0 + 1, sums.1 + costs);

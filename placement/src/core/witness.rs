@@ -1,7 +1,7 @@
 //! Whether a round that the leader published is true, by what a node knows itself.
 //!
 //! Sites report to every node. So a follower can build the instance of the round on its own and put the leader's prices
-//! to it: these give a bound whoever found them ([`crate::solver::bound`]). What differs is when reports came in, and what
+//! to it: these give a bound whoever found them ([`crate::solver::bound_with`]). What differs is when reports came in, and what
 //! of a group's rest only the leader remembers; so figures agree nearly, not exactly.
 
 use std::collections::BTreeSet;
@@ -12,7 +12,7 @@ use super::delay::Model;
 use super::model::{Cluster, FinishedMove, MoveOutcome, Round, SitePrices};
 use super::plan::Readiness;
 use super::problem::{Problem, Purpose};
-use crate::solver::{InstanceError, RESOURCES, bound};
+use crate::solver::{InstanceError, Prices, RESOURCES, bound_with};
 
 /// Figures that differ by a smaller share agree: reports come a few times a second, and traffic sways.
 pub const TOLERANCE: f64 = 0.1;
@@ -66,17 +66,18 @@ pub fn check(cluster: &Cluster, model: &Model, now: Micros) -> Result<Option<Fin
     let rests = Rests::at(cluster, round);
     let (free, rested) =
         (|group: &GroupId| !rests.failed.contains(group), |group: &GroupId| !rests.moved.contains(group));
-    let ready = Readiness { free: &free, rested: &rested, recent: &[] };
+    let ready = Readiness { free: &free, rested: &rested, recent: &[], wall_ms: None };
     let Some(problem) = Problem::new(cluster, model, Purpose::Plan(&ready), now)? else { return Ok(None) };
     let price = |site: &SiteId| {
         let price = round.prices.iter().find(|price| price.site == *site);
         price.map_or([0.0; RESOURCES], SitePrices::values)
     };
-    let prices: Vec<_> = problem.sites.iter().map(price).collect();
+    let sites = problem.sites.iter().map(price).collect();
+    let prices = Prices { sites, classes: round.spread_prices.clone() };
     Ok(Some(Finding {
         at_ms: round.at_ms,
         packets_per_s: (problem.weight, round.packets_per_s),
-        bound_ms: (problem.mean(bound(&problem.instance, &prices)), round.bound_ms),
+        bound_ms: (problem.mean(bound_with(&problem.instance, &prices)), round.bound_ms),
         delay_ms: (problem.mean(problem.present), round.delay_ms),
     }))
 }

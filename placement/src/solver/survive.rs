@@ -6,7 +6,11 @@
 //! same steps: each group where it is cheapest, sites with too much give away, chains make room. Groups that find no room are
 //! unprotected. Where there are such, the placement itself may leave more room: [`Solver::solve_to_survive`].
 
-use super::instance::{Candidate, Group, Instance, PerResource, RESOURCES, Resource, SITES_MAX};
+use std::collections::BTreeMap;
+
+use super::instance::{
+    CANDIDATES_MAX, Candidate, Group, Instance, PerResource, RESOURCES, Resource, SITES_MAX,
+};
 use super::round::{Assignment, NOWHERE, SLACK, Search};
 use super::softmin::{PriceTable, Units};
 use super::{Certificate, Solver, Start};
@@ -33,6 +37,26 @@ pub struct Needs<'a> {
     pub standby: &'a [Option<u8>],
     /// Whether a group needs a standby.
     pub wanted: &'a [bool],
+    /// Groups whose standby may not be everywhere; `None` when all may be at any of their candidates.
+    pub among: Option<Among<'a>>,
+    /// Sites for the standby of groups that may not be placed there now, beside their candidates.
+    pub beside: Option<&'a BTreeMap<u32, Vec<Candidate>>>,
+}
+
+/// Where standbys may be.
+#[derive(Clone, Copy, Debug)]
+pub struct Among<'a> {
+    /// Sets of sites.
+    pub sets: &'a [[bool; SITES_MAX]],
+    /// Number of the set of each group; one that is not there stands for all sites.
+    pub of: &'a [u8],
+}
+
+impl Among<'_> {
+    fn allows(&self, group: usize, site: u8) -> bool {
+        let set = self.of.get(group).and_then(|&set| self.sets.get(usize::from(set)));
+        set.is_none_or(|set| set[usize::from(site)])
+    }
 }
 
 /// Why needs were refused.
@@ -180,7 +204,10 @@ impl<'a> Lost<'a> {
         for &group in &groups {
             let group = group as usize;
             candidates.clear();
-            candidates.extend(whole.candidates(group));
+            let may = |there: &Candidate| needs.among.is_none_or(|among| among.allows(group, there.site));
+            let beside = needs.beside.and_then(|beside| beside.get(&(group as u32)));
+            let all = whole.candidates(group).chain(beside.into_iter().flatten().copied());
+            candidates.extend(all.filter(may).take(CANDIDATES_MAX));
             let possible = |site: &u8| {
                 candidates.iter().any(|one| one.site == *site) && instance.open[usize::from(*site)]
             };

@@ -20,7 +20,7 @@ struct Case {
 impl Case {
     fn needs(&self) -> Needs<'_> {
         let Self { capacity, domain, standby, wanted, .. } = self;
-        Needs { capacity, domain, standby, wanted }
+        Needs { capacity, domain, standby, wanted, among: None, beside: None }
     }
 }
 
@@ -220,7 +220,14 @@ fn crowd_at_the_first() -> (Solver, Vec<PerResource<f64>>) {
 #[test]
 fn a_placement_that_leaves_no_room_for_a_loss_is_changed() {
     let (mut solver, capacity) = crowd_at_the_first();
-    let needs = Needs { capacity: &capacity, domain: &[0, 1, 2], standby: &[None; 4], wanted: &[true; 4] };
+    let needs = Needs {
+        capacity: &capacity,
+        domain: &[0, 1, 2],
+        standby: &[None; 4],
+        wanted: &[true; 4],
+        among: None,
+        beside: None,
+    };
     solver.solve(Start::Cold);
     // Two at each of the near sites: with one of them lost, the third has room for two.
     let near = standbys(&solver, &needs).unwrap();
@@ -243,7 +250,14 @@ fn generated_networks_get_room_for_the_loss_of_any_site() {
         let capacity: Vec<_> = (0..20).map(|site| instance.room(site).map(|room| room / 0.9)).collect();
         let domain: Vec<u8> = (0..20).collect();
         let (standby, wanted) = (vec![None; 3_000], vec![true; 3_000]);
-        let needs = Needs { capacity: &capacity, domain: &domain, standby: &standby, wanted: &wanted };
+        let needs = Needs {
+            capacity: &capacity,
+            domain: &domain,
+            standby: &standby,
+            wanted: &wanted,
+            among: None,
+            beside: None,
+        };
         let mut plain = Solver::new(instance.clone());
         plain.solve(Start::Cold);
         let before = standbys(&plain, &needs).unwrap();
@@ -265,7 +279,14 @@ fn generated_networks_get_room_for_the_loss_of_any_site() {
 fn needs_that_do_not_fit_are_named() {
     let (mut solver, capacity) = crowd_at_the_first();
     solver.solve(Start::Cold);
-    let needs = Needs { capacity: &capacity, domain: &[0, 1, 2], standby: &[None; 4], wanted: &[true; 4] };
+    let needs = Needs {
+        capacity: &capacity,
+        domain: &[0, 1, 2],
+        standby: &[None; 4],
+        wanted: &[true; 4],
+        among: None,
+        beside: None,
+    };
     let message = |needs: Needs<'_>| standbys(&solver, &needs).unwrap_err().to_string();
     assert_eq!(message(Needs { domain: &[0], ..needs }), "1 values of domain: give 3");
     assert_eq!(message(Needs { wanted: &[], ..needs }), "0 values of wanted: give 4");

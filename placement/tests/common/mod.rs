@@ -202,5 +202,6 @@ pub fn put_site(id: u8) -> Command {
         capacity_pps: 1_000_000,
         capacity_flows: None,
         capacity_bps: None,
+        failure_domain: None,
     })
 }

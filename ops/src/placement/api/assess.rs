@@ -149,6 +149,9 @@ pub struct RoundView {
     pub started: u64,
     /// Groups that no site may have.
     pub stranded: u64,
+    /// Groups that are to have a standby and have none: nowhere is room for them when their failure domain is lost.
+    #[serde(default)]
+    pub unprotected: u64,
     /// Sites that would carry more than their room.
     pub exceeded: Vec<String>,
     /// What more room is worth.
@@ -228,6 +231,7 @@ impl RoundView {
             moves: round.moves,
             started: round.started,
             stranded: round.stranded,
+            unprotected: round.unprotected,
             exceeded: round.exceeded.iter().map(|&site| site_name(cluster, site)).collect(),
             prices: round.prices.iter().map(prices).collect(),
             solve_us: round.solve_us,

@@ -3,8 +3,12 @@
 use std::sync::Arc;
 
 use axum::extract::State;
-use placement::core::{Admin, Cluster, Command, Service, SiteSpec};
+use axum::http::StatusCode;
+use flow::{GroupId, SiteId};
+use placement::core::{Admin, Cluster, Command, Group, MOVES_PER_COMMAND_MAX, Service, Site, SiteSpec};
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use utoipa::ToSchema;
 
 use super::extract::{Actor, Answer, Body, Consistency, Params, ReadParams, Segments, WriteParams, typed};
 use super::problem::{Problem, ProblemBody};
@@ -49,7 +53,7 @@ fn status_of(cluster: &Cluster, id: u8) -> Result<Answer<SiteStatus>, Problem> {
 #[utoipa::path(put, path = "/v1/sites/{name}", tag = "sites",
     params(("name" = String, Path, description = "its name"),
         ("dryRun" = Option<bool>, Query, description = "checks only")),
-    request_body(content = Object, description = "id, endpoint, capacity_pps; capacity_flows, capacity_bps; latitude and longitude or neither"),
+    request_body(content = Object, description = "id, endpoint, capacity_pps; capacity_flows, capacity_bps, failure_domain; latitude and longitude or neither"),
     responses((status = 200, body = SiteStatus), (status = 409, body = ProblemBody),
         (status = 422, body = ProblemBody), (status = 503, body = ProblemBody)))]
 pub(super) async fn put_site(
@@ -123,6 +127,49 @@ pub(super) async fn cordon(
     Actor(actor): Actor,
 ) -> Result<Answer<SiteStatus>, Problem> {
     set_admin(&api, &actor, &name, Admin::Cordoned).await
+}
+
+/// What became of the groups of a site that was lost.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct FailOver {
+    /// Groups that have a new owner.
+    pub reassigned: u64,
+    /// Groups that stay with it: they have no standby, or one that takes no groups.
+    pub left: Vec<String>,
+}
+
+/// Groups of [`FailOver::left`] that are named.
+const LEFT_SHOWN_MAX: usize = 1_000;
+
+/// Gives the groups of a site that is lost to their standbys, without their flows. Only for a site that holds no lease; who
+/// calls this knows that it does not forward either, or fences it: a site that only lost its agent still serves its groups.
+#[utoipa::path(post, path = "/v1/sites/{name}/fail-over", tag = "sites", params(("name" = String, Path)),
+    responses((status = 200, body = FailOver), (status = 404, body = ProblemBody), (status = 409, body = ProblemBody),
+        (status = 503, body = ProblemBody)))]
+pub(super) async fn fail_over(
+    State(api): State<Arc<Api>>,
+    Segments(name): Segments<String>,
+    Actor(actor): Actor,
+) -> Result<Answer<FailOver>, Problem> {
+    let cluster = api.read(None, Consistency::Linearizable).await?;
+    let site = site_by(&cluster, &name)?;
+    if site.alive {
+        let detail = format!("site {} is alive: drain it instead", site.name);
+        return Err(Problem::new(StatusCode::CONFLICT, detail));
+    }
+    let takes = |id: SiteId| cluster.sites.get(&id).is_some_and(Site::takes_groups);
+    let owned: Vec<&Group> = cluster.groups.values().filter(|group| group.owner == site.id).collect();
+    let target = |group: &Group| group.standby.filter(|&to| group.move_id.is_none() && takes(to));
+    let groups: Vec<(GroupId, SiteId)> =
+        owned.iter().filter_map(|group| Some((group.id, target(group)?))).collect();
+    let mut revision = cluster.revision;
+    for some in groups.chunks(MOVES_PER_COMMAND_MAX) {
+        let command = Command::Reassign { groups: some.to_vec() };
+        revision = api.write(&actor, command, false).await?.revision;
+    }
+    let left = owned.iter().filter(|group| target(group).is_none()).map(|group| group.id.to_string());
+    let left = left.take(LEFT_SHOWN_MAX).collect();
+    Ok(Answer::ok(revision, FailOver { reassigned: groups.len() as u64, left }))
 }
 
 /// All services.

@@ -8,7 +8,7 @@
 //! and names it. `Limosa-Revision` is the revision that an answer shows. Every write may be repeated.
 
 pub mod assess;
-mod config;
+pub mod config;
 mod extract;
 mod groups;
 mod health;
@@ -104,6 +104,7 @@ fn parts() -> (Router<Arc<Api>>, utoipa::openapi::OpenApi) {
         .routes(routes!(config::sites))
         .routes(routes!(config::site, config::put_site))
         .routes(routes!(config::drain))
+        .routes(routes!(config::fail_over))
         .routes(routes!(config::undrain))
         .routes(routes!(config::cordon))
         .routes(routes!(config::services))

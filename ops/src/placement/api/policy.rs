@@ -60,7 +60,7 @@ pub(super) struct PutParams {
         ("confirmWithin" = Option<u64>, Query,
             description = "seconds, 1 to 86400, after which the former policy returns unless this one is confirmed"),
         ("If-Match" = String, Header, description = "the ETag that was seen, or `*` for any")),
-    request_body(content = Object, description = "automatic, min_gain_ms, min_dwell_s, moves_in_flight_max, flip_lead_ms, headroom, \
+    request_body(content = Object, description = "automatic, min_gain_ms, min_dwell_s, moves_in_flight_max, flip_lead_ms, headroom, survive_loss, \
         labels and rules"),
     responses((status = 200, body = Object, headers(("ETag" = String, description = "the new version, quoted"))),
         (status = 404, body = ProblemBody), (status = 412, body = ProblemBody),
@@ -263,6 +263,7 @@ fn completed(mut body: Value, cluster: &Cluster, others: &[SiteSpec]) -> Result<
         Some(site) => serde_json::json!({
             "id": site.id, "endpoint": site.endpoint, "capacity_pps": site.capacity_pps,
             "capacity_flows": site.capacity_flows, "capacity_bps": site.capacity_bps,
+            "failure_domain": site.failure_domain,
             "latitude": site.latitude, "longitude": site.longitude,
         }),
         None => serde_json::json!({ "id": (0..=u8::MAX).find(free), "endpoint": "none:0" }),
@@ -291,7 +292,7 @@ async fn answer(api: &Api, difference: Difference) -> Result<Answer<WhatIfView>,
 // Names and numbers
 
 /// Lists of sites in a rule.
-const LISTS: [&str; 4] = ["allow", "deny", "prefer", "cost"];
+const LISTS: [&str; 5] = ["allow", "deny", "prefer", "cost", "standby"];
 /// Kinds of rules with a `site` inside.
 const INSIDE: [&str; 3] = ["dial", "capacity", "drain"];
 
@@ -332,7 +333,12 @@ fn resolve_rule(rule: &mut Map<String, Value>, cluster: &Cluster) -> Result<(), 
         }
     }
     if let Some(until) = rule.remove("until") {
-        rule.insert("until_ms".into(), wall_ms(&until)?.into());
+        rule.insert("until_ms".into(), wall_ms("until", &until)?.into());
+    }
+    if let Some(drain) = rule.get_mut("drain").and_then(Value::as_object_mut)
+        && let Some(deadline) = drain.remove("deadline")
+    {
+        drain.insert("deadline_ms".into(), wall_ms("deadline", &deadline)?.into());
     }
     Ok(())
 }
@@ -346,10 +352,10 @@ fn number(value: &mut Value, what: &str, by_name: impl Fn(&str) -> Option<u8>) -
     Ok(())
 }
 
-fn wall_ms(until: &Value) -> Result<u64, String> {
-    let parsed = until.as_str().and_then(|text| OffsetDateTime::parse(text, &Rfc3339).ok());
+fn wall_ms(field: &str, time: &Value) -> Result<u64, String> {
+    let parsed = time.as_str().and_then(|text| OffsetDateTime::parse(text, &Rfc3339).ok());
     let ms = parsed.and_then(|at| u64::try_from(at.unix_timestamp_nanos() / 1_000_000).ok());
-    ms.ok_or_else(|| format!("until is {until}: give a time such as \"2027-01-31T18:00:00Z\""))
+    ms.ok_or_else(|| format!("{field} is {time}: give a time such as \"2027-01-31T18:00:00Z\""))
 }
 
 /// A policy as an operator would write it.
@@ -386,10 +392,18 @@ fn name_rule(rule: &mut Map<String, Value>, cluster: &Cluster) {
             site(inside);
         }
     }
-    let until = rule.get("until_ms").and_then(Value::as_u64).and_then(utc);
-    if let Some(until) = until {
-        rule.remove("until_ms");
-        rule.insert("until".into(), until.into());
+    name_time(rule, "until");
+    if let Some(drain) = rule.get_mut("drain").and_then(Value::as_object_mut) {
+        name_time(drain, "deadline");
+    }
+}
+
+/// A time in UTC in the place of milliseconds.
+fn name_time(of: &mut Map<String, Value>, field: &str) {
+    let ms = format!("{field}_ms");
+    if let Some(time) = of.get(&ms).and_then(Value::as_u64).and_then(utc) {
+        of.remove(&ms);
+        of.insert(field.to_owned(), time.into());
     }
 }
 

@@ -176,6 +176,7 @@ fn judge(rejected: &Rejected) -> (StatusCode, Option<String>) {
         | R::SourceDead { .. }
         | R::SourceAlive { .. }
         | R::Forbidden { .. }
+        | R::SameDomain { .. }
         | R::NotOnTrial { .. }
         | R::Phase { .. }
         | R::Ended { .. }

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use flow::SiteId;
 use placement::core::delay::{Leg, Source};
+use placement::core::drain::{self, Progress};
 use placement::core::explain::{Blocked, Candidate, Explanation};
 use placement::core::{
     Admin, AuditEntry, Change, Cluster, FinishedMove, Group, Move, MoveOutcome, MovePhase, MoveReason,
@@ -40,6 +41,9 @@ pub struct SiteView {
     /// Bits per second that its links carry; no limit if not given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub capacity_bps: Option<u64>,
+    /// What may fail together with the other sites that name the same; a domain of its own if not given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failure_domain: Option<String>,
     /// Degrees north.
     pub latitude: Option<f64>,
     /// Degrees east.
@@ -57,6 +61,7 @@ impl SiteView {
             capacity_pps: site.capacity_pps,
             capacity_flows: site.capacity_flows,
             capacity_bps: site.capacity_bps,
+            failure_domain: site.failure_domain.clone(),
             latitude: site.latitude,
             longitude: site.longitude,
         }
@@ -75,6 +80,40 @@ pub struct SiteStatus {
     pub moves_in: u64,
     /// Moves in hand from it.
     pub moves_out: u64,
+    /// How far it is emptied, while it is drained.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drain: Option<DrainView>,
+}
+
+/// How far a site is emptied. A group takes all its flows along, so none is left when no group is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct DrainView {
+    /// Groups that are still there and have to leave.
+    pub left: u64,
+    /// Of these, on their way.
+    pub moving: u64,
+    /// What the others wait for, most first.
+    pub waits: Vec<WaitView>,
+}
+
+/// What groups of a drained site wait for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct WaitView {
+    /// What, and what would help.
+    pub reason: String,
+    /// How many groups.
+    pub groups: u64,
+}
+
+impl From<Progress> for DrainView {
+    fn from(progress: Progress) -> Self {
+        let wait = |(reason, groups): (String, u64)| WaitView { reason, groups };
+        Self {
+            left: progress.left,
+            moving: progress.moving,
+            waits: progress.waits.into_iter().map(wait).collect(),
+        }
+    }
 }
 
 impl SiteStatus {
@@ -91,6 +130,7 @@ impl SiteStatus {
             groups: owned.get(&site.id).copied().unwrap_or(0),
             moves_in: moves(|m| m.to, site.id),
             moves_out: moves(|m| m.from, site.id),
+            drain: drain::progress(cluster, site.id).map(DrainView::from),
         };
         cluster.sites.values().map(status).collect()
     }
@@ -127,6 +167,9 @@ pub struct GroupView {
     pub move_id: Option<u64>,
     /// The revision of the last change of owner or epoch.
     pub changed: u64,
+    /// The site that is to get it when its owner is lost, if a rule wants one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub standby: Option<String>,
 }
 
 impl GroupView {
@@ -139,6 +182,7 @@ impl GroupView {
             epoch: group.epoch.0,
             move_id: group.move_id.map(|id| id.0),
             changed: group.changed,
+            standby: group.standby.map(|site| site_name(cluster, site)),
         }
     }
 }

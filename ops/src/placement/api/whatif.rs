@@ -25,6 +25,9 @@ pub struct WhatIfView {
     pub gap: Option<f64>,
     /// Groups that no site may have then.
     pub stranded: Vec<String>,
+    /// Groups that would have no standby though they are to have one.
+    #[serde(default)]
+    pub unprotected: u64,
     /// Sites that would carry more than their room.
     pub exceeded: Vec<String>,
     /// How many groups would move.
@@ -156,6 +159,7 @@ impl WhatIfView {
             bound_ms: found.bound_ms,
             gap: found.gap,
             stranded: found.stranded.iter().map(ToString::to_string).collect(),
+            unprotected: found.unprotected,
             exceeded: found.exceeded.iter().map(|&site| name(site)).collect(),
             moves: found.moves.len(),
             flows: found.moves.iter().map(|moved| moved.flows).sum(),
