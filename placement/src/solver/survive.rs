@@ -257,7 +257,7 @@ impl<'a> Lost<'a> {
                     order[usize::from(kept)].push((self.instance.weight[group as usize] / relief, group));
                 }
             }
-            for (_, group) in order.iter_mut().flat_map(in_order_of_first) {
+            for (_, group) in order.iter_mut().flat_map(|list| in_order_of_first(list)) {
                 if self.assignment.relief(&self.instance, site as u8, group as usize) > 0.0 {
                     self.assignment.shift(&self.instance, group as usize, NOWHERE);
                 }
@@ -352,7 +352,7 @@ impl<'a> Lost<'a> {
     }
 }
 
-fn in_order_of_first(list: &mut Vec<(f32, u32)>) -> impl Iterator<Item = (f32, u32)> + '_ {
+fn in_order_of_first(list: &mut [(f32, u32)]) -> impl Iterator<Item = (f32, u32)> + '_ {
     list.sort_unstable_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
     list.iter().copied()
 }
@@ -360,7 +360,8 @@ fn in_order_of_first(list: &mut Vec<(f32, u32)>) -> impl Iterator<Item = (f32, u
 impl Solver {
     /// One round whose placement also leaves room for the loss of any one domain, as far as it can: where groups are without a
     /// standby, sites get less room and the round is done again, up to four times, and the best is kept: within the rooms
-    /// first, then with the least weight unprotected, then the cheapest.
+    /// first, then with the least weight unprotected, then the cheapest. What costs too much for what it protects is the caller's to
+    /// say.
     ///
     /// Cost and bound are those of the instance as it is, so the gap also counts what the room for a loss costs; prices are
     /// those of the first solve.
@@ -377,23 +378,35 @@ impl Solver {
         let mut best = standbys(self, needs)?;
         let (prices, class_prices) = (self.prices.clone(), self.class_prices.clone());
         let room = self.instance.room.clone();
-        let mut lowered = room.clone();
         let mut kept = self.assignment.clone();
+        // Rooms that leave groups unprotected, and rooms that are too little, or less than is needed.
+        let mut wide = room.clone();
+        let mut narrow: Option<Vec<PerResource<f64>>> = None;
         let mut last = best.clone();
         for _ in 0..ROUNDS {
-            if last.unprotected.is_empty() {
-                break;
-            }
-            self.lower(&mut lowered, &last, needs);
-            self.instance.room.clone_from(&lowered);
+            let tried = match &narrow {
+                _ if best.unprotected.is_empty() && narrow.is_none() => break,
+                Some(narrow) => between(&wide, narrow),
+                None => self.lower(&wide, &last, needs),
+            };
+            self.instance.room.clone_from(&tried);
             let passes = self.solve(Start::Warm).passes;
             self.instance.room.clone_from(&room);
             best_certificate.passes += passes;
-            last = standbys(self, needs)?;
             let certificate = self.certify_by(best_certificate.bound, best_certificate.passes);
-            if is_better((&certificate, &last), (&best_certificate, &best)) {
-                (best_certificate, best) = (certificate, last.clone());
+            let found = standbys(self, needs)?;
+            let breaks = broken(&certificate) > broken(&best_certificate);
+            if breaks || found.unprotected.is_empty() {
+                narrow = Some(tried);
+            } else {
+                wide = tried;
+                last = found.clone();
+            }
+            if is_better((&certificate, &found), (&best_certificate, &best)) {
+                (best_certificate, best) = (certificate, found);
                 kept = self.assignment.clone();
+            } else {
+                best_certificate.passes = certificate.passes;
             }
         }
         (self.prices, self.class_prices, self.assignment) = (prices, class_prices, kept);
@@ -401,7 +414,13 @@ impl Solver {
     }
 
     /// Less room where unprotected groups could come to, and where they are: half of what is missing each.
-    fn lower(&self, lowered: &mut [PerResource<f64>], standbys: &Standbys, needs: &Needs<'_>) {
+    fn lower(
+        &self,
+        rooms: &[PerResource<f64>],
+        standbys: &Standbys,
+        needs: &Needs<'_>,
+    ) -> Vec<PerResource<f64>> {
+        let mut lowered = rooms.to_vec();
         let instance = &self.instance;
         // What is missing at each site; the losses of different domains do not add up.
         let mut missing = vec![[0.0_f64; RESOURCES]; instance.sites()];
@@ -434,21 +453,29 @@ impl Solver {
                 lowered[site][r] = (now - 0.5 * missing[r]).max(0.0);
             }
         }
+        lowered
     }
+}
+
+/// Rooms halfway between two.
+fn between(a: &[PerResource<f64>], b: &[PerResource<f64>]) -> Vec<PerResource<f64>> {
+    let one =
+        |(a, b): (&PerResource<f64>, &PerResource<f64>)| std::array::from_fn(|r| f64::midpoint(a[r], b[r]));
+    a.iter().zip(b).map(one).collect()
+}
+
+/// In how many places a placement breaks rooms or limits.
+fn broken(certificate: &Certificate) -> usize {
+    certificate.exceeded.len() + certificate.crowded.len()
 }
 
 /// Whether one round is better than another.
 fn is_better(one: (&Certificate, &Standbys), other: (&Certificate, &Standbys)) -> bool {
-    let broken = |certificate: &Certificate| {
-        let rooms: f64 = certificate.exceeded.iter().map(|exceeded| exceeded.2).sum();
-        (certificate.exceeded.len() + certificate.crowded.len(), rooms)
-    };
-    let (a, b) = (broken(one.0), broken(other.0));
+    if broken(one.0) != broken(other.0) {
+        return broken(one.0) < broken(other.0);
+    }
     let weight = |standbys: &Standbys| standbys.unprotected_weight();
     let less = |a: f64, b: f64| a < b * (1.0 - SLACK);
-    if a.0 != b.0 || less(a.1, b.1) || less(b.1, a.1) {
-        return a.0 < b.0 || a.0 == b.0 && a.1 < b.1;
-    }
     if less(weight(one.1), weight(other.1)) || less(weight(other.1), weight(one.1)) {
         return weight(one.1) < weight(other.1);
     }
