@@ -15,8 +15,12 @@ use super::spread;
 pub(super) const PRICE_MAX_MS: f64 = 2_000.0;
 /// Candidates with a smaller share do not count for the curvature.
 const SHARE_MIN: f32 = 1e-3;
-/// Times that a step is asked for again, with prices held that would be negative.
-const ACTIVE_ROUNDS: usize = 8;
+/// Rounds in which the best step by the model is found.
+const MODEL_ROUNDS: usize = 12;
+/// A round that gains a smaller share is the last.
+const MODEL_GAIN_MIN: f64 = 1e-3;
+/// Times that a step bent at the box, which gains nothing, is halved.
+const HALVINGS: usize = 4;
 /// Longest first step of a price, in temperatures.
 const REACH: f64 = 8.0;
 /// A variable that is not priced.
@@ -249,81 +253,142 @@ impl<'a> Dual<'a> {
         }
     }
 
-    /// One Newton step within the bounds of prices and at most so far for each; returns the gain that the quadratic
+    /// The best step by the quadratic model, within the bounds of prices and at most so far for each; returns the gain that the
     /// model promises.
     fn step(&self, prices: &mut [PerResource<f64>], pass: &Pass, temperature_ms: f64, reach_ms: f64) -> f64 {
         let list = &self.variables.list;
-        let gradient: Vec<f64> = list
-            .iter()
-            .map(|&(site, resource)| pass.excess[usize::from(site)][usize::from(resource)])
-            .collect();
-        let price = |at: usize| prices[usize::from(list[at].0)][usize::from(list[at].1)];
-        let low = |at: usize| -price(at).min(reach_ms);
-        let high = |at: usize| (PRICE_MAX_MS - price(at)).min(reach_ms);
-        // A price at a bound with the gradient pointing out stays where it is.
-        let stays =
-            |at: usize| low(at) >= 0.0 && gradient[at] <= 0.0 || high(at) <= 0.0 && gradient[at] >= 0.0;
-        let mut free: Vec<usize> = (0..list.len()).filter(|&at| !stays(at)).collect();
-        let mut wanted = vec![0.0; list.len()];
-        // A price that the step takes beyond a bound goes to the bound, and the others are asked again, knowing that.
-        for _ in 0..ACTIVE_ROUNDS {
-            let step = self.newton(pass, &gradient, &free, &wanted, temperature_ms);
-            // Numbers at the edge of their range may overflow; such a step is none.
-            let usable = |by: f64| if by.is_finite() { by } else { 0.0 };
-            free.iter().zip(&step).for_each(|(&at, &by)| wanted[at] = usable(by).clamp(low(at), high(at)));
-            let before = free.len();
-            let inside: Vec<bool> = free.iter().zip(&step).map(|(&at, by)| *by == wanted[at]).collect();
-            let mut inside = inside.iter();
-            free.retain(|_| inside.next() == Some(&true));
-            if free.len() == before {
-                break;
-            }
-            free.iter().for_each(|&at| wanted[at] = 0.0);
-        }
-        let all = list.len();
-        let mut promise = 0.0;
-        for (at, &(site, resource)) in list.iter().enumerate() {
-            prices[usize::from(site)][usize::from(resource)] += wanted[at];
-            let bend: f64 = (0..all).map(|j| pass.curvature[at.min(j) * all + at.max(j)] * wanted[j]).sum();
-            promise += wanted[at] * (gradient[at] - 0.5 * bend / temperature_ms);
+        let at = |&(site, resource): &(u8, u8)| (usize::from(site), usize::from(resource));
+        let price = |one: &(u8, u8)| prices[at(one).0][at(one).1];
+        let model = Model {
+            matrix: self.matrix(pass, temperature_ms),
+            gradient: list.iter().map(|one| pass.excess[at(one).0][at(one).1]).collect(),
+            low: list.iter().map(|one| -price(one).min(reach_ms)).collect(),
+            high: list.iter().map(|one| (PRICE_MAX_MS - price(one)).min(reach_ms)).collect(),
+        };
+        let (step, promise) = model.best();
+        for (one, by) in list.iter().zip(step) {
+            prices[at(one).0][at(one).1] += by;
         }
         promise
     }
 
-    /// Steps of the free prices; `held` has those of the others, and zero for the free.
-    fn newton(
-        &self,
-        pass: &Pass,
-        gradient: &[f64],
-        free: &[usize],
-        held: &[f64],
-        temperature_ms: f64,
-    ) -> Vec<f64> {
-        let (n, all) = (free.len(), self.variables.list.len());
+    /// The curvature as a whole matrix, by which the gradient falls.
+    fn matrix(&self, pass: &Pass, temperature_ms: f64) -> Vec<f64> {
+        let n = self.variables.list.len();
         let mut matrix = vec![0.0; n * n];
-        for (i, &row) in free.iter().enumerate() {
-            for (j, &column) in free.iter().enumerate().skip(i) {
-                matrix[j * n + i] = pass.curvature[row.min(column) * all + row.max(column)] / temperature_ms;
+        for row in 0..n {
+            for column in row..n {
+                let one = pass.curvature[row * n + column] / temperature_ms;
+                // Numbers at the edge of their range may overflow; what they bend is not known.
+                let one = if one.is_finite() { one } else { 0.0 };
+                (matrix[row * n + column], matrix[column * n + row]) = (one, one);
             }
             // Where nobody hesitates there is no curvature; a little of it keeps the system solvable, and the reach bounds
             // the step.
             let (site, resource) = self.variables.list[row];
             let room = self.room[usize::from(site)][usize::from(resource)].max(1e-9);
-            let diagonal = &mut matrix[i * n + i];
+            let diagonal = &mut matrix[row * n + row];
             *diagonal = *diagonal * (1.0 + 1e-6) + room * 1e-4 / temperature_ms.max(0.1);
         }
-        let pull = |row: usize| -> f64 {
-            let one =
-                |(column, by): (usize, &f64)| pass.curvature[row.min(column) * all + row.max(column)] * by;
-            held.iter().enumerate().filter(|(_, by)| **by != 0.0).map(one).sum::<f64>() / temperature_ms
-        };
-        let mut step: Vec<f64> = free.iter().map(|&at| gradient[at] - pull(at)).collect();
-        solve_positive(&mut matrix, &mut step);
-        step
+        matrix
     }
 
     pub(super) fn groups(&self) -> usize {
         self.instance.groups()
+    }
+}
+
+/// A concave quadratic within a box: gradient x step - step x matrix x step / 2.
+struct Model {
+    /// Symmetric and positive.
+    matrix: Vec<f64>,
+    gradient: Vec<f64>,
+    /// At most zero.
+    low: Vec<f64>,
+    /// At least zero.
+    high: Vec<f64>,
+}
+
+impl Model {
+    /// Where it is greatest, nearly, and by how much it is above zero there. Newton steps in the free variables, bent at the box,
+    /// and after each a sweep over all variables, which frees and holds them.
+    fn best(&self) -> (Vec<f64>, f64) {
+        let n = self.gradient.len();
+        let mut step = vec![0.0; n];
+        let mut rest = self.gradient.clone();
+        let mut value = 0.0;
+        for _ in 0..MODEL_ROUNDS {
+            let before = value;
+            let free: Vec<usize> = (0..n).filter(|&at| self.is_free(&step, &rest, at)).collect();
+            let wish = self.newton(&free, &rest);
+            let mut share = 1.0;
+            for _ in 0..HALVINGS {
+                let mut tried = step.clone();
+                for (&at, by) in free.iter().zip(&wish) {
+                    tried[at] = (step[at] + share * by).clamp(self.low[at], self.high[at]);
+                }
+                let tried_rest = self.rest(&tried);
+                let tried_value = self.value(&tried, &tried_rest);
+                if tried_value > value {
+                    (step, rest, value) = (tried, tried_rest, tried_value);
+                    break;
+                }
+                share *= 0.5;
+            }
+            self.sweep(&mut step, &mut rest);
+            value = self.value(&step, &rest);
+            if value - before <= MODEL_GAIN_MIN * value {
+                break;
+            }
+        }
+        (step, value)
+    }
+
+    /// Whether a variable is inside the box, or would go there.
+    fn is_free(&self, step: &[f64], rest: &[f64], at: usize) -> bool {
+        !(step[at] <= self.low[at] && rest[at] <= 0.0 || step[at] >= self.high[at] && rest[at] >= 0.0)
+    }
+
+    fn newton(&self, free: &[usize], rest: &[f64]) -> Vec<f64> {
+        let (n, all) = (free.len(), self.gradient.len());
+        let mut matrix = vec![0.0; n * n];
+        for (i, &row) in free.iter().enumerate() {
+            for (j, &column) in free[..=i].iter().enumerate() {
+                matrix[i * n + j] = self.matrix[row * all + column];
+            }
+        }
+        let mut step: Vec<f64> = free.iter().map(|&at| rest[at]).collect();
+        solve_positive(&mut matrix, &mut step);
+        step.iter_mut().for_each(|by| *by = if by.is_finite() { *by } else { 0.0 });
+        step
+    }
+
+    /// The gradient that is left after a step.
+    fn rest(&self, step: &[f64]) -> Vec<f64> {
+        let n = step.len();
+        let pull = |row: usize| -> f64 {
+            self.matrix[row * n..(row + 1) * n].iter().zip(step).map(|(one, by)| one * by).sum()
+        };
+        (0..n).map(|row| self.gradient[row] - pull(row)).collect()
+    }
+
+    fn value(&self, step: &[f64], rest: &[f64]) -> f64 {
+        let both = self.gradient.iter().zip(rest).zip(step);
+        0.5 * both.map(|((gradient, rest), by)| by * (gradient + rest)).sum::<f64>()
+    }
+
+    /// Each variable at its best, the others as they are.
+    fn sweep(&self, step: &mut [f64], rest: &mut [f64]) {
+        let n = step.len();
+        for at in 0..n {
+            let row = &self.matrix[at * n..(at + 1) * n];
+            let to = (step[at] + rest[at] / row[at].max(1e-12)).clamp(self.low[at], self.high[at]);
+            let by = to - step[at];
+            if by != 0.0 {
+                step[at] = to;
+                rest.iter_mut().zip(row).for_each(|(rest, one)| *rest -= one * by);
+            }
+        }
     }
 }
 
