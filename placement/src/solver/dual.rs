@@ -15,6 +15,8 @@ use super::spread;
 pub(super) const PRICE_MAX_MS: f64 = 2_000.0;
 /// Candidates with a smaller share do not count for the curvature.
 const SHARE_MIN: f32 = 1e-3;
+/// Known variables from which others may be guessed.
+const KNOWN_MIN: usize = 8;
 /// Rounds in which the best step by the model is found.
 const MODEL_ROUNDS: usize = 12;
 /// A round that gains a smaller share is the last.
@@ -22,7 +24,7 @@ const MODEL_GAIN_MIN: f64 = 1e-3;
 /// Times that a step bent at the box, which gains nothing, is halved.
 const HALVINGS: usize = 4;
 /// Longest first step of a price, in temperatures.
-const REACH: f64 = 8.0;
+const REACH: f64 = 4.0;
 /// A variable that is not priced.
 const NONE: u16 = u16::MAX;
 
@@ -115,10 +117,7 @@ impl<'a> Dual<'a> {
         self.variables.set(std::iter::empty());
         self.choose_variables(prices, None);
         let mut pass = self.pass(prices, effort);
-        self.choose_variables(prices, Some(&pass.excess));
-        if self.variables.list.len().pow(2) != pass.curvature.len() {
-            pass = self.pass(prices, effort);
-        }
+        pass = self.with_all_variables(prices, pass, effort);
         // The quadratic model is right about as far as softmin bends: some temperatures.
         let mut reach_ms = f64::from(effort.temperature_ms) * REACH;
         let mut left = effort.passes_max;
@@ -143,11 +142,38 @@ impl<'a> Dual<'a> {
             } else {
                 1.0
             };
-            let known = self.variables.list.len();
-            self.choose_variables(prices, Some(&next.excess));
-            // Curvature of a variable that has just become one is not known yet.
-            pass = if self.variables.list.len() == known { next } else { self.pass(prices, effort) };
+            pass = self.with_all_variables(prices, next, effort);
         }
+    }
+
+    /// A pass that also knows the variables that have just become such. How their prices bend the value is guessed from
+    /// those that are known, which saves a pass over a sample; the next one knows better. The last steps, over all groups, take no guess.
+    fn with_all_variables(&mut self, prices: &[PerResource<f64>], mut pass: Pass, effort: Effort) -> Pass {
+        let known = self.variables.list.clone();
+        self.choose_variables(prices, Some(&pass.excess));
+        let (old, new) = (known.len(), self.variables.list.len());
+        if new == old {
+            return pass;
+        }
+        if old < KNOWN_MIN || effort.stride == 1 {
+            return self.pass(prices, effort);
+        }
+        let room = |(site, resource): (u8, u8)| self.room[usize::from(site)][usize::from(resource)];
+        let bend: f64 = (0..old).map(|at| pass.curvature[at * old + at]).sum();
+        let bend = bend / known.iter().map(|&one| room(one)).sum::<f64>().max(1e-9);
+        let mut curvature = vec![0.0; new * new];
+        let place = |one: (u8, u8)| usize::from(self.variables.of[usize::from(one.0)][usize::from(one.1)]);
+        for (at, &one) in self.variables.list.iter().enumerate() {
+            curvature[at * new + at] = bend * room(one);
+        }
+        // Both lists are in the order of sites and resources, so the upper triangle stays one.
+        for (row, &one) in known.iter().enumerate() {
+            for (column, &other) in known.iter().enumerate().skip(row) {
+                curvature[place(one) * new + place(other)] = pass.curvature[row * old + column];
+            }
+        }
+        pass.curvature = curvature;
+        pass
     }
 
     /// Improves the prices of classes under these prices.
@@ -194,9 +220,9 @@ impl<'a> Dual<'a> {
             }
             let (sites, _) = instance.row(group);
             let size = f64::from(priced.size);
-            if priced.margin_ms > certain_ms {
+            if let Some(only) = priced.find_near(certain_ms) {
                 value += size * f64::from(priced.best_ms);
-                let load = &mut load[usize::from(sites[priced.best])];
+                let load = &mut load[usize::from(sites[only])];
                 (0..RESOURCES).for_each(|r| load[r] += size * f64::from(priced.share[r]));
                 continue;
             }
@@ -330,7 +356,7 @@ impl Model {
                 let tried_rest = self.rest(&tried);
                 let tried_value = self.value(&tried, &tried_rest);
                 if tried_value > value {
-                    (step, rest, value) = (tried, tried_rest, tried_value);
+                    (step, rest) = (tried, tried_rest);
                     break;
                 }
                 share *= 0.5;
@@ -416,7 +442,38 @@ fn solve_positive(matrix: &mut [f64], b: &mut [f64]) {
 
 #[cfg(test)]
 mod tests {
-    use super::solve_positive;
+    use proptest::prelude::*;
+
+    use super::{Model, solve_positive};
+
+    proptest! {
+        #[test]
+        fn no_variable_gains_after_the_best_step_within_a_box(
+            factors in proptest::collection::vec(-1.0..1.0_f64, 36),
+            gradient in proptest::collection::vec(-5.0..5.0_f64, 6),
+            low in proptest::collection::vec(-1.0..0.0_f64, 6),
+            high in proptest::collection::vec(0.0..1.0_f64, 6),
+        ) {
+            let n = 6;
+            let matrix = (0..n * n).map(|at| {
+                let (row, column) = (at / n, at % n);
+                let dot: f64 = (0..n).map(|k| factors[row * n + k] * factors[column * n + k]).sum();
+                dot + if row == column { 0.1 } else { 0.0 }
+            });
+            let model = Model { matrix: matrix.collect(), gradient, low, high };
+            let (step, promise) = model.best();
+            let rest = model.rest(&step);
+            prop_assert!(promise >= 0.0);
+            for at in 0..n {
+                prop_assert!(step[at] >= model.low[at] && step[at] <= model.high[at]);
+                // What one variable alone could still gain.
+                let to = (step[at] + rest[at] / model.matrix[at * n + at]).clamp(model.low[at], model.high[at]);
+                let by = to - step[at];
+                let gain = by * (rest[at] - 0.5 * by * model.matrix[at * n + at]);
+                prop_assert!(gain <= 0.01 * promise + 1e-9, "{gain} of {promise} by variable {at}: {step:?}");
+            }
+        }
+    }
 
     #[test]
     fn a_positive_system_is_solved() {

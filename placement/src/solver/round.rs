@@ -101,7 +101,7 @@ impl Assignment {
         let mut priced = Priced::empty();
         for group in groups {
             priced.set(instance, table, group);
-            self.shift(instance, group, if priced.stranded() { NOWHERE } else { priced.best as u8 });
+            self.shift(instance, group, if priced.stranded() { NOWHERE } else { priced.best() as u8 });
         }
     }
 

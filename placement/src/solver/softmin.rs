@@ -73,11 +73,8 @@ pub(super) struct Priced {
     /// Cost plus prices, in milliseconds per equivalent; infinite at closed sites. The first `len` count.
     pub(super) value_ms: [f32; CANDIDATES_MAX],
     pub(super) len: usize,
-    /// The first of the cheapest.
-    pub(super) best: usize,
+    /// The least of them.
     pub(super) best_ms: f32,
-    /// How much more the next one costs; infinite if there is none.
-    pub(super) margin_ms: f32,
     /// The group in equivalents.
     pub(super) size: f32,
     /// Demand per equivalent, each 0 to 1.
@@ -91,9 +88,7 @@ impl Priced {
         Self {
             value_ms: [f32::INFINITY; CANDIDATES_MAX],
             len: 0,
-            best: 0,
             best_ms: f32::INFINITY,
-            margin_ms: f32::INFINITY,
             size: 0.0,
             share: [0.0; RESOURCES],
             near: [(0, 0.0); CANDIDATES_MAX],
@@ -130,60 +125,83 @@ impl Priced {
         let (pull, charge) = (weight / size, (instance.charge[group] / size).min(f32::MAX));
         let present = instance.present_raw(group);
         let moves_from = if present == NOWHERE { 0.0 } else { charge };
-        let (mut best, mut best_ms, mut next_ms) = (0, f32::INFINITY, f32::INFINITY);
-        for (k, ((&site, &cost), value)) in sites.iter().zip(costs).zip(&mut self.value_ms).enumerate() {
+        let price = |site: u8, cost: f32, charge: f32| {
             let row = &table.rows[usize::from(site)];
-            let charge = if u16::from(site) == present { 0.0 } else { moves_from };
             let priced = row[0] * share[0] + row[1] * share[1] + row[2] * share[2] + row[3];
-            let ms = pull * cost + charge + priced;
-            *value = ms;
-            if ms < best_ms {
-                next_ms = best_ms;
-                best_ms = ms;
-                best = k;
-            } else {
-                next_ms = next_ms.min(ms);
-            }
+            pull * cost + charge + priced
+        };
+        for ((value, &site), &cost) in self.value_ms.iter_mut().zip(sites).zip(costs) {
+            *value = price(site, cost, moves_from);
         }
-        let margin_ms = if next_ms == f32::INFINITY { f32::INFINITY } else { next_ms - best_ms };
-        (self.len, self.best, self.best_ms, self.margin_ms) = (sites.len(), best, best_ms, margin_ms);
-        (self.size, self.share) = (size, share);
+        if moves_from > 0.0
+            && let Some(k) = sites.iter().position(|&site| u16::from(site) == present)
+        {
+            self.value_ms[k] = price(sites[k], costs[k], 0.0);
+        }
+        if sites.len() < self.len {
+            self.value_ms[sites.len()..].fill(f32::INFINITY);
+        }
+        (self.len, self.size, self.share) = (sites.len(), size, share);
+        self.find_best();
+    }
+
+    /// The least value, four at a time: what is beyond the candidates is infinite.
+    #[inline]
+    fn find_best(&mut self) {
+        let less = |a: f32, b: f32| if b < a { b } else { a };
+        let mut least = [f32::INFINITY; 4];
+        for four in self.value_ms.as_chunks::<4>().0 {
+            least.iter_mut().zip(four).for_each(|(least, &one)| *least = less(*least, one));
+        }
+        self.best_ms = less(less(least[0], least[1]), less(least[2], least[3]));
+    }
+
+    /// The first of the cheapest.
+    #[inline]
+    pub(super) fn best(&self) -> usize {
+        self.value_ms.iter().position(|&value| value == self.best_ms).unwrap_or(0)
     }
 
     /// Adds what each site costs a group of a class.
     fn add(&mut self, sites: &[u8], prices: &[f32; SITES_MAX]) {
-        let (mut best_ms, mut next_ms) = (f32::INFINITY, f32::INFINITY);
-        for (k, (&site, value)) in sites.iter().zip(&mut self.value_ms).enumerate() {
+        for (&site, value) in sites.iter().zip(&mut self.value_ms) {
             // Closed sites stay infinite, and no open one becomes so: a group may weigh next to nothing.
             if *value < f32::INFINITY {
                 *value = (*value + prices[usize::from(site)] / self.size).min(f32::MAX);
             }
-            if *value < best_ms {
-                (next_ms, best_ms, self.best) = (best_ms, *value, k);
-            } else {
-                next_ms = next_ms.min(*value);
-            }
         }
-        self.best_ms = best_ms;
-        self.margin_ms = if next_ms == f32::INFINITY { f32::INFINITY } else { next_ms - best_ms };
+        self.find_best();
+    }
+
+    /// Finds the candidates that cost at most so much more than the best, and returns the only one if there is only one.
+    #[inline]
+    pub(super) fn find_near(&mut self, within_ms: f32) -> Option<usize> {
+        let limit = self.best_ms + within_ms;
+        let mut len = 0;
+        for (k, &value) in (0..).zip(&self.value_ms) {
+            // Written always, counted only if it is near: no branch to guess.
+            self.near[len & (CANDIDATES_MAX - 1)] = (k, value);
+            len += usize::from(value < limit);
+        }
+        // Where numbers are so large that the best is not below its own limit, it is alone.
+        self.near_len = len;
+        match len {
+            0 => Some(self.best()),
+            1 => Some(self.near[0].0.into()),
+            _ => None,
+        }
     }
 
     /// Shares the group among its near candidates by softmin at a temperature in milliseconds: `near` then has them with
     /// their shares, which sum to 1. Returns the sum before they were made so, 1 to 16: the softmin is the minimum less
-    /// temperature x its logarithm.
+    /// temperature x its logarithm. After [`Priced::find_near`].
     #[inline]
     pub(super) fn soften(&mut self, temperature_ms: f32) -> f32 {
         let inverse = 1.0 / temperature_ms;
         let mut sum = 0.0;
-        self.near_len = 0;
-        for (k, &value) in self.value_ms[..self.len].iter().enumerate() {
-            let x = (self.best_ms - value) * inverse;
-            if x > NEAR {
-                let share = exp(x);
-                sum += share;
-                self.near[self.near_len] = (k as u8, share);
-                self.near_len += 1;
-            }
+        for (_, share) in &mut self.near[..self.near_len] {
+            *share = exp((self.best_ms - *share) * inverse);
+            sum += *share;
         }
         let inverse = 1.0 / sum;
         self.near[..self.near_len].iter_mut().for_each(|(_, share)| *share *= inverse);
