@@ -9,6 +9,7 @@
 //! dual smoothed (Nesterov, Mathematical Programming 103, 2005) so that Newton's method can be used on it.
 
 mod dual;
+mod eject;
 mod exchange;
 pub mod generate;
 pub mod greedy;
@@ -106,6 +107,10 @@ pub struct Prices {
 /// Groups of the sample that finds the prices roughly, and of that which makes them better.
 const SAMPLE_SMALL: usize = 20_000;
 const SAMPLE_LARGE: usize = 50_000;
+
+/// Groups that may be asked to make way in a round: some hundredths of a second, and less when few groups changed.
+const PLACES_WORK: usize = 150_000;
+const PLACES_WORK_TOUCHED: usize = 30_000;
 
 /// Groups that are few.
 const FEW: usize = 2_000;
@@ -274,6 +279,8 @@ impl Solver {
             self.assignment.all_cheapest(&self.instance, &table);
         }
         self.assignment.repair(&self.instance, &table);
+        let work = if start == Start::Touched { PLACES_WORK_TOUCHED } else { PLACES_WORK };
+        self.assignment.take_places(&self.instance, &table, work);
         self.assignment.fill(&self.instance);
         if start != Start::Touched {
             self.assignment.exchange(&self.instance);

@@ -8,8 +8,8 @@ use super::softmin::{PriceTable, Priced};
 
 /// A group that is nowhere: all its candidates are closed.
 pub(super) const NOWHERE: u8 = u8::MAX;
-/// Groups that all searches for chains of one round may look at: some tenths of a second.
-const CHAIN_WORK_MAX: usize = 30_000_000;
+/// Groups that all searches for chains of one round may look at: about a second at worst.
+const CHAIN_WORK_MAX: usize = 10_000_000;
 /// Groups that one round may put where they do not fit, to see whether others make way.
 const TRIALS_MAX: usize = 256;
 /// What it is worth that a cell with too many groups of a class loses one, as a share of the room of a site.
@@ -26,6 +26,8 @@ pub(super) struct Assignment {
     pub(super) load: Vec<PerResource<f64>>,
     /// How many groups there are, by class and cell.
     pub(super) count: Vec<Vec<u32>>,
+    /// Groups that had to leave the place that is cheapest under the prices, since all were there.
+    pub(super) displaced: Vec<u32>,
 }
 
 /// What the searches of one round know of one another.
@@ -35,6 +37,8 @@ pub(super) struct Search {
     /// Groups looked at, and how many at most.
     pub(super) work: usize,
     work_max: usize,
+    /// Sites whose members are sorted.
+    sorted: Vec<bool>,
     /// Groups put somewhere for trial.
     trials: usize,
     /// Which group had which choice, move by move.
@@ -44,13 +48,22 @@ pub(super) struct Search {
 impl Search {
     /// Begins with some work done already.
     pub(super) fn new(work: usize, work_max: usize) -> Self {
-        Self { members: Vec::new(), work, work_max, trials: 0, journal: Vec::new() }
+        Self { members: Vec::new(), work, work_max, sorted: Vec::new(), trials: 0, journal: Vec::new() }
     }
 
     /// Makes the lists of members, if they are not there.
     pub(super) fn know(&mut self, assignment: &Assignment, instance: &Instance) {
         if self.members.is_empty() {
             self.members = assignment.members(instance);
+            self.sorted = vec![false; self.members.len()];
+        }
+    }
+
+    /// Small members of a site first: they find room soonest, and cost least.
+    fn sort(&mut self, instance: &Instance, site: usize) {
+        if !std::mem::replace(&mut self.sorted[site], true) {
+            let size = |group: &u32| instance.demand[*group as usize][0];
+            self.members[site].sort_unstable_by(|a, b| size(a).total_cmp(&size(b)).then(a.cmp(b)));
         }
     }
 
@@ -82,6 +95,7 @@ impl Assignment {
             choice: vec![NOWHERE; instance.groups()],
             load: vec![[0.0; RESOURCES]; instance.sites()],
             count: instance.spreads.iter().map(|spread| vec![0; spread.limits.len()]).collect(),
+            displaced: Vec::new(),
         }
     }
 
@@ -219,6 +233,7 @@ impl Assignment {
             priced.set(instance, table, group);
             if let Some(to) = self.cheapest_with_room(instance, group, &priced) {
                 self.shift(instance, group, to as u8);
+                self.displaced.push(group as u32);
                 given = true;
             }
         }
@@ -239,7 +254,12 @@ impl Assignment {
     }
 
     /// The cheapest other candidate with room.
-    fn cheapest_with_room(&self, instance: &Instance, group: usize, priced: &Priced) -> Option<usize> {
+    pub(super) fn cheapest_with_room(
+        &self,
+        instance: &Instance,
+        group: usize,
+        priced: &Priced,
+    ) -> Option<usize> {
         let (sites, _) = instance.row(group);
         let present = usize::from(self.choice[group]);
         let mut best: Option<usize> = None;
@@ -262,7 +282,11 @@ impl Assignment {
         while let Some(site) = queue.pop_front() {
             let received = reached[site].map(|(group, _, _)| instance.demand[group as usize]);
             search.work += search.members[site].len();
-            for &group in &search.members[site] {
+            search.sort(instance, site);
+            let members = &search.members[site];
+            // Where the chain begins: the smallest that is enough, then larger ones, then the largest that is not.
+            let enough = if site == from { self.first_enough(instance, site, members) } else { 0 };
+            for &group in members[enough..].iter().chain(members[..enough].iter().rev()) {
                 // Who was moved by an earlier chain is still in the list of its old site.
                 if self.site(instance, group as usize) != Some(site as u8)
                     || !self.may_give(instance, site, received, group as usize)
@@ -291,6 +315,17 @@ impl Assignment {
             }
         }
         false
+    }
+
+    /// The first of the members, the small ones first, without which a site has no longer too much. About: the order is by
+    /// packets, and later members are not sorted.
+    fn first_enough(&self, instance: &Instance, site: usize, members: &[u32]) -> usize {
+        let over = |r: usize| self.load[site][r] - instance.room[site][r] * (1.0 + SLACK);
+        let over: PerResource<f64> = std::array::from_fn(over);
+        members.partition_point(|&group| {
+            let demand = instance.demand[group as usize];
+            (0..RESOURCES).any(|r| over[r] > 0.0 && f64::from(demand[r]) < over[r])
+        })
     }
 
     /// Whether no cell would have too many groups of a class, if all on the way to a site and the last one moved.
@@ -350,6 +385,7 @@ impl Assignment {
     /// Moves a group and lets the search know.
     pub(super) fn shift_in(&mut self, instance: &Instance, search: &mut Search, group: usize, choice: u8) {
         search.journal.push((group as u32, self.choice[group]));
+        self.displaced.push(group as u32);
         self.shift(instance, group, choice);
         if let Some(site) = self.site(instance, group) {
             search.members[usize::from(site)].push(group as u32);

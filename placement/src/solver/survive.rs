@@ -20,8 +20,8 @@ const ROUNDS: usize = 4;
 /// What it has to gain that a group changes its standby site, in milliseconds: more than any delay. A standby that holds is
 /// only given up so that another group finds one.
 const KEEP_MS: f32 = 10_000.0;
-/// Groups that the searches for chains of all domains may look at: some tenths of a second.
-const WORK_MAX: usize = 30_000_000;
+/// Groups that the searches for chains of all domains may look at: about a second at worst.
+const WORK_MAX: usize = 10_000_000;
 /// Chains that may make room for one group.
 const CHAINS_PER_GROUP: usize = 8;
 
