@@ -543,6 +543,47 @@ async fn a_lost_site_gives_its_groups_to_their_standbys() {
 }
 
 #[tokio::test]
+async fn traffic_is_recorded_and_played_again_with_a_change() {
+    let world = World::new().await;
+    let path = |name: &str| world._directory.path().join(name).display().to_string();
+    let still = path("still.yaml");
+    std::fs::write(&still, "automatic: false\n").unwrap();
+    assert_eq!(world.cli(&format!("policy apply {still}")).await, Exit::Done);
+    let seen = |traffic: &Value| traffic["reports"].as_array().is_some_and(|reports| reports.len() == 2);
+    reported(&world, "/v1/placement/traffic", far_group(), seen).await;
+    let record = path("record.jsonl");
+    assert_eq!(world.cli(&format!("placement record {record} --every 1s --for 1s")).await, Exit::Done);
+    assert_eq!(world.cli(&format!("placement record {record} --every 1s --for 1s")).await, Exit::Usage);
+    let lines = std::fs::read_to_string(&record).unwrap();
+    let first: Value = serde_json::from_str(lines.lines().next().unwrap()).unwrap();
+    assert_eq!((lines.lines().count(), first["state"]["policy"]["automatic"].clone()), (2, json!(false)));
+
+    let free = path("free.yaml");
+    std::fs::write(&free, "min_gain_ms: 1\n").unwrap();
+    let oslo = path("oslo.json");
+    std::fs::write(&oslo, r#"{ "name": "oslo", "capacity_pps": 500 }"#).unwrap();
+    for line in [
+        format!("placement simulate --replay {record} --policy {free}"),
+        format!(
+            "placement simulate --replay {record} --day --hours 2 --policy {free} --lost ams --demand 2 -o json"
+        ),
+        format!("placement simulate --day --hours 2 --site {oslo}"),
+    ] {
+        assert_eq!(world.cli(&line).await, Exit::Done, "{line}");
+    }
+    std::fs::write(path("no.jsonl"), "{}\n").unwrap();
+    std::fs::write(path("bad.yaml"), "rules: [{ name: x, pin: rome }]\n").unwrap();
+    for (line, exit) in [
+        (format!("placement simulate --replay {}", path("no.jsonl")), Exit::Usage),
+        (format!("placement simulate --replay {record} --policy {}", path("bad.yaml")), Exit::Usage),
+        (format!("placement simulate --replay {record} --lost rome"), Exit::NotFound),
+        (format!("placement simulate --replay {record} --demand 0"), Exit::Usage),
+    ] {
+        assert_eq!(world.cli(&line).await, exit, "{line}");
+    }
+}
+
+#[tokio::test]
 async fn a_drain_says_what_its_groups_wait_for() {
     let world = World::new().await;
     let path = world._directory.path().join("only.yaml").display().to_string();
@@ -675,7 +716,7 @@ async fn every_route_is_described() {
         .iter()
         .map(|(path, item)| (path.as_str(), item.as_object().unwrap().keys().map(String::as_str).collect()))
         .collect();
-    let wanted: [(&str, &[&str]); 35] = [
+    let wanted: [(&str, &[&str]); 36] = [
         ("/livez", &["get"]),
         ("/metrics", &["get"]),
         ("/readyz", &["get"]),
@@ -691,6 +732,7 @@ async fn every_route_is_described() {
         ("/v1/placement", &["get"]),
         ("/v1/placement/round", &["get"]),
         ("/v1/placement/simulate", &["post"]),
+        ("/v1/placement/traffic", &["get"]),
         ("/v1/policy", &["get", "put"]),
         ("/v1/policy/confirm", &["post"]),
         ("/v1/policy/history", &["get"]),

@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::clock::{Clock, wall_ms};
 use crate::core::assess::{self, Assessment};
-use crate::core::delay::{Locate, Model};
+use crate::core::delay::{DEMAND_AGE_MAX, Locate, Model};
 use crate::core::explain::Explanation;
 use crate::core::leader::{Brain, BrainTimings};
 use crate::core::whatif::{self, Difference, WhatIf};
@@ -404,6 +404,8 @@ struct Inner {
     transport: Arc<dyn Transport>,
     clock: Clock,
     mind: Mutex<Mind>,
+    /// The last report of each site, and when it came.
+    heard: Mutex<BTreeMap<SiteId, (Micros, Box<SiteReport>)>>,
     /// What this node found of the last round that another published, if it could be looked at.
     finding: Mutex<Option<Finding>>,
     assessing: tokio::sync::Mutex<()>,
@@ -447,6 +449,7 @@ impl Node {
             clock: Clock::start(),
             mind: Mutex::new(Mind::follows(Model::new(places), Micros(0))),
             finding: Mutex::new(None),
+            heard: Mutex::new(BTreeMap::new()),
             assessing: tokio::sync::Mutex::new(()),
             incoming: Mutex::new(None),
             counters: Counters::default(),
@@ -862,7 +865,7 @@ impl Node {
             Ok(ClientRequest::Propose(command)) => self.answer_proposal(caller, command).await,
             Ok(ClientRequest::Report(report)) => {
                 let checked = self.check(caller, Some(report.site));
-                ClientResponse::Done(checked.and_then(|()| self.report(&report)))
+                ClientResponse::Done(checked.and_then(|()| self.report(report)))
             }
             Err(error) => {
                 count(&self.inner.counters.unreadable);
@@ -906,23 +909,35 @@ impl Node {
         Err(ProposeError::Forbidden { who: caller.to_string(), right })
     }
 
-    fn report(&self, report: &SiteReport) -> Result<Outcome, ProposeError> {
+    fn report(&self, report: Box<SiteReport>) -> Result<Outcome, ProposeError> {
         count(&self.inner.counters.reports);
         let now = self.inner.clock.now();
         let mut mind = lock(&self.inner.mind);
         self.take_part(&mut mind, now);
-        match &mut *mind {
+        let done = match &mut *mind {
             Mind::Leads(brain) => {
-                brain.handle_report(report, now);
+                brain.handle_report(&report, now);
                 Ok(Outcome::Done)
             }
             // It knows now what it needs to lead well from the start, but the lease is the leader's to give.
             Mind::Follows { model, heard, .. } => {
                 heard.get_or_insert(now);
-                model.handle_report(report, now);
+                model.handle_report(&report, now);
                 Err(ProposeError::NotLeader { leader: self.leader() })
             }
-        }
+        };
+        drop(mind);
+        lock(&self.inner.heard).insert(report.site, (now, report));
+        done
+    }
+
+    /// What sites reported last, those that have fallen silent left out.
+    #[must_use]
+    pub fn reports(&self) -> Vec<SiteReport> {
+        let now = self.inner.clock.now();
+        let heard = lock(&self.inner.heard);
+        let fresh = heard.values().filter(|(at, _)| now.since(*at) < DEMAND_AGE_MAX);
+        fresh.map(|(_, report)| SiteReport::clone(report)).collect()
     }
 
     /// Looks every few seconds whether there is another file of places.

@@ -1,13 +1,14 @@
 //! `limosa placement`.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::Subcommand;
 
 use super::client::Ask;
 use super::output::{Format, Rows, progress};
 use super::policy::what_if;
-use super::{Context, Exit, Failure, read_object};
+use super::{Context, Exit, Failure, duration, read_object, replay};
 use crate::placement::api::assess::{AssessmentView, PricesView, RoundView, SiteAssessmentView};
 use crate::placement::api::policy::Simulation;
 use crate::placement::api::view::Sites;
@@ -45,6 +46,30 @@ pub enum Verb {
         /// All traffic times this.
         #[arg(long, value_name = "FACTOR")]
         demand: Option<f64>,
+        /// Play what `placement record` wrote, as it was and with what is different, hour by hour. Needs no cluster.
+        #[arg(long, value_name = "FILE")]
+        replay: Option<PathBuf>,
+        /// Play a day that is made of the traffic of now, or of the first moment of --replay: it follows the sun, and clients
+        /// roam.
+        #[arg(long)]
+        day: bool,
+        /// Hours of that day, 1 to 744.
+        #[arg(long, default_value_t = 24, requires = "day", value_parser = clap::value_parser!(u64).range(1..=744))]
+        hours: u64,
+        /// Same seed, same day.
+        #[arg(long, default_value_t = 1, requires = "day")]
+        seed: u64,
+    },
+    /// Write down what sites report, for `simulate --replay`: one line of JSON per moment, the first with the state.
+    Record {
+        /// A file that is not there yet.
+        file: PathBuf,
+        /// Between two moments, at least 1s.
+        #[arg(long, value_parser = duration, default_value = "60s")]
+        every: Duration,
+        /// How long, at most 744h.
+        #[arg(long = "for", value_parser = duration, default_value = "24h")]
+        lasts: Duration,
     },
 }
 
@@ -54,7 +79,17 @@ pub(super) async fn run(verb: Verb, context: &Context) -> Result<Exit, Failure> 
         Verb::Round => round(context).await,
         Verb::Explain { target } => super::group::explain(context, target).await,
         Verb::Losses => losses(context).await,
-        Verb::Simulate { policy, site, lost, demand } => {
+        Verb::Record { file, every, lasts } => replay::record(context, &file, every, lasts).await,
+        Verb::Simulate { policy, site, lost, demand, replay: file, day, hours, seed }
+            if day || file.is_some() =>
+        {
+            let changes = replay::Changes { policy, sites: site, lost, demand };
+            match file.as_deref() {
+                Some(file) if !day => replay::replay(context, file, &changes),
+                file => replay::day(context, file, hours, seed, &changes).await,
+            }
+        }
+        Verb::Simulate { policy, site, lost, demand, .. } => {
             let policy = policy.map(|file| read_object(&file)).transpose()?;
             let sites = site.iter().map(|file| read_object(file)).collect::<Result<_, _>>()?;
             let wish = Simulation { policy, sites, lost, demand };

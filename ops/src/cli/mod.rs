@@ -7,6 +7,7 @@ mod moves;
 mod output;
 mod policy;
 mod raft;
+mod replay;
 mod service;
 mod site;
 mod switch;

@@ -22,6 +22,7 @@ pub mod plan;
 mod plan_tests;
 mod policy;
 mod problem;
+pub mod replay;
 mod report;
 #[cfg(test)]
 mod rule_tests;

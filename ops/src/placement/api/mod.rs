@@ -16,6 +16,7 @@ mod moves;
 pub mod policy;
 mod problem;
 mod raft;
+pub mod traffic;
 pub mod view;
 pub mod whatif;
 
@@ -104,6 +105,7 @@ fn parts() -> (Router<Arc<Api>>, utoipa::openapi::OpenApi) {
         .routes(routes!(config::sites))
         .routes(routes!(config::site, config::put_site))
         .routes(routes!(config::drain))
+        .routes(routes!(traffic::traffic))
         .routes(routes!(config::fail_over))
         .routes(routes!(config::undrain))
         .routes(routes!(config::cordon))

@@ -253,7 +253,11 @@ pub(super) async fn simulate(
 }
 
 /// A site that may be known already: then what is left out is as it is. A new one gets a free number.
-fn completed(mut body: Value, cluster: &Cluster, others: &[SiteSpec]) -> Result<SiteSpec, Problem> {
+pub(crate) fn completed(
+    mut body: Value,
+    cluster: &Cluster,
+    others: &[SiteSpec],
+) -> Result<SiteSpec, Problem> {
     let known = body.get("name").and_then(Value::as_str).and_then(|name| cluster.site_named(name));
     let free = |id: &u8| {
         let id = flow::SiteId(*id);
@@ -297,7 +301,7 @@ const LISTS: [&str; 5] = ["allow", "deny", "prefer", "cost", "standby"];
 const INSIDE: [&str; 3] = ["dial", "capacity", "drain"];
 
 /// A policy from what an operator writes.
-fn resolve(mut body: Value, cluster: &Cluster) -> Result<Policy, Problem> {
+pub(crate) fn resolve(mut body: Value, cluster: &Cluster) -> Result<Policy, Problem> {
     if let Some(rules) = body.get_mut("rules").and_then(Value::as_array_mut) {
         for (n, rule) in rules.iter_mut().enumerate() {
             let name = rule.get("name").and_then(Value::as_str).unwrap_or_default().to_owned();
