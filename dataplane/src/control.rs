@@ -8,14 +8,14 @@
 
 pub mod codec;
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use flow::nat::NatSpec;
 use flow::{Batch, Epoch, GroupId, HoldTimes, MoveId, Prefix, ServiceId, SiteId, Token, WorkerId};
 use serde::{Deserialize, Serialize};
 
 /// Version of this vocabulary.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 /// Longest message, in bytes. A longer one ends the connection.
 pub const MESSAGE_LEN_MAX: usize = 4 << 20;
@@ -430,6 +430,8 @@ pub struct Stats {
     pub groups: Vec<GroupLoad>,
     /// Round trips seen in TCP handshakes.
     pub round_trips: Vec<RoundTrip>,
+    /// Per group with timed handshakes, in the order of groups: whom its clients talk to.
+    pub talks: Vec<Talk>,
     /// Share of time not spent idle since the last report, 0 to 1.
     pub busy: f64,
 }
@@ -487,15 +489,22 @@ pub struct GroupLoad {
     pub outside_ingress: Vec<(SiteId, u64)>,
 }
 
-/// Handshake round trips of one prefix since the last report. The remote side runs from the worker to the
-/// server and back (SYN to SYN-ACK), the client side from the worker to the client and back (SYN-ACK to
-/// ACK). Handshakes with a retransmitted SYN or SYN-ACK are left out (Karn's rule).
+/// Handshake round trips of one prefix since the last report. The remote side runs from the worker to the server, and
+/// back over the site where the answer came in (SYN to SYN-ACK); the client side from the worker to the client and back
+/// (SYN-ACK to ACK). Handshakes with a retransmitted SYN or SYN-ACK are left out (Karn's rule), and so are packets that an old
+/// owner relayed, since these took a detour.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RoundTrip {
     /// Clients: the group's prefix. Servers: the /24 or /48.
     pub prefix: Prefix,
     /// Which side.
     pub remote: bool,
+    /// Clients: their group.
+    pub group: Option<GroupId>,
+    /// The site where the packet came in that ended it.
+    pub ingress: SiteId,
+    /// Servers: one that answered, and its port.
+    pub answered: Option<SocketAddr>,
     /// Samples.
     pub count: u32,
     /// Smallest, in microseconds.
@@ -503,6 +512,18 @@ pub struct RoundTrip {
     /// Mean, in microseconds.
     pub mean_us: u32,
 }
+
+/// Whom the clients of a group talk to, by the handshakes that were timed since the last report.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Talk {
+    /// The group.
+    pub group: GroupId,
+    /// Server prefixes with their handshakes, most first; at most [`TALK_LEN_MAX`].
+    pub servers: Vec<(Prefix, u32)>,
+}
+
+/// Server prefixes in one [`Talk`].
+pub const TALK_LEN_MAX: usize = 8;
 
 /// The prefix that a server's round trips are collected under: /24 or /48.
 #[must_use]

@@ -277,6 +277,7 @@ fn handshakes_give_round_trips_of_both_sides_and_retransmissions_do_not() {
         seen,
         [("100.64.0.0/24".to_owned(), false, 1, 5_000), ("203.0.113.0/24".to_owned(), true, 1, 20_000)]
     );
+    assert_eq!(stats.talks.iter().map(|talk| talk.servers[0].1).collect::<Vec<_>>(), [1]);
     assert_eq!(stats.groups[0].packets, 7);
     assert_eq!(stats.groups[0].inside_ingress, [(HERE, 5)]);
 }

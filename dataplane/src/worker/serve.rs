@@ -9,6 +9,7 @@ use crate::group::{Held, Mode, State};
 use crate::io::PacketBuf;
 use crate::nat::{self, tcp};
 use crate::packet::{self, Content, End, Headers, IcmpError};
+use crate::rtt::Timed;
 use crate::table::mapping::BindError;
 use crate::table::{NewFlow, flags};
 
@@ -157,7 +158,7 @@ impl<B: PacketBuf> Worker<B> {
             self.table.mappings.set_ingress(mapping, site.0);
         }
         if self.table.flow(flow).flags & flags::HANDSHAKE != 0 {
-            self.time_handshake(flow, number, inside, headers, now);
+            self.time_handshake(flow, number, look, headers, now);
         }
     }
 
@@ -175,10 +176,18 @@ impl<B: PacketBuf> Worker<B> {
         self.table.flow_mut(flow).flags |= flags::TOUCHED;
     }
 
-    fn time_handshake(&mut self, flow: u32, number: u32, inside: bool, headers: &Headers, now: Micros) {
-        let prefix = self.groups[number as usize].id.prefix;
-        let remote = self.table.flow(flow).remote;
-        if self.round_trips.packet(flow, inside, headers.tcp_flags, prefix, remote, now) {
+    fn time_handshake(&mut self, flow: u32, number: u32, look: &Look, headers: &Headers, now: Micros) {
+        let entry = self.table.flow(flow);
+        let direct = origin(look.parsed.tag).filter(|(direct, _)| *direct);
+        let (inside, ingress) = (look.side == Side::Inside, direct.map(|(_, site)| site));
+        let packet = Timed {
+            inside,
+            flags: headers.tcp_flags,
+            group: self.groups[number as usize].id,
+            remote: (entry.remote, entry.remote_port),
+            ingress,
+        };
+        if self.round_trips.packet(flow, &packet, now) {
             self.table.flow_mut(flow).flags &= !flags::HANDSHAKE;
         }
     }
