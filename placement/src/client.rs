@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use crate::clock::Clock;
-use crate::core::{Command, Outcome, SiteReport};
+use crate::core::{Command, Outcome, Probe, SiteReport};
 use crate::node::{ClientRequest, ClientResponse, NodeId, ProposeError, Transport};
 use crate::raft::Changes;
 use crate::{pack, wire};
@@ -78,11 +78,11 @@ impl Client {
     }
 
     /// A sign of life, to all nodes: those that do not lead learn what they need when they come to. Not worth a long wait:
-    /// the next one comes soon.
+    /// the next one comes soon. What comes back is what the site should measure, within the rate that the report offers.
     ///
     /// # Errors
     /// [`ClientError`] when no leader took it.
-    pub async fn report(&self, report: SiteReport) -> Result<(), ClientError> {
+    pub async fn report(&self, report: SiteReport) -> Result<Vec<Probe>, ClientError> {
         if self.members.is_empty() {
             return Err(ClientError::NoMembers);
         }
@@ -91,20 +91,27 @@ impl Client {
         let calls = self.members.iter().map(|&member| self.call(member, request.clone(), wait));
         let mut last = String::from("nobody answered");
         for (at, answer) in futures::future::join_all(calls).await.into_iter().enumerate() {
-            match answer {
-                Ok(ClientResponse::Done(Ok(_))) => {
-                    self.leader.store(at, Ordering::Relaxed);
-                    return Ok(());
-                }
+            let probes = match answer {
+                Ok(ClientResponse::Done(Ok(_))) => Vec::new(),
+                Ok(ClientResponse::Probes(probes)) => probes,
                 Ok(ClientResponse::Done(Err(error @ ProposeError::Forbidden { .. }))) => {
                     return Err(ClientError::Refused(error));
                 }
-                Ok(ClientResponse::Done(Err(error))) => last = error.to_string(),
+                Ok(ClientResponse::Done(Err(error))) => {
+                    last = error.to_string();
+                    continue;
+                }
                 Ok(ClientResponse::Changes(_)) => {
                     last = format!("node {} answered something else", self.members[at]);
+                    continue;
                 }
-                Ok(ClientResponse::Unreadable(error)) | Err(error) => last = error,
-            }
+                Ok(ClientResponse::Unreadable(error)) | Err(error) => {
+                    last = error;
+                    continue;
+                }
+            };
+            self.leader.store(at, Ordering::Relaxed);
+            return Ok(probes);
         }
         let ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
         Err(ClientError::Timeout { ms, last })
@@ -134,7 +141,7 @@ impl Client {
                     None
                 }
                 Ok(ClientResponse::Done(Err(error))) => return Err(ClientError::Refused(error)),
-                Ok(ClientResponse::Changes(_)) => {
+                Ok(ClientResponse::Changes(_) | ClientResponse::Probes(_)) => {
                     last = format!("node {} answered something else", self.members[at]);
                     None
                 }
@@ -179,7 +186,10 @@ impl Client {
                         self.watched.store(next, Ordering::Relaxed);
                         return changes;
                     }
-                    Ok(ClientResponse::Done(_) | ClientResponse::Unreadable(_)) | Err(_) => {
+                    Ok(
+                        ClientResponse::Done(_) | ClientResponse::Probes(_) | ClientResponse::Unreadable(_),
+                    )
+                    | Err(_) => {
                         self.watched.store(at + 1, Ordering::Relaxed);
                     }
                 }

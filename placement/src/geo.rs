@@ -7,7 +7,7 @@ use std::time::SystemTime;
 use flow::Prefix;
 use maxminddb::{PathElement, Reader};
 
-use crate::core::delay::Locate;
+use crate::core::delay::{Locate, Place};
 
 /// Why a file cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -81,18 +81,51 @@ const SCHEMAS: [[&[PathElement<'static>]; 2]; 3] = [
     [&[PathElement::Key("lat")], &[PathElement::Key("lon")]],
 ];
 
+/// How far from its coordinates a network may be, in kilometres.
+const RADIUS: [&[PathElement<'static>]; 2] = [
+    &[PathElement::Key("location"), PathElement::Key("accuracy_radius")],
+    &[PathElement::Key("accuracy_radius")],
+];
+/// An address that many places announce has no place.
+const ANYCAST: [&[PathElement<'static>]; 2] =
+    [&[PathElement::Key("traits"), PathElement::Key("is_anycast")], &[PathElement::Key("is_anycast")]];
+/// The number of the autonomous system: as a number, or as a text such as `AS64500`.
+const NETWORK: [&[PathElement<'static>]; 4] = [
+    &[PathElement::Key("traits"), PathElement::Key("autonomous_system_number")],
+    &[PathElement::Key("autonomous_system_number")],
+    &[PathElement::Key("as_number")],
+    &[PathElement::Key("asn")],
+];
+/// Within so many kilometres a place is one; beyond, it is the middle of a country.
+const RADIUS_KM_MAX: f64 = 500.0;
+
 impl Locate for Geo {
     fn locate(&self, prefix: &Prefix) -> Option<(f64, f64)> {
+        self.place(prefix).at
+    }
+
+    fn place(&self, prefix: &Prefix) -> Place {
         let present = self.present.read().unwrap_or_else(PoisonError::into_inner);
-        let found = present.reader.lookup(prefix.address()).ok()?;
-        let number = |path| {
+        let Ok(found) = present.reader.lookup(prefix.address()) else { return Place::default() };
+        let number = |path: &[PathElement<'_>]| {
             let text = || found.decode_path::<String>(path).ok().flatten()?.parse().ok();
-            found.decode_path::<f64>(path).ok().flatten().or_else(text)
+            // Each kind of number is one of its own in the file.
+            let small = || found.decode_path::<u16>(path).ok().flatten().map(f64::from);
+            let whole = || found.decode_path::<u32>(path).ok().flatten().map(f64::from);
+            found.decode_path::<f64>(path).ok().flatten().or_else(small).or_else(whole).or_else(text)
         };
-        let place = SCHEMAS.iter().find_map(|[lat, lon]| number(lat).zip(number(lon)))?;
+        let network = |path: &[PathElement<'_>]| {
+            let text = || found.decode_path::<String>(path).ok().flatten();
+            let number = found.decode_path::<u32>(path).ok().flatten();
+            number.or_else(|| text()?.trim_start_matches("AS").parse().ok())
+        };
+        let radius_km = RADIUS.into_iter().find_map(number).unwrap_or(0.0);
+        let anycast = ANYCAST.iter().any(|path| found.decode_path::<bool>(path).ok().flatten() == Some(true));
+        let at = SCHEMAS.iter().find_map(|[lat, lon]| number(lat).zip(number(lon)));
         // The middle of the sea off Ghana stands for "unknown" in some files.
-        let known = place != (0.0, 0.0) && place.0.abs() <= 90.0 && place.1.abs() <= 180.0;
-        known.then_some(place)
+        let at = at.filter(|at| *at != (0.0, 0.0) && at.0.abs() <= 90.0 && at.1.abs() <= 180.0);
+        let at = at.filter(|_| !anycast && (0.0..=RADIUS_KM_MAX).contains(&radius_km));
+        Place { at, radius_km, network: NETWORK.into_iter().find_map(network) }
     }
 }
 
@@ -119,6 +152,20 @@ mod tests {
         let (lat, lon) = geo.locate(&"89.160.20.112/28".parse().unwrap()).unwrap();
         assert!((lat - 58.4).abs() < 0.2 && (lon - 15.6).abs() < 0.2, "Linköping, not {lat} {lon}");
         assert_eq!(geo.locate(&"100.64.0.0/24".parse().unwrap()), None);
+        assert_eq!(geo.place(&"89.160.20.112/28".parse().unwrap()).radius_km, 76.0);
+    }
+
+    #[test]
+    fn a_place_that_may_be_far_away_is_none() {
+        let Some(file) = test_file() else { return };
+        let geo = Geo::open(&file).unwrap();
+        for text in
+            ["2.125.160.216/29", "81.2.69.160/27", "216.160.83.56/29", "67.43.156.0/24", "202.196.224.0/20"]
+        {
+            let place = geo.place(&text.parse().unwrap());
+            eprintln!("{text} {place:?}");
+            assert!(place.at.is_none() || place.radius_km <= RADIUS_KM_MAX, "{text} {place:?}");
+        }
     }
 
     #[test]

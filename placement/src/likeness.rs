@@ -18,7 +18,7 @@ use crate::solver::softmin::{exp, ln};
 pub const LEARNED_LEN_MAX: usize = 1024;
 
 /// Added to delays before the logarithm, in milliseconds: below it, differences mean little.
-const OFFSET_MS: f32 = 5.0;
+pub(crate) const OFFSET_MS: f32 = 5.0;
 /// How well two places that are alike agree, in the logarithm.
 const SPREAD: f32 = 0.2;
 /// A measurement of this age counts as one with a spread of [`SPREAD`] more.

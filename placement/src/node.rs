@@ -25,7 +25,7 @@ use crate::core::explain::Explanation;
 use crate::core::leader::{Brain, BrainTimings};
 use crate::core::whatif::{self, Difference, WhatIf};
 use crate::core::witness::{self, Finding};
-use crate::core::{Cluster, Command, Outcome, Proposal, Rejected, SiteReport};
+use crate::core::{Cluster, Command, Outcome, Probe, Proposal, Rejected, SiteReport};
 use crate::geo::{Geo, GeoError};
 use crate::raft::{
     Changes, Network, PeerRequest, PeerResponse, Raft, Shared, SnapshotChunk, StateMachine, ask,
@@ -236,6 +236,9 @@ pub enum ClientResponse {
     Done(Result<Outcome, ProposeError>),
     /// Changes, maybe none.
     Changes(Changes),
+    /// To a report that was taken: what the site should measure. Only to sites that said that they are willing to, so that one which
+    /// does not know this answer never gets it.
+    Probes(Vec<Probe>),
     /// The bytes made no sense.
     Unreadable(String),
 }
@@ -865,7 +868,10 @@ impl Node {
             Ok(ClientRequest::Propose(command)) => self.answer_proposal(caller, command).await,
             Ok(ClientRequest::Report(report)) => {
                 let checked = self.check(caller, Some(report.site));
-                ClientResponse::Done(checked.and_then(|()| self.report(report)))
+                match checked.and_then(|()| self.report(report)) {
+                    Ok(probes) if !probes.is_empty() => ClientResponse::Probes(probes),
+                    result => ClientResponse::Done(result.map(|_| Outcome::Done)),
+                }
             }
             Err(error) => {
                 count(&self.inner.counters.unreadable);
@@ -909,7 +915,7 @@ impl Node {
         Err(ProposeError::Forbidden { who: caller.to_string(), right })
     }
 
-    fn report(&self, report: Box<SiteReport>) -> Result<Outcome, ProposeError> {
+    fn report(&self, report: Box<SiteReport>) -> Result<Vec<Probe>, ProposeError> {
         count(&self.inner.counters.reports);
         let now = self.inner.clock.now();
         let mut mind = lock(&self.inner.mind);
@@ -917,7 +923,7 @@ impl Node {
         let done = match &mut *mind {
             Mind::Leads(brain) => {
                 brain.handle_report(&report, now);
-                Ok(Outcome::Done)
+                Ok(brain.probes(&report, now))
             }
             // It knows now what it needs to lead well from the start, but the lease is the leader's to give.
             Mind::Follows { model, heard, .. } => {

@@ -7,7 +7,7 @@ use super::client::Ask;
 use super::output::{Format, Rows, or_dash, progress};
 use super::site::list;
 use super::{Context, Exit, Failure};
-use crate::placement::api::view::{CandidateView, ExplanationView, GroupView, Groups};
+use crate::placement::api::view::{CandidateView, ExplanationView, GroupView, Groups, TermView};
 
 /// What can be asked of groups.
 #[derive(Clone, Debug, Subcommand)]
@@ -77,12 +77,37 @@ fn told(view: &ExplanationView) -> Vec<String> {
     if let (Some(best), Some(second), Some(ms)) = (&view.best, &view.runner_up, view.runner_up_ms) {
         told.push(format!("after {best} comes {second}, {ms:.2} ms worse"));
     }
+    let named = |name: &Option<String>| name.as_ref().filter(|name| **name != view.owner).cloned();
+    let shown = [Some(view.owner.clone()), named(&view.best), named(&view.runner_up)];
+    for name in shown.into_iter().flatten() {
+        let Some(site) = view.candidates.iter().find(|candidate| candidate.site == name) else { continue };
+        told.push(format!("at {name}: {:.2} ms, give or take {:.2}", site.total_ms, site.sd_ms));
+        told.extend(site.terms.iter().map(term));
+    }
     let known = view.candidates.iter().find(|candidate| candidate.site == view.owner);
     told.extend(known.into_iter().flat_map(|owner| &owner.legs).map(|leg| {
-        let age = leg.age_s.map_or(String::new(), |age| format!(" {age:.0} s ago"));
-        format!("  {:.2} ms to ingress {}: {}{age}", leg.ms, leg.ingress, leg.source)
+        let known = known_from(leg.sd_ms, &leg.source, leg.age_s);
+        format!("  {:.2} ms to ingress {}: {known}", leg.ms, leg.ingress)
     }));
     told
+}
+
+fn term(term: &TermView) -> String {
+    let way = match term.term.as_str() {
+        "access" => "clients to their ingress",
+        "inside" => "ingress to site",
+        "server" => "site to servers (half counts)",
+        "return" => "servers over their ingress to site (half counts)",
+        "queue" => "waiting at the site",
+        other => other,
+    };
+    format!("  {:.2} ms {way}: {}", term.ms, known_from(term.sd_ms, &term.source, term.age_s))
+}
+
+/// How sure, from where, and how old.
+fn known_from(sd_ms: f64, source: &str, age_s: Option<f64>) -> String {
+    let age = age_s.map_or(String::new(), |age| format!(" {age:.0} s ago"));
+    format!("{source}{age}, give or take {sd_ms:.2} ms")
 }
 
 /// All pages, up to a limit.
@@ -140,10 +165,13 @@ fn candidates(explanation: &ExplanationView) -> Rows {
         vec![
             candidate.site.clone(),
             ms(candidate.total_ms),
+            ms(candidate.sd_ms),
+            ms(candidate.access_ms),
             ms(candidate.inside_ms),
             ms(candidate.outside_ms),
             ms(candidate.queue_ms),
             ms(candidate.rules_ms),
+            ms(candidate.doubt_ms),
             ms(candidate.price_ms),
             format!("{:.0}%", candidate.fill * 100.0),
             or_dash(candidate.blocked.as_ref()),
@@ -154,10 +182,13 @@ fn candidates(explanation: &ExplanationView) -> Rows {
         heads: &[
             "SITE",
             "TOTAL-MS",
+            "SD-MS",
+            "ACCESS-MS",
             "INSIDE-MS",
             "OUTSIDE-MS",
             "QUEUE-MS",
             "RULES-MS",
+            "DOUBT-MS",
             "PRICE-MS",
             "FILL",
             "BLOCKED",

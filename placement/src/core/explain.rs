@@ -6,7 +6,7 @@ use flow::{GroupId, Micros, SiteId};
 use serde::Serialize;
 
 use super::apart::Apart;
-use super::delay::{Demand, Model, Terms};
+use super::delay::{Delays, Demand, Mesh, Model, Terms};
 use super::model::{Admin, Cluster, Group, Site};
 use super::policy::Policy;
 use super::rules::{Effect, Rules, capacity};
@@ -40,6 +40,8 @@ pub struct Candidate {
     pub terms: Terms,
     /// What soft rules add, in milliseconds.
     pub rules_ms: f64,
+    /// What it has to promise beyond the owner since it is less surely known, in milliseconds.
+    pub doubt_ms: f64,
     /// What its room is worth by the last round, in milliseconds of each packet; 0 where room is left.
     pub price_ms: f64,
     /// Load as a share of capacity with the group there.
@@ -105,10 +107,14 @@ pub fn explain(cluster: &Cluster, model: &Model, id: &GroupId, now: Micros) -> O
     let effect = rules.effect(&covering);
     let flows = model.demand(id).map_or(0, |demand| demand.flows);
     let wanted_ms = effect.charge_ms(&cluster.policy, flows);
+    let mesh = Mesh::of(cluster, model, id, now);
+    let mut delays = Delays::default();
+    mesh.delays(id, model.known(id), &mut delays);
     let look = Look {
         cluster,
         model,
-        now,
+        mesh,
+        delays,
         loads: Loads::of(cluster, model),
         effect,
         apart: Apart::new(&cluster.policy),
@@ -140,7 +146,8 @@ pub fn explain(cluster: &Cluster, model: &Model, id: &GroupId, now: Micros) -> O
 struct Look<'a> {
     cluster: &'a Cluster,
     model: &'a Model,
-    now: Micros,
+    mesh: Mesh<'a>,
+    delays: Delays,
     loads: Loads,
     effect: Effect,
     apart: Apart<'a>,
@@ -160,14 +167,17 @@ impl Look<'_> {
         let here = group.owner == site.id;
         let more = if here { 0.0 } else { self.model.load(&group.id) };
         let fill = self.loads.fill(&self.cluster.policy, site, more);
-        let terms = self.model.terms(self.cluster, &group.id, site, fill, self.now);
+        let terms = self.mesh.terms(&group.id, site.id, fill);
         let blocked = self.blocked(group, site, fill, here);
-        let delay_ms = terms.inside_ms + terms.outside_ms;
+        let delay_ms = terms.total_ms() - terms.queue_ms;
         let rules_ms = self.effect.cost_ms(&group.id, site.id, delay_ms) - delay_ms;
         let prices = self.cluster.round.iter().flat_map(|round| &round.prices);
         let price_ms = prices.filter(|price| price.site == site.id).map(|price| price.packets).sum();
         let total_ms = terms.total_ms() + rules_ms;
-        Candidate { site: site.id, total_ms, terms, rules_ms, price_ms, fill, blocked }
+        let at = |site: SiteId| self.mesh.index[usize::from(site.0)];
+        let doubt = at(group.owner).zip(at(site.id)).map(|(owner, site)| self.delays.doubt_ms(owner, site));
+        let doubt_ms = f64::from(doubt.unwrap_or(0.0));
+        Candidate { site: site.id, total_ms, terms, rules_ms, doubt_ms, price_ms, fill, blocked }
     }
 
     /// The rule by which other groups leave no place at a site.

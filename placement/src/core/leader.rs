@@ -7,14 +7,14 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
-use flow::{GroupId, Micros, MoveId, SiteId};
+use flow::{GroupId, Micros, MoveId, Prefix, SiteId};
 
 use super::command::Command;
 use super::delay::{Demand, Locate, Model};
 use super::explain::{self, Explanation};
 use super::model::{Cluster, Move, MoveOutcome, MovePhase, MoveReason};
 use super::plan::{self, Readiness};
-use super::report::SiteReport;
+use super::report::{PROBES_MAX, Probe, SiteReport};
 
 /// How long the leader waits for what.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,6 +61,53 @@ pub struct Brain {
     /// Moves that were wished for within the last minute.
     recent: VecDeque<(Micros, SiteId, MoveReason)>,
     wall_ms: Option<u64>,
+    probes: Probes,
+}
+
+/// What sites are asked to measure.
+#[derive(Default)]
+struct Probes {
+    /// By site, the most worth first.
+    wishes: BTreeMap<SiteId, VecDeque<Probe>>,
+    /// When a site was asked for a server last.
+    asked: BTreeMap<(SiteId, Prefix), Micros>,
+    /// What each site may still be asked for, and when that was last.
+    left: BTreeMap<SiteId, (f64, Micros)>,
+}
+
+/// A site is not asked for a server again for so long, whether it answered or not.
+const PROBE_AGAIN: Micros = Micros(300_000_000);
+/// Most probes per second of a site, whatever it is willing to send.
+const PROBES_PER_S_MAX: u16 = 100;
+/// Seconds' worth of probes that a site may be asked for at once.
+const PROBE_BURST_S: f64 = 2.0;
+
+impl Probes {
+    fn wish(&mut self, wishes: Vec<(SiteId, Probe)>, now: Micros) {
+        self.asked.retain(|_, at| now.since(*at) < PROBE_AGAIN);
+        // What was not worth it any more is not asked for.
+        self.wishes.clear();
+        for (site, probe) in wishes {
+            let queue = self.wishes.entry(site).or_default();
+            if queue.len() < PROBES_MAX && !self.asked.contains_key(&(site, probe.prefix)) {
+                queue.push_back(probe);
+            }
+        }
+    }
+
+    /// As many as the site is willing to send by now.
+    fn take(&mut self, site: SiteId, per_s: u16, now: Micros) -> Vec<Probe> {
+        let rate = f64::from(per_s.min(PROBES_PER_S_MAX));
+        let (left, at) = self.left.entry(site).or_insert((rate, now));
+        let gained = rate * now.since(*at).0 as f64 / 1e6;
+        (*left, *at) = ((*left + gained).min(PROBE_BURST_S * rate), now);
+        let Some(queue) = self.wishes.get_mut(&site) else { return Vec::new() };
+        let count = (*left as usize).min(queue.len());
+        *left -= count as f64;
+        let probes: Vec<Probe> = queue.drain(..count).collect();
+        self.asked.extend(probes.iter().map(|probe| ((site, probe.prefix), now)));
+        probes
+    }
 }
 
 const MINUTE: Micros = Micros(60_000_000);
@@ -94,6 +141,7 @@ impl Brain {
             published: None,
             recent: VecDeque::new(),
             wall_ms: None,
+            probes: Probes::default(),
         }
     }
 
@@ -106,6 +154,12 @@ impl Brain {
     /// What the wall clock says, in milliseconds since 1970: drains with a deadline go by it.
     pub fn handle_wall_clock(&mut self, wall_ms: u64) {
         self.wall_ms = Some(wall_ms);
+    }
+
+    /// What the site of a report is asked to measure, within what it is willing to send. To be called once per report, after
+    /// [`Brain::handle_report`].
+    pub fn probes(&mut self, report: &SiteReport, now: Micros) -> Vec<Probe> {
+        self.probes.take(report.site, report.probes_per_s, now)
     }
 
     /// What the leader wants now. Work is bounded by the number of sites, moves and, once per round, groups.
@@ -229,6 +283,7 @@ impl Brain {
             &Readiness { free: &free, rested: &rested, recent: &recent, wall_ms: self.wall_ms },
             now,
         );
+        self.probes.wish(plan.probes, now);
         for command in &plan.commands {
             if let Command::StartMoves { moves, reason } = command {
                 let from = moves.iter().filter_map(|(group, _)| Some(cluster.groups.get(group)?.owner));

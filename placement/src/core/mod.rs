@@ -46,4 +46,7 @@ pub use policy::{
     Budget, Capacity, Charge, Dial, Drain, HARD_SLO_MS, Kind, LABELS_LEN_MAX, PRICE_MS_MAX, Place, Policy,
     PolicyError, RULES_LEN_MAX, Rule, SEPARATES_LEN_MAX, SPREADS_LEN_MAX, Scope, Slo, Spread,
 };
-pub use report::{GroupReport, PeerRtt, REPORT_GROUPS_MAX, SiteReport};
+pub use report::{
+    ClientRtt, GroupReport, GroupTalk, PROBES_MAX, PeerRtt, Probe, REPORT_GROUPS_MAX, REPORT_WAYS_MAX,
+    ServerRtt, SiteReport, TALK_LEN_MAX,
+};

@@ -12,10 +12,11 @@ use flow::{GroupId, Micros, SiteId};
 
 use super::apart::Apart;
 use super::command::{Command, MOVES_PER_COMMAND_MAX};
-use super::delay::Model;
+use super::delay::{self, Model};
 use super::model::{Cluster, Group, MoveReason, Round, SitePrices};
 use super::policy::{Drain, Kind, Rule};
 use super::problem::{Classes, Entry, Problem, Purpose, Stand};
+use super::report::Probe;
 use super::spread::Spreading;
 use crate::solver::survive::{Among, Needs, Standbys};
 use crate::solver::{Certificate, PerResource, Prices, RESOURCES, Resource, Solver, Start};
@@ -39,6 +40,8 @@ pub struct Plan {
     pub commands: Vec<Command>,
     /// What it achieved; nothing without sites.
     pub round: Option<Round>,
+    /// What is worth measuring, and from where, the most worth first.
+    pub probes: Vec<(SiteId, Probe)>,
 }
 
 /// One round: what to move now.
@@ -61,7 +64,7 @@ pub fn plan(cluster: &Cluster, model: &Model, ready: &Readiness<'_>, now: Micros
     round.unprotected = standbys.as_ref().map_or(0, |standbys| standbys.unprotected.len() as u64);
     let mut commands = commands(&problem, &chosen);
     commands.extend(standby_changes(cluster, &problem, standbys.as_ref()));
-    Plan { commands, round: Some(round) }
+    Plan { commands, round: Some(round), probes: probes(model, &problem, now) }
 }
 
 /// Solves, with room for the loss of any one domain where that is wanted.
@@ -118,6 +121,12 @@ fn standby_changes(cluster: &Cluster, problem: &Problem, standbys: Option<&Stand
         .take(MOVES_PER_COMMAND_MAX)
         .collect();
     (!changes.is_empty()).then_some(Command::SetStandbys { standbys: changes })
+}
+
+/// What is worth measuring.
+fn probes(model: &Model, problem: &Problem, now: Micros) -> Vec<(SiteId, Probe)> {
+    let group = |group: u32| problem.groups[group as usize].id;
+    delay::probes::choose(model, problem.doubts.clone(), group, &problem.sites, problem.groups.len(), now)
 }
 
 /// Gives the solver the prices of the last round.

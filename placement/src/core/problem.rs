@@ -8,7 +8,8 @@ use std::collections::BTreeMap;
 use flow::{GroupId, Micros, SiteId};
 
 use super::apart::{self, Apart, Side};
-use super::delay::{Demand, LIGHT_KM_PER_MS, Model, great_circle_km};
+use super::delay::probes::Doubt;
+use super::delay::{Delays, Demand, LIGHT_KM_PER_MS, Mesh, Model, great_circle_km};
 use super::model::{Admin, Cluster, Group, MoveReason, Site};
 use super::plan::Readiness;
 use super::policy::{PRICE_MS_MAX, Place, Policy};
@@ -76,6 +77,8 @@ pub(super) struct Problem {
     pub(super) light: f64,
     /// Groups that no site may have.
     pub(super) stranded: Vec<GroupId>,
+    /// Groups whose best site is in doubt; none where no site sends probes.
+    pub(super) doubts: Vec<Doubt>,
     /// Groups that are spread, by rule; the classes of the instance have the same order.
     pub(super) spreads: Vec<Spreading>,
     /// Which of these each group counts for.
@@ -102,71 +105,37 @@ pub(super) struct Standby {
 
 /// Delays between all sites, so that a group costs a few sums of rows.
 struct Table<'a> {
-    sites: Vec<&'a Site>,
-    index: [Option<u8>; SITES_MAX],
-    ms: Vec<f32>,
+    mesh: Mesh<'a>,
     light_ms: Vec<f32>,
 }
 
+impl<'a> std::ops::Deref for Table<'a> {
+    type Target = Mesh<'a>;
+
+    fn deref(&self) -> &Mesh<'a> {
+        &self.mesh
+    }
+}
+
 impl<'a> Table<'a> {
-    fn new(cluster: &'a Cluster, model: &Model, now: Micros) -> Self {
-        let sites: Vec<&Site> = cluster.sites.values().collect();
-        let mut index = [None; SITES_MAX];
-        for (site, n) in sites.iter().zip(0..=u8::MAX) {
-            index[usize::from(site.id.0)] = Some(n);
-        }
-        let pairs = || sites.iter().flat_map(|a| sites.iter().map(move |b| (a, b)));
+    fn new(cluster: &'a Cluster, model: &'a Model, now: Micros) -> Self {
+        let mesh = Mesh::new(cluster, model, now);
+        let pairs = mesh.sites.iter().flat_map(|a| mesh.sites.iter().map(move |b| (a, b)));
         let light = |(a, b): (&&Site, &&Site)| {
             let ends = a.coordinates().zip(b.coordinates());
             ends.map_or(0.0, |(a, b)| (great_circle_km(a, b) / LIGHT_KM_PER_MS) as f32)
         };
-        let ms = pairs().map(|(a, b)| model.between(a, b, now).ms as f32).collect();
-        let light_ms = pairs().map(light).collect();
-        Self { index, ms, light_ms, sites }
-    }
-
-    fn row(&self, site: u8) -> &[f32] {
-        let len = self.sites.len();
-        &self.ms[usize::from(site) * len..][..len]
-    }
-
-    /// Known sites of shares, by index.
-    fn known<'b>(
-        &'b self,
-        shares: impl IntoIterator<Item = (&'b SiteId, &'b f64)> + 'b,
-    ) -> impl Iterator<Item = (u8, f32)> + 'b {
-        shares.into_iter().filter_map(|(site, share)| Some((self.index[usize::from(site.0)]?, *share as f32)))
-    }
-
-    /// The group's delay at every site, in milliseconds.
-    fn costs(&self, model: &Model, id: &GroupId, demand: Option<&Demand>, costs: &mut Vec<f32>) {
-        costs.clear();
-        costs.resize(self.sites.len(), 0.0);
-        let mut add = |site: u8, share: f32| {
-            costs.iter_mut().zip(self.row(site)).for_each(|(cost, ms)| *cost += share * ms);
-        };
-        let mut inside = 0;
-        for (site, share) in demand.into_iter().flat_map(|demand| self.known(&demand.inside)) {
-            add(site, share);
-            inside += 1;
-        }
-        for (site, share) in demand.into_iter().flat_map(|demand| self.known(&demand.outside)) {
-            add(site, share);
-        }
-        if inside == 0 {
-            for (cost, site) in costs.iter_mut().zip(&self.sites) {
-                *cost += model.clients_to(id, site).unwrap_or(0.0) as f32;
-            }
-        }
+        let light_ms = pairs.map(light).collect();
+        Self { mesh, light_ms }
     }
 
     /// The straight way from the ingresses of a group's clients to those of its servers, by share.
     fn light(&self, demand: &Demand) -> f64 {
         let mut sum = 0.0;
-        for (from, in_share) in self.known(&demand.inside) {
-            for (to, out_share) in self.known(&demand.outside) {
+        for (from, in_share) in self.shares(&demand.inside) {
+            for (to, out_share) in self.shares(&demand.outside) {
                 let at = usize::from(from) * self.sites.len() + usize::from(to);
-                sum += f64::from(in_share * out_share * self.light_ms[at]);
+                sum += in_share * out_share * f64::from(self.light_ms[at]);
             }
         }
         sum
@@ -213,6 +182,7 @@ impl Problem {
             delay_at: Vec::new(),
             light: 0.0,
             stranded: Vec::new(),
+            doubts: Vec::new(),
         };
         let mut rows = Rows::default();
         let mut classes = Classes::new(&cluster.policy);
@@ -244,7 +214,8 @@ impl Problem {
         let &Given { cluster, model, table, purpose, .. } = given;
         let Some(owner) = table.index[usize::from(group.owner.0)] else { return Ok(()) };
         let site = table.sites[usize::from(owner)];
-        let demand = model.demand(&group.id).filter(|demand| demand.packets_per_s > 0.0);
+        let known = model.known(&group.id).filter(|known| known.demand.packets_per_s > 0.0);
+        let demand = known.map(|known| &known.demand);
         let effect = classes.effect(&group.id);
         let lawful = Lawful { effect, within: given.within(&group.id) };
         let Some(mut stand) = stand(cluster, lawful, group, site, purpose) else { return Ok(()) };
@@ -260,13 +231,18 @@ impl Problem {
                 stand = Stand::Fixed(group.owner);
             }
         }
-        table.costs(model, &group.id, demand, &mut rows.delays);
-        let left_out_ms = rows.fill(table, lawful, group, stand);
+        table.delays(&group.id, known, &mut rows.delays);
+        let doubted = matches!((purpose, stand), (Purpose::Plan(_), Stand::Open)).then_some(owner);
+        let left_out_ms = rows.fill(table, lawful, group, stand, doubted);
         if rows.candidates.is_empty() {
             self.stranded.push(group.id);
             return Ok(());
         }
         let weight = demand.map_or(WEIGHT_MIN, |demand| demand.packets_per_s);
+        if doubted.is_some() && model.probes() {
+            let group = self.groups.len() as u32;
+            self.doubts.extend(Doubt::of(group, weight as f32, rows.undoubted(owner), &rows.delays));
+        }
         let charge_ms = match (purpose, stand) {
             (Purpose::Plan(_), Stand::Open) => {
                 effect.charge_ms(&cluster.policy, demand.map_or(0, |demand| demand.flows))
@@ -282,7 +258,7 @@ impl Problem {
             class: class.and_then(|class| self.instance.classes().nth(class)),
             candidates: &rows.candidates,
         })?;
-        let (here_ms, here_cost_ms) = (rows.delays[usize::from(owner)], rows.costs[usize::from(owner)]);
+        let (here_ms, here_cost_ms) = (rows.delays.ms[usize::from(owner)], rows.costs[usize::from(owner)]);
         self.weight += weight;
         self.present += weight * f64::from(here_ms);
         self.present_cost += weight * f64::from(here_cost_ms);
@@ -290,7 +266,7 @@ impl Problem {
         let open = table
             .sites
             .iter()
-            .zip(&rows.delays)
+            .zip(&rows.delays.ms)
             .zip(0..=u8::MAX)
             .filter(|((site, _), _)| site.takes_groups());
         let nearest = open.map(|((_, ms), n)| (*ms, n)).min_by(|a, b| a.0.total_cmp(&b.0));
@@ -310,7 +286,7 @@ impl Problem {
             self.standby.beside.insert(self.groups.len() as u32 - 1, rows.others(table, lawful, group, here));
         }
         self.delay_at.push(self.delay_ms.len() as u32);
-        self.delay_ms.extend(rows.candidates.iter().map(|there| rows.delays[usize::from(there.site)]));
+        self.delay_ms.extend(rows.candidates.iter().map(|there| rows.delays.ms[usize::from(there.site)]));
         Ok(())
     }
 
@@ -426,7 +402,7 @@ fn share_out(
     let mut sides: Vec<Vec<Side>> =
         apart.rules().map(|(_, labels)| vec![Side::new(domains.len()); labels]).collect();
     let groups = cluster.groups.values().filter(|_| !apart.is_empty());
-    let mut delays = Vec::new();
+    let mut delays = Delays::default();
     for group in groups {
         let of = apart.sides(&group.id);
         if of.is_empty() {
@@ -434,12 +410,15 @@ fn share_out(
         }
         let effect = classes.effect(&group.id);
         let demand = model.demand(&group.id);
-        table.costs(model, &group.id, demand, &mut delays);
+        table.delays(&group.id, model.known(&group.id), &mut delays);
         let may = |site: &&&Site| effect.allows(&group.id, site.id);
         let need = SiteSet::of(table.sites.iter().filter(may).map(|site| &site.id));
         let cost = |site: &Site, ms: f32| effect.cost_ms(&group.id, site.id, f64::from(ms));
-        let open =
-            table.sites.iter().zip(&delays).filter(|(site, _)| need.contains(site.id) && site.takes_groups());
+        let open = table
+            .sites
+            .iter()
+            .zip(&delays.ms)
+            .filter(|(site, _)| need.contains(site.id) && site.takes_groups());
         let mut best = vec![f64::INFINITY; domains.len()];
         for (site, &ms) in open {
             if let Some(domain) = domains.iter().position(|domain| domain.contains(site.id)) {
@@ -575,8 +554,8 @@ fn stand(
 /// Room for the costs and candidates of one group at a time.
 #[derive(Default)]
 struct Rows {
-    /// By site: the delay, and that with what rules add.
-    delays: Vec<f32>,
+    /// By site: the delay, and that with what rules and doubt add.
+    delays: Delays,
     costs: Vec<f32>,
     order: Vec<u8>,
     candidates: Vec<solver::Candidate>,
@@ -602,14 +581,34 @@ impl Rows {
         others
     }
 
+    /// The candidates at what they cost when nothing is in doubt.
+    fn undoubted(&self, owner: u8) -> impl Iterator<Item = solver::Candidate> + Clone {
+        let doubt_ms = move |site: u8| self.delays.doubt_ms(owner, site);
+        let candidates = self.candidates.iter();
+        candidates
+            .map(move |there| solver::Candidate { cost_ms: there.cost_ms - doubt_ms(there.site), ..*there })
+    }
+
     /// From the delays: the best sites that a group may have, its owner among them, and what the best of the others costs.
     /// Full ones too: whether there is room is the solver's to say.
-    fn fill(&mut self, table: &Table<'_>, lawful: Lawful<'_>, group: &Group, stand: Stand) -> f32 {
+    /// `doubted` is the owner of one that may stay: sites that are less surely known than that have to promise more.
+    fn fill(
+        &mut self,
+        table: &Table<'_>,
+        lawful: Lawful<'_>,
+        group: &Group,
+        stand: Stand,
+        doubted: Option<u8>,
+    ) -> f32 {
         let effect = lawful.effect;
-        let costs = table.sites.iter().zip(&self.delays);
+        let costs = table.sites.iter().zip(&self.delays.ms);
         let costs = costs.map(|(site, ms)| effect.cost_ms(&group.id, site.id, f64::from(*ms)) as f32);
         self.costs.clear();
         self.costs.extend(costs);
+        if let Some(owner) = doubted {
+            let sites = (0..=u8::MAX).zip(&mut self.costs);
+            sites.for_each(|(site, cost)| *cost += self.delays.doubt_ms(owner, site));
+        }
         self.candidates.clear();
         self.order.clear();
         let owner = table.index[usize::from(group.owner.0)];

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use flow::SiteId;
-use placement::core::delay::{Leg, Source};
+use placement::core::delay::{Leg, Near, Part, Source, Term};
 use placement::core::drain::{self, Progress};
 use placement::core::explain::{Blocked, Candidate, Explanation};
 use placement::core::{
@@ -367,12 +367,24 @@ pub struct CandidateView {
     pub total_ms: f64,
     /// From the clients' ingress to the site.
     pub inside_ms: f64,
-    /// From the site to the outside ingress, or to the servers.
+    /// Half of the way from the site to the servers and back over the outside ingress.
     pub outside_ms: f64,
     /// Waiting at the site.
     pub queue_ms: f64,
     /// What soft rules add, in milliseconds.
     pub rules_ms: f64,
+    /// From the clients to their ingress; the same at every site.
+    #[serde(default)]
+    pub access_ms: f64,
+    /// Standard deviation of the delay, in milliseconds.
+    #[serde(default)]
+    pub sd_ms: f64,
+    /// What it has to promise beyond the owner since it is less surely known, in milliseconds.
+    #[serde(default)]
+    pub doubt_ms: f64,
+    /// Each term, how sure it is and where it is known from.
+    #[serde(default)]
+    pub terms: Vec<TermView>,
     /// What its room is worth by the last round, in milliseconds of each packet; 0 where room is left.
     pub price_ms: f64,
     /// Load as a share of capacity with the group there.
@@ -390,21 +402,67 @@ pub struct LegView {
     pub ingress: String,
     /// One way, in milliseconds.
     pub ms: f64,
+    /// Standard deviation, in milliseconds.
+    #[serde(default)]
+    pub sd_ms: f64,
     /// `same` site, `measured` between the sites, `geography` by coordinates, or `unknown`.
     pub source: String,
     /// How old a measurement is, in seconds.
     pub age_s: Option<f64>,
 }
 
+/// A term of a group's delay at a site.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct TermView {
+    /// `access` (clients to their ingress), `inside` (ingress to site), `server` (site to servers), `return` (servers over the outside
+    /// ingress to the site) or `queue` (waiting at the site). Server and return count half.
+    pub term: String,
+    /// One way, in milliseconds.
+    pub ms: f64,
+    /// Standard deviation, in milliseconds.
+    pub sd_ms: f64,
+    /// Of the least sure way in it: `same` site, `measured`, `borrowed from NEIGHBOUR` (its `ingress`, `likeness`, `prefix`,
+    /// `network` or `distance`), `geography`, `assumed` at its ingress, or `unknown`.
+    pub source: String,
+    /// How old a measurement is, in seconds.
+    pub age_s: Option<f64>,
+}
+
+impl TermView {
+    fn of(term: &Term) -> Self {
+        let name = match term.part {
+            Part::Access => "access",
+            Part::Inside => "inside",
+            Part::Server => "server",
+            Part::Return => "return",
+            Part::Queue => "queue",
+        };
+        let (source, age_s) = source(term.leg.source);
+        Self { term: name.to_owned(), ms: term.leg.ms, sd_ms: term.leg.sd_ms, source, age_s }
+    }
+}
+
+/// The name of a source, and its age in seconds.
+fn source(source: Source) -> (String, Option<f64>) {
+    let name = match source {
+        Source::Same => "same",
+        Source::Measured { .. } => "measured",
+        Source::Borrowed { from: Near::Ingress, .. } => "borrowed from ingress",
+        Source::Borrowed { from: Near::Likeness, .. } => "borrowed from likeness",
+        Source::Borrowed { from: Near::Prefix, .. } => "borrowed from prefix",
+        Source::Borrowed { from: Near::Network, .. } => "borrowed from network",
+        Source::Borrowed { from: Near::Distance, .. } => "borrowed from distance",
+        Source::Geography => "geography",
+        Source::Assumed => "assumed",
+        Source::Unknown => "unknown",
+    };
+    (name.to_owned(), source.age().map(|age| age.0 as f64 / 1e6))
+}
+
 impl LegView {
     fn of(cluster: &Cluster, (site, leg): &(SiteId, Leg)) -> Self {
-        let (source, age_s) = match leg.source {
-            Source::Same => ("same", None),
-            Source::Measured { age } => ("measured", Some(age.0 as f64 / 1e6)),
-            Source::Geography => ("geography", None),
-            Source::Unknown => ("unknown", None),
-        };
-        Self { ingress: site_name(cluster, *site), ms: leg.ms, source: source.to_owned(), age_s }
+        let (source, age_s) = source(leg.source);
+        Self { ingress: site_name(cluster, *site), ms: leg.ms, sd_ms: leg.sd_ms, source, age_s }
     }
 }
 
@@ -417,6 +475,10 @@ impl CandidateView {
             outside_ms: candidate.terms.outside_ms,
             queue_ms: candidate.terms.queue_ms,
             rules_ms: candidate.rules_ms,
+            access_ms: candidate.terms.access_ms,
+            sd_ms: candidate.terms.sd_ms,
+            doubt_ms: candidate.doubt_ms,
+            terms: candidate.terms.parts.iter().map(TermView::of).collect(),
             price_ms: candidate.price_ms,
             legs: candidate.terms.legs.iter().map(|leg| LegView::of(cluster, leg)).collect(),
             fill: candidate.fill,

@@ -1,0 +1,614 @@
+//! Delays by site, made once per round: between sites, and from each site over each server prefix and back.
+
+use std::collections::BTreeMap;
+
+use flow::{GroupId, Micros, SiteId};
+
+use super::servers::{Server, common_bits};
+use super::{Guess, Known, Leg, Model, Near, Part, Source, Term, Terms, one_way, prior, queue_ms};
+use crate::core::model::{Cluster, Site};
+use crate::likeness::{Likeness, Seen};
+use crate::solver::SITES_MAX;
+
+/// Standard deviation of a server's way to where its packets come in, if it was never measured, in milliseconds. It is the same at all
+/// sites, so what is assumed of a server decides nothing.
+const ASSUMED_SD_MS: f64 = 40.0;
+/// A server at some way from its ingress may be on this side of it or on the other: standard deviation as a share of that way.
+const STRETCH_SD_SHARE: f64 = 0.5;
+/// Networks do not always take the way that sites take: standard deviation as a share of the way between the sites.
+const ROUTE_SD_SHARE: f64 = 0.1;
+/// What likeness says is not surer than one measurement: its standard deviation at least, in milliseconds.
+const ALIKE_SD_MS: f64 = 2.0;
+/// Prefixes on either side that are looked at for a neighbour.
+const NEIGHBOURS: usize = 8;
+/// Prefixes that share so many bits, and by how many milliseconds their ways differ (standard deviation), the nearest first.
+const NEAR_BITS_SD_MS: [(u32, f64); 3] = [(22, 3.0), (20, 5.0), (16, 8.0)];
+/// The same in a network, and within 300 km.
+const NETWORK_SD_MS: f64 = 10.0;
+const DISTANCE_SD_MS: f64 = 12.0;
+const DISTANCE_KM_MAX: f64 = 300.0;
+/// Degrees of a cell in which places are looked up by distance: at least as wide as that up to 60 degrees north.
+const CELL_DEGREES: f64 = 6.0;
+/// Servers of a network or a cell that are looked at.
+const PEERS_MAX: usize = 16;
+/// A source has to have this share of a part to be named.
+const NAMED_SHARE: f64 = 0.05;
+
+/// A group's delay at every site in milliseconds, and the variance that differs between sites.
+#[derive(Debug, Default)]
+pub(crate) struct Delays {
+    pub(crate) ms: Vec<f32>,
+    pub(crate) variance: Vec<f32>,
+}
+
+/// Standard deviations that a site has to promise more if it is less surely known than where the group is.
+const DOUBT: f32 = 0.5;
+
+impl Delays {
+    /// What a site has to promise beyond the present one, in milliseconds, by as much as it is less surely known. What both have in
+    /// common, such as the access line or a server that nobody measured, is in neither.
+    pub(crate) fn doubt_ms(&self, present: u8, site: u8) -> f32 {
+        let variance = |site: u8| self.variance.get(usize::from(site)).copied().unwrap_or(0.0);
+        DOUBT * (variance(site) - variance(present)).max(0.0).sqrt()
+    }
+}
+
+/// Where a share of a group's packets goes.
+enum End {
+    /// A server prefix with this row.
+    Row(u32),
+    /// A server that is taken to be at this ingress.
+    Ingress(u8),
+}
+
+/// What was measured of a server prefix.
+#[derive(Default)]
+struct Heard {
+    /// Where its packets come in, by index.
+    home: Option<u8>,
+    /// One way from there, and how long ago that was measured.
+    stretch: Option<(Guess, Micros)>,
+    /// One way from sites.
+    ways: Vec<(u8, Guess, Micros)>,
+    /// Half of the way from a site over the server and its home back.
+    loops: Vec<(u8, Guess, Micros)>,
+    /// Ways that a site measured by itself.
+    direct: usize,
+}
+
+/// A server prefix from one site.
+struct Ways {
+    server: Leg,
+    /// Over its home.
+    back: Leg,
+    /// Half of both.
+    outside: Guess,
+}
+
+/// Delays between all sites, and rows of delays of server prefixes.
+pub(crate) struct Mesh<'a> {
+    pub(crate) sites: Vec<&'a Site>,
+    pub(crate) index: [Option<u8>; SITES_MAX],
+    model: &'a Model,
+    now: Micros,
+    legs: Vec<Leg>,
+    ms: Vec<f32>,
+    variance: Vec<f32>,
+    heard: Vec<Heard>,
+    networks: BTreeMap<u32, Vec<u32>>,
+    cells: BTreeMap<(i32, i32), Vec<u32>>,
+    likeness: Option<Likeness>,
+    /// By number of the server prefix; `u32::MAX` where there is no row.
+    row_of: Vec<u32>,
+    homes: Vec<u8>,
+    row_ms: Vec<f32>,
+    row_variance: Vec<f32>,
+}
+
+impl<'a> Mesh<'a> {
+    /// With rows for the servers of all groups.
+    pub(crate) fn new(cluster: &'a Cluster, model: &'a Model, now: Micros) -> Self {
+        let mut mesh = Self::without_rows(cluster, model, now);
+        let all: Vec<u32> = model.servers.iter().map(|(number, _)| number).collect();
+        all.into_iter().for_each(|number| mesh.add_row(number));
+        mesh
+    }
+
+    /// With rows for the servers of one group.
+    pub(crate) fn of(cluster: &'a Cluster, model: &'a Model, group: &GroupId, now: Micros) -> Self {
+        let mut mesh = Self::without_rows(cluster, model, now);
+        let talk = model.known(group).into_iter().flat_map(|known| &known.talk);
+        talk.for_each(|(number, _)| mesh.add_row(*number));
+        mesh
+    }
+
+    fn without_rows(cluster: &'a Cluster, model: &'a Model, now: Micros) -> Self {
+        let sites: Vec<&Site> = cluster.sites.values().collect();
+        let mut index = [None; SITES_MAX];
+        for (site, n) in sites.iter().zip(0..=u8::MAX) {
+            index[usize::from(site.id.0)] = Some(n);
+        }
+        let pairs = sites.iter().flat_map(|a| sites.iter().map(move |b| (a, b)));
+        let legs: Vec<Leg> = pairs.map(|(a, b)| model.between(a, b, now)).collect();
+        let mut mesh = Self {
+            ms: legs.iter().map(|leg| leg.ms as f32).collect(),
+            variance: legs.iter().map(|leg| leg.variance() as f32).collect(),
+            sites,
+            index,
+            model,
+            now,
+            legs,
+            heard: Vec::new(),
+            networks: BTreeMap::new(),
+            cells: BTreeMap::new(),
+            likeness: None,
+            row_of: vec![u32::MAX; model.servers.len()],
+            homes: Vec::new(),
+            row_ms: Vec::new(),
+            row_variance: Vec::new(),
+        };
+        mesh.hear();
+        mesh
+    }
+
+    /// Gathers what was measured of servers, and who is near whom.
+    fn hear(&mut self) {
+        let mut heard: Vec<Heard> = Vec::new();
+        heard.resize_with(self.model.servers.len(), Heard::default);
+        for (number, server) in self.model.servers.iter() {
+            let new = self.heard_of(server);
+            if !new.ways.is_empty() {
+                if let Some(network) = server.place.network {
+                    push_bounded(self.networks.entry(network).or_default(), number);
+                }
+                if let Some(at) = server.place.at {
+                    push_bounded(self.cells.entry(cell(at)).or_default(), number);
+                }
+            }
+            heard[number as usize] = new;
+        }
+        if heard.iter().any(|heard| heard.direct >= 2) {
+            let row = |a: usize| (0..self.len()).map(|b| 2.0 * self.ms[a * self.len() + b]).collect();
+            let rows: Vec<Vec<f32>> = (0..self.len()).map(row).collect();
+            self.likeness = Some(Likeness::new(&rows));
+        }
+        self.heard = heard;
+    }
+
+    fn len(&self) -> usize {
+        self.sites.len()
+    }
+
+    fn leg(&self, a: u8, b: u8) -> Leg {
+        self.legs[usize::from(a) * self.len() + usize::from(b)]
+    }
+
+    fn at(&self, site: SiteId) -> Option<u8> {
+        self.index[usize::from(site.0)]
+    }
+
+    fn heard_of(&self, server: &Server) -> Heard {
+        let mut heard = Heard { home: server.home.and_then(|home| self.at(home)), ..Heard::default() };
+        for seen in server.seen.iter().filter(|seen| seen.over.is_none()) {
+            if let Some((site, (guess, age))) = self.at(seen.site).zip(seen.window.guess(self.now)) {
+                heard.ways.push((site, one_way(guess), age));
+            }
+        }
+        heard.direct = heard.ways.len();
+        let Some(home) = heard.home else { return heard };
+        for seen in server.seen.iter().filter(|seen| seen.over.is_some() && seen.over == server.home) {
+            if let Some((site, (guess, age))) = self.at(seen.site).zip(seen.window.guess(self.now)) {
+                heard.loops.push((site, one_way(guess), age));
+            }
+        }
+        let direct =
+            heard.ways.iter().find(|(site, _, _)| *site == home).map(|(_, guess, age)| (*guess, *age));
+        heard.stretch = direct.or_else(|| self.stretch(home, &heard.loops));
+        if let Some((stretch, age)) = heard.stretch.filter(|_| direct.is_none()) {
+            heard.ways.push((home, stretch, age));
+        }
+        for &(site, half, age) in &heard.loops {
+            let (Some((stretch, _)), false) =
+                (heard.stretch, heard.ways.iter().any(|(known, _, _)| *known == site))
+            else {
+                continue;
+            };
+            // The loop less the way back over the home.
+            let leg = self.leg(home, site);
+            let ms = (2.0 * half.ms - leg.ms - stretch.ms).max(0.0);
+            heard.ways.push((site, Guess { ms, variance: half.variance + leg.variance() }, age));
+        }
+        heard
+    }
+
+    /// The way from its home to a server, from loops: each is the way between the sites and this, there and back.
+    fn stretch(&self, home: u8, loops: &[(u8, Guess, Micros)]) -> Option<(Guess, Micros)> {
+        let (mut weights, mut sum, mut youngest) = (0.0, 0.0, None);
+        for &(site, half, age) in loops {
+            let leg = self.leg(home, site);
+            let weight = 1.0 / (half.variance + leg.variance());
+            weights += weight;
+            sum += weight * (half.ms - leg.ms).max(0.0);
+            youngest = Some(youngest.map_or(age, |known: Micros| known.min(age)));
+        }
+        Some((Guess { ms: sum / weights, variance: 1.0 / weights }, youngest?))
+    }
+
+    fn add_row(&mut self, number: u32) {
+        let Some(home) = self.heard[number as usize].home else { return };
+        self.row_of[number as usize] = self.homes.len() as u32;
+        self.homes.push(home);
+        for ways in self.ways(number, home) {
+            self.row_ms.push(ways.outside.ms as f32);
+            self.row_variance.push(ways.outside.variance as f32);
+        }
+    }
+
+    /// A server prefix from every site, and back over its home.
+    fn ways(&self, number: u32, home: u8) -> Vec<Ways> {
+        let servers = self.from_sites(number, home);
+        let at_home = servers[usize::from(home)];
+        let heard = &self.heard[number as usize];
+        let ways = servers.into_iter().zip(0..=u8::MAX).map(|(server, site)| {
+            let leg = self.leg(home, site);
+            let source = if at_home.source.rank() > leg.source.rank() { at_home.source } else { leg.source };
+            let back = Guess { ms: at_home.ms + leg.ms, variance: at_home.variance() + leg.variance() };
+            let sum = Guess { ms: server.ms + back.ms, variance: server.variance() + back.variance };
+            let (half, back) = (one_way(sum), Leg::new(back, source));
+            let loops =
+                heard.loops.iter().filter(|(at, _, _)| *at == site).map(|(_, loop_half, _)| *loop_half);
+            match loops.min_by(|a, b| a.variance.total_cmp(&b.variance)) {
+                // Measured as a whole.
+                Some(whole) if whole.variance <= half.variance => {
+                    let ms = (2.0 * whole.ms - server.ms).max(0.0);
+                    Ways { server, back: Leg { ms, ..back }, outside: whole }
+                }
+                _ => Ways { server, back, outside: half },
+            }
+        });
+        ways.collect()
+    }
+
+    /// One way from every site to a server prefix: of all that speak of it, the surest.
+    fn from_sites(&self, number: u32, home: u8) -> Vec<Leg> {
+        let heard = &self.heard[number as usize];
+        let mut legs: Vec<Leg> =
+            (0..=u8::MAX).take(self.len()).map(|site| self.past(heard, home, site)).collect();
+        let mut offer = |site: u8, guess: Guess, source: Source| {
+            let (leg, known) = (Leg::new(guess, source), &mut legs[usize::from(site)]);
+            if (leg.sd_ms, source.rank()) < (known.sd_ms, known.source.rank()) {
+                *known = leg;
+            }
+        };
+        for &(site, guess, age) in &heard.ways {
+            offer(site, guess, Source::Measured { age });
+        }
+        if let Some(server) = self.model.servers.get(number) {
+            for (site, line) in self.lines(server).into_iter().enumerate() {
+                line.into_iter().for_each(|line| offer(site as u8, line, Source::Geography));
+            }
+            self.borrow(server, home, &mut offer);
+        }
+        self.alike(heard, &mut offer);
+        legs
+    }
+
+    /// Past its home, from where it may lie in any direction.
+    fn past(&self, heard: &Heard, home: u8, site: u8) -> Leg {
+        let leg = self.leg(home, site);
+        let Some((stretch, age)) = heard.stretch else {
+            let variance = leg.variance() + ASSUMED_SD_MS * ASSUMED_SD_MS;
+            return Leg::new(Guess { ms: leg.ms, variance }, Source::Assumed);
+        };
+        let (side, route) = (STRETCH_SD_SHARE * stretch.ms, ROUTE_SD_SHARE * leg.ms);
+        let variance = leg.variance() + stretch.variance + side * side + route * route;
+        Leg::new(Guess { ms: leg.ms + stretch.ms, variance }, Source::Borrowed { from: Near::Ingress, age })
+    }
+
+    /// By the great circle, where both places are known.
+    fn lines(&self, server: &Server) -> Vec<Option<Guess>> {
+        let line = |site: &&Site| {
+            let km = prior::great_circle_km(server.place.at?, site.coordinates()?);
+            Some(prior::line(km, server.place.radius_km))
+        };
+        self.sites.iter().map(line).collect()
+    }
+
+    /// By sites that have the same delays from where it was measured.
+    fn alike(&self, heard: &Heard, offer: &mut impl FnMut(u8, Guess, Source)) {
+        let Some(likeness) = self.likeness.as_ref().filter(|_| heard.direct >= 2) else { return };
+        let direct = &heard.ways[..heard.direct];
+        let seen = |&(site, guess, age): &(u8, Guess, Micros)| Seen {
+            site: usize::from(site),
+            ms: 2.0 * guess.ms as f32,
+            age_s: (age.0 / 1_000_000) as f32,
+        };
+        let seen: Vec<Seen> = direct.iter().map(seen).collect();
+        let age = direct.iter().map(|(_, _, age)| *age).min().unwrap_or_default();
+        let source = Source::Borrowed { from: Near::Likeness, age };
+        let estimates = likeness.estimate(&seen, None);
+        for (site, estimate) in estimates.iter().enumerate().filter(|(_, estimate)| !estimate.measured) {
+            let sd = f64::from(estimate.spread * (estimate.ms + crate::likeness::OFFSET_MS)) / 2.0;
+            let variance = sd * sd + ALIKE_SD_MS * ALIKE_SD_MS;
+            offer(site as u8, Guess { ms: f64::from(estimate.ms) / 2.0, variance }, source);
+        }
+    }
+
+    /// What neighbours have more than is thought of them, on top of what is thought of this one.
+    fn borrow(&self, server: &Server, home: u8, offer: &mut impl FnMut(u8, Guess, Source)) {
+        let near = self.neighbours(server);
+        if near.is_empty() {
+            return;
+        }
+        let mut sums = vec![(0.0, 0.0, f64::INFINITY, Near::Distance, Micros(u64::MAX)); self.len()];
+        for (number, from, near_variance) in near {
+            let (Some(other), heard) = (self.model.servers.get(number), &self.heard[number as usize]) else {
+                continue;
+            };
+            for &(site, guess, age) in &heard.ways {
+                let Some(more) = self.more(server, home, other, heard.home, site) else { continue };
+                let (weights, sum, least, source, youngest) = &mut sums[usize::from(site)];
+                let weight = 1.0 / (guess.variance + near_variance);
+                *weights += weight;
+                *sum += weight * (guess.ms + more);
+                if near_variance < *least {
+                    (*least, *source) = (near_variance, from);
+                }
+                *youngest = age.min(*youngest);
+            }
+        }
+        for ((weights, sum, least, from, age), site) in sums.into_iter().zip(0..=u8::MAX) {
+            if weights > 0.0 {
+                // Many neighbours say what is common to all; what this one has for itself they do not know.
+                let guess = Guess { ms: (sum / weights).max(0.0), variance: 1.0 / weights + least };
+                offer(site, guess, Source::Borrowed { from, age });
+            }
+        }
+    }
+
+    /// What is thought of a server beyond what is thought of another, from a site.
+    fn more(
+        &self,
+        server: &Server,
+        home: u8,
+        other: &Server,
+        other_home: Option<u8>,
+        site: u8,
+    ) -> Option<f64> {
+        let place = self.sites[usize::from(site)].coordinates();
+        if let (Some(place), Some(a), Some(b)) = (place, server.place.at, other.place.at) {
+            let ms = |at| prior::line(prior::great_circle_km(at, place), 0.0).ms;
+            return Some(ms(a) - ms(b));
+        }
+        Some(self.leg(home, site).ms - self.leg(other_home?, site).ms)
+    }
+
+    /// Who is near, why, and the variance of what two that are so near differ by: by prefix, else by network, else by distance.
+    pub(super) fn neighbours(&self, server: &Server) -> Vec<(u32, Near, f64)> {
+        let by_prefix = &self.model.servers.by_prefix;
+        let before = by_prefix.range(..server.prefix).rev().take(NEIGHBOURS);
+        let after = by_prefix.range(server.prefix..).filter(|(prefix, _)| **prefix != server.prefix);
+        let known = |number: u32| !self.heard[number as usize].ways.is_empty();
+        let near = |(prefix, &number): (&flow::Prefix, &u32)| {
+            let scale = if prefix.address().is_ipv4() { 1 } else { 2 };
+            let bits = common_bits(prefix, &server.prefix) / scale;
+            let (_, sd) = NEAR_BITS_SD_MS.iter().find(|(least, _)| bits >= *least)?;
+            known(number).then_some((number, Near::Prefix, sd * sd))
+        };
+        let mut near: Vec<_> = before.chain(after.take(NEIGHBOURS)).filter_map(near).collect();
+        if near.is_empty()
+            && let Some(peers) = server.place.network.and_then(|network| self.networks.get(&network))
+        {
+            let others = peers.iter().filter(|&&number| self.is_other(number, server));
+            near.extend(others.map(|&number| (number, Near::Network, NETWORK_SD_MS * NETWORK_SD_MS)));
+        }
+        if near.is_empty()
+            && let Some(at) = server.place.at
+        {
+            self.within_reach(server, at, &mut near);
+        }
+        near
+    }
+
+    fn is_other(&self, number: u32, server: &Server) -> bool {
+        self.model.servers.get(number).is_some_and(|other| other.prefix != server.prefix)
+    }
+
+    fn within_reach(&self, server: &Server, at: (f64, f64), near: &mut Vec<(u32, Near, f64)>) {
+        let (row, column) = cell(at);
+        let around =
+            (row - 1..=row + 1).flat_map(|row| (column - 1..=column + 1).map(move |column| (row, column)));
+        for &number in around.filter_map(|cell| self.cells.get(&cell)).flatten() {
+            let place = self.model.servers.get(number).and_then(|other| other.place.at);
+            let Some(km) = place.map(|place| prior::great_circle_km(at, place)) else { continue };
+            if km <= DISTANCE_KM_MAX && self.is_other(number, server) {
+                let sd = DISTANCE_SD_MS + km / prior::KM_PER_MS;
+                near.push((number, Near::Distance, sd * sd));
+            }
+        }
+        near.truncate(PEERS_MAX);
+    }
+
+    /// Known sites of shares, by index.
+    pub(crate) fn shares<'b>(
+        &'b self,
+        shares: impl IntoIterator<Item = (&'b SiteId, &'b f64)> + 'b,
+    ) -> impl Iterator<Item = (u8, f64)> + 'b {
+        shares.into_iter().filter_map(|(site, share)| Some((self.at(*site)?, *share)))
+    }
+
+    /// Where the world's side of a group's packets goes, by share: by packets over ingresses, and by handshakes over the servers
+    /// that are behind each; where none is known, one is taken to be at the ingress.
+    fn ends(&self, known: &Known, mut take: impl FnMut(f64, End)) {
+        let row = |number: u32| self.row_of.get(number as usize).copied().filter(|row| *row != u32::MAX);
+        let rows =
+            || known.talk.iter().filter_map(|(number, count)| Some((row(*number)?, f64::from(*count))));
+        let mut share_out = |share: f64, home: Option<u8>| {
+            let behind = |row: u32| home.is_none_or(|home| self.homes[row as usize] == home);
+            let total: f64 = rows().filter(|(row, _)| behind(*row)).map(|(_, count)| count).sum();
+            if total > 0.0 {
+                for (row, count) in rows().filter(|(row, _)| behind(*row)) {
+                    take(share * count / total, End::Row(row));
+                }
+            } else if let Some(home) = home {
+                take(share, End::Ingress(home));
+            }
+        };
+        if known.demand.outside.is_empty() {
+            return share_out(1.0, None);
+        }
+        for (home, share) in self.shares(&known.demand.outside) {
+            share_out(share, Some(home));
+        }
+    }
+
+    /// A group's delay at every site. Waiting is not among it.
+    pub(crate) fn delays(&self, id: &GroupId, known: Option<&Known>, delays: &mut Delays) {
+        let Delays { ms, variance } = delays;
+        for row in [&mut *ms, &mut *variance] {
+            row.clear();
+            row.resize(self.len(), 0.0);
+        }
+        let mut add = |share: f64, row_ms: &[f32], row_variance: &[f32]| {
+            let (share, square) = (share as f32, (share * share) as f32);
+            for ((ms, variance), (more, doubt)) in
+                ms.iter_mut().zip(&mut *variance).zip(row_ms.iter().zip(row_variance))
+            {
+                *ms += share * more;
+                *variance += square * doubt;
+            }
+        };
+        let len = self.len();
+        let (mut inside, mut access_ms) = (0, 0.0);
+        if let Some(known) = known {
+            for (site, share) in self.shares(&known.demand.inside) {
+                let at = usize::from(site) * len..(usize::from(site) + 1) * len;
+                add(share, &self.ms[at.clone()], &self.variance[at]);
+                let ingress = self.sites[usize::from(site)].id;
+                access_ms += share * self.model.access(id, known, ingress, self.now).ms;
+                inside += 1;
+            }
+            self.ends(known, |share, end| match end {
+                End::Row(row) => {
+                    let at = row as usize * len..(row as usize + 1) * len;
+                    add(share, &self.row_ms[at.clone()], &self.row_variance[at]);
+                }
+                End::Ingress(site) => {
+                    let at = usize::from(site) * len..(usize::from(site) + 1) * len;
+                    add(share, &self.ms[at.clone()], &self.variance[at]);
+                }
+            });
+        }
+        if inside == 0 {
+            for ((ms, variance), site) in ms.iter_mut().zip(&mut *variance).zip(&self.sites) {
+                let Some(guess) = self.model.clients_to(id, site) else { continue };
+                *ms += guess.ms as f32;
+                *variance += guess.variance as f32;
+            }
+        }
+        if access_ms > 0.0 {
+            ms.iter_mut().for_each(|ms| *ms += access_ms as f32);
+        }
+    }
+
+    /// The terms of a group's delay at a site whose load would be `fill` of its capacity.
+    pub(crate) fn terms(&self, id: &GroupId, site: SiteId, fill: f64) -> Terms {
+        let known = self.model.known(id);
+        let at = self.at(site).unwrap_or(0);
+        let mut legs = Vec::new();
+        let [mut access, mut inside, mut server, mut back] = [Blend::default(); 4];
+        let mut outside = Guess { ms: 0.0, variance: 0.0 };
+        if let Some(known) = known {
+            for (ingress, share) in self.shares(&known.demand.inside) {
+                let (id_there, leg) = (self.sites[usize::from(ingress)].id, self.leg(ingress, at));
+                legs.push((id_there, leg));
+                inside.add(share, leg);
+                access.add(share, self.model.access(id, known, id_there, self.now));
+            }
+            let outsides = self.shares(&known.demand.outside);
+            legs.extend(outsides.map(|(other, _)| (self.sites[usize::from(other)].id, self.leg(other, at))));
+            self.ends(known, |share, end| {
+                let ways = match end {
+                    End::Row(row) => self.ways_of_row(row, at),
+                    End::Ingress(home) => self.assumed(home, at),
+                };
+                server.add(share, ways.server);
+                back.add(share, ways.back);
+                outside.ms += share * ways.outside.ms;
+                outside.variance += share * share * ways.outside.variance;
+            });
+        }
+        if inside.source.is_none()
+            && let Some(guess) = self.model.clients_to(id, self.sites[usize::from(at)])
+        {
+            inside.add(1.0, Leg::new(guess, Source::Geography));
+        }
+        let queue = Leg { ms: queue_ms(fill), sd_ms: 0.0, source: Source::Same };
+        let parts =
+            [(Part::Access, access), (Part::Inside, inside), (Part::Server, server), (Part::Return, back)];
+        let parts = parts.into_iter().map(|(part, blend)| Term { part, leg: blend.leg() });
+        Terms {
+            access_ms: access.ms,
+            inside_ms: inside.ms,
+            outside_ms: outside.ms,
+            queue_ms: queue.ms,
+            sd_ms: (access.variance + inside.variance + outside.variance).sqrt(),
+            parts: parts.chain([Term { part: Part::Queue, leg: queue }]).collect(),
+            legs,
+        }
+    }
+
+    fn ways_of_row(&self, row: u32, site: u8) -> Ways {
+        let number = self.row_of.iter().position(|known| *known == row).unwrap_or(0);
+        self.ways(number as u32, self.homes[row as usize]).swap_remove(usize::from(site))
+    }
+
+    /// One way from a site to a server prefix.
+    #[cfg(test)]
+    pub(super) fn leg_of(&self, number: u32, site: SiteId) -> Option<Leg> {
+        let home = self.heard[number as usize].home?;
+        self.from_sites(number, home).get(usize::from(self.at(site)?)).copied()
+    }
+
+    /// A server that is taken to be at its ingress.
+    fn assumed(&self, home: u8, site: u8) -> Ways {
+        let leg = self.leg(home, site);
+        let unsure = Guess { ms: leg.ms, variance: leg.variance() + ASSUMED_SD_MS * ASSUMED_SD_MS };
+        let wide = Leg::new(unsure, Source::Assumed);
+        let outside = Guess { ms: leg.ms, variance: unsure.variance / 2.0 };
+        Ways { server: wide, back: wide, outside }
+    }
+}
+
+/// A sum over shares, and the least sure source of those that count.
+#[derive(Clone, Copy, Default)]
+struct Blend {
+    ms: f64,
+    variance: f64,
+    source: Option<Source>,
+}
+
+impl Blend {
+    fn add(&mut self, share: f64, leg: Leg) {
+        self.ms += share * leg.ms;
+        self.variance += share * share * leg.variance();
+        if self.source.is_none_or(|known| share >= NAMED_SHARE && leg.source.rank() > known.rank()) {
+            self.source = Some(leg.source);
+        }
+    }
+
+    fn leg(self) -> Leg {
+        let guess = Guess { ms: self.ms, variance: self.variance };
+        Leg::new(guess, self.source.unwrap_or(Source::Unknown))
+    }
+}
+
+fn push_bounded(list: &mut Vec<u32>, number: u32) {
+    if list.len() < PEERS_MAX {
+        list.push(number);
+    }
+}
+
+fn cell((latitude, longitude): (f64, f64)) -> (i32, i32) {
+    ((latitude / CELL_DEGREES).floor() as i32, (longitude / CELL_DEGREES).floor() as i32)
+}
