@@ -9,12 +9,13 @@ use std::path::{Path, PathBuf};
 
 use dataplane::dpdk::{Device, DpdkConfig, DpdkError, Idle, buffers_min, memory_min_mb};
 use dataplane::process::Link;
-use flow::{SiteId, WorkerId};
+use flow::{Prefix, SiteId, WorkerId};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use transfer::name::is_label;
 
 use crate::site::core::Bounds;
+use crate::site::prober::{self, ProbeSettings};
 pub use openvswitch::{OpenVswitch, SwitchSettings};
 
 /// Why a file is of no use.
@@ -272,6 +273,8 @@ pub struct SiteConfig {
     pub bounds: Bounds,
     /// Bytes per second that moves from here may use.
     pub rate_bytes_per_s: u64,
+    /// Which servers may be measured from here, and how often; `None` for none.
+    pub probe: Option<ProbeSettings>,
 }
 
 /// Another site.
@@ -303,6 +306,8 @@ struct RawSite {
     workers: RawWorkers,
     #[serde(default)]
     moves: RawMoves,
+    #[serde(default)]
+    probe: RawProbe,
 }
 
 #[derive(Deserialize)]
@@ -321,6 +326,30 @@ struct RawMoves {
     late_ms: Option<u64>,
     relay_ms: Option<u64>,
     rate_mbit_per_s: Option<u64>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawProbe {
+    #[serde(default)]
+    enabled: bool,
+    per_second: Option<u64>,
+    #[serde(default)]
+    networks: Vec<Prefix>,
+}
+
+impl RawProbe {
+    /// Off unless enabled; what is given is checked all the same.
+    fn validate(self, file: &File<'_>) -> Result<Option<ProbeSettings>, ConfigError> {
+        let per_second = self.per_second.unwrap_or(prober::PER_SECOND.into());
+        let per_second =
+            file.bounded("probe.per_second", per_second, 1, prober::PER_SECOND_MAX.into())? as u16;
+        if self.networks.len() > prober::NETWORKS_MAX {
+            let remedy = format!("give at most {} networks, or none to allow any", prober::NETWORKS_MAX);
+            return Err(file.error("probe.networks", format!("{} of them", self.networks.len()), remedy));
+        }
+        Ok(self.enabled.then_some(ProbeSettings { per_second, networks: self.networks }))
+    }
 }
 
 /// A tenth of a 10 Gbit/s link.
@@ -366,6 +395,7 @@ impl SiteConfig {
             worker_ports: ports,
             bounds,
             rate_bytes_per_s: file.bounded("moves.rate_mbit_per_s", rate, 1, 400_000)? * 125_000,
+            probe: raw.probe.validate(&file)?,
         })
     }
 }
@@ -747,6 +777,23 @@ mod tests {
         let path = directory.path().join("switch.control");
         assert_eq!(config.switch.address.to_string(), format!("unix:{}", path.display()));
         assert_eq!(config.switch.in_force, switchctl::InForce::Barrier);
+    }
+
+    #[test]
+    fn probes_are_off_unless_enabled_and_their_rate_is_bounded() {
+        let config = |table: &str| {
+            let (_directory, path) = written(&format!("{SITE}{table}"));
+            SiteConfig::read(&path).map(|config| config.probe).map_err(|error| error.to_string())
+        };
+        assert_eq!(config(""), Ok(None));
+        assert_eq!(config("[probe]\nper_second = 5\n"), Ok(None));
+        let any = ProbeSettings { per_second: prober::PER_SECOND, networks: vec![] };
+        assert_eq!(config("[probe]\nenabled = true\n"), Ok(Some(any)));
+        let some = config("[probe]\nenabled = true\nper_second = 5\nnetworks = [\"203.0.113.0/24\"]\n");
+        let networks = vec!["203.0.113.0/24".parse().unwrap()];
+        assert_eq!(some, Ok(Some(ProbeSettings { per_second: 5, networks })));
+        let wrong = config("[probe]\nper_second = 1000\n").unwrap_err();
+        assert!(wrong.contains("probe.per_second = \"1000\": use 1 to 100"), "{wrong}");
     }
 
     #[test]

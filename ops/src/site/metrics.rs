@@ -1,19 +1,27 @@
 //! What the agent counts and reports: metrics for Prometheus, loads and delays for placement.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use dataplane::control::Stats;
-use flow::{Prefix, SiteId, WorkerId};
-use placement::core::{GroupReport, PeerRtt, SiteReport};
+use dataplane::control::{RoundTrip, Stats, Talk};
+use flow::{GroupId, Prefix, SiteId, WorkerId};
+use placement::core::{
+    ClientRtt, GroupReport, GroupTalk, PeerRtt, REPORT_WAYS_MAX, ServerRtt, SiteReport, TALK_LEN_MAX,
+};
 use prometheus::{Gauge, GaugeVec, IntCounter, IntGauge, IntGaugeVec, Opts, Registry};
 use switchctl::session::SwitchEvent;
 
 use super::core::Agent;
+use super::prober::Prober;
 
-/// Weight of a new round trip in the running mean.
-const RTT_GAIN: f64 = 0.3;
+/// Ways that wait for a report, to clients and servers together; more are left out.
+const WAYS_MAX: usize = 2 * REPORT_WAYS_MAX;
+/// Groups whose servers wait for a report; more are left out.
+const TALKS_MAX: usize = 16_384;
+/// Server prefixes of one of them; the report has those with the most handshakes.
+const TALK_SERVERS_MAX: usize = 64;
 
 /// Counters and gauges of one agent.
 pub struct SiteMetrics {
@@ -23,6 +31,7 @@ pub struct SiteMetrics {
     flows: IntGaugeVec,
     busy: GaugeVec,
     rtt: GaugeVec,
+    probes: IntGaugeVec,
     moves: IntGaugeVec,
     in_progress: IntGaugeVec,
     flows_sent: IntCounter,
@@ -38,11 +47,34 @@ pub struct SiteMetrics {
     revision: IntGauge,
 }
 
+/// Whom a round trip is with.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Way {
+    Clients(GroupId),
+    Servers(Prefix),
+}
+
+/// Round trips of several workers, in microseconds.
+#[derive(Clone, Copy)]
+struct Trips {
+    count: u32,
+    min_us: u32,
+    sum_us: u64,
+    answered: Option<SocketAddr>,
+}
+
+impl Trips {
+    fn mean_us(&self) -> u32 {
+        u32::try_from(self.sum_us / u64::from(self.count.max(1))).unwrap_or(u32::MAX)
+    }
+}
+
 #[derive(Default)]
 struct State {
     busy: BTreeMap<WorkerId, f64>,
-    /// Running mean of the round trip to each server prefix, in microseconds.
-    servers: BTreeMap<Prefix, f64>,
+    /// Handshakes since the last report.
+    ways: BTreeMap<(Way, SiteId), Trips>,
+    talks: BTreeMap<GroupId, BTreeMap<Prefix, u32>>,
     synced: bool,
     serving: bool,
     in_force: bool,
@@ -50,6 +82,75 @@ struct State {
     /// Whether the fail mode is secure, where it is looked at.
     fail_mode: Option<bool>,
     local_moves: Vec<super::core::LocalMove>,
+}
+
+impl State {
+    fn add_trips(&mut self, sample: &RoundTrip) {
+        let way = sample.group.map_or(Way::Servers(sample.prefix), Way::Clients);
+        let key = (way, sample.ingress);
+        if self.ways.len() >= WAYS_MAX && !self.ways.contains_key(&key) {
+            return;
+        }
+        let none = Trips { count: 0, min_us: u32::MAX, sum_us: 0, answered: None };
+        let trips = self.ways.entry(key).or_insert(none);
+        trips.count = trips.count.saturating_add(sample.count);
+        trips.min_us = trips.min_us.min(sample.min_us);
+        trips.sum_us += u64::from(sample.mean_us) * u64::from(sample.count);
+        trips.answered = sample.answered.or(trips.answered);
+    }
+
+    fn add_talk(&mut self, talk: &Talk) {
+        if self.talks.len() >= TALKS_MAX && !self.talks.contains_key(&talk.group) {
+            return;
+        }
+        let servers = self.talks.entry(talk.group).or_default();
+        for (server, count) in &talk.servers {
+            if servers.len() < TALK_SERVERS_MAX || servers.contains_key(server) {
+                let sum = servers.entry(*server).or_insert(0);
+                *sum = sum.saturating_add(*count);
+            }
+        }
+    }
+
+    /// Mean round trip to the servers of a group by its handshakes since the last report.
+    fn remote_rtt_us(&self, group: &GroupId) -> Option<u32> {
+        let (mut sum_us, mut handshakes) = (0_u64, 0_u64);
+        for (server, count) in self.talks.get(group)? {
+            let ways = self
+                .ways
+                .range((Way::Servers(*server), SiteId(0))..=(Way::Servers(*server), SiteId(u8::MAX)));
+            let least = ways.map(|(_, trips)| trips.min_us).min()?;
+            sum_us += u64::from(least) * u64::from(*count);
+            handshakes += u64::from(*count);
+        }
+        u32::try_from(sum_us.checked_div(handshakes)?).ok()
+    }
+
+    /// Moves what was seen into a report, as far as its bounds allow; the rest waits for the next.
+    fn give_trips(&mut self, report: &mut SiteReport) {
+        self.ways.retain(|&(way, ingress), trips| {
+            let Trips { count, min_us, answered, .. } = *trips;
+            let mean_us = trips.mean_us();
+            match way {
+                Way::Clients(group) if report.clients.len() < REPORT_WAYS_MAX => {
+                    report.clients.push(ClientRtt { group, ingress, count, min_us, mean_us });
+                    false
+                }
+                Way::Servers(prefix) if report.servers.len() < REPORT_WAYS_MAX => {
+                    let ingress = Some(ingress);
+                    report.servers.push(ServerRtt { prefix, ingress, count, min_us, mean_us, answered });
+                    false
+                }
+                Way::Clients(_) | Way::Servers(_) => true,
+            }
+        });
+        for (group, servers) in std::mem::take(&mut self.talks) {
+            let mut servers: Vec<_> = servers.into_iter().collect();
+            servers.sort_by(|a, b| b.1.cmp(&a.1).then(a.0.cmp(&b.0)));
+            servers.truncate(TALK_LEN_MAX);
+            report.talks.push(GroupTalk { group, servers });
+        }
+    }
 }
 
 impl SiteMetrics {
@@ -100,6 +201,11 @@ impl SiteMetrics {
                 &["worker"],
             )?,
             rtt: float("limosa_path_rtt_seconds", "Round trip to a peer site over QUIC", &["peer_site"])?,
+            probes: gauge(
+                "limosa_probes",
+                "Servers asked for an answer since the agent started, by what became of it",
+                &["outcome"],
+            )?,
             moves: gauge(
                 "limosa_migrations",
                 "Moves that ended since the agent started",
@@ -144,11 +250,8 @@ impl SiteMetrics {
         self.busy.with_label_values(&[&label]).set(stats.busy);
         let mut state = self.state();
         state.busy.insert(worker, stats.busy);
-        for sample in stats.round_trips.iter().filter(|sample| sample.remote) {
-            let new = f64::from(sample.mean_us);
-            let mean = state.servers.entry(sample.prefix).or_insert(new);
-            *mean += RTT_GAIN * (new - *mean);
-        }
+        stats.round_trips.iter().for_each(|sample| state.add_trips(sample));
+        stats.talks.iter().for_each(|talk| state.add_talk(talk));
     }
 
     /// Takes an event of the switch.
@@ -184,9 +287,19 @@ impl SiteMetrics {
         self.bytes_sent.inc_by(bytes);
     }
 
-    /// What placement gets to know; also brings the gauges up to date.
-    pub fn report(&self, agent: &Agent, rtts: &[(SiteId, u32)], interval: Duration) -> SiteReport {
+    /// What placement gets to know; also brings the gauges up to date. Round trips are told once.
+    pub fn report(
+        &self,
+        agent: &Agent,
+        rtts: &[(SiteId, u32)],
+        prober: &Prober,
+        interval: Duration,
+    ) -> SiteReport {
         self.update(agent, rtts);
+        for (fate, count) in prober.counts() {
+            self.probes.with_label_values(&[fate]).set(i64::try_from(count).unwrap_or(i64::MAX));
+        }
+        let mut state = self.state();
         let per_s = |count: u64| count * 1_000 / u64::try_from(interval.as_millis().max(1)).unwrap_or(1);
         let groups: Vec<_> = agent
             .loads()
@@ -198,16 +311,21 @@ impl SiteMetrics {
                 bits_per_s: per_s(load.bytes.saturating_mul(8)),
                 inside_ingress: load.inside_ingress.clone(),
                 outside_ingress: load.outside_ingress.clone(),
-                remote_rtt_us: None,
+                remote_rtt_us: state.remote_rtt_us(&load.group),
             })
             .collect();
-        SiteReport {
+        let mut report = SiteReport {
             site: agent.site(),
             packets_per_s: groups.iter().map(|group| group.packets_per_s).sum(),
-            busy: self.state().busy.values().copied().fold(0.0, f64::max),
+            busy: state.busy.values().copied().fold(0.0, f64::max),
             groups,
             peers: rtts.iter().map(|&(site, rtt_us)| PeerRtt { site, rtt_us }).collect(),
-        }
+            servers: prober.take(),
+            probes_per_s: prober.per_second(),
+            ..SiteReport::default()
+        };
+        state.give_trips(&mut report);
+        report
     }
 
     fn update(&self, agent: &Agent, rtts: &[(SiteId, u32)]) {
@@ -298,4 +416,66 @@ fn fates(stats: &Stats) -> [(&'static str, u64); 22] {
         ("dropped_rx_missed", c.dropped_rx_missed),
         ("dropped_rx_error", c.dropped_rx_error),
     ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn trip(group: Option<u8>, ingress: u8, count: u32, min_us: u32) -> RoundTrip {
+        let group: Option<GroupId> = group.map(|n| format!("1:100.64.{n}.0/24").parse().unwrap());
+        let server = "203.0.113.0/24".parse().unwrap();
+        RoundTrip {
+            prefix: group.map_or(server, |group| group.prefix),
+            remote: group.is_none(),
+            group,
+            ingress: SiteId(ingress),
+            answered: group.is_none().then(|| "203.0.113.7:443".parse().unwrap()),
+            count,
+            min_us,
+            mean_us: 2 * min_us,
+        }
+    }
+
+    #[test]
+    fn handshakes_of_all_workers_are_told_once() {
+        let mut state = State::default();
+        let group = trip(Some(3), 0, 1, 1).group.unwrap();
+        for sample in [
+            trip(Some(3), 0, 2, 900),
+            trip(None, 1, 1, 7_000),
+            trip(None, 1, 3, 5_000),
+            trip(None, 0, 1, 9_000),
+        ] {
+            state.add_trips(&sample);
+        }
+        for count in [2, 3] {
+            state.add_talk(&Talk { group, servers: vec![("203.0.113.0/24".parse().unwrap(), count)] });
+        }
+        assert_eq!(state.remote_rtt_us(&group), Some(5_000));
+        let mut report = SiteReport::default();
+        state.give_trips(&mut report);
+        let seen: Vec<_> =
+            report.servers.iter().map(|way| (way.ingress.unwrap().0, way.count, way.min_us)).collect();
+        assert_eq!(seen, [(0, 1, 9_000), (1, 4, 5_000)]);
+        assert_eq!(report.servers[1].mean_us, (7_000 * 2 + 3 * 5_000 * 2) / 4);
+        assert_eq!((report.clients[0].group, report.clients[0].mean_us), (group, 1_800));
+        assert_eq!(report.talks[0].servers[0].1, 5);
+        let mut next = SiteReport::default();
+        state.give_trips(&mut next);
+        assert_eq!(next, SiteReport::default());
+    }
+
+    #[test]
+    fn what_does_not_fit_into_a_report_waits_for_the_next() {
+        let mut state = State::default();
+        for n in 0..REPORT_WAYS_MAX as u32 + 5 {
+            let prefix = format!("10.{}.{}.0/24", n / 256, n % 256).parse().unwrap();
+            state.add_trips(&RoundTrip { prefix, ..trip(None, 0, 1, 10) });
+        }
+        let (mut first, mut second) = (SiteReport::default(), SiteReport::default());
+        state.give_trips(&mut first);
+        state.give_trips(&mut second);
+        assert_eq!((first.servers.len(), second.servers.len()), (REPORT_WAYS_MAX, 5));
+    }
 }

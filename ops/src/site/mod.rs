@@ -4,6 +4,7 @@ pub mod core;
 pub mod http;
 pub mod metrics;
 pub mod moves;
+pub mod prober;
 pub mod shell;
 pub mod switch;
 pub mod workers;

@@ -20,6 +20,7 @@ use transfer::quic::Endpoint;
 
 use super::core::{Agent, Input, Output};
 use super::metrics::SiteMetrics;
+use super::prober::Prober;
 use super::switch::Switch;
 use super::{moves, workers};
 use crate::clock::{Clock, wall_ms};
@@ -50,6 +51,7 @@ pub struct Shell {
     slices: watch::Sender<Slices>,
     metrics: Arc<SiteMetrics>,
     rate: Arc<moves::RateLimit>,
+    prober: Arc<Prober>,
 }
 
 struct Stream {
@@ -121,6 +123,7 @@ impl Shell {
             slices: watch::Sender::default(),
             metrics,
             rate: Arc::new(moves::RateLimit::new(config.rate_bytes_per_s)),
+            prober: Arc::new(Prober::new(config.probe.clone())),
         }
     }
 
@@ -146,6 +149,7 @@ impl Shell {
         {
             until(Box::pin(self.switch.clone().guard(database, settings, self.metrics.clone())));
         }
+        until(Box::pin(self.prober.clone().run()));
         until(Box::pin(watch_placement(self.client.clone(), inputs.clone())));
         let sites = config.peers.iter().map(|peer| (peer.name.clone(), peer.site)).collect();
         until(Box::pin(moves::accept(
@@ -280,11 +284,12 @@ impl Shell {
                 rtts.push((site, u32::try_from(rtt.as_micros()).unwrap_or(u32::MAX)));
             }
         }
-        let report = self.metrics.report(&self.agent, &rtts, REPORT_INTERVAL);
-        let client = self.client.clone();
+        let report = self.metrics.report(&self.agent, &rtts, &self.prober, REPORT_INTERVAL);
+        let (client, prober) = (self.client.clone(), self.prober.clone());
         tokio::spawn(async move {
-            if let Err(error) = client.report(report).await {
-                tracing::debug!(%error, "placement did not take the report");
+            match client.report(report).await {
+                Ok(probes) => prober.ask(probes),
+                Err(error) => tracing::debug!(%error, "placement did not take the report"),
             }
         });
     }
