@@ -6,7 +6,9 @@
 //! own that all sites have to cover (its access line). Each known place is a hypothesis; what was measured gives its weight; the
 //! estimate is their mean in the logarithm of the delay, and their spread says how sure it is (a kernel estimate of
 //! locally weighted neighbours, Atkeson, Moore, Schaal, AI Review 11, 1997; the shared stretch is the height of
-//! Dabek et al., Vivaldi, SIGCOMM 2004).
+//! Dabek et al., Vivaldi, SIGCOMM 2004). One delay of several may be quite different where routes are odd, so misfits count by
+//! Student's distribution, and long stretches by a logarithm. The next measurement goes to the site from which it is expected to be
+//! below the best so far by most (expected improvement, Jones, Schonlau, Welch, J. Global Optimization 13, 1998).
 //!
 //! Sans-IO and deterministic: same knowledge, same estimate, on every node.
 
@@ -19,20 +21,31 @@ pub const LEARNED_LEN_MAX: usize = 1024;
 
 /// Added to delays before the logarithm, in milliseconds: below it, differences mean little.
 pub(crate) const OFFSET_MS: f32 = 5.0;
-/// How well two places that are alike agree, in the logarithm.
-const SPREAD: f32 = 0.2;
-/// A measurement of this age counts as one with a spread of [`SPREAD`] more.
+/// How well two places that are alike agree where both were measured, in the logarithm.
+const MISFIT: f32 = 0.1;
+/// And where one was not.
+const SPREAD: f32 = 0.15;
+/// Degrees of freedom of misfits: the fewer, the more a single one is put up with.
+const FREEDOM: f32 = 2.0;
+/// A measurement of this age counts as one with a misfit of [`MISFIT`] more.
 const AGING_S: f32 = 3600.0;
-/// A place with this much of a stretch of its own is less likely by a factor of e.
-const STRETCH_MS: f32 = 30.0;
+/// A stretch of its own of so many milliseconds makes a place less likely by a factor of 2 to the power of [`STRETCH_POWER`].
+const STRETCH_MS: f32 = 20.0;
+const STRETCH_POWER: f32 = 3.0;
 /// What a learned place counts against a site: its row is an estimate in parts.
 const LEARNED_WEIGHT: f32 = 0.3;
+/// How much of the doubt in what a learned place was not measured from counts against it.
+const LEARNED_DOUBT: f32 = 0.5;
 /// Round trip within a site.
 const SELF_MS: f32 = 1.0;
 /// Places this far apart, in kilometres, are alike less often by a factor of e.
 const ALIKE_KM: f32 = 500.0;
 /// Longest delay that is taken, in milliseconds.
 const MS_MAX: f32 = 60_000.0;
+/// Hypotheses less likely than this, as a share of the likeliest, do not count.
+const LIKELY_MIN: f32 = 1e-4;
+/// Largest standard deviation of a logarithm: beyond it nothing is known anyway.
+const SPREAD_MAX: f32 = 2.0;
 
 /// A delay that was measured.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -48,10 +61,14 @@ pub struct Seen {
 /// A delay that is thought to be.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Estimate {
-    /// Round trip in milliseconds.
+    /// Round trip in milliseconds: as often above it as below.
     pub ms: f32,
     /// Standard deviation of its logarithm: 0.2 is a fifth of the delay, more or less.
     pub spread: f32,
+    /// What it is on the mean, in milliseconds: more than `ms`, the less sure it is. By this sites are chosen.
+    pub mean_ms: f32,
+    /// By how many milliseconds it is expected to be below the best that was measured, as a mean over all that it may be.
+    pub gain_ms: f32,
     /// It was measured from this very site.
     pub measured: bool,
 }
@@ -59,9 +76,14 @@ pub struct Estimate {
 /// A place by its delays from all sites.
 #[derive(Clone, Debug)]
 struct Known {
+    /// For a learned one, which.
+    place: Option<u64>,
     /// Milliseconds, by site.
     ms: Vec<f32>,
-    weight: f32,
+    /// Variance of the logarithm, by site; 0 where it was measured.
+    variance: Vec<f32>,
+    /// Against a site.
+    unlikely: f32,
 }
 
 /// What is known of places.
@@ -71,6 +93,13 @@ pub struct Likeness {
     learned: VecDeque<Known>,
     /// The site from which a first measurement tells most.
     first: usize,
+}
+
+/// A known place with the stretch that fits best, and how likely it is.
+struct Hypothesis<'a> {
+    known: &'a Known,
+    stretch: f32,
+    likely: f32,
 }
 
 impl Likeness {
@@ -86,7 +115,8 @@ impl Likeness {
             let median = known.get(known.len() / 2).copied().unwrap_or(SELF_MS);
             (0..len).map(|b| if a == b { SELF_MS } else { usable(b).unwrap_or(median) }).collect()
         };
-        let sites: Vec<Known> = (0..len).map(|a| Known { ms: row(a), weight: 1.0 }).collect();
+        let known = |a: usize| Known { place: None, ms: row(a), variance: vec![0.0; len], unlikely: 0.0 };
+        let sites: Vec<Known> = (0..len).map(known).collect();
         let first = (0..len).max_by(|&a, &b| tells(&sites, a).total_cmp(&tells(&sites, b)).then(b.cmp(&a)));
         Self { first: first.unwrap_or(0), sites, learned: VecDeque::new() }
     }
@@ -97,80 +127,110 @@ impl Likeness {
         self.sites.len()
     }
 
-    /// The delays of a place from all sites. `distance_km`, by site, where coordinates are known: near sites are then more alike.
+    /// The delays of a place from all sites. What was learned of the place itself is left out: `place` is as it was given to
+    /// [`Likeness::learn`]. `distance_km`, by site, where coordinates are known: near sites are then more alike.
     #[must_use]
-    pub fn estimate(&self, seen: &[Seen], distance_km: Option<&[f32]>) -> Vec<Estimate> {
+    pub fn estimate(&self, place: Option<u64>, seen: &[Seen], distance_km: Option<&[f32]>) -> Vec<Estimate> {
         let seen: Vec<Seen> = seen.iter().copied().filter(|seen| self.is_usable(seen)).collect();
-        let hypotheses = self.hypotheses(&seen, distance_km);
-        let sites = 0..self.sites.len();
-        let mut estimates: Vec<Estimate> = sites.map(|site| mean(&hypotheses, site)).collect();
+        let hypotheses = self.hypotheses(place, &seen, distance_km);
+        let best = seen.iter().map(|seen| seen.ms).fold(MS_MAX, f32::min);
+        let (sites, mut logs) = (0..self.sites.len(), Vec::with_capacity(hypotheses.len()));
+        let mut estimates: Vec<Estimate> =
+            sites.map(|site| blend(&hypotheses, site, best, &mut logs)).collect();
         for seen in &seen {
-            estimates[seen.site] =
-                Estimate { ms: seen.ms, spread: doubt(seen.age_s) - SPREAD, measured: true };
+            let (ms, spread) = (seen.ms, doubt(seen.age_s) - MISFIT);
+            estimates[seen.site] = Estimate { ms, spread, mean_ms: ms, gain_ms: 0.0, measured: true };
         }
         estimates
     }
 
-    /// From which site to measure next: where the place may be nearest. `None` when all have.
+    /// From which site to measure next: where the place may be nearer than it was measured so far. `None` when all have.
     #[must_use]
     pub fn next(&self, seen: &[Seen], estimates: &[Estimate]) -> Option<usize> {
         let open = |site: &usize| !seen.iter().any(|seen| seen.site == *site);
         if seen.is_empty() && estimates.iter().all(|estimate| !estimate.measured) {
             return Some(self.first).filter(|first| *first < self.sites.len());
         }
-        let hope = |site: usize| ln(estimates[site].ms + OFFSET_MS) - estimates[site].spread;
-        let sites = (0..self.sites.len().min(estimates.len())).filter(open);
-        sites.min_by(|&a, &b| hope(a).total_cmp(&hope(b)).then(a.cmp(&b)))
+        let order = |&a: &usize, &b: &usize| {
+            let (a_at, b_at) = (&estimates[a], &estimates[b]);
+            let gain = b_at.gain_ms.total_cmp(&a_at.gain_ms);
+            gain.then(a_at.mean_ms.total_cmp(&b_at.mean_ms)).then(a.cmp(&b))
+        };
+        (0..self.sites.len().min(estimates.len())).filter(open).min_by(order)
     }
 
-    /// Remembers a place for others that are like it. One that was not measured teaches nothing.
-    pub fn learn(&mut self, estimates: &[Estimate]) {
+    /// Remembers a place, by a number of the caller's, for others that are like it; what was known of the same place is forgotten. One
+    /// that was not measured teaches nothing.
+    pub fn learn(&mut self, place: u64, estimates: &[Estimate]) {
         if estimates.len() != self.sites.len() || estimates.iter().all(|estimate| !estimate.measured) {
+            return;
+        }
+        let variance = |estimate: &Estimate| {
+            if estimate.measured { 0.0 } else { estimate.spread * estimate.spread }
+        };
+        let known = Known {
+            place: Some(place),
+            ms: estimates.iter().map(|estimate| estimate.ms).collect(),
+            variance: estimates.iter().map(variance).collect(),
+            // Weights are at most 1, and the logarithm is made for more.
+            unlikely: ln(1.0 / LEARNED_WEIGHT),
+        };
+        if let Some(same) = self.learned.iter_mut().find(|learned| learned.place == Some(place)) {
+            *same = known;
             return;
         }
         if self.learned.len() == LEARNED_LEN_MAX {
             self.learned.pop_front();
         }
-        let ms = estimates.iter().map(|estimate| estimate.ms).collect();
-        self.learned.push_back(Known { ms, weight: LEARNED_WEIGHT });
+        self.learned.push_back(known);
     }
 
     fn is_usable(&self, seen: &Seen) -> bool {
         seen.site < self.sites.len() && (0.0..=MS_MAX).contains(&seen.ms) && seen.age_s >= 0.0
     }
 
-    /// Each known place with the stretch that fits best, and how likely it is; the likelinesses sum to 1.
-    fn hypotheses(&self, seen: &[Seen], distance_km: Option<&[f32]>) -> Vec<(&Known, f32, f32)> {
-        let mut all: Vec<(&Known, f32, f32)> = Vec::with_capacity(self.sites.len() + self.learned.len());
+    /// Those that are likely; the likelinesses sum to 1.
+    fn hypotheses(
+        &self,
+        place: Option<u64>,
+        seen: &[Seen],
+        distance_km: Option<&[f32]>,
+    ) -> Vec<Hypothesis<'_>> {
+        let mut all = Vec::with_capacity(self.sites.len() + self.learned.len());
+        let logs: Vec<f32> = seen.iter().map(|seen| ln(seen.ms + OFFSET_MS)).collect();
         let mut stretches = Vec::with_capacity(seen.len());
         for (n, known) in self.sites.iter().chain(&self.learned).enumerate() {
+            if known.place.is_some() && known.place == place {
+                continue;
+            }
             let stretch = stretch(known, seen, &mut stretches);
-            let misfit = |seen: &Seen| {
-                let thought = ln(known.ms[seen.site] + stretch + OFFSET_MS);
-                let off = (ln(seen.ms + OFFSET_MS) - thought) / doubt(seen.age_s);
-                0.5 * off * off
-            };
             let far = distance_km.and_then(|km| km.get(n)).map_or(0.0, |km| km.max(0.0) / ALIKE_KM);
-            let unlikely =
-                seen.iter().map(misfit).sum::<f32>() + stretch / STRETCH_MS + far - ln_weight(known);
-            all.push((known, stretch, unlikely));
+            let misfits = seen.iter().zip(&logs).map(|(seen, log)| misfit(known, stretch, seen, *log));
+            let unlikely = misfits.sum::<f32>() + STRETCH_POWER * ln(1.0 + stretch / STRETCH_MS) + far;
+            all.push(Hypothesis { known, stretch, likely: unlikely + known.unlikely });
         }
-        let least = all.iter().map(|(_, _, unlikely)| *unlikely).fold(f32::INFINITY, f32::min);
-        all.iter_mut().for_each(|(_, _, unlikely)| *unlikely = exp((least - *unlikely).max(-80.0)));
-        let sum: f32 = all.iter().map(|(_, _, likely)| *likely).sum();
-        all.iter_mut().for_each(|(_, _, likely)| *likely /= sum);
+        let least = all.iter().map(|each| each.likely).fold(f32::INFINITY, f32::min);
+        all.iter_mut().for_each(|each| each.likely = exp((least - each.likely).max(-80.0)));
+        all.retain(|each| each.likely > LIKELY_MIN);
+        let sum: f32 = all.iter().map(|each| each.likely).sum();
+        all.iter_mut().for_each(|each| each.likely /= sum);
         all
     }
 }
 
-fn ln_weight(known: &Known) -> f32 {
-    // Weights are at most 1, and the logarithm is made for more.
-    -ln(1.0 / known.weight)
+/// How unlikely it is that a place which is like this one is so far off.
+fn misfit(known: &Known, stretch: f32, seen: &Seen, log: f32) -> f32 {
+    let off = log - ln(known.ms[seen.site] + stretch + OFFSET_MS);
+    let doubt = doubt(seen.age_s);
+    let extra = LEARNED_DOUBT * LEARNED_DOUBT * known.variance[seen.site];
+    let variance = doubt * doubt + extra;
+    let student = (FREEDOM + 1.0) / 2.0 * ln(1.0 + off * off / (FREEDOM * variance));
+    student + 0.5 * ln(variance / (MISFIT * MISFIT))
 }
 
 /// How much a measurement of this age is trusted.
 fn doubt(age_s: f32) -> f32 {
-    SPREAD * (1.0 + age_s / AGING_S)
+    MISFIT * (1.0 + age_s / AGING_S).min(1e6)
 }
 
 /// What the place has more than the known one, by the median of what was seen; of one measurement only half of it, as that may as
@@ -188,19 +248,40 @@ fn stretch(known: &Known, seen: &[Seen], stretches: &mut Vec<f32>) -> f32 {
     median.max(0.0)
 }
 
-/// Mean and spread over hypotheses of the delay from a site.
-fn mean(hypotheses: &[(&Known, f32, f32)], site: usize) -> Estimate {
-    let value = |(known, stretch, _): &(&Known, f32, f32)| ln(known.ms[site] + stretch + OFFSET_MS);
-    let middle: f32 = hypotheses.iter().map(|all| all.2 * value(all)).sum();
-    let variance: f32 = hypotheses
-        .iter()
-        .map(|all| {
-            let off = value(all) - middle;
-            all.2 * off * off
-        })
-        .sum();
-    let spread = (variance + SPREAD * SPREAD).sqrt();
-    Estimate { ms: (exp(middle) - OFFSET_MS).max(0.0), spread, measured: false }
+/// Mean, spread and expected gain over hypotheses, from a site. `logs` is room for one number each.
+fn blend(hypotheses: &[Hypothesis<'_>], site: usize, best_ms: f32, logs: &mut Vec<f32>) -> Estimate {
+    logs.clear();
+    logs.extend(hypotheses.iter().map(|each| ln(each.known.ms[site] + each.stretch + OFFSET_MS)));
+    let mean_log: f32 = hypotheses.iter().zip(&*logs).map(|(each, log)| each.likely * log).sum();
+    let (best_ms, mut around, mut mean_ms, mut gain_ms) = (best_ms + OFFSET_MS, 0.0, 0.0, 0.0);
+    let best_log = ln(best_ms);
+    for (each, log) in hypotheses.iter().zip(&*logs) {
+        let variance = (SPREAD * SPREAD + each.known.variance[site]).min(SPREAD_MAX * SPREAD_MAX);
+        let (off, spread) = (log - mean_log, variance.sqrt());
+        around += each.likely * (off * off + variance);
+        // The mean of the logarithmic normal distribution.
+        let ms = (each.known.ms[site] + each.stretch + OFFSET_MS) / exp(-variance / 2.0);
+        mean_ms += each.likely * ms;
+        let below = (best_log - log) / spread;
+        if below > -4.0 {
+            gain_ms += each.likely * (best_ms * normal(below) - ms * normal(below - spread)).max(0.0);
+        }
+    }
+    Estimate {
+        ms: (1.0 / exp(-mean_log) - OFFSET_MS).max(0.0),
+        spread: around.sqrt().min(2.0 * SPREAD_MAX),
+        mean_ms: (mean_ms - OFFSET_MS).max(0.0),
+        gain_ms,
+        measured: false,
+    }
+}
+
+/// The normal distribution function, to 1e-5 (Abramowitz and Stegun, 26.2.16).
+fn normal(x: f32) -> f32 {
+    let t = 1.0 / (1.0 + 0.33267 * x.abs());
+    let density = 0.398_942_3 * exp((-x * x / 2.0).max(-80.0));
+    let tail = density * t * (0.436_183_6 + t * (-0.120_167_6 + t * 0.937_298));
+    if x > 0.0 { 1.0 - tail } else { tail }
 }
 
 /// How evenly the delays of places from a site are spread over a scale, as entropy: the more, the more one of them tells.
@@ -239,7 +320,7 @@ mod tests {
     fn a_place_is_like_the_site_with_the_same_delays_but_for_its_own_stretch() {
         let likeness = line(&[0.0, 40.0, 100.0, 180.0]);
         // At site 2, behind a line of 30 ms.
-        let estimates = likeness.estimate(&[seen(0, 132.0), seen(3, 112.0)], None);
+        let estimates = likeness.estimate(None, &[seen(0, 132.0), seen(3, 112.0)], None);
         assert_eq!(nearest(&estimates), 2);
         assert!((estimates[2].ms - 31.0).abs() < 8.0, "{estimates:?}");
         assert!((estimates[1].ms - 92.0).abs() < 15.0, "{estimates:?}");
@@ -249,19 +330,19 @@ mod tests {
     #[test]
     fn what_was_measured_elsewhere_makes_sure_and_age_makes_doubt() {
         let likeness = line(&[0.0, 40.0, 100.0, 180.0]);
-        let unknown = likeness.estimate(&[], None);
-        let once = likeness.estimate(&[seen(0, 42.0)], None);
+        let unknown = likeness.estimate(None, &[], None);
+        let once = likeness.estimate(None, &[seen(0, 42.0)], None);
         assert!(once[1].spread < unknown[1].spread, "{once:?} {unknown:?}");
-        let old = likeness.estimate(&[Seen { age_s: 36_000.0, ..seen(0, 42.0) }], None);
+        let old = likeness.estimate(None, &[Seen { age_s: 36_000.0, ..seen(0, 42.0) }], None);
         assert!(old[1].spread > once[1].spread && old[0].spread > once[0].spread, "{old:?} {once:?}");
     }
 
     #[test]
     fn coordinates_say_where_to_look_before_anything_was_measured() {
         let likeness = line(&[0.0, 40.0, 100.0, 180.0]);
-        let estimates = likeness.estimate(&[], Some(&[9_000.0, 6_000.0, 100.0, 7_000.0]));
+        let estimates = likeness.estimate(None, &[], Some(&[9_000.0, 6_000.0, 100.0, 7_000.0]));
         assert_eq!(nearest(&estimates), 2);
-        assert!(estimates[2].spread < likeness.estimate(&[], None)[2].spread);
+        assert!(estimates[2].spread < likeness.estimate(None, &[], None)[2].spread);
     }
 
     #[test]
@@ -269,12 +350,12 @@ mod tests {
         // Of three sites far apart none is like places that are 60 from two of them and far from the third.
         let mesh = vec![vec![0.0, 100.0, 250.0], vec![100.0, 0.0, 250.0], vec![250.0, 250.0, 0.0]];
         let mut likeness = Likeness::new(&mesh);
-        let alone = likeness.estimate(&[seen(0, 60.0)], None);
-        for _ in 0..20 {
-            let full = likeness.estimate(&[seen(0, 60.0), seen(1, 60.0), seen(2, 220.0)], None);
-            likeness.learn(&full);
+        let alone = likeness.estimate(None, &[seen(0, 60.0)], None);
+        for n in 0..20 {
+            let full = likeness.estimate(None, &[seen(0, 60.0), seen(1, 60.0), seen(2, 220.0)], None);
+            likeness.learn(n, &full);
         }
-        let helped = likeness.estimate(&[seen(0, 60.0)], None);
+        let helped = likeness.estimate(None, &[seen(0, 60.0)], None);
         let off = |estimates: &[Estimate]| (estimates[1].ms - 60.0).abs() + (estimates[2].ms - 220.0).abs();
         assert!(off(&helped) < 0.5 * off(&alone), "{helped:?} {alone:?}");
     }
@@ -285,12 +366,43 @@ mod tests {
         let mut known: Vec<Seen> = Vec::new();
         let truth = [101.0, 61.0, 3.0, 79.0, 161.0];
         let mut order = Vec::new();
-        while let Some(site) = likeness.next(&known, &likeness.estimate(&known, None)) {
+        while let Some(site) = likeness.next(&known, &likeness.estimate(None, &known, None)) {
             order.push(site);
             known.push(seen(site, truth[site]));
         }
         assert_eq!(order.len(), 5);
         assert!(order[..3].contains(&2), "{order:?}");
+    }
+
+    #[test]
+    fn a_place_does_not_learn_from_itself_and_is_learned_once() {
+        let mut likeness = line(&[0.0, 40.0, 100.0, 180.0]);
+        let measured = [seen(0, 70.0), seen(3, 30.0)];
+        let before = likeness.estimate(Some(7), &measured, None);
+        for _ in 0..3 {
+            likeness.learn(7, &before);
+        }
+        assert_eq!(likeness.learned.len(), 1);
+        assert_eq!(likeness.estimate(Some(7), &measured, None), before);
+        assert_ne!(likeness.estimate(Some(8), &measured, None), before);
+    }
+
+    #[test]
+    fn one_odd_route_does_not_hide_whom_a_place_is_like() {
+        let likeness = line(&[0.0, 40.0, 100.0, 180.0, 260.0, 300.0]);
+        // At site 1, but for a detour from site 3.
+        let estimates =
+            likeness.estimate(None, &[seen(0, 42.0), seen(2, 62.0), seen(3, 320.0), seen(4, 222.0)], None);
+        assert_eq!(nearest(&estimates), 1);
+        assert!(estimates[1].ms < 20.0, "{estimates:?}");
+    }
+
+    #[test]
+    fn the_normal_distribution_is_right_to_some_digits() {
+        for (x, share) in [(0.0, 0.5), (1.0, 0.841_345), (-1.0, 0.158_655), (2.0, 0.977_25), (-3.0, 0.001_35)]
+        {
+            assert!((normal(x) - share).abs() < 2e-5, "{x}: {}", normal(x));
+        }
     }
 
     proptest! {
@@ -303,17 +415,19 @@ mod tests {
         ) {
             let mut likeness = Likeness::new(&mesh);
             let given: Vec<Seen> = given.into_iter().map(|(site, ms, age_s)| Seen { site, ms, age_s }).collect();
-            for _ in 0..=learn {
-                let estimates = likeness.estimate(&given, None);
+            for n in 0..=learn {
+                let estimates = likeness.estimate(None, &given, None);
                 prop_assert_eq!(estimates.len(), mesh.len());
                 for estimate in &estimates {
                     prop_assert!(estimate.ms.is_finite() && estimate.ms >= 0.0, "{:?}", estimate);
                     prop_assert!(!estimate.spread.is_nan() && estimate.spread >= 0.0, "{:?}", estimate);
+                    prop_assert!(estimate.mean_ms.is_finite() && estimate.mean_ms >= 0.0, "{:?}", estimate);
+                    prop_assert!(estimate.gain_ms.is_finite() && estimate.gain_ms >= 0.0, "{:?}", estimate);
                 }
-                prop_assert_eq!(&estimates, &likeness.estimate(&given, None));
+                prop_assert_eq!(&estimates, &likeness.estimate(None, &given, None));
                 let next = likeness.next(&given, &estimates);
                 prop_assert!(next.is_none_or(|next| next < mesh.len()));
-                likeness.learn(&estimates);
+                likeness.learn(n as u64, &estimates);
             }
         }
     }

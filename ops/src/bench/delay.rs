@@ -50,7 +50,8 @@ pub struct Options {
 struct Line {
     sites: u16,
     probes: u8,
-    /// `likeness`, `likeness, nothing learned`, `vivaldi`, `geography`, `best of random probes` or `best possible`.
+    /// `likeness` (all places measured, then all chosen), `likeness, at once` (each chosen when it was measured),
+    /// `likeness, nothing learned`, `vivaldi`, `geography`, `best of random probes` or `best possible`.
     estimator: &'static str,
     /// Median over pairs that were not measured of the error as a share of the delay.
     error: Option<f64>,
@@ -114,8 +115,11 @@ impl Score {
         for (estimate, truth) in estimates.iter().zip(truth).filter(|(estimate, _)| !estimate.measured) {
             self.errors.push(f64::from((estimate.ms - truth).abs() / truth.max(1.0)));
         }
-        let choice =
-            estimates.iter().enumerate().min_by(|a, b| a.1.ms.total_cmp(&b.1.ms)).map(|(site, _)| site);
+        let choice = estimates
+            .iter()
+            .enumerate()
+            .min_by(|a, b| a.1.mean_ms.total_cmp(&b.1.mean_ms))
+            .map(|(site, _)| site);
         self.chose(truth, choice.unwrap_or(0));
     }
 
@@ -146,13 +150,14 @@ impl Score {
 fn measure(options: &Options, matrix: &Matrix, sites: u16, probes: u8) -> Vec<Line> {
     let names = [
         "likeness",
+        "likeness, at once",
         "likeness, nothing learned",
         "vivaldi",
         "best of random probes",
         "geography",
         "best possible",
     ];
-    let mut scores: [Score; 6] = std::array::from_fn(|_| Score::default());
+    let mut scores: [Score; 7] = std::array::from_fn(|_| Score::default());
     for run in 0..u64::from(options.runs) {
         let mut random = Seeded::new(options.seed.wrapping_mul(1_000_003).wrapping_add(run));
         let (chosen, places) = draw(matrix, usize::from(sites), &mut random);
@@ -161,22 +166,37 @@ fn measure(options: &Options, matrix: &Matrix, sites: u16, probes: u8) -> Vec<Li
         let mut likeness = Likeness::new(&mesh);
         let alone = likeness.clone();
         let net = vivaldi::Net::new(&mesh, &mut random);
+        let mut measured: Vec<(usize, Vec<Seen>)> = Vec::new();
+        let truth_of = |place: usize| chosen.iter().map(|&site| matrix.ms(place, site)).collect::<Vec<f32>>();
         for place in places {
-            let truth: Vec<f32> = chosen.iter().map(|&site| matrix.ms(place, site)).collect();
+            let truth = truth_of(place);
             let distance = matrix.distances(place, &chosen);
-            let (seen, estimates) = probe(&likeness, &truth, distance.as_deref(), probes);
-            scores[0].add(&truth, &estimates);
-            likeness.learn(&estimates);
-            scores[1].add(&truth, &probe(&alone, &truth, distance.as_deref(), probes).1);
+            let (seen, estimates) = probe(&likeness, place, &truth, distance.as_deref(), probes);
+            scores[1].add(&truth, &estimates);
+            likeness.learn(place as u64, &estimates);
+            scores[2].add(&truth, &probe(&alone, place, &truth, distance.as_deref(), probes).1);
             if probes > 0 {
-                scores[2].add(&truth, &net.estimate(&seen, &mut random));
-                scores[3].chose(&truth, best_of_random(&truth, probes, &mut random));
+                scores[3].add(&truth, &net.estimate(&seen, &mut random));
+                scores[4].chose(&truth, best_of_random(&truth, probes, &mut random));
             }
             if let Some(distance) = &distance {
                 let nearest = distance.iter().enumerate().min_by(|a, b| a.1.total_cmp(b.1));
-                scores[4].chose(&truth, nearest.map_or(0, |(site, _)| site));
+                scores[5].chose(&truth, nearest.map_or(0, |(site, _)| site));
             }
-            scores[5].regrets.push(0.0);
+            scores[6].regrets.push(0.0);
+            measured.push((place, seen));
+        }
+        // As a leader looks at all of them again in every round.
+        let again = |likeness: &Likeness, place: usize, seen: &[Seen]| {
+            let distance = matrix.distances(place, &chosen);
+            likeness.estimate(Some(place as u64), seen, distance.as_deref())
+        };
+        for (place, seen) in &measured {
+            let estimates = again(&likeness, *place, seen);
+            likeness.learn(*place as u64, &estimates);
+        }
+        for (place, seen) in &measured {
+            scores[0].add(&truth_of(*place), &again(&likeness, *place, seen));
         }
     }
     let scored = scores.into_iter().zip(names).filter(|(score, _)| !score.regrets.is_empty());
@@ -199,16 +219,17 @@ fn draw(matrix: &Matrix, sites: usize, random: &mut Seeded) -> (Vec<usize>, Vec<
 /// Measures a place from the sites that the estimator wants, one after the other.
 fn probe(
     likeness: &Likeness,
+    place: usize,
     truth: &[f32],
     distance: Option<&[f32]>,
     probes: u8,
 ) -> (Vec<Seen>, Vec<Estimate>) {
     let mut seen = Vec::new();
-    let mut estimates = likeness.estimate(&seen, distance);
+    let mut estimates = likeness.estimate(Some(place as u64), &seen, distance);
     for _ in 0..probes {
         let Some(site) = likeness.next(&seen, &estimates) else { break };
         seen.push(Seen { site, ms: truth[site], age_s: 0.0 });
-        estimates = likeness.estimate(&seen, distance);
+        estimates = likeness.estimate(Some(place as u64), &seen, distance);
     }
     (seen, estimates)
 }

@@ -71,14 +71,18 @@ impl Net {
         for _ in 0..STEPS {
             seen.iter().for_each(|seen| place.pull(&self.0[seen.site], seen.ms));
         }
-        let thought =
-            |site: &Node| Estimate { ms: place.distance(site), spread: place.error, measured: false };
+        let thought = |site: &Node| plain(place.distance(site), place.error, false);
         let mut estimates: Vec<Estimate> = self.0.iter().map(thought).collect();
         for seen in seen {
-            estimates[seen.site] = Estimate { ms: seen.ms, spread: 0.0, measured: true };
+            estimates[seen.site] = plain(seen.ms, 0.0, true);
         }
         estimates
     }
+}
+
+/// One that says nothing beyond the delay.
+fn plain(ms: f32, spread: f32, measured: bool) -> Estimate {
+    Estimate { ms, spread, mean_ms: ms, gain_ms: 0.0, measured }
 }
 
 #[cfg(test)]

@@ -17,6 +17,11 @@ const ASSUMED_SD_MS: f64 = 40.0;
 const STRETCH_SD_SHARE: f64 = 0.5;
 /// Networks do not always take the way that sites take: standard deviation as a share of the way between the sites.
 const ROUTE_SD_SHARE: f64 = 0.1;
+/// Server prefixes of which likeness is asked in one round; each takes some tens of microseconds.
+const ALIKE_MAX: usize = 1024;
+/// Of these, so many that were measured from so many sites say something of the others.
+const LEARNED_MAX: usize = 128;
+const LEARNED_DIRECT: usize = 3;
 /// What likeness says is not surer than one measurement: its standard deviation at least, in milliseconds.
 const ALIKE_SD_MS: f64 = 2.0;
 /// Prefixes on either side that are looked at for a neighbour.
@@ -98,6 +103,8 @@ pub(crate) struct Mesh<'a> {
     networks: BTreeMap<u32, Vec<u32>>,
     cells: BTreeMap<(i32, i32), Vec<u32>>,
     likeness: Option<Likeness>,
+    /// Likeness is asked of server prefixes below this number.
+    alike_below: u32,
     /// By number of the server prefix; `u32::MAX` where there is no row.
     row_of: Vec<u32>,
     homes: Vec<u8>,
@@ -142,6 +149,7 @@ impl<'a> Mesh<'a> {
             networks: BTreeMap::new(),
             cells: BTreeMap::new(),
             likeness: None,
+            alike_below: 0,
             row_of: vec![u32::MAX; model.servers.len()],
             homes: Vec::new(),
             row_ms: Vec::new(),
@@ -167,12 +175,20 @@ impl<'a> Mesh<'a> {
             }
             heard[number as usize] = new;
         }
-        if heard.iter().any(|heard| heard.direct >= 2) {
-            let row = |a: usize| (0..self.len()).map(|b| 2.0 * self.ms[a * self.len() + b]).collect();
-            let rows: Vec<Vec<f32>> = (0..self.len()).map(row).collect();
-            self.likeness = Some(Likeness::new(&rows));
-        }
         self.heard = heard;
+        let measured =
+            (0..).zip(&self.heard).filter(|(_, heard)| heard.direct >= 2).map(|(number, _)| number);
+        let measured: Vec<u32> = measured.take(ALIKE_MAX).collect();
+        let Some(last) = measured.last() else { return };
+        let row = |a: usize| (0..self.len()).map(|b| 2.0 * self.ms[a * self.len() + b]).collect();
+        let rows: Vec<Vec<f32>> = (0..self.len()).map(row).collect();
+        let mut likeness = Likeness::new(&rows);
+        let most = |number: &&u32| self.heard[**number as usize].direct >= LEARNED_DIRECT;
+        for &number in measured.iter().filter(most).take(LEARNED_MAX) {
+            let estimates = likeness.estimate(None, &seen_of(&self.heard[number as usize]), None);
+            likeness.learn(number.into(), &estimates);
+        }
+        (self.likeness, self.alike_below) = (Some(likeness), last + 1);
     }
 
     fn len(&self) -> usize {
@@ -289,7 +305,7 @@ impl<'a> Mesh<'a> {
             }
             self.borrow(server, home, &mut offer);
         }
-        self.alike(heard, &mut offer);
+        self.alike(number, &mut offer);
         legs
     }
 
@@ -315,18 +331,17 @@ impl<'a> Mesh<'a> {
     }
 
     /// By sites that have the same delays from where it was measured.
-    fn alike(&self, heard: &Heard, offer: &mut impl FnMut(u8, Guess, Source)) {
-        let Some(likeness) = self.likeness.as_ref().filter(|_| heard.direct >= 2) else { return };
-        let direct = &heard.ways[..heard.direct];
-        let seen = |&(site, guess, age): &(u8, Guess, Micros)| Seen {
-            site: usize::from(site),
-            ms: 2.0 * guess.ms as f32,
-            age_s: (age.0 / 1_000_000) as f32,
+    fn alike(&self, number: u32, offer: &mut impl FnMut(u8, Guess, Source)) {
+        let heard = &self.heard[number as usize];
+        let Some(likeness) =
+            self.likeness.as_ref().filter(|_| number < self.alike_below && heard.direct >= 2)
+        else {
+            return;
         };
-        let seen: Vec<Seen> = direct.iter().map(seen).collect();
+        let (direct, seen) = (&heard.ways[..heard.direct], seen_of(heard));
         let age = direct.iter().map(|(_, _, age)| *age).min().unwrap_or_default();
         let source = Source::Borrowed { from: Near::Likeness, age };
-        let estimates = likeness.estimate(&seen, None);
+        let estimates = likeness.estimate(Some(number.into()), &seen, None);
         for (site, estimate) in estimates.iter().enumerate().filter(|(_, estimate)| !estimate.measured) {
             let sd = f64::from(estimate.spread * (estimate.ms + crate::likeness::OFFSET_MS)) / 2.0;
             let variance = sd * sd + ALIKE_SD_MS * ALIKE_SD_MS;
@@ -578,6 +593,16 @@ impl<'a> Mesh<'a> {
         let outside = Guess { ms: leg.ms, variance: unsure.variance / 2.0 };
         Ways { server: wide, back: wide, outside }
     }
+}
+
+/// What sites measured of a server by themselves.
+fn seen_of(heard: &Heard) -> Vec<Seen> {
+    let seen = |&(site, guess, age): &(u8, Guess, Micros)| Seen {
+        site: usize::from(site),
+        ms: 2.0 * guess.ms as f32,
+        age_s: (age.0 / 1_000_000) as f32,
+    };
+    heard.ways[..heard.direct].iter().map(seen).collect()
 }
 
 /// A sum over shares, and the least sure source of those that count.
