@@ -33,7 +33,7 @@ const AGING_S: f32 = 3600.0;
 const STRETCH_MS: f32 = 20.0;
 const STRETCH_POWER: f32 = 3.0;
 /// What a learned place counts against a site: its row is an estimate in parts.
-const LEARNED_WEIGHT: f32 = 0.3;
+const LEARNED_WEIGHT: f32 = 0.5;
 /// How much of the doubt in what a learned place was not measured from counts against it.
 const LEARNED_DOUBT: f32 = 0.5;
 /// Round trip within a site.

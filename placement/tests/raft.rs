@@ -11,8 +11,8 @@ use flow::nat::NatSpec;
 use flow::{GroupId, ServiceId, SiteId};
 use placement::client::ClientError;
 use placement::core::{
-    Change, Command, GroupReport, MoveOutcome, MoveReason, MoveSummary, Ordering, Outcome, PeerRtt, Service,
-    SiteReport, Timeouts,
+    Change, Command, GroupReport, GroupTalk, MoveOutcome, MoveReason, MoveSummary, Ordering, Outcome,
+    PeerRtt, Probe, ServerRtt, Service, SiteReport, Timeouts,
 };
 use placement::node::{Caller, ProposeError};
 
@@ -259,4 +259,51 @@ async fn reports_lead_to_a_move_that_only_its_parties_take_through() {
     assert_eq!(cluster.finished(present.id).unwrap().outcome, MoveOutcome::Done);
     eventually("silent sites lose their lease", || leader.cluster().sites.values().all(|site| !site.alive))
         .await;
+}
+
+/// Who does not say that it is willing never gets an answer that it may not know.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sites_that_offer_probes_are_asked_for_them() {
+    let group = Group::of_three().await;
+    let client = group.client(operator());
+    for id in 1..=3 {
+        client.propose(put_site(id)).await.unwrap();
+    }
+    client.propose(Command::PutService { service: service(), owner: Some(SiteId(1)) }).await.unwrap();
+    let agent = |id: u8| group.client(Caller::Site(format!("site-{id}")));
+    let (owner, other) = (agent(1), agent(3));
+    let load = GroupReport {
+        group: group_id(),
+        packets_per_s: 1000,
+        flows: 10,
+        bits_per_s: 0,
+        inside_ingress: vec![(SiteId(1), 1)],
+        outside_ingress: vec![(SiteId(2), 1)],
+        remote_rtt_us: None,
+    };
+    let prefix = "203.0.113.0/24".parse().unwrap();
+    let target = "203.0.113.7:443".parse().unwrap();
+    let (count, min_us) = (5, 200_000);
+    let (ingress, answered) = (Some(SiteId(2)), Some(target));
+    let near = |site: u8| PeerRtt { site: SiteId(site), rtt_us: 10_000 };
+    let report = SiteReport {
+        site: SiteId(1),
+        groups: vec![load],
+        peers: vec![near(2), near(3)],
+        servers: vec![ServerRtt { prefix, ingress, count, min_us, mean_us: min_us, answered }],
+        talks: vec![GroupTalk { group: group_id(), servers: vec![(prefix, 5)] }],
+        ..SiteReport::default()
+    };
+    let mut asked = Vec::new();
+    for _ in 0..100 {
+        assert_eq!(owner.report(report.clone()).await.unwrap(), [], "it offers none");
+        let peers = vec![near(2)];
+        let offer = SiteReport { site: SiteId(3), peers, probes_per_s: 10, ..SiteReport::default() };
+        asked = other.report(offer).await.unwrap();
+        if !asked.is_empty() {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    assert_eq!(asked, [Probe { prefix, target }]);
 }

@@ -26,7 +26,8 @@ pub struct Options {
     /// not known; lines that begin with # do not count.
     #[arg(long, value_name = "FILE")]
     pub matrix: PathBuf,
-    /// Latitude and longitude of each host in degrees, one line per host; - where not known.
+    /// Latitude and longitude of each host in degrees, split by blanks, one line per host in the order of the matrix; - where not
+    /// known, # begins a comment line. With it, nearest by geography is printed too, and likeness counts near sites more.
     #[arg(long, value_name = "FILE")]
     pub coordinates: Option<PathBuf>,
     /// Numbers of sites, 2 to 256.
@@ -41,7 +42,7 @@ pub struct Options {
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
     /// Times that sites are drawn; what is printed is over all places of all draws.
-    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u8).range(1..=100))]
+    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u8).range(1..=100))]
     pub runs: u8,
 }
 

@@ -67,8 +67,7 @@ pub struct Act {
 }
 
 /// Means in milliseconds before and after the moves of an act, over all groups. Requests take a round trip between client and
-/// server, the distances of these to their sites, and what the answer's length takes; the model counts the ways between
-/// sites there and back, weighted by packets.
+/// server, and what the answer's length takes; the model counts that round trip, weighted by packets.
 #[derive(Clone, Copy, Debug, Default, Serialize)]
 pub struct RoundTrips {
     /// By the model when the act changed something; nothing while the leader knew of no traffic.

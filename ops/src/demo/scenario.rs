@@ -415,8 +415,8 @@ impl Stage {
         let means = act.round_trip_ms;
         if let (Some(model_before), Some(model_after)) = (means.model_before, means.model_after) {
             say(&format!(
-                "  On the mean of all users they took {:.0} ms, then {:.0}; by the delay model the ways between sites \
-                 are {model_before:.0} ms of that, then {model_after:.0}.",
+                "  On the mean of all users they took {:.0} ms, then {:.0}; the delay model says {model_before:.0} ms, then \
+                 {model_after:.0}.",
                 means.requests_before, means.requests_after
             ));
         }
@@ -427,7 +427,7 @@ impl Stage {
         Start { mark: self.world.mark(), model_ms: self.model_round_trip_ms().await }
     }
 
-    /// What the leader thinks that packets take there and back between sites, as a mean over all packets; nothing while it knows
+    /// What the leader thinks that packets take there and back, as a mean over all packets; nothing while it knows
     /// of none.
     async fn model_round_trip_ms(&self) -> Option<f64> {
         let view = self.cluster.get("/v1/placement").await.ok()?;

@@ -398,3 +398,55 @@ fn groups_that_no_site_may_have_do_not_count() {
     assert_eq!((assessment.groups, assessment.stranded, assessment.packets_per_s), (1, 1, 100.0));
     assert!((assessment.delay_ms - assessment.best_ms).abs() < 1e-4, "{assessment:?}");
 }
+
+/// A report of site 0 of what group 0 talks to, and of site 1, which measures for others.
+fn doubtful(brain: &mut Brain, servers: u8, at: Micros) {
+    let prefix = |n: u8| format!("203.0.{n}.0/24").parse().unwrap();
+    let seen = |n: u8| ServerRtt {
+        prefix: prefix(n),
+        ingress: Some(SiteId(1)),
+        count: 9,
+        min_us: 90_000,
+        mean_us: 90_000,
+        answered: Some(format!("203.0.{n}.1:443").parse().unwrap()),
+    };
+    for site in 0..3 {
+        let group = GroupReport { outside_ingress: vec![(SiteId(1), 1)], ..load(0, 100, 0) };
+        let mut report = SiteReport { probes_per_s: 1, ..report(site, vec![]) };
+        if site == 0 {
+            report.groups = vec![group];
+            report.servers = (0..servers).map(seen).collect();
+            let servers = (0..servers).map(|n| (prefix(n), 9 + u32::from(n))).collect();
+            report.talks = vec![GroupTalk { group: group_id(0), servers }];
+        }
+        brain.handle_report(&report, at);
+    }
+}
+
+fn asked(brain: &mut Brain, site: u8, probes_per_s: u16, at: Micros) -> Vec<String> {
+    let report = SiteReport { probes_per_s, ..report(site, vec![]) };
+    brain.probes(&report, at).iter().map(|probe| probe.prefix.to_string()).collect()
+}
+
+#[test]
+fn a_site_is_asked_within_its_rate_and_for_a_server_once_in_a_while() {
+    let (cluster, mut brain) = (cluster(), brain());
+    let round = |brain: &mut Brain, s: u64| {
+        doubtful(brain, 2, Micros(s * S));
+        brain.poll(&cluster, Micros(s * S));
+    };
+    assert_eq!(asked(&mut brain, 1, 1, Micros(0)), [] as [&str; 0], "nothing is known yet");
+    round(&mut brain, 3);
+    assert_eq!(asked(&mut brain, 1, 0, Micros(3 * S)), [] as [&str; 0], "it is not willing");
+    // One per second, and at most two at once; the server with the most handshakes comes first.
+    assert_eq!(asked(&mut brain, 1, 1, Micros(3 * S + 1)), [] as [&str; 0], "not yet");
+    assert_eq!(asked(&mut brain, 1, 1, Micros(4 * S + 1)), ["203.0.1.0/24"]);
+    assert_eq!(asked(&mut brain, 1, 1, Micros(4 * S + 2)), [] as [&str; 0]);
+    assert_eq!(asked(&mut brain, 1, 1, Micros(9 * S)), ["203.0.0.0/24"]);
+    round(&mut brain, 10);
+    assert_eq!(asked(&mut brain, 1, 1, Micros(20 * S)), [] as [&str; 0], "both were asked for");
+    for s in [309, 310] {
+        round(&mut brain, s);
+    }
+    assert_eq!(asked(&mut brain, 1, 1, Micros(310 * S)), ["203.0.1.0/24", "203.0.0.0/24"]);
+}

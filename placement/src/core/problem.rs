@@ -606,8 +606,7 @@ impl Rows {
         self.costs.clear();
         self.costs.extend(costs);
         if let Some(owner) = doubted {
-            let sites = (0..=u8::MAX).zip(&mut self.costs);
-            sites.for_each(|(site, cost)| *cost += self.delays.doubt_ms(owner, site));
+            self.delays.add_doubts(owner, &mut self.costs);
         }
         self.candidates.clear();
         self.order.clear();

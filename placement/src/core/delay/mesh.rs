@@ -54,8 +54,19 @@ impl Delays {
     /// common, such as the access line or a server that nobody measured, is in neither.
     pub(crate) fn doubt_ms(&self, present: u8, site: u8) -> f32 {
         let variance = |site: u8| self.variance.get(usize::from(site)).copied().unwrap_or(0.0);
-        DOUBT * (variance(site) - variance(present)).max(0.0).sqrt()
+        doubt_ms(variance(present), variance(site))
     }
+
+    /// Adds that of every site to its cost.
+    pub(crate) fn add_doubts(&self, present: u8, costs: &mut [f32]) {
+        let here = self.variance.get(usize::from(present)).copied().unwrap_or(0.0);
+        let sites = costs.iter_mut().zip(&self.variance);
+        sites.for_each(|(cost, there)| *cost += doubt_ms(here, *there));
+    }
+}
+
+fn doubt_ms(here: f32, there: f32) -> f32 {
+    DOUBT * (there - here).max(0.0).sqrt()
 }
 
 /// Where a share of a group's packets goes.
@@ -500,7 +511,9 @@ impl<'a> Mesh<'a> {
                 let at = usize::from(site) * len..(usize::from(site) + 1) * len;
                 add(share, &self.ms[at.clone()], &self.variance[at]);
                 let ingress = self.sites[usize::from(site)].id;
-                access_ms += share * self.model.access(id, known, ingress, self.now).ms;
+                if self.model.knows_access(known) {
+                    access_ms += share * self.model.access(id, known, ingress, self.now).ms;
+                }
                 inside += 1;
             }
             self.ends(known, |share, end| match end {

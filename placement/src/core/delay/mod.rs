@@ -225,6 +225,8 @@ const ACCESS_LEN_MAX: usize = 8;
 const NEIGHBOURHOODS_MAX: usize = 65_536;
 /// Weight of a new neighbour's access against the mean so far.
 const NEIGHBOUR_WEIGHT: f64 = 0.1;
+/// What neighbours have in common is not known better than by this variance of a round trip, in milliseconds squared.
+const NEIGHBOUR_VARIANCE_MIN: f64 = 1.0;
 /// Standard deviation of access lines that are not known, one way in milliseconds. It is the same wherever the group is.
 const ACCESS_SD_MS: f64 = 20.0;
 
@@ -427,14 +429,23 @@ impl Model {
         surest([measured, line].into_iter().flatten().chain([unknown]), unknown)
     }
 
+    /// Whether anything is known of access lines of the group or of any neighbour.
+    fn knows_access(&self, known: &Known) -> bool {
+        !(known.access.is_empty() && self.neighbourhoods.is_empty())
+    }
+
     /// The access line of a group at one of its ingresses, one way.
     fn access(&self, group: &GroupId, known: &Known, ingress: SiteId, now: Micros) -> Leg {
         let own = known.access.iter().find(|(at, _)| *at == ingress).and_then(|(_, way)| way.guess(now));
         let own = own.map(|(guess, age)| Leg::new(one_way(guess), Source::Measured { age }));
+        if let Some(own) = own.filter(|own| own.variance() <= NEIGHBOUR_VARIANCE_MIN / 4.0) {
+            return own;
+        }
         let near = self.neighbourhoods.get(&(neighbourhood(&group.prefix), ingress)).map(|near| {
             let age = now.since(near.last);
             let drift = age.0 as f64 / 60e6;
-            let guess = Guess { ms: near.ms, variance: near.variance + 1.0 + drift * drift };
+            let guess =
+                Guess { ms: near.ms, variance: near.variance + NEIGHBOUR_VARIANCE_MIN + drift * drift };
             Leg::new(one_way(guess), Source::Borrowed { from: Near::Prefix, age })
         });
         let unknown = Leg { ms: 0.0, sd_ms: ACCESS_SD_MS, source: Source::Unknown };
