@@ -71,7 +71,7 @@ sim:
 
 bench:
 	$(CARGO) bench --workspace --benches
-	$(CARGO) run --release --package limosa -- bench placement
+	$(CARGO) run --release --package limosa --features exact -- bench placement
 	@if $(HAS_DPDK) && [ "$$(id -u)" = 0 ]; then set -x; \
 	  $(CARGO) bench --package limosa-dataplane --features dpdk --bench dpdk \
 	  && $(CARGO) bench --package limosa --features dpdk --bench dpdk_idle; \

@@ -34,6 +34,9 @@ pub struct Options {
     /// Times that each is measured; the medians are printed.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=50))]
     pub runs: u8,
+    /// Seconds that the exact solver may take for each of its small networks, 0 to 3,600; 0 leaves it out.
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u16).range(0..=3_600))]
+    pub exact_seconds: u16,
 }
 
 fn share(text: &str) -> Result<f64, String> {
@@ -59,7 +62,71 @@ struct Line {
     passes: Option<f64>,
     /// Memory of instance, prices and placement.
     bytes: Option<usize>,
+    /// The same for each group.
+    bytes_per_group: Option<f64>,
 }
+
+/// What a round on 100 sites with 16 candidates at 80 % is to reach.
+struct Aim {
+    groups: u32,
+    what: &'static str,
+    seconds: f64,
+    gap: Option<f64>,
+}
+
+const AIM_SITES: u16 = 100;
+const AIM_CANDIDATES: u8 = 16;
+const AIM_FILL: f64 = 0.8;
+/// A round after a change of 1 % and after a loss has to stay within the rooms; its gap is shown, and no aim.
+const AIMS: [Aim; 6] = [
+    Aim { groups: 100_000, what: "cold", seconds: 0.6, gap: Some(0.0005) },
+    Aim { groups: 100_000, what: "warm", seconds: 0.1, gap: Some(0.0005) },
+    Aim { groups: 100_000, what: "changed", seconds: 0.02, gap: None },
+    Aim { groups: 100_000, what: "lost", seconds: 0.5, gap: None },
+    Aim { groups: 1_000_000, what: "cold", seconds: 3.0, gap: Some(0.0005) },
+    Aim { groups: 1_000_000, what: "warm", seconds: 0.9, gap: Some(0.0005) },
+];
+
+/// An aim and what was measured.
+#[derive(Clone, Debug, Serialize)]
+struct Verdict {
+    groups: u32,
+    what: &'static str,
+    seconds_below: f64,
+    gap_below: Option<f64>,
+    seconds: f64,
+    gap: Option<f64>,
+    /// In time, within the rooms, and with the gap that is aimed at.
+    met: bool,
+}
+
+/// A small network that was also solved exactly, or not within the time.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct Exact {
+    pub(super) groups: u32,
+    pub(super) sites: u16,
+    pub(super) candidates: u8,
+    /// `proven`, `no proof` or `nothing fits`.
+    pub(super) state: &'static str,
+    /// Processor time of the exact solver.
+    pub(super) seconds: f64,
+    /// The least cost of whole groups, in weight x ms, where it was proven.
+    pub(super) optimum: Option<f64>,
+    /// The least cost if groups could be divided; no bound from prices is above it.
+    pub(super) divisible: Option<f64>,
+    /// Processor time of ours.
+    pub(super) own_seconds: f64,
+    pub(super) own_cost: f64,
+    pub(super) own_bound: f64,
+    /// By how much our cost is above the optimum, as a share of it; nothing when ours exceeds a room, or nothing is proven.
+    pub(super) cost_above: Option<f64>,
+    /// By how much our bound is below the optimum, as a share of it.
+    pub(super) bound_below: Option<f64>,
+}
+
+/// How to get what a build without the feature has not.
+const NO_EXACT: &str =
+    "not in this build: cargo run --release --package limosa --features exact -- bench placement";
 
 pub(super) fn run(options: &Options, format: Format) -> ExitCode {
     let mut lines = Vec::new();
@@ -74,8 +141,50 @@ pub(super) fn run(options: &Options, format: Format) -> ExitCode {
             }
         }
     }
-    print(&lines, format);
+    let exact = match exact(options) {
+        Ok(exact) => exact,
+        Err(error) => {
+            complain(&format!("no small instance: {error}"));
+            return ExitCode::FAILURE;
+        }
+    };
+    print(&lines, &verdicts(options, &lines), &exact, format);
     ExitCode::SUCCESS
+}
+
+#[cfg(feature = "exact")]
+fn exact(options: &Options) -> Result<Vec<Exact>, placement::solver::InstanceError> {
+    if options.exact_seconds == 0 {
+        return Ok(Vec::new());
+    }
+    super::exact::measure(options.candidates, options.seed, options.exact_seconds)
+}
+
+#[cfg(not(feature = "exact"))]
+fn exact(_: &Options) -> Result<Vec<Exact>, placement::solver::InstanceError> {
+    Ok(Vec::new())
+}
+
+/// The aims that the measured networks speak of.
+fn verdicts(options: &Options, lines: &[Line]) -> Vec<Verdict> {
+    if (options.sites, options.candidates) != (AIM_SITES, AIM_CANDIDATES) {
+        return Vec::new();
+    }
+    let verdict = |aim: &Aim| {
+        let same = |line: &&Line| line.groups == aim.groups && line.what == aim.what && line.fill == AIM_FILL;
+        let line = lines.iter().find(same)?;
+        let near = aim.gap.is_none_or(|aim| line.gap.is_some_and(|gap| gap < aim));
+        Some(Verdict {
+            groups: aim.groups,
+            what: aim.what,
+            seconds_below: aim.seconds,
+            gap_below: aim.gap,
+            seconds: line.seconds,
+            gap: line.gap,
+            met: line.seconds < aim.seconds && line.exceeded == 0 && near,
+        })
+    };
+    AIMS.iter().filter_map(verdict).collect()
 }
 
 /// All lines of one network, medians of the runs.
@@ -114,6 +223,7 @@ fn once(instance: &Instance, groups: u32, fill: f64) -> Vec<Line> {
         exceeded: certificate.exceeded.len(),
         passes: Some(certificate.passes),
         bytes: Some(solver.bytes()),
+        bytes_per_group: Some(solver.bytes() as f64 / f64::from(groups)),
     };
     let mut random = Seeded::new(groups.into());
     let cold = timed(|| solver.solve(Start::Cold));
@@ -151,6 +261,7 @@ fn once(instance: &Instance, groups: u32, fill: f64) -> Vec<Line> {
         exceeded,
         passes: None,
         bytes: None,
+        bytes_per_group: None,
     });
     lines
 }
@@ -170,31 +281,87 @@ fn largest(solver: &Solver) -> u8 {
 }
 
 /// Processor time of this thread, so that other work on the machine does not count.
-fn timed<T>(work: impl FnOnce() -> T) -> (f64, T) {
+pub(super) fn timed<T>(work: impl FnOnce() -> T) -> (f64, T) {
     let now = || clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).map_or(Duration::ZERO, Duration::from);
     let before = now();
     let result = work();
     (now().saturating_sub(before).as_secs_f64(), result)
 }
 
-fn print(lines: &[Line], format: Format) {
+fn print(lines: &[Line], verdicts: &[Verdict], exact: &[Exact], format: Format) {
+    let output = Output { format, headers: true };
+    let hint = (!cfg!(feature = "exact")).then_some(NO_EXACT);
+    let json = serde_json::json!({ "rounds": lines, "aims": verdicts, "exact": exact, "exact_hint": hint });
+    output.print(&json, &round_rows(lines));
+    if !matches!(format, Format::Table) {
+        return;
+    }
+    for rows in [exact_rows(exact, hint), aim_rows(verdicts)] {
+        if !rows.rows.is_empty() {
+            output.print(&json, &Rows { heads: &[""], rows: vec![vec![String::new()]] });
+            output.print(&json, &rows);
+        }
+    }
+}
+
+fn percent(share: Option<f64>) -> String {
+    share.map_or("-".to_owned(), |share| format!("{:.4} %", share * 100.0))
+}
+
+fn round_rows(lines: &[Line]) -> Rows {
     let text = |line: &Line| {
         vec![
             line.groups.to_string(),
             format!("{:.0} %", line.fill * 100.0),
             line.what.to_owned(),
             format!("{:.1}", line.seconds * 1e3),
-            line.gap.map_or("-".to_owned(), |gap| format!("{:.4} %", gap * 100.0)),
+            percent(line.gap),
             line.moves.to_string(),
             line.exceeded.to_string(),
             line.passes.map_or("-".to_owned(), |passes| format!("{passes:.1}")),
             line.bytes.map_or("-".to_owned(), |bytes| format!("{:.1}", bytes as f64 / 1e6)),
+            line.bytes_per_group.map_or("-".to_owned(), |bytes| format!("{bytes:.0}")),
         ]
     };
-    let heads = &["GROUPS", "FILL", "ROUND", "MS", "GAP", "MOVES", "EXCEEDED", "PASSES", "MB"];
-    let rows = Rows { heads, rows: lines.iter().map(text).collect() };
-    let json = serde_json::json!({ "rounds": lines });
-    Output { format, headers: true }.print(&json, &rows);
+    let heads = &["GROUPS", "FILL", "ROUND", "MS", "GAP", "MOVES", "EXCEEDED", "PASSES", "MB", "BYTES/GROUP"];
+    Rows { heads, rows: lines.iter().map(text).collect() }
+}
+
+fn exact_rows(exact: &[Exact], hint: Option<&str>) -> Rows {
+    if let Some(hint) = hint {
+        return Rows { heads: &["EXACT"], rows: vec![vec![hint.to_owned()]] };
+    }
+    let text = |one: &Exact| {
+        let under_divisible = one.divisible.map(|divisible| 1.0 - one.own_bound / divisible);
+        vec![
+            one.groups.to_string(),
+            one.sites.to_string(),
+            one.state.to_owned(),
+            format!("{:.1}", one.seconds * 1e3),
+            format!("{:.1}", one.own_seconds * 1e3),
+            percent(one.cost_above),
+            percent(one.bound_below),
+            percent(under_divisible),
+        ]
+    };
+    let heads =
+        &["GROUPS", "SITES", "EXACT", "MS", "OURS-MS", "COST-ABOVE", "BOUND-BELOW", "BELOW-DIVISIBLE"];
+    Rows { heads, rows: exact.iter().map(text).collect() }
+}
+
+fn aim_rows(verdicts: &[Verdict]) -> Rows {
+    let text = |verdict: &Verdict| {
+        vec![
+            format!("{} {}", verdict.groups, verdict.what),
+            format!("{:.0}", verdict.seconds_below * 1e3),
+            format!("{:.1}", verdict.seconds * 1e3),
+            verdict.gap_below.map_or("-".to_owned(), |gap| format!("{:.2} %", gap * 100.0)),
+            percent(verdict.gap),
+            if verdict.met { "met" } else { "missed" }.to_owned(),
+        ]
+    };
+    let heads = &["AIM", "MS-BELOW", "MS", "GAP-BELOW", "GAP", "AIM-IS"];
+    Rows { heads, rows: verdicts.iter().map(text).collect() }
 }
 
 #[cfg(test)]
@@ -203,8 +370,15 @@ mod tests {
 
     #[test]
     fn every_round_is_measured_and_the_certificate_holds() {
-        let options =
-            Options { groups: vec![500], sites: 10, candidates: 4, fill: vec![0.6], seed: 1, runs: 2 };
+        let options = Options {
+            groups: vec![500],
+            sites: 10,
+            candidates: 4,
+            fill: vec![0.6],
+            seed: 1,
+            runs: 2,
+            exact_seconds: 0,
+        };
         let lines = measure(&options, 500, 0.6).unwrap();
         assert_eq!(
             lines.iter().map(|l| l.what).collect::<Vec<_>>(),
@@ -213,6 +387,41 @@ mod tests {
         assert_eq!(lines[0].exceeded, 0);
         assert!(lines[0].gap.unwrap() < 0.05, "{lines:?}");
         assert!(lines[3].moves > 0, "{lines:?}");
+    }
+
+    #[test]
+    fn an_aim_is_met_in_time_within_the_rooms_and_with_a_small_gap() {
+        let options = Options {
+            groups: vec![100_000],
+            sites: 100,
+            candidates: 16,
+            fill: vec![0.8],
+            seed: 1,
+            runs: 1,
+            exact_seconds: 0,
+        };
+        let good = Line {
+            groups: 100_000,
+            fill: 0.8,
+            what: "warm",
+            seconds: 0.09,
+            gap: Some(0.0004),
+            moves: 1,
+            exceeded: 0,
+            passes: None,
+            bytes: None,
+            bytes_per_group: None,
+        };
+        let met = |line: &Line| verdicts(&options, std::slice::from_ref(line))[0].met;
+        assert!(met(&good));
+        assert!(!met(&Line { seconds: 0.11, ..good.clone() }));
+        assert!(!met(&Line { gap: Some(0.0006), ..good.clone() }));
+        assert!(!met(&Line { gap: None, exceeded: 1, ..good.clone() }));
+        // A loss has no aim for its gap, but may exceed no room.
+        let lost = Line { what: "lost", gap: Some(0.01), ..good.clone() };
+        assert!(met(&lost));
+        assert!(!met(&Line { gap: None, exceeded: 1, ..lost }));
+        assert!(verdicts(&Options { sites: 50, ..options.clone() }, &[good]).is_empty());
     }
 
     #[test]
