@@ -14,6 +14,7 @@ mod exchange;
 pub mod generate;
 pub mod greedy;
 mod instance;
+mod push;
 mod round;
 pub(crate) mod softmin;
 mod spread;

@@ -194,6 +194,9 @@ impl Assignment {
         for site in 0..instance.sites() {
             while self.exceeded(instance, site) && search.may_go_on() && self.chain(instance, search, site) {}
         }
+        if (0..instance.sites()).any(|site| self.exceeded(instance, site)) {
+            self.push_on(instance, table, search);
+        }
         self.spread_out(instance, search);
     }
 
