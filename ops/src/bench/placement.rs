@@ -298,7 +298,8 @@ fn print(lines: &[Line], verdicts: &[Verdict], exact: &[Exact], format: Format) 
     }
     for rows in [exact_rows(exact, hint), aim_rows(verdicts)] {
         if !rows.rows.is_empty() {
-            output.print(&json, &Rows { heads: &[""], rows: vec![vec![String::new()]] });
+            Output { format, headers: false }
+                .print(&json, &Rows { heads: &[], rows: vec![vec![String::new()]] });
             output.print(&json, &rows);
         }
     }

@@ -111,7 +111,7 @@ const SAMPLE_LARGE: usize = 50_000;
 
 /// Groups that may be asked to make way in a round: some hundredths of a second, and less when few groups changed.
 const PLACES_WORK: usize = 150_000;
-const PLACES_WORK_TOUCHED: usize = 30_000;
+const PLACES_WORK_TOUCHED: usize = 15_000;
 
 /// Groups that are few.
 const FEW: usize = 2_000;

@@ -171,7 +171,6 @@ mod tests {
         let wide = f64::INFINITY;
         let site = |room| Site { capacity: [room, wide, wide], headroom: 0.0 };
         let mut instance = Instance::new(&[site(10.0), site(10.0), site(100.0)]).unwrap();
-        let mut assignment = Vec::new();
         for (count, demand, first) in [(4, 3.0, 0), (5, 2.0, 1)] {
             for _ in 0..count {
                 let candidates =
@@ -186,11 +185,10 @@ mod tests {
                     candidates: &candidates,
                 };
                 instance.push(&group).unwrap();
-                assignment.push(0);
             }
         }
         let mut all = Assignment::empty(&instance);
-        assignment.iter().enumerate().for_each(|(group, &choice)| all.shift(&instance, group, choice));
+        (0..instance.groups()).for_each(|group| all.shift(&instance, group, 0));
         let table = PriceTable::free(Units::of(&instance), &instance);
         (instance, all, table)
     }
