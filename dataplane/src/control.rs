@@ -434,6 +434,8 @@ pub struct Stats {
     pub talks: Vec<Talk>,
     /// Share of time not spent idle since the last report, 0 to 1.
     pub busy: f64,
+    /// Groups that the worker has anything of, those that it only relays included.
+    pub groups_known: u64,
 }
 
 /// Packets by fate, since the start of the process. Names are those of the metrics.

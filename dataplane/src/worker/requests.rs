@@ -166,7 +166,8 @@ impl<B: PacketBuf> Worker<B> {
         let idle = std::mem::take(&mut self.idle).0.min(span);
         let busy = if span == 0 { 0.0 } else { 1.0 - idle as f64 / span as f64 };
         let (round_trips, talks) = (self.round_trips.take(), self.round_trips.take_talks());
-        let stats = Stats { counters: self.counters(), groups, round_trips, talks, busy };
+        let groups_known = self.by_id.len() as u64;
+        let stats = Stats { counters: self.counters(), groups, round_trips, talks, busy, groups_known };
         self.events.push_back(Event::Stats(Box::new(stats)));
     }
 

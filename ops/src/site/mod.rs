@@ -1,6 +1,7 @@
 //! The agent of a site.
 
 pub mod core;
+pub mod elastic;
 pub mod http;
 pub mod metrics;
 pub mod moves;
