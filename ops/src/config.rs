@@ -1,6 +1,7 @@
 //! Configuration files, one per process. What is read (`Raw*`) becomes what is used only through validation, and an
 //! error names the file, the key, the value and what would be right. Relative paths are relative to the file.
 
+mod elastic;
 mod openvswitch;
 
 use std::collections::BTreeSet;
@@ -15,6 +16,7 @@ use serde::de::DeserializeOwned;
 use transfer::name::is_label;
 
 use crate::site::core::Bounds;
+use crate::site::fleet::ElasticConfig;
 use crate::site::prober::{self, ProbeSettings};
 pub use openvswitch::{OpenVswitch, SwitchSettings};
 
@@ -269,6 +271,8 @@ pub struct SiteConfig {
     pub expected: Vec<WorkerId>,
     /// Workers that the switch has ports for.
     pub worker_ports: Vec<WorkerId>,
+    /// When and how workers are started and stopped, if the agent is to.
+    pub elastic: Option<ElasticConfig>,
     /// Bounds of the move protocol.
     pub bounds: Bounds,
     /// Bytes per second that moves from here may use.
@@ -316,6 +320,7 @@ struct RawWorkers {
     directory: PathBuf,
     expected: Vec<WorkerId>,
     ports: Option<Vec<WorkerId>>,
+    elastic: Option<elastic::RawElastic>,
 }
 
 #[derive(Default, Deserialize)]
@@ -375,6 +380,7 @@ impl SiteConfig {
                 "every expected worker needs a port of the switch",
             ));
         }
+        let elastic = raw.workers.elastic.map(|raw| raw.validate(&file, &ports)).transpose()?;
         let bounds = raw.moves.bounds(&file)?;
         let rate = raw.moves.rate_mbit_per_s.unwrap_or(RATE_MBIT_PER_S);
         let tls = raw.tls.validate(&file, &cluster)?;
@@ -393,6 +399,7 @@ impl SiteConfig {
             workers: file.beside(&raw.workers.directory),
             expected: raw.workers.expected,
             worker_ports: ports,
+            elastic,
             bounds,
             rate_bytes_per_s: file.bounded("moves.rate_mbit_per_s", rate, 1, 400_000)? * 125_000,
             probe: raw.probe.validate(&file)?,

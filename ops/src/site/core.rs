@@ -19,6 +19,8 @@ use transfer::core::{
     ToTarget,
 };
 
+use super::elastic::{Views, WorkerView};
+
 /// How long an agent that just started waits for workers that do not answer before it gives their groups to others.
 const GATHER_BOUND: Micros = Micros(3_000_000);
 /// The same for a worker that went away later.
@@ -35,6 +37,8 @@ const GAP_SHARE: u64 = 3;
 const LOCAL_DWELL: Micros = Micros(10_000_000);
 /// Moves between workers at a time.
 const LOCAL_MOVES_MAX: usize = 4;
+/// What a worker said about itself counts for so long: six reports.
+const STATS_FRESH: Micros = Micros(3_000_000);
 
 /// Bounds that an operator may set; each is documented in the configuration reference.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -101,6 +105,10 @@ pub enum Input {
     },
     /// Move a group to another worker of this site.
     MoveLocally(GroupId, WorkerId),
+    /// Move all groups of a worker to the others, and give it none.
+    Retire(WorkerId),
+    /// The worker is one like the others again; or it is gone for good, and was to go.
+    Recall(WorkerId),
 }
 
 /// What is to be done, in this order.
@@ -169,6 +177,8 @@ struct Worker {
     fresh: bool,
     down_since: Option<Micros>,
     load: u64,
+    /// Its last statistics: when they came, how busy it was, and how many groups it knew.
+    said: Option<(Micros, f64, u64)>,
 }
 
 #[derive(Debug)]
@@ -218,6 +228,8 @@ pub struct Agent {
     moves: BTreeMap<MoveId, Move>,
     steer: BTreeMap<GroupId, SiteId>,
     workers: BTreeMap<WorkerId, Worker>,
+    /// Those that are to have no groups.
+    retiring: BTreeSet<WorkerId>,
     /// The worker that gets a group's packets at this site: its owner, or one that holds or relays.
     local: BTreeMap<GroupId, WorkerId>,
     /// Groups that a worker was told to serve and has not said that it does.
@@ -273,6 +285,7 @@ impl Agent {
             moves: BTreeMap::new(),
             steer: BTreeMap::new(),
             workers: BTreeMap::new(),
+            retiring: BTreeSet::new(),
             local: BTreeMap::new(),
             unserved: BTreeMap::new(),
             loads: BTreeMap::new(),
@@ -314,6 +327,11 @@ impl Agent {
                 self.from_source(move_id, from, message, wire_len, now);
             }
             Input::MoveLocally(group, to) => self.move_locally(group, to, now),
+            Input::Retire(worker) => {
+                self.retiring.insert(worker);
+                self.evacuate(now);
+            }
+            Input::Recall(worker) => self.recall(worker),
         }
         self.settle(now);
     }
@@ -332,6 +350,7 @@ impl Agent {
         if self.synced && self.balance_at <= now {
             self.balance_at = now.plus(BALANCE_INTERVAL);
             self.replace_dead_workers(now);
+            self.evacuate(now);
             self.balance(now);
         }
         self.settle(now);
@@ -777,7 +796,7 @@ impl Agent {
     fn worker_said(&mut self, worker: WorkerId, event: Event, now: Micros) {
         match event {
             Event::Status { groups, .. } => self.status(worker, groups, now),
-            Event::Stats(stats) => self.stats(worker, *stats),
+            Event::Stats(stats) => self.stats(worker, *stats, now),
             Event::Records { move_id, batch, .. } => {
                 self.feed_source_of(worker, move_id, SourceInput::Records(batch), now);
             }
@@ -847,9 +866,10 @@ impl Agent {
         }
     }
 
-    fn stats(&mut self, worker: WorkerId, stats: Stats) {
+    fn stats(&mut self, worker: WorkerId, stats: Stats, now: Micros) {
         if let Some(worker) = self.workers.get_mut(&worker) {
             worker.load = stats.groups.iter().map(|load| load.packets).sum();
+            worker.said = Some((now, stats.busy, stats.groups_known));
         }
         for load in stats.groups {
             if self.local.get(&load.group) == Some(&worker) {
@@ -879,17 +899,38 @@ impl Agent {
             if self.abandons(worker, &status) {
                 continue;
             }
+            if let Some(id) = status.move_id.filter(|id| id.is_local()) {
+                // A tombstone of a move between workers relays to whichever worker has the group now.
+                if status.phase != Phase::Tombstone {
+                    self.orphans.entry(id).or_default().insert(worker, status);
+                    self.point_at_orphan(id);
+                }
+                continue;
+            }
             if !relays || !self.local.contains_key(&status.group) {
                 self.set_local(status.group, Some(worker));
             }
-            if let Some(id) = status.move_id.filter(|id| id.is_local()) {
-                self.orphans.entry(id).or_default().insert(worker, status);
-            } else if self.synced {
+            if self.synced {
                 self.reconcile(worker, status, now);
             }
         }
         self.try_sync(now);
         self.resync(now);
+    }
+
+    /// Where the switch delivers while a move between workers is half done: to the target once the flip was ordered, and it was
+    /// when the source drains. To turn back would let packets pass those that the target holds.
+    fn point_at_orphan(&mut self, id: MoveId) {
+        let Some(parts) = self.orphans.get(&id) else { return };
+        let find = |phases: &[Phase]| parts.iter().find(|(_, s)| phases.contains(&s.phase));
+        let copying = find(&[Phase::Copying]);
+        let flipped = find(&[Phase::Draining, Phase::Relaying]);
+        let shadow = find(&[Phase::Shadow, Phase::Open]);
+        let Some((&worker, status)) = copying.or(shadow).or(flipped) else { return };
+        let is_known = self.local.contains_key(&status.group);
+        if !is_known || copying.is_some() || flipped.is_some() && shadow.is_some() {
+            self.set_local(status.group, Some(worker));
+        }
     }
 
     /// That a relay ended may have been said while nobody listened. Groups of this site are left alone: what gives them
@@ -1068,13 +1109,18 @@ impl Agent {
                 self.feed_source(id, SourceInput::PeerUp, now);
                 self.commit_local(id, now);
             }
+            // The target is away for a moment, and may have joined.
+            (Some((from, status)), None, None) if self.is_elsewhere(&status.group, from, false) => {
+                self.orphans.insert(id, parts.clone());
+            }
             // A worker that has joined says no more that there was a move.
-            (Some((from, status)), None, None) if self.local.get(&status.group) != Some(&from) => {
+            (Some((from, status)), None, None) if self.is_elsewhere(&status.group, from, true) => {
                 let forget = self.forget_request(status.group, id, status.epoch, self.site);
                 self.outputs.push_back(Output::Worker(from, forget));
             }
             (Some((from, status)), None, None) => {
                 let group = status.group;
+                self.set_local(group, Some(from));
                 let request = match relays {
                     Some(_) => Request::Serve { group, epoch: status.epoch },
                     None => Request::Disarm { group, move_id: id },
@@ -1091,15 +1137,17 @@ impl Agent {
         }
     }
 
-    // ---- moves between workers --------------------------------------------------------------------------
-
-    fn local_spec(&self, group: GroupId, id: MoveId, epoch: Epoch) -> MoveSpec {
-        let relaxed = self.is_relaxed(group.service);
-        MoveSpec { id, group, from: self.site, to: self.site, epoch, relaxed }
+    /// Another worker than this one has the group, and answers or not.
+    fn is_elsewhere(&self, group: &GroupId, than: WorkerId, answers: bool) -> bool {
+        self.local.get(group).is_some_and(|worker| *worker != than && self.is_ready(*worker) == answers)
     }
 
-    fn is_relaxed(&self, service: ServiceId) -> bool {
-        self.services.get(&service).is_some_and(|s| s.ordering == placement::core::Ordering::Relaxed)
+    // ---- moves between workers --------------------------------------------------------------------------
+
+    /// Always strict: inside a site that costs next to nothing, and a relaxed target relays what it cannot place to the site of
+    /// the source, where the switch would give it back to the target.
+    fn local_spec(&self, group: GroupId, id: MoveId, epoch: Epoch) -> MoveSpec {
+        MoveSpec { id, group, from: self.site, to: self.site, epoch, relaxed: false }
     }
 
     fn move_locally(&mut self, group: GroupId, to: WorkerId, now: Micros) {
@@ -1167,30 +1215,120 @@ impl Agent {
         self.feed_source(id, SourceInput::Ended(ending), now);
         self.feed_target(id, TargetInput::Ended(ending), now);
         self.resync(now);
+        if ending == Ending::Done {
+            // What was refused is tried again at the next look at the loads.
+            self.evacuate(now);
+        }
     }
 
     /// Spreads groups over the workers: from the one with most packets to the one with fewest, one group at a time,
     /// while that narrows the gap well. A small gap is left alone, and a group stays for a while where it is, so loads that
     /// wobble do not move groups back and forth.
     fn balance(&mut self, now: Micros) {
-        let local_moves = self.outgoing.keys().filter(|id| id.is_local()).count();
-        let mut loads: BTreeMap<WorkerId, u64> =
-            self.workers.iter().filter(|(_, w)| w.up && w.ready).map(|(id, _)| (*id, 0)).collect();
-        for (group, worker) in &self.local {
-            if let Some(load) = loads.get_mut(worker) {
-                *load += self.weight(group);
-            }
-        }
+        let mut loads = self.worker_loads();
         if loads.len() < 2 {
             return;
         }
-        for _ in local_moves..LOCAL_MOVES_MAX {
+        for _ in self.local_moves_in_hand()..LOCAL_MOVES_MAX {
             let Some((group, from, to, weight)) = self.best_move(&loads, now) else { return };
             self.settled_at.insert(group, now);
             self.move_locally(group, to, now);
             *loads.entry(from).or_default() -= weight;
             *loads.entry(to).or_default() += weight;
         }
+    }
+
+    fn local_moves_in_hand(&self) -> usize {
+        self.outgoing.keys().filter(|id| id.is_local()).count()
+    }
+
+    /// The load of each worker that may get groups, by the groups that it has.
+    fn worker_loads(&self) -> BTreeMap<WorkerId, u64> {
+        let mut loads: BTreeMap<WorkerId, u64> =
+            self.ready_workers().filter(|id| !self.retiring.contains(id)).map(|id| (id, 0)).collect();
+        for (group, worker) in &self.local {
+            if let Some(load) = loads.get_mut(worker) {
+                *load += self.weight(group);
+            }
+        }
+        loads
+    }
+
+    /// Groups of workers that retire go to the least loaded others, heaviest first, as many at a time as other moves between
+    /// workers. How long a group has been there does not matter.
+    fn evacuate(&mut self, now: Micros) {
+        if self.retiring.is_empty() {
+            return;
+        }
+        let mut loads = self.worker_loads();
+        for (id, incoming) in self.incoming.iter().filter(|(id, _)| id.is_local()) {
+            // On its way to that worker, and not among its groups before the flip.
+            let group = incoming.machine.spec().group;
+            let from = self.outgoing.get(id).map(|out| out.worker);
+            if let Some(load) =
+                loads.get_mut(&incoming.worker).filter(|_| self.local.get(&group).copied() == from)
+            {
+                *load += self.weight(&group);
+            }
+        }
+        let leave = self.local.iter().filter(|(group, worker)| {
+            self.retiring.contains(worker)
+                && self.groups.get(group).is_some_and(|g| g.owner == self.site && g.move_id.is_none())
+                && !self.is_moving(group)
+        });
+        let mut leave: Vec<_> = leave.map(|(group, _)| (self.weight(group), *group)).collect();
+        leave.sort_unstable_by_key(|(weight, group)| (std::cmp::Reverse(*weight), *group));
+        let room = LOCAL_MOVES_MAX.saturating_sub(self.local_moves_in_hand());
+        for (weight, group) in leave.into_iter().take(room) {
+            let Some((_, to)) = loads.iter().map(|(id, load)| (*load, *id)).min() else { return };
+            self.settled_at.insert(group, now);
+            self.move_locally(group, to, now);
+            *loads.entry(to).or_default() += weight;
+        }
+    }
+
+    fn recall(&mut self, worker: WorkerId) {
+        let gone = self.workers.get(&worker).is_some_and(|known| !known.up);
+        let has_groups = self.local.values().any(|at| *at == worker);
+        if self.retiring.remove(&worker) && gone && !has_groups {
+            // It was to go: nobody waits for it.
+            self.workers.remove(&worker);
+        }
+    }
+
+    /// The workers that answer, for the decision how many there should be; nothing before all were heard.
+    #[must_use]
+    pub fn worker_views(&self, now: Micros) -> Option<Views> {
+        let views = self.ready_workers().map(|id| {
+            let said = self.workers.get(&id).and_then(|worker| worker.said);
+            let said = said.filter(|(at, ..)| at.plus(STATS_FRESH) > now);
+            let knows_none = said.is_some_and(|(.., groups)| groups == 0);
+            let view = WorkerView {
+                busy: said.map(|(_, busy, _)| busy),
+                is_empty: knows_none && !self.has_task(id),
+            };
+            (id, view)
+        });
+        self.is_settled().then(|| views.collect())
+    }
+
+    /// It has a group, or was told to do something with one.
+    fn has_task(&self, id: WorkerId) -> bool {
+        self.local.values().chain(self.unserved.values()).any(|worker| *worker == id)
+            || self.outgoing.values().any(|out| out.worker == id)
+            || self.incoming.values().any(|incoming| incoming.worker == id)
+    }
+
+    /// Whether the worker is to have no groups.
+    #[must_use]
+    pub fn is_retiring(&self, worker: WorkerId) -> bool {
+        self.retiring.contains(&worker)
+    }
+
+    /// How many groups a worker has.
+    #[must_use]
+    pub fn groups_of(&self, worker: WorkerId) -> usize {
+        self.local.values().filter(|at| **at == worker).count()
     }
 
     /// Packets of the last report, and something for a group that is idle, so that those spread too.
@@ -1238,10 +1376,15 @@ impl Agent {
         }
     }
 
+    /// One that retires only if there is no other.
     fn least_loaded(&self) -> Option<WorkerId> {
-        let groups = |id: &WorkerId| self.local.values().filter(|worker| *worker == id).count();
-        let ready = self.workers.iter().filter(|(_, worker)| worker.up && worker.ready);
-        ready.map(|(id, worker)| (worker.load, groups(id), *id)).min().map(|(_, _, id)| id)
+        let load = |id: WorkerId| self.workers.get(&id).map_or(0, |worker| worker.load);
+        let rank = |id: WorkerId| (self.retiring.contains(&id), load(id), self.groups_of(id), id);
+        self.ready_workers().min_by_key(|id| rank(*id))
+    }
+
+    fn ready_workers(&self) -> impl Iterator<Item = WorkerId> {
+        self.workers.iter().filter(|(_, worker)| worker.up && worker.ready).map(|(id, _)| *id)
     }
 
     fn up_workers(&self) -> Vec<WorkerId> {

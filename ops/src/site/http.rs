@@ -1,7 +1,7 @@
 //! Metrics, health and the switch of the agent, over HTTP on loopback.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 
 use anyhow::Context;
 use axum::extract::State;
@@ -14,6 +14,7 @@ use serde::Serialize;
 use switchctl::session::QueryError;
 use tokio::task::JoinHandle;
 
+use super::fleet::SharedPage;
 use super::metrics::SiteMetrics;
 use super::switch::Switch;
 
@@ -21,10 +22,11 @@ use super::switch::Switch;
 struct Site {
     metrics: Arc<SiteMetrics>,
     switch: Switch,
+    workers: SharedPage,
 }
 
-/// Serves `/metrics`, `/livez`, `/readyz`; `/v1/local-moves`: the last moves between workers; and `/v1/switch/rules`,
-/// `/v1/switch/diff` and `/v1/switch/resync` (POST).
+/// Serves `/metrics`, `/livez`, `/readyz`; `/v1/workers`: what each worker does; `/v1/local-moves`: the last moves between workers;
+/// and `/v1/switch/rules`, `/v1/switch/diff` and `/v1/switch/resync` (POST).
 ///
 /// # Errors
 /// When the address cannot be bound.
@@ -32,6 +34,7 @@ pub async fn serve(
     address: SocketAddr,
     metrics: Arc<SiteMetrics>,
     switch: Switch,
+    workers: SharedPage,
 ) -> anyhow::Result<JoinHandle<()>> {
     let listener =
         tokio::net::TcpListener::bind(address).await.with_context(|| format!("metrics = {address}"))?;
@@ -41,6 +44,7 @@ pub async fn serve(
             "/v1/local-moves",
             get(|State(site): State<Site>| async move { Json(site.metrics.local_moves()) }),
         )
+        .route("/v1/workers", get(|State(site): State<Site>| async move { told_workers(&site.workers) }))
         .route(
             "/v1/switch/rules",
             get(|State(site): State<Site>| async move { told(site.switch.rules().await) }),
@@ -55,7 +59,7 @@ pub async fn serve(
         )
         .route("/livez", get(|| async { "ok\n" }))
         .route("/readyz", get(|State(site): State<Site>| async move { ready(&site.metrics) }))
-        .with_state(Site { metrics, switch });
+        .with_state(Site { metrics, switch, workers });
     Ok(tokio::spawn(async move {
         if let Err(error) = axum::serve(listener, router).await {
             tracing::error!(%error, "the metrics listener ended");
@@ -75,6 +79,11 @@ fn told(answer: Result<impl Serialize, QueryError>) -> Response {
                 .into_response()
         }
     }
+}
+
+fn told_workers(workers: &SharedPage) -> Response {
+    let page = workers.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    Json(page).into_response()
 }
 
 fn ready(metrics: &SiteMetrics) -> (StatusCode, String) {

@@ -235,6 +235,12 @@ impl SiteMetrics {
         })
     }
 
+    /// Where other metrics of the agent are registered.
+    #[must_use]
+    pub fn registry(&self) -> &Registry {
+        &self.registry
+    }
+
     fn state(&self) -> std::sync::MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -2,6 +2,7 @@
 
 pub mod core;
 pub mod elastic;
+pub mod fleet;
 pub mod http;
 pub mod metrics;
 pub mod moves;

@@ -19,6 +19,8 @@ use transfer::name::NodeName;
 use transfer::quic::Endpoint;
 
 use super::core::{Agent, Input, Output};
+use super::elastic::HookEnd;
+use super::fleet::Fleet;
 use super::metrics::SiteMetrics;
 use super::prober::Prober;
 use super::switch::Switch;
@@ -52,6 +54,7 @@ pub struct Shell {
     metrics: Arc<SiteMetrics>,
     rate: Arc<moves::RateLimit>,
     prober: Arc<Prober>,
+    fleet: Fleet,
 }
 
 struct Stream {
@@ -75,11 +78,13 @@ pub async fn run(config: SiteConfig, stop: CancellationToken) -> anyhow::Result<
     let switch = Switch::new(switch, sentinel, guarded);
     let (inputs, mut queue) = mpsc::channel(INPUTS_MAX);
     let metrics = Arc::new(SiteMetrics::new(&config.name)?);
-    let server = crate::site::http::serve(config.metrics, metrics.clone(), switch.clone()).await?;
-    let mut shell = Shell::new(&config, &endpoint, client, switch, inputs.clone(), metrics);
+    let (fleet, mut hook_ends) = Fleet::new(config.site, config.elastic.clone(), metrics.registry())?;
+    let server =
+        crate::site::http::serve(config.metrics, metrics.clone(), switch.clone(), fleet.page()).await?;
+    let mut shell = Shell::new(&config, &endpoint, client, switch, inputs.clone(), metrics, fleet);
     shell.spawn_helpers(&config, endpoint.clone(), switch_events, inputs, stop.clone());
     tracing::info!(site = %config.name, listen = %config.listen, "the agent runs");
-    shell.run(&mut queue, &stop).await;
+    shell.run(&mut queue, &mut hook_ends, &stop).await;
     server.abort();
     endpoint.close().await;
     Ok(())
@@ -98,6 +103,7 @@ impl Shell {
         switch: Switch,
         inputs: mpsc::Sender<Input>,
         metrics: Arc<SiteMetrics>,
+        fleet: Fleet,
     ) -> Self {
         let ports = config.switch.ports.clone();
         let link = |peer: &crate::config::Peer| {
@@ -124,6 +130,7 @@ impl Shell {
             metrics,
             rate: Arc::new(moves::RateLimit::new(config.rate_bytes_per_s)),
             prober: Arc::new(Prober::new(config.probe.clone())),
+            fleet,
         }
     }
 
@@ -164,7 +171,12 @@ impl Shell {
         }
     }
 
-    async fn run(&mut self, queue: &mut mpsc::Receiver<Input>, stop: &CancellationToken) {
+    async fn run(
+        &mut self,
+        queue: &mut mpsc::Receiver<Input>,
+        hook_ends: &mut mpsc::Receiver<HookEnd>,
+        stop: &CancellationToken,
+    ) {
         let mut report = tokio::time::interval(REPORT_INTERVAL);
         report.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
@@ -184,8 +196,18 @@ impl Shell {
                     self.agent.handle_timeout(now);
                     self.carry_out();
                 }
-                _ = report.tick() => self.report().await,
+                Some(end) = hook_ends.recv() => self.fleet.hook_ended(end, self.clock.now()),
+                _ = report.tick() => {
+                    self.look_at_workers();
+                    self.report().await;
+                }
             }
+        }
+    }
+
+    fn look_at_workers(&mut self) {
+        for input in self.fleet.look(&self.agent, self.clock.now()) {
+            self.take(input);
         }
     }
 

@@ -86,6 +86,13 @@ impl World {
             if let Some(status) = left {
                 return Err(Violation::new(8, format!("worker {site}/{id} still has {status:?}")));
             }
+            let retires = state.life.as_ref().is_some_and(|life| life.agent.is_retiring(*id));
+            if let Some(status) = process.status.values().next().filter(|_| retires) {
+                return Err(Violation::new(
+                    8,
+                    format!("worker {site}/{id} retires and still has {status:?}"),
+                ));
+            }
             let flows = process.worker.counters().flows;
             let of_groups: u64 = process.status.values().map(|status| status.flows).sum();
             if flows != of_groups {

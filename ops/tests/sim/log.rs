@@ -246,7 +246,7 @@ impl World {
         }
     }
 
-    /// An operator who moves, drains and aborts at random.
+    /// An operator who moves, drains, aborts and retires workers at random.
     pub(crate) fn operator(&mut self) {
         if self.now >= self.busy_until {
             return;
@@ -264,12 +264,24 @@ impl World {
                 let Some(id) = self.log.cluster.moves.keys().next().copied() else { return };
                 Command::Abort { move_id: id, by: None, reason: "operator".into() }
             }
+            2 | 3 => return self.retire_or_recall(),
             _ => {
                 let (group, to) = (self.pick(&groups), self.pick(&SITES));
                 Command::StartMoves { moves: vec![(group, to)], reason: MoveReason::Operator }
             }
         };
         self.propose("operator", command, None);
+    }
+
+    /// The last worker of a site is to have no groups, or is one like the others again.
+    fn retire_or_recall(&mut self) {
+        let (site, recall) = (self.pick(&SITES), self.one_in(3));
+        let Some(state) = self.sites.get(&site) else { return };
+        let (Some(life), Some(worker)) = (&state.life, state.workers.keys().next_back().copied()) else {
+            return;
+        };
+        let number = life.number;
+        self.agent_input(site, number, if recall { Input::Recall(worker) } else { Input::Retire(worker) });
     }
 
     /// The operator allows everything again.
