@@ -8,10 +8,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use flow::{SiteId, WorkerId};
-use limosa::demo::built_in;
 use limosa::demo::cluster::{Cluster, Layout, Part};
 use limosa::demo::scenario::world_spec;
 use limosa::demo::world::{World, WorldHandle};
+use limosa::demo::{Thresholds, built_in};
 use serde_json::{Value, json};
 use switchctl::{Session, SessionOptions, SwitchAddr, SwitchEvent};
 use tokio::time::sleep;
@@ -28,6 +28,11 @@ struct Deployment {
 impl Deployment {
     /// Three sites at their real distances; little traffic, but of every group.
     async fn start() -> Self {
+        Self::start_with(None).await
+    }
+
+    /// The same; agents start and stop workers if they are told when.
+    async fn start_with(elastic: Option<Thresholds>) -> Self {
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         // In LIMOSA_TEST_DIRECTORY logs and state can be looked at afterwards.
         let (directory, path) = match std::env::var_os("LIMOSA_TEST_DIRECTORY") {
@@ -46,6 +51,7 @@ impl Deployment {
             flows: 1 << 14,
             directory: path,
             binary: PathBuf::from(env!("CARGO_BIN_EXE_limosa")),
+            elastic,
         };
         let cluster = Cluster::start(layout).await.unwrap();
         cluster.set_policy(json!({ "automatic": false })).await.unwrap();
@@ -228,6 +234,63 @@ async fn a_worker_killed_during_moves_loses_its_own_flows_only_and_its_groups_ar
     deployment.assert_whole_again().await;
     let elsewhere = deployment.start_moves(2, "singapore", "virginia").await;
     deployment.until_done(&elsewhere).await;
+}
+
+/// Real load, real hooks: a third worker comes, groups move to it, and it goes when the load is gone.
+#[tokio::test(flavor = "multi_thread")]
+async fn load_starts_a_worker_and_its_end_stops_it_and_nothing_is_lost() {
+    let site = SiteId(1);
+    let thresholds = Thresholds { busy_high: 0.02, busy_low: 0.012, hold_s: 1, pause_s: 3 };
+    let deployment = Deployment::start_with(Some(thresholds)).await;
+    let until = async |bound_s: u64, wanted: usize| {
+        let ends = tokio::time::Instant::now() + Duration::from_secs(bound_s);
+        while deployment.cluster.worker_count(site).await != wanted {
+            if tokio::time::Instant::now() > ends {
+                return false;
+            }
+            sleep(Duration::from_millis(100)).await;
+        }
+        true
+    };
+    let clients: Vec<flow::Prefix> = ["100.64.0.0/20", "100.64.16.0/21"].map(|p| p.parse().unwrap()).to_vec();
+    let set_rates = |factor| {
+        clients.iter().for_each(|prefix| assert!(deployment.world.set_rate(*prefix, factor).unwrap() > 0));
+    };
+    // Packets come one by one here, so that little load is a few thousandths, and much a few hundredths.
+    set_rates(0.1);
+    assert!(until(30, 2).await, "two workers answer");
+    let mut factor = 0.5;
+    while !until(5, 3).await {
+        factor *= 2.0;
+        assert!(
+            factor < 100.0,
+            "no load starts a worker: {:?}",
+            deployment.cluster.site_text(site, "/v1/workers").await
+        );
+        set_rates(factor);
+    }
+    let local = async || -> Value {
+        let text = deployment.cluster.site_text(site, "/v1/local-moves").await.unwrap();
+        serde_json::from_str(&text).unwrap()
+    };
+    let moved_to = |moves: &Value, worker: u16| {
+        moves.as_array().unwrap().iter().filter(|one| one["to"] == worker).count()
+    };
+    let ends = tokio::time::Instant::now() + Duration::from_secs(30);
+    while moved_to(&local().await, 3) == 0 {
+        assert!(tokio::time::Instant::now() < ends, "no group moves to the new worker");
+        sleep(Duration::from_millis(200)).await;
+    }
+    set_rates(0.1);
+    assert!(until(60, 2).await, "{:?}", deployment.cluster.site_text(site, "/v1/workers").await);
+    let moves = local().await;
+    assert!(moves.as_array().unwrap().iter().any(|one| one["from"] == 3), "{moves}");
+    let metrics = deployment.cluster.site_text(site, "/metrics").await.unwrap();
+    for name in ["starts", "stops"] {
+        let line = format!("limosa_workers_{name}_total{{outcome=\"ok\",site=\"amsterdam\"}} 1");
+        assert!(metrics.contains(&line), "{line}: {metrics}");
+    }
+    deployment.assert_unharmed().await;
 }
 
 /// Runs the command line against a deployment; exit status, output and error.

@@ -13,6 +13,7 @@ use anyhow::Context;
 use flow::{SiteId, WorkerId};
 use transfer::name::NodeName;
 
+use super::hooked::{HookWorkers, Thresholds};
 use super::proxy::Proxy;
 use super::sites::DemoSite;
 use super::wan::{LinkSpec, Wan, great_circle_delay};
@@ -78,6 +79,8 @@ pub struct Layout {
     pub directory: PathBuf,
     /// The `limosa` binary.
     pub binary: PathBuf,
+    /// When agents start and stop workers beyond those, if they are to.
+    pub elastic: Option<Thresholds>,
 }
 
 /// The running deployment. Dropping it ends every child.
@@ -88,6 +91,8 @@ pub struct Cluster {
     metrics: BTreeMap<SiteId, SocketAddr>,
     quic: BTreeMap<u64, SocketAddr>,
     proxies: BTreeMap<SiteId, Proxy>,
+    /// Workers that agents have started.
+    hooked: Option<HookWorkers>,
     wan: Wan,
     http: reqwest::Client,
 }
@@ -112,6 +117,8 @@ impl Cluster {
         let mut nodes: Vec<_> = layout.sites.iter().map(|site| NodeName::site(CLUSTER, &site.name)).collect();
         nodes.extend(layout.node_ids().map(|id| NodeName::placement(CLUSTER, id)));
         certs::write(&layout.directory.join("certs"), &nodes)?;
+        let elastic = layout.elastic.is_some();
+        let hooked = elastic.then(|| HookWorkers::new(&layout.directory, &layout.binary)).transpose()?;
         let mut ports = PortPool::default();
         let addresses = layout.addresses(&mut ports)?;
         let mut plan = WanPlan::new(&layout, &mut ports);
@@ -121,6 +128,7 @@ impl Cluster {
         let wan = Wan::start(links).context("the WAN emulator cannot start")?;
         let mut cluster = Self {
             proxies: BTreeMap::new(),
+            hooked,
             children: BTreeMap::new(),
             apis: addresses.api,
             metrics: addresses.metrics,
@@ -380,6 +388,14 @@ impl Cluster {
         Ok(self.http.get(format!("http://{address}{path}")).send().await?.text().await?)
     }
 
+    /// Workers of a site that answer, as its agent says; 0 while it does not.
+    pub async fn worker_count(&self, site: SiteId) -> usize {
+        let text = self.site_text(site, "/v1/workers").await.unwrap_or_default();
+        let page: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
+        let is_there = |worker: &&serde_json::Value| worker["state"] != "starting";
+        page["workers"].as_array().map_or(0, |workers| workers.iter().filter(is_there).count())
+    }
+
     /// Where packets were dropped so far, in words: by workers and by the emulated network.
     pub async fn drops(&self) -> Vec<String> {
         let mut drops = Vec::new();
@@ -410,6 +426,8 @@ impl Drop for Cluster {
         for child in self.children.values_mut() {
             let _ = child.wait();
         }
+        // No agent is left that could start another.
+        drop(self.hooked.take());
     }
 }
 
@@ -577,9 +595,12 @@ impl Layout {
         let mut text = format!(
             "cluster = {CLUSTER:?}\nsite = {site}\nname = {name:?}\nlisten = \"{}\"\nmetrics = \"{}\"\n\
              switch = \"s{site}/switch.proxy\"\n\
-             workers = {{ directory = \"s{site}\", expected = {expected:?}, ports = {ports:?} }}\n",
+             workers.directory = \"s{site}\"\nworkers.expected = {expected:?}\nworkers.ports = {ports:?}\n",
             at.quic_site[&site], at.metrics[&site]
         );
+        if let Some(thresholds) = &self.elastic {
+            text += &thresholds.table(&self.directory, self.workers, WORKER_PORTS);
+        }
         text += &self.tls(&NodeName::site(CLUSTER, name));
         // The node at this site first: it answers watches without crossing the WAN.
         let own = u64::from(site.0);

@@ -4,6 +4,7 @@
 pub(crate) mod batch;
 mod clock;
 pub mod cluster;
+mod hooked;
 pub(crate) mod line;
 mod options;
 mod proxy;
@@ -19,6 +20,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 
 use cluster::{Cluster, Layout};
+pub use hooked::Thresholds;
 pub use options::Options;
 use report::Report;
 use scenario::{CAPACITY_PPS, Stage, say, world_spec};
@@ -26,6 +28,9 @@ pub use sites::{DemoSite, built_in};
 
 /// Workers of each site at the start.
 const WORKERS: u16 = 2;
+/// The agents start and stop workers by these. The demo's usual traffic keeps a worker busy for 2 to 5 % of its time, since packets come
+/// one by one; so do a surge and a lull differ from it by factors, not by what a site in earnest would call busy.
+const ELASTIC: Thresholds = Thresholds { busy_high: 0.08, busy_low: 0.055, hold_s: 2, pause_s: 5 };
 /// Flows that each worker has room for: twice what the demo has in all.
 const FLOWS: usize = 1 << 16;
 
@@ -79,6 +84,7 @@ async fn play(options: &Options, sites: Vec<DemoSite>, directory: &Path) -> anyh
         flows: FLOWS,
         directory: directory.to_owned(),
         binary: std::env::current_exe()?,
+        elastic: Some(ELASTIC),
     };
     let cluster = Cluster::start(layout).await?;
     cluster

@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use anyhow::Context;
-use flow::{HoldTimes, Prefix, SiteId, WorkerId};
+use flow::{HoldTimes, Prefix, SiteId};
 use serde::Deserialize;
 use tokio::time::sleep;
 
@@ -23,6 +23,12 @@ const ROAMING: usize = 4;
 const SERVERS_PER_SITE: u8 = 8;
 /// Longest wait for the moves of an act.
 const MOVES_BOUND: Duration = Duration::from_secs(25);
+/// Factors of the load in the surge: the first that makes the agent start a worker is enough.
+const SURGE: [f64; 4] = [4.0, 8.0, 16.0, 32.0];
+/// How long each of them lasts at most.
+const SURGE_STEP: Duration = Duration::from_secs(6);
+/// Longest wait for the worker to be stopped again: thresholds, moves, and ten seconds for which it relays.
+const STOP_BOUND: Duration = Duration::from_secs(45);
 /// How long an act goes on after its moves, so that there is something to measure.
 const AFTER: Duration = Duration::from_secs(4);
 
@@ -209,21 +215,41 @@ impl Stage {
     async fn surge(&mut self) -> anyhow::Result<()> {
         let site = SiteId(1);
         say(&format!(
-            "\nAct 3: surge. Load in {} grows fourfold; a third worker is started there.",
+            "\nAct 3: surge. Load in {} grows until its agent starts a third worker; then it falls again.",
             self.name(1)
         ));
         self.world.begin_act("3 surge")?;
         let start = self.start().await;
         let groups: Vec<_> = (ROAMING..GROUPS_PER_SITE).filter_map(group_prefix).collect();
-        for prefix in &groups {
-            self.world.set_rate(*prefix, 4.0)?;
+        let before = self.cluster.worker_count(site).await;
+        let mut started = false;
+        for factor in SURGE {
+            for prefix in &groups {
+                self.world.set_rate(*prefix, factor)?;
+            }
+            started = self.until_workers(site, SURGE_STEP, |count| count > before).await;
+            if started {
+                say(&format!("  At {factor} times the load the agent has started a worker."));
+                break;
+            }
         }
-        sleep(Duration::from_secs(3)).await;
-        self.cluster.spawn(Part::Worker(site, WorkerId(3)))?;
         sleep(Duration::from_secs(6)).await;
         self.until_moves_end(0).await?;
         for prefix in &groups {
             self.world.set_rate(*prefix, 1.0)?;
+        }
+        let stopped = started && self.until_workers(site, STOP_BOUND, |count| count == before).await;
+        if stopped {
+            say(
+                "  Load is as before; the agent has moved the groups of that worker to the others, and stopped it.",
+            );
+        }
+        for (done, what) in
+            [(started, "no worker was started"), (stopped, "the worker was not stopped again")]
+        {
+            if !done {
+                self.report.failures.push(format!("3 surge: {what}"));
+            }
         }
         self.end("3 surge", start, &groups).await
     }
@@ -326,6 +352,18 @@ impl Stage {
                 return say(&format!("  Only {ended} of them have ended; going on."));
             }
         }
+    }
+
+    /// Waits until so many workers of a site are as wanted; whether they are.
+    async fn until_workers(&self, site: SiteId, bound: Duration, wanted: impl Fn(usize) -> bool) -> bool {
+        let ends = tokio::time::Instant::now() + bound;
+        while !wanted(self.cluster.worker_count(site).await) {
+            if tokio::time::Instant::now() > ends {
+                return false;
+            }
+            sleep(Duration::from_millis(100)).await;
+        }
+        true
     }
 
     async fn groups_at(&self, site: &str) -> anyhow::Result<Vec<String>> {

@@ -368,7 +368,7 @@ fn run(limits: &Limits, count: u16, seed: u64, skew: f64, mut load: impl FnMut(u
     let mut word = seed | 1;
     let mut chance = |one_in: u32| {
         word = word.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (word >> 33) % u64::from(one_in) == 0
+        (word >> 33).is_multiple_of(u64::from(one_in))
     };
     for step in 0..2_400 {
         let now = Micros(step * STEP);
