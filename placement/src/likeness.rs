@@ -34,6 +34,8 @@ const STRETCH_MS: f32 = 20.0;
 const STRETCH_POWER: f32 = 3.0;
 /// What a learned place counts against a site: its row is an estimate in parts.
 const LEARNED_WEIGHT: f32 = 0.5;
+/// From how many sites a place has to be measured to be learned: of one that was measured once, all but that is hearsay.
+const LEARNED_MEASURED_MIN: usize = 2;
 /// How much of the doubt in what a learned place was not measured from counts against it.
 const LEARNED_DOUBT: f32 = 0.5;
 /// Round trip within a site.
@@ -160,9 +162,10 @@ impl Likeness {
     }
 
     /// Remembers a place, by a number of the caller's, for others that are like it; what was known of the same place is forgotten. One
-    /// that was not measured teaches nothing.
+    /// that was measured from fewer than two sites teaches nothing.
     pub fn learn(&mut self, place: u64, estimates: &[Estimate]) {
-        if estimates.len() != self.sites.len() || estimates.iter().all(|estimate| !estimate.measured) {
+        let measured = estimates.iter().filter(|estimate| estimate.measured).count();
+        if estimates.len() != self.sites.len() || measured < LEARNED_MEASURED_MIN {
             return;
         }
         let variance = |estimate: &Estimate| {

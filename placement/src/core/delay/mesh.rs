@@ -311,8 +311,11 @@ impl<'a> Mesh<'a> {
             offer(site, guess, Source::Measured { age });
         }
         if let Some(server) = self.model.servers.get(number) {
-            for (site, line) in self.lines(server).into_iter().enumerate() {
-                line.into_iter().for_each(|line| offer(site as u8, line, Source::Geography));
+            if let Some(at) = server.place.at {
+                for (place, site) in self.sites.iter().map(|site| site.coordinates()).zip(0..=u8::MAX) {
+                    let line = |place| prior::line(prior::great_circle_km(at, place), server.place.radius_km);
+                    place.into_iter().for_each(|place| offer(site, line(place), Source::Geography));
+                }
             }
             self.borrow(server, home, &mut offer);
         }
@@ -330,15 +333,6 @@ impl<'a> Mesh<'a> {
         let (side, route) = (STRETCH_SD_SHARE * stretch.ms, ROUTE_SD_SHARE * leg.ms);
         let variance = leg.variance() + stretch.variance + side * side + route * route;
         Leg::new(Guess { ms: leg.ms + stretch.ms, variance }, Source::Borrowed { from: Near::Ingress, age })
-    }
-
-    /// By the great circle, where both places are known.
-    fn lines(&self, server: &Server) -> Vec<Option<Guess>> {
-        let line = |site: &&Site| {
-            let km = prior::great_circle_km(server.place.at?, site.coordinates()?);
-            Some(prior::line(km, server.place.radius_km))
-        };
-        self.sites.iter().map(line).collect()
     }
 
     /// By sites that have the same delays from where it was measured.

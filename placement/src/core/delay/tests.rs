@@ -258,6 +258,30 @@ fn sites_that_may_be_better_are_asked_if_they_are_willing() {
     assert_eq!(wished(&[measured]), [], "what was measured just now is not asked again");
 }
 
+#[test]
+fn of_a_hundred_groups_one_is_asked_for_in_a_round() {
+    let (groups, sites) = (500, 20);
+    let cluster = many(groups, sites);
+    let mut model = Model::new(None);
+    feed(&mut model, &cluster, sites, groups, 1);
+    for site in 0..sites {
+        model.handle_report(&SiteReport { probes_per_s: 5, ..report(site, vec![]) }, Micros(0));
+    }
+    let ready = crate::core::plan::Readiness { free: &|_| true, rested: &|_| true, recent: &[] };
+    let probes = crate::core::plan::plan(&cluster, &model, &ready, Micros(S)).probes;
+    // Each group has a server of its own.
+    let asked: BTreeSet<Prefix> = probes.iter().map(|(_, probe)| probe.prefix).collect();
+    assert_eq!(asked.len(), 5, "{probes:?}");
+    assert!(probes.len() <= 5 * 4, "of each at most four sites: {probes:?}");
+}
+
+#[test]
+fn a_report_of_an_older_agent_is_read() {
+    let old = r#"{"site":1,"packets_per_s":5,"busy":0.5,"groups":[],"peers":[{"site":2,"rtt_us":7}]}"#;
+    let read: SiteReport = serde_json::from_str(old).unwrap();
+    assert_eq!((read.probes_per_s, read.servers.len(), read.peers[0].rtt_us), (0, 0, 7));
+}
+
 /// Sites, servers and times from small numbers.
 fn any_report() -> impl Strategy<Value = (SiteReport, u64)> {
     let way = (0u8..6, proptest::option::of(0u8..4), any::<u32>(), 0u32..40);
