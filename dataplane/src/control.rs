@@ -90,7 +90,9 @@ pub enum Request {
     /// Answered by [`Event::Stats`]; loads and delays are those since the last one.
     Stats,
     /// Owns a group from now on, with whatever flows are here already. For the first placement of a group,
-    /// and for taking it back. Refused for a smaller epoch than the group had.
+    /// and for taking it back. Refused for a smaller epoch than the group had. A part of a group that is served here, or
+    /// a prefix that covers such ones, takes over their flows: so groups split and merge. Answered by [`Event::Serving`], then
+    /// when the last flow has changed over.
     Serve {
         /// The group.
         group: GroupId,

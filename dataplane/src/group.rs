@@ -314,6 +314,22 @@ pub struct Load {
     pub outside: Vec<(SiteId, u64)>,
 }
 
+impl Load {
+    /// Adds what another group has counted.
+    pub fn add(&mut self, other: Self) {
+        self.packets += other.packets;
+        self.bytes += other.bytes;
+        for (sum, counts) in [(&mut self.inside, other.inside), (&mut self.outside, other.outside)] {
+            for (site, count) in counts {
+                match sum.iter_mut().find(|(known, _)| *known == site) {
+                    Some((_, known)) => *known += count,
+                    None => sum.push((site, count)),
+                }
+            }
+        }
+    }
+}
+
 /// Counts a packet of a site; the sites of one group are few.
 pub fn count_site(counts: &mut Vec<(SiteId, u64)>, site: SiteId) {
     match counts.iter_mut().find(|(known, _)| *known == site) {
@@ -361,6 +377,10 @@ pub struct Group<B> {
     pub report_join: bool,
     /// Flows are being removed.
     pub purging: bool,
+    /// Flows of it may belong to groups that were made from it, and are on their way there.
+    pub parting: bool,
+    /// That it is served with all its flows is to be reported.
+    pub report_serving: bool,
     /// Where packets from clients came in last.
     pub ingress: Option<SiteId>,
     /// Counts.
@@ -392,6 +412,8 @@ impl<B> Group<B> {
             arrival: None,
             report_join: false,
             purging: false,
+            parting: false,
+            report_serving: false,
             ingress: None,
             load: Load::default(),
             active: false,

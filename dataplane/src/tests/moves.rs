@@ -681,3 +681,88 @@ fn groups_split_and_merge_with_their_flows_when_the_parts_or_the_whole_are_serve
     assert_eq!((token.flows, token.digest), (40, digest));
     lab.seconds(310);
 }
+
+/// All flows that the groups of a worker have, by status.
+fn counts(lab: &mut Lab) -> Vec<(String, u64)> {
+    let events = lab.ask(Request::Status);
+    let status = events.iter().find_map(|event| match event {
+        Event::Status { groups, .. } => Some(groups),
+        _ => None,
+    });
+    status.unwrap().iter().map(|status| (status.group.to_string(), status.flows)).collect()
+}
+
+fn serve(text: &str) -> Request {
+    Request::Serve { group: text.parse().unwrap(), epoch: Epoch(1) }
+}
+
+#[test]
+fn a_large_group_is_divided_in_slices_and_its_packets_are_served_meanwhile() {
+    let mut lab = Lab::serving(1_008);
+    let from = |n: u32| (address("100.64.0.0") + n % 256, 5_000 + (n / 256) as u16);
+    for n in 0..1_000 {
+        assert!(lab.inside(udp(from(n), remote(), b"")).is_some());
+    }
+    lab.worker.handle(serve("1:100.64.0.0/25"), lab.now);
+    lab.worker.handle(serve("1:100.64.0.128/25"), lab.now);
+    assert_eq!(std::iter::from_fn(|| lab.worker.poll_event()).collect::<Vec<_>>(), [], "it is not whole yet");
+    let created = lab.worker.counters().flows_created;
+    for n in (0..1_000).rev().step_by(7) {
+        assert!(lab.inside(udp(from(n), remote(), b"")).is_some());
+    }
+    assert_eq!(lab.worker.counters().flows_created, created, "every packet has found its flow");
+    let (served, _) = lab.settle();
+    let both = served.iter().filter(|event| matches!(event, Event::Serving { .. })).count();
+    assert_eq!(both, 2, "{served:?}");
+    let halves = [("1:100.64.0.0/25".to_owned(), 512), ("1:100.64.0.128/25".to_owned(), 488)];
+    assert_eq!(counts(&mut lab), halves);
+}
+
+#[test]
+fn a_half_that_moves_at_once_takes_all_its_flows_along() {
+    let mut lab = source_with_flows(40);
+    lab.worker.handle(serve("1:100.64.0.0/25"), lab.now);
+    lab.worker.handle(serve("1:100.64.0.128/25"), lab.now);
+    let group: flow::GroupId = "1:100.64.0.0/25".parse().unwrap();
+    let copy = merged(&lab.ask(Request::CopyStart { group, move_id: MOVE }));
+    assert_eq!(copy.upserts.len(), 40);
+}
+
+proptest! {
+    /// Splits, merges and packets in any order: no flow is lost, and each counter and timer goes on.
+    #[test]
+    fn flows_survive_any_splits_and_merges(steps in prop::collection::vec((0u8..8, 24u8..28, any::<u8>()), 1..80)) {
+        let mut lab = Lab::serving(1_008);
+        let mut sent = std::collections::BTreeMap::<u32, u64>::new();
+        for (kind, len, host) in steps {
+            let client = address("100.64.0.0") + u32::from(host);
+            match kind {
+                0..3 => {
+                    prop_assert!(lab.inside(udp((client, 5_000), remote(), b"")).is_some());
+                    *sent.entry(client).or_default() += 1;
+                }
+                3..6 => {
+                    let prefix = flow::Prefix::containing(std::net::Ipv4Addr::from(client).into(), len).unwrap();
+                    let group = flow::GroupId { service: group_id().service, prefix };
+                    lab.worker.handle(Request::Serve { group, epoch: Epoch(1) }, lab.now);
+                }
+                _ => lab.seconds(1),
+            }
+        }
+        // A part that was never named is still the whole's; to merge all shows every flow.
+        lab.seconds(1);
+        lab.worker.handle(serve("1:100.64.0.0/23"), lab.now);
+        lab.seconds(1);
+        prop_assert_eq!(counts(&mut lab), [("1:100.64.0.0/23".to_owned(), sent.len() as u64)]);
+        let group = "1:100.64.0.0/23".parse().unwrap();
+        let copy = merged(&lab.ask(Request::CopyStart { group, move_id: MOVE }));
+        let counted: std::collections::BTreeMap<u32, u64> = copy.upserts.iter().map(|record| {
+            let std::net::IpAddr::V4(client) = record.key.client.address else { unreachable!() };
+            (client.into(), record.joined.packets_out)
+        }).collect();
+        prop_assert_eq!(counted, sent);
+        prop_assert!(copy.upserts.iter().all(|record| record.joined.remaining_s <= 300));
+        lab.seconds(310);
+        prop_assert_eq!(lab.worker.counters().flows, 0);
+    }
+}

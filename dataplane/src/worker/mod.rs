@@ -5,6 +5,7 @@
 //! is bounded: a burst by its packets, a slice by [`SLICE_LEN`] steps.
 
 mod requests;
+mod reshape;
 mod serve;
 mod slices;
 
@@ -384,6 +385,11 @@ impl<B: PacketBuf> Worker<B> {
             self.counters.dropped_no_group += 1;
             out.free.push(packet);
             return;
+        };
+        let number = if known.is_some() && self.groups[number as usize].parting {
+            self.rehome(look.flow, number)
+        } else {
+            number
         };
         self.note_direct(number, look);
         match self.groups[number as usize].mode {

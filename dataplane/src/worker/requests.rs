@@ -13,7 +13,7 @@ use crate::nat::{Service, check_record};
 use crate::table::{NIL, flags};
 
 /// Why a request was refused, for people.
-type Refusal = String;
+pub(super) type Refusal = String;
 
 impl<B: PacketBuf> Worker<B> {
     /// Handles a request; what comes of it is polled with [`Worker::poll_event`], some of it after slices.
@@ -201,7 +201,7 @@ impl<B: PacketBuf> Worker<B> {
         self.add_group(id, epoch)
     }
 
-    fn add_group(&mut self, id: GroupId, epoch: Epoch) -> Result<u32, Refusal> {
+    pub(super) fn add_group(&mut self, id: GroupId, epoch: Epoch) -> Result<u32, Refusal> {
         let group = Group::new(id, epoch);
         let number = match self.groups_free.pop() {
             Some(number) => {
@@ -221,7 +221,7 @@ impl<B: PacketBuf> Worker<B> {
         Ok(number)
     }
 
-    fn check_prefix(&self, id: &GroupId) -> Result<(), Refusal> {
+    pub(super) fn check_prefix(&self, id: &GroupId) -> Result<(), Refusal> {
         let service = self.services.iter().find(|known| known.spec.service == id.service);
         let service = service.ok_or_else(|| format!("service {} is not known here", id.service))?;
         if !service.slices.spec().clients.iter().any(|clients| clients.covers(&id.prefix)) {
@@ -230,67 +230,14 @@ impl<B: PacketBuf> Worker<B> {
         Ok(())
     }
 
-    /// A group that is a part of one that is served here, or that covers such ones, takes over their flows:
-    /// so groups split and merge. Costs what they have.
-    fn reshape(&mut self, id: GroupId, epoch: Epoch) -> Result<(), Refusal> {
-        if self.by_id.contains_key(&id) {
-            return Ok(());
-        }
-        let touching: Vec<u32> = self
-            .by_id
-            .iter()
-            .filter(|(known, _)| known.prefix.overlaps(&id.prefix))
-            .map(|(_, n)| *n)
-            .collect();
-        if touching.is_empty() {
-            return Ok(());
-        }
-        self.check_prefix(&id)?;
-        for number in &touching {
-            let group = &self.groups[*number as usize];
-            let settled = group.state == State::Serving && group.mode == crate::group::Mode::Serve;
-            if !settled || group.id.service != id.service || group.epoch > epoch {
-                let (known, phase) = (group.id, group.phase());
-                return Err(format!(
-                    "group {id} overlaps {known}, which is {phase:?} under epoch {}",
-                    group.epoch
-                ));
-            }
-        }
-        let number = self.add_group(id, epoch)?;
-        for from in touching {
-            self.take_flows(from, number);
-            if self.is_covered(from, &id) {
-                self.unlink_group(from);
-            }
-        }
-        Ok(())
-    }
-
-    /// Whether groups that are here leave nothing of this one.
-    fn is_covered(&self, number: u32, by: &GroupId) -> bool {
-        let whole = self.groups[number as usize].id.prefix;
-        let inside = |known: &&GroupId| known.prefix != whole && whole.covers(&known.prefix);
-        let parts: u128 = self.by_id.keys().filter(inside).map(|known| known.prefix.size()).sum();
-        by.prefix.covers(&whole) || parts == whole.size()
-    }
-
-    fn take_flows(&mut self, from: u32, to: u32) {
-        let Ok([old, new]) = self.groups.get_disjoint_mut([from as usize, to as usize]) else { return };
-        let shift = i64::from(old.offset) - i64::from(new.offset);
-        new.ingress = new.ingress.or(old.ingress);
-        old.flows.rewind();
-        while old.flows.cursor != crate::table::NIL {
-            let flow = old.flows.cursor;
-            old.flows.cursor = self.table.next(flow);
-            if new.id.prefix.contains(std::net::IpAddr::V4(self.table.flow(flow).client.into())) {
-                self.table.regroup(flow, &mut old.flows, &mut new.flows, to, shift);
-            }
-        }
-    }
-
     /// Takes a group without flows out of everything.
     pub(super) fn unlink_group(&mut self, number: u32) {
+        self.unname_group(number);
+        self.groups_free.push(number);
+    }
+
+    /// No packet or request finds the group any more.
+    pub(super) fn unname_group(&mut self, number: u32) {
         let id = self.groups[number as usize].id;
         self.by_id.remove(&id);
         if let std::net::IpAddr::V4(address) = id.prefix.address()
@@ -301,7 +248,6 @@ impl<B: PacketBuf> Worker<B> {
                 self.by_prefix[usize::from(id.prefix.len())] = None;
             }
         }
-        self.groups_free.push(number);
     }
 
     fn serve_group(&mut self, id: GroupId, epoch: Epoch, now: Micros) -> Result<(), Refusal> {
@@ -323,7 +269,7 @@ impl<B: PacketBuf> Worker<B> {
         }
         group.refresh_mode();
         self.activate(number);
-        self.events.push_back(Event::Serving { group: id, epoch });
+        self.report_serving(number);
         Ok(())
     }
 
@@ -342,6 +288,7 @@ impl<B: PacketBuf> Worker<B> {
     }
 
     fn copy_start(&mut self, id: GroupId, move_id: MoveId) -> Result<(), Refusal> {
+        self.finish_parting(&id);
         let number = self.number(&id)?;
         let group = &mut self.groups[number as usize];
         match group.state {
@@ -381,6 +328,7 @@ impl<B: PacketBuf> Worker<B> {
     }
 
     fn arm(&mut self, id: GroupId, move_id: MoveId, armed: Armed) -> Result<(), Refusal> {
+        self.finish_parting(&id);
         let number = self.number(&id)?;
         let fence = self.fences.get(&id).map_or(Epoch(0), |fence| fence.epoch);
         let group = &mut self.groups[number as usize];
@@ -472,6 +420,7 @@ impl<B: PacketBuf> Worker<B> {
             return Err(format!("group {id} is served under epoch {}, not below {epoch}", group.epoch));
         }
         self.raise_epoch(id, epoch);
+        self.finish_parting(&id);
         self.bury(number, move_id, target, until);
         Ok(())
     }

@@ -63,7 +63,7 @@ impl<B: PacketBuf> Worker<B> {
             let exporting = group.export.as_ref().is_some_and(|export| export.running);
             let exports = exporting && self.events.len() < EVENTS_MAX;
             let backlog = group.hold.has_backlog() && group.state != State::Shadow;
-            if backlog || group.purging || exports {
+            if backlog || group.purging || group.parting || exports {
                 return Wait::Now;
             }
             // How exactly a tombstone ends does not matter.
@@ -105,6 +105,9 @@ impl<B: PacketBuf> Worker<B> {
 
     /// All that a group waits for; says whether it is to be looked at again.
     fn work(&mut self, number: u32, budget: &mut usize, now: Micros, out: &mut Output<B>) -> bool {
+        if self.groups[number as usize].parting && self.part(number, budget) {
+            return false;
+        }
         if self.groups[number as usize].purging {
             self.purge(number, *budget);
         }
@@ -409,7 +412,7 @@ impl<B: PacketBuf> Worker<B> {
                 group.purging || joining || group.arrival.as_ref().is_some_and(|arrival| arrival.opening)
             }
             State::Serving | State::Copying | State::Relaying(_) | State::Open => {
-                exporting || waits || group.purging || joining || group.report_join
+                exporting || waits || group.purging || group.parting || joining || group.report_join
             }
         }
     }
