@@ -341,6 +341,43 @@ async fn the_command_line_shows_a_deployment_and_changes_it() {
     assert!(status != 0 && error.contains("10.0.0.0/33"), "{status}: {error}");
 }
 
+/// Halves are groups like others: one moves to another site and back under traffic, by the command line, and both are one again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_group_splits_and_its_half_moves_and_both_merge_and_nothing_is_lost() {
+    let deployment = Deployment::start().await;
+    // Above the ten seconds for which an old owner relays.
+    deployment.cluster.set_policy(json!({ "rest_after_move_ms": 11_000 })).await.unwrap();
+    let whole = deployment.groups_at("amsterdam").await[0].as_str().unwrap().to_owned();
+    let (status, output, error) = limosa(&deployment, &["group", "split", &whole, "-o", "json"]);
+    assert_eq!(status, 0, "{error}");
+    let halves: Value = serde_json::from_str(&output).unwrap();
+    let halves: Vec<_> = (0..2).map(|n| halves["groups"][n]["group"].as_str().unwrap().to_owned()).collect();
+    assert!(halves.iter().all(|half| half.ends_with("/25")), "{halves:?}");
+    let listed = limosa(&deployment, &["group", "list", "-o", "name"]).1;
+    let is_listed = |group: &str| listed.lines().any(|line| line == group);
+    assert!(is_listed(&halves[0]) && is_listed(&halves[1]) && !is_listed(&whole), "{listed}");
+    deployment.cluster.until_ready().await.unwrap();
+
+    for (to, elsewhere) in [("singapore", true), ("amsterdam", false)] {
+        let started = json!({ "moves": [{ "group": halves[0], "to": to }] });
+        let started = deployment.cluster.post("/v1/moves", &started).await.unwrap();
+        deployment.until_done(&[started["moves"][0]["move"].as_u64().unwrap()]).await;
+        let (status, _, error) = limosa(&deployment, &["group", "merge", &halves[0]]);
+        let wanted = if elsewhere { "are at sites 3 and 1" } else { "has just moved" };
+        assert!(status == 3 && error.contains(wanted), "{status}: {error}");
+    }
+    sleep(Duration::from_secs(12)).await;
+    let (status, output, error) = limosa(&deployment, &["group", "merge", &halves[1], "-o", "name"]);
+    assert_eq!((status, output.trim()), (0, whole.as_str()), "{error}");
+    deployment.cluster.until_ready().await.unwrap();
+
+    let (status, _, error) = limosa(&deployment, &["group", "merge", &whole]);
+    assert!(status == 4 || status == 3, "{status}: {error}");
+    let (status, _, error) = limosa(&deployment, &["group", "split", "1:10.0.0.0/24"]);
+    assert!(status == 4 && error.contains("1:10.0.0.0/24"), "{status}: {error}");
+    deployment.assert_unharmed().await;
+}
+
 /// A second controller takes one rule away, as a person with `ovs-ofctl` would.
 async fn remove_a_rule(socket: PathBuf) {
     let (handle, mut events) = Session::spawn(SwitchAddr::Unix(socket), SessionOptions::default());

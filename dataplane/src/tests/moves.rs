@@ -685,10 +685,9 @@ fn groups_split_and_merge_with_their_flows_when_the_parts_or_the_whole_are_serve
 /// All flows that the groups of a worker have, by status.
 fn counts(lab: &mut Lab) -> Vec<(String, u64)> {
     let events = lab.ask(Request::Status);
-    let status = events.iter().find_map(|event| match event {
-        Event::Status { groups, .. } => Some(groups),
-        _ => None,
-    });
+    let status = events
+        .iter()
+        .find_map(|event| if let Event::Status { groups, .. } = event { Some(groups) } else { None });
     status.unwrap().iter().map(|status| (status.group.to_string(), status.flows)).collect()
 }
 

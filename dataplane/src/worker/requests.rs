@@ -281,7 +281,7 @@ impl<B: PacketBuf> Worker<B> {
     }
 
     /// Removes what is left of a group's flows at once, because the group is wanted again.
-    fn finish_purge(&mut self, number: u32) {
+    pub(super) fn finish_purge(&mut self, number: u32) {
         if self.groups[number as usize].purging {
             self.purge(number, usize::MAX);
         }

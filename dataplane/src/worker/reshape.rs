@@ -14,7 +14,9 @@ use crate::io::PacketBuf;
 use crate::table::NIL;
 
 impl<B: PacketBuf> Worker<B> {
-    /// Makes the group from those that it overlaps; if there are none, nothing happens. Costs as much as there are groups.
+    /// Makes the group from those that it overlaps; if there are none, nothing happens. Costs as much as there are groups. What
+    /// was forgotten here and only relays is no obstacle: whoever is told to serve relays nothing of that any more, and a whole
+    /// that still relays does so for the other half.
     ///
     /// # Errors
     /// When one of them moves, is relayed or held, is of another service, or has a greater epoch.
@@ -28,6 +30,13 @@ impl<B: PacketBuf> Worker<B> {
             return Ok(());
         }
         self.check_prefix(&id)?;
+        let relays = |number: &u32| {
+            let group = &self.groups[*number as usize];
+            matches!(group.state, State::Tombstone { .. })
+                && matches!(group.mode, Mode::Relay(_))
+                && group.id.service == id.service
+        };
+        let (buried, touching): (Vec<u32>, Vec<u32>) = touching.into_iter().partition(relays);
         for number in &touching {
             let group = &self.groups[*number as usize];
             let settled = group.state == State::Serving && group.mode == Mode::Serve;
@@ -37,6 +46,13 @@ impl<B: PacketBuf> Worker<B> {
                     "group {id} overlaps {known}, which is {phase:?} under epoch {}",
                     group.epoch
                 ));
+            }
+        }
+        for number in buried {
+            if id.prefix.covers(&self.groups[number as usize].id.prefix) {
+                self.finish_purge(number);
+                self.active.retain(|other| *other != number);
+                self.drop_group(number);
             }
         }
         let number = self.add_group(id, epoch)?;

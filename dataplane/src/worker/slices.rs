@@ -417,7 +417,7 @@ impl<B: PacketBuf> Worker<B> {
         }
     }
 
-    fn drop_group(&mut self, number: u32) {
+    pub(super) fn drop_group(&mut self, number: u32) {
         let group = &self.groups[number as usize];
         if let Some(move_id) = group.move_id {
             self.events.push_back(Event::Gone { group: group.id, move_id });

@@ -29,6 +29,16 @@ pub enum Verb {
         /// SERVICE:PREFIX, for example 1:100.64.3.0/24.
         group: String,
     },
+    /// Split a group into its two halves, which can then be moved apart.
+    Split {
+        /// SERVICE:PREFIX, for example 1:100.64.3.0/24.
+        group: String,
+    },
+    /// Merge a group with its sibling, the other half of the prefix above; both must be at one site.
+    Merge {
+        /// SERVICE:PREFIX, for example 1:100.64.3.0/25.
+        group: String,
+    },
     /// Show why a group is where it is.
     Explain {
         /// SERVICE:PREFIX, for example 1:100.64.3.0/24; or as for `placement explain`.
@@ -48,9 +58,19 @@ pub(super) async fn run(verb: Verb, context: &Context) -> Result<Exit, Failure> 
             let answer = context.client.send(Ask::get(&["groups", &group])).await?;
             context.output.print(&answer.body, &rows(&[answer.parse()?]));
         }
+        Verb::Split { group } => reshape(context, "split", &group).await?,
+        Verb::Merge { group } => reshape(context, "merge", &group).await?,
         Verb::Explain { group } => return explain(context, group).await,
     }
     Ok(Exit::Done)
+}
+
+/// Splits or merges, and shows what came of it.
+async fn reshape(context: &Context, verb: &str, group: &str) -> Result<(), Failure> {
+    let body = serde_json::json!({ "group": group });
+    let answer = context.client.send(Ask::post(&["groups", verb], Some(body))).await?;
+    context.output.print(&answer.body, &rows(&answer.parse::<Groups>()?.groups));
+    Ok(())
 }
 
 /// Why a group, named by itself, by an address or by a flow, is where it is.

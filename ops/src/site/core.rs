@@ -4,6 +4,8 @@
 //! The core can be made anew at any time: placement sends what is committed, each worker says what it has, the
 //! switch keeps its rules until the core has heard both. Nothing that only this core knew is needed to go on.
 
+mod reshape;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
@@ -225,6 +227,8 @@ pub struct Agent {
     services: BTreeMap<ServiceId, Service>,
     slices: BTreeMap<ServiceId, NatSlices>,
     groups: BTreeMap<GroupId, Group>,
+    /// Groups that wait until what they are made from is ready; see `reshape`.
+    wanted: BTreeMap<GroupId, Group>,
     moves: BTreeMap<MoveId, Move>,
     steer: BTreeMap<GroupId, SiteId>,
     workers: BTreeMap<WorkerId, Worker>,
@@ -282,6 +286,7 @@ impl Agent {
             services: BTreeMap::new(),
             slices: BTreeMap::new(),
             groups: BTreeMap::new(),
+            wanted: BTreeMap::new(),
             moves: BTreeMap::new(),
             steer: BTreeMap::new(),
             workers: BTreeMap::new(),
@@ -350,6 +355,8 @@ impl Agent {
         if self.synced && self.balance_at <= now {
             self.balance_at = now.plus(BALANCE_INTERVAL);
             self.replace_dead_workers(now);
+            self.ask_again();
+            self.reshape(now);
             self.evacuate(now);
             self.balance(now);
         }
@@ -466,6 +473,7 @@ impl Agent {
             self.forget_placement(&changes);
         }
         self.known = true;
+        let gone = if reset { self.missing_in(&changes) } else { Vec::new() };
         for change in changes {
             match change {
                 Change::Site(site) => {
@@ -473,15 +481,18 @@ impl Agent {
                 }
                 Change::Service(service) => self.service(service),
                 Change::Group(group) => self.group(group),
+                Change::GroupGone(id) => self.group_gone(id),
                 Change::Move(mv) => self.move_changed(mv, now),
                 Change::MoveEnded { id, group, outcome } => self.move_ended(id, group, &outcome, now),
                 Change::Policy { .. } => {}
             }
         }
         if reset {
+            self.drop_gone(&gone);
             self.end_missing(now);
             self.resync(now);
         }
+        self.reshape(now);
     }
 
     /// Ends the machines of moves that a snapshot no longer has, as the owner and the epoch of the group say. That is not
@@ -492,7 +503,7 @@ impl Agent {
         let missing: Vec<_> =
             specs.filter(|spec| !spec.id.is_local() && !self.moves.contains_key(&spec.id)).collect();
         for spec in missing {
-            let Some(group) = self.groups.get(&spec.group).copied() else { continue };
+            let Some(group) = self.heir(&spec.group) else { continue };
             let outcome = if group.epoch < spec.epoch || (spec.to == self.site && group.owner != spec.to) {
                 MoveOutcome::Aborted { reason: String::new() }
             } else if group.owner == spec.from {
@@ -513,8 +524,15 @@ impl Agent {
         self.moves.retain(|id, _| moves.contains(id));
         self.markers.retain(|id, _| moves.contains(id) || id.is_local());
         self.flips.retain(|id, _| moves.contains(id));
+        // What workers here have is acted on until it has become what took its place.
+        let held = self.held();
         self.groups.clear();
+        self.wanted.clear();
         self.steer.clear();
+        for group in held {
+            self.groups.insert(group.id, group);
+            self.set_steer(group.id, group.owner);
+        }
         self.plan_dirty = true;
     }
 
@@ -534,6 +552,9 @@ impl Agent {
     }
 
     fn group(&mut self, group: Group) {
+        if self.must_wait(&group) {
+            return;
+        }
         let switching = group.move_id.and_then(|id| self.moves.get(&id));
         let switching =
             switching.filter(|m| m.phase == MovePhase::Switching && !self.flips.contains_key(&m.id));
@@ -594,7 +615,8 @@ impl Agent {
     /// The source's and the target's part.
     fn drive(&mut self, mv: &Move, now: Micros) {
         // A move between workers ends first: then this one is begun from the worker that has the group.
-        if !self.is_settled() || self.is_moving_locally(&mv.group) {
+        // So does a split or a merge.
+        if !self.is_settled() || self.is_moving_locally(&mv.group) || self.wanted.contains_key(&mv.group) {
             return;
         }
         if mv.from == self.site && !self.outgoing.contains_key(&mv.id) {
@@ -893,7 +915,7 @@ impl Agent {
         for status in groups {
             // Whoever serves or may serve comes before whoever only relays.
             let relays = matches!(status.phase, Phase::Relaying | Phase::Tombstone);
-            if self.is_local_move_known(status.move_id) {
+            if self.is_local_move_known(status.move_id) || self.adopt(worker, &status) {
                 continue;
             }
             if self.abandons(worker, &status) {
@@ -956,6 +978,13 @@ impl Agent {
         self.outputs.extend(requests.map(|request| Output::Worker(worker, request)).collect::<Vec<_>>());
     }
 
+    /// A worker may have refused to serve what overlaps something that it still relayed.
+    fn ask_again(&mut self) {
+        for worker in self.ready_workers().collect::<Vec<_>>() {
+            self.serve_again(worker, &[]);
+        }
+    }
+
     /// A shadow whose move was given to another worker while this one was away is of no use.
     fn abandons(&mut self, worker: WorkerId, status: &GroupStatus) -> bool {
         let Some(move_id) = status.move_id.filter(|_| matches!(status.phase, Phase::Shadow | Phase::Open))
@@ -1009,10 +1038,8 @@ impl Agent {
         for id in ids {
             self.place(id);
         }
-        let moves: Vec<_> = self.moves.values().cloned().collect();
-        for mv in moves {
-            self.drive(&mv, now);
-        }
+        self.reshape(now);
+        self.drive_all(now);
     }
 
     /// Brings one group of a worker in line with the log.
@@ -1354,6 +1381,7 @@ impl Agent {
             rested
                 && self.groups.get(group).is_some_and(|g| g.owner == self.site && g.move_id.is_none())
                 && !self.is_moving(group)
+                && !self.is_to_change(group)
         };
         self.local
             .iter()
@@ -1587,7 +1615,7 @@ impl Agent {
     /// What follows from the inputs taken: rules, then what waited for rules.
     fn settle(&mut self, now: Micros) {
         self.try_sync(now);
-        if self.plan_dirty && self.synced {
+        if self.plan_dirty && self.synced && (self.is_settled() || !self.has_strays()) {
             self.plan_dirty = false;
             self.tag += 1;
             let rules = switchctl::compile(&self.plan());

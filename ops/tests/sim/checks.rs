@@ -1,6 +1,6 @@
 //! All invariants that are checked as things happen.
 
-use dataplane::control::Phase;
+use dataplane::control::{GroupStatus, Phase};
 use flow::steer::Tag;
 use flow::{Epoch, GroupId, SiteId, WorkerId};
 
@@ -11,6 +11,7 @@ use crate::invariant_4::ExactlyOnce;
 use crate::invariant_5::Order;
 use crate::invariant_6::Outcomes;
 use crate::invariant_7::Closed;
+use crate::log::root;
 use crate::packet;
 use crate::world::{Checked, SITES, World};
 
@@ -43,14 +44,31 @@ impl World {
         all
     }
 
+    /// The same of whatever has clients in common with the group; a worker that divides one counts once.
+    fn any_served_by(&self, group: &GroupId) -> Vec<(SiteId, WorkerId, Epoch)> {
+        let mut all = Vec::new();
+        for (site, state) in &self.sites {
+            for (id, place) in &state.workers {
+                let statuses = place.process.iter().flat_map(|process| process.status.values());
+                let mut serving = statuses.filter(|status| {
+                    serves(status.phase)
+                        && status.group.service == group.service
+                        && status.group.prefix.overlaps(&group.prefix)
+                });
+                all.extend(serving.next().map(|status| (*site, *id, status.epoch)));
+            }
+        }
+        all
+    }
+
     /// What a worker does now, after one of its turns.
     pub(crate) fn check_states(&mut self, site: SiteId, worker: WorkerId) -> Checked {
         let place = self.sites.get(&site).and_then(|state| state.workers.get(&worker));
         let Some(process) = place.and_then(|place| place.process.as_ref()) else { return Ok(()) };
         for status in process.status.values().filter(|status| serves(status.phase)) {
             self.checks.outcomes.serves(status.group, status.epoch)?;
-            if !self.unplanned.contains(&status.group) {
-                OneDecider::serving(status.group, &self.served_by(&status.group))?;
+            if !self.unplanned.contains(&root(status.group)) {
+                OneDecider::serving(status.group, &self.any_served_by(&status.group))?;
             }
         }
         Ok(())
@@ -62,7 +80,15 @@ impl World {
         let Some((sending, talk)) = self.traffic.of(seen.number) else { return Ok(()) };
         let (group, client, known_as) = (talk.group, talk.client, talk.known_as);
         let place = self.sites.get(&site).and_then(|state| state.workers.get(&worker));
-        let status = place.and_then(|place| place.process.as_ref()?.status.get(&group)).copied();
+        let statuses = place.and_then(|place| place.process.as_ref()).map(|process| process.status.values());
+        let is_of = |status: &&GroupStatus| {
+            status.group.service == group.service && status.group.prefix.contains(client.0.into())
+        };
+        let status =
+            statuses.into_iter().flatten().filter(is_of).max_by_key(|status| status.group.prefix.len());
+        let status = status.copied();
+        // What is true of a group is true of each of its clients, whatever it was split or merged into since.
+        let host = GroupId { prefix: flow::Prefix::host(client.0.into()), ..group };
         let outside = if packet::tag(frame) == Some(Tag::ToOutside) { Some(seen.source) } else { known_as };
         let lost = self.unplanned.contains(&group);
         let planned = !lost && !self.log.is_relaxed(&group);
@@ -71,9 +97,9 @@ impl World {
         });
         if let Some(status) = status {
             let open = status.phase == Phase::Open;
-            self.checks.decider.translated(group, status.epoch, site, planned)?;
+            self.checks.decider.translated(host, status.epoch, site, planned)?;
             if !open {
-                self.checks.outcomes.translated(group, status.epoch);
+                self.checks.outcomes.translated(status.group, status.epoch);
             }
         }
         let Some(outside) = outside else { return Ok(()) };

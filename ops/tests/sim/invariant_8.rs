@@ -34,6 +34,9 @@ impl World {
         if hands != (0, 0) {
             return Some(format!("the agent of site {site} has moves in hand: {hands:?}"));
         }
+        if life.agent.reshaping() > 0 {
+            return Some(format!("site {site} has {} groups to split or merge", life.agent.reshaping()));
+        }
         if life.watched != self.log.changes.len() {
             return Some(format!("the agent of site {site} has not heard everything"));
         }

@@ -14,6 +14,9 @@ use placement::core::{
 
 use crate::world::{Checked, Happening, Queue, SITES, World};
 
+/// Groups are cut into this length.
+const GROUP_LEN: u8 = 27;
+
 /// A client's wish: kept until the log has answered.
 pub(crate) struct Ticket {
     pub(crate) proposal: Proposal,
@@ -55,7 +58,7 @@ fn service(id: u8, clients: &str, pool: &str, ordering: Ordering) -> Option<Serv
         },
         timeouts: Timeouts::default(),
         ordering,
-        group_len: 27,
+        group_len: GROUP_LEN,
     })
 }
 
@@ -99,7 +102,13 @@ impl Log {
             log.apply(&by_operator(Command::PutSite(spec)));
             log.apply(&by_operator(Command::SetAlive { site: id, alive: true }));
         }
-        let policy = Policy { automatic: false, min_dwell_s: 0, flip_lead_ms, ..Policy::default() };
+        let policy = Policy {
+            automatic: false,
+            min_dwell_s: 0,
+            flip_lead_ms,
+            rest_after_move_ms: 2_000,
+            ..Policy::default()
+        };
         log.apply(&by_operator(Command::PutPolicy { policy, expected_version: 0, confirm_within_ms: None }));
         for service in specs() {
             log.apply(&by_operator(Command::PutService { service, owner: None }));
@@ -116,9 +125,21 @@ impl Log {
         (applied.changes, applied.result.is_ok())
     }
 
+    /// The group that a client belongs to now.
+    pub(crate) fn leaf(&self, root: &GroupId, client: std::net::Ipv4Addr) -> GroupId {
+        let leaf = |id: &&GroupId| id.service == root.service && id.prefix.contains(client.into());
+        self.cluster.groups.keys().find(leaf).copied().unwrap_or(*root)
+    }
+
     pub(crate) fn is_relaxed(&self, group: &GroupId) -> bool {
         self.cluster.services.get(&group.service).is_some_and(|service| service.ordering == Ordering::Relaxed)
     }
+}
+
+/// The group that it was cut into at first: traffic is filed by these.
+pub(crate) fn root(group: GroupId) -> GroupId {
+    let prefix = flow::Prefix::containing(group.prefix.address(), GROUP_LEN).unwrap_or(group.prefix);
+    GroupId { prefix, ..group }
 }
 
 fn by_operator(command: Command) -> Proposal {
@@ -185,7 +206,7 @@ impl World {
         }
         let Change::Move(mv) = change else { return };
         if mv.take_over && !before.get(&mv.id).is_some_and(|old| old.take_over) {
-            self.unplanned.insert(mv.group);
+            self.unplanned.insert(root(mv.group));
         }
     }
 
@@ -265,6 +286,13 @@ impl World {
                 Command::Abort { move_id: id, by: None, reason: "operator".into() }
             }
             2 | 3 => return self.retire_or_recall(),
+            4..=6 => Command::SplitGroup { group: self.pick(&groups) },
+            7..=10 => match self.pick(&groups) {
+                flow::GroupId { service, prefix } => match prefix.parent() {
+                    Some(prefix) => Command::MergeGroups { group: flow::GroupId { service, prefix } },
+                    None => return,
+                },
+            },
             _ => {
                 let (group, to) = (self.pick(&groups), self.pick(&SITES));
                 Command::StartMoves { moves: vec![(group, to)], reason: MoveReason::Operator }

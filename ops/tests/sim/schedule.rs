@@ -47,6 +47,11 @@ impl<E> Schedule<E> {
         self.heap.push(Reverse(Entry { at, number: self.number, event }));
     }
 
+    /// When the next event is.
+    pub(crate) fn next_at(&self) -> Option<u64> {
+        self.heap.peek().map(|Reverse(entry)| entry.at)
+    }
+
     pub(crate) fn pop(&mut self) -> Option<(u64, E)> {
         self.heap.pop().map(|Reverse(entry)| (entry.at, entry.event))
     }

@@ -11,6 +11,7 @@ use switchctl::core::driver::{Driver, Event as DriverEvent, Output as DriverOutp
 use switchctl::ofp::Message;
 use transfer::core::{ToSource, ToTarget};
 
+use crate::log::root;
 use crate::mutation::Mutation;
 use crate::packet;
 use crate::traffic::Way;
@@ -332,12 +333,12 @@ impl World {
         };
         let Some(process) = place.process.take() else { return };
         self.trace(|| format!("worker {site}/{worker} crashes"));
-        self.unplanned.extend(process.status.keys().copied());
+        self.unplanned.extend(process.status.keys().copied().map(root));
         self.worker_cut(site, worker);
         // Wherever a worker of a moving group dies its packets may be in it.
         let moving: Vec<_> =
             self.log.cluster.moves.values().filter(|m| m.from == site || m.to == site).collect();
-        self.unplanned.extend(moving.iter().map(|m| m.group));
+        self.unplanned.extend(moving.iter().map(|m| root(m.group)));
     }
 
     /// The control connection breaks, and is made anew.
@@ -485,7 +486,8 @@ impl World {
     /// still comes in where the old rules are. The source cannot tell it from a packet to nobody.
     fn excuse_relaxed(&mut self, site: SiteId, number: u64) {
         let Some((sending, talk)) = self.traffic.of(number) else { return };
-        let flipped = self.log.cluster.move_of(&talk.group).is_some_and(|mv| {
+        let leaf = self.log.leaf(&talk.group, talk.client.0);
+        let flipped = self.log.cluster.move_of(&leaf).is_some_and(|mv| {
             mv.from == site
                 && mv.phase == MovePhase::Switching
                 && mv.ordering == placement::core::Ordering::Relaxed

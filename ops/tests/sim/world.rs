@@ -312,12 +312,10 @@ impl World {
     }
 
     fn run_until(&mut self, until: u64) -> Checked {
-        while let Some((at, happening)) = self.schedule.pop() {
-            if at > until {
-                self.schedule.at(at, happening);
-                self.now = until;
-                return Ok(());
-            }
+        // What lies beyond stays where it is: put back, it would come after others of the same time.
+        while self.schedule.next_at().is_some_and(|at| at <= until)
+            && let Some((at, happening)) = self.schedule.pop()
+        {
             self.now = at;
             self.happen(happening)?;
         }

@@ -31,11 +31,11 @@ use super::spread;
 const CONFIRM_WITHIN_MS: std::ops::RangeInclusive<u64> = 1_000..=86_400_000;
 
 /// One command on its way: where it stands in the log, and what it has changed.
-struct Step {
-    index: u64,
-    at_ms: u64,
+pub(super) struct Step {
+    pub(super) index: u64,
+    pub(super) at_ms: u64,
     actor: String,
-    changes: Vec<Change>,
+    pub(super) changes: Vec<Change>,
 }
 
 impl Cluster {
@@ -77,6 +77,8 @@ impl Cluster {
             Command::TakeOver { move_id } => self.take_over(step, *move_id)?,
             Command::Reassign { groups } => self.reassign(step, groups)?,
             Command::SetStandbys { standbys } => self.set_standbys(step, standbys)?,
+            Command::SplitGroup { group } => self.split_group(step, *group)?,
+            Command::MergeGroups { group } => self.merge_groups(step, *group)?,
             Command::Publish(round) => self.round = Some(round.clone()),
         }
         Ok(Outcome::Done)
@@ -666,7 +668,7 @@ impl Cluster {
         }
     }
 
-    fn set_group(&mut self, step: &mut Step, group: Group) {
+    pub(super) fn set_group(&mut self, step: &mut Step, group: Group) {
         step.changes.push(Change::Group(group));
         self.groups.insert(group.id, group);
     }

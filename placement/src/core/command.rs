@@ -131,6 +131,16 @@ pub enum Command {
         /// Which group has which standby; nothing for none.
         standbys: Vec<(GroupId, Option<SiteId>)>,
     },
+    /// A group becomes its two halves, with its owner and epoch.
+    SplitGroup {
+        /// The group.
+        group: GroupId,
+    },
+    /// The two halves of a prefix become one group. They must have one owner; the greater epoch stays.
+    MergeGroups {
+        /// The group that they become.
+        group: GroupId,
+    },
     /// What a round of the solver brought. From the leader.
     Publish(Round),
 }
@@ -415,6 +425,56 @@ pub enum Rejected {
         /// How it ended.
         outcome: MoveOutcome,
     },
+    /// A single address.
+    #[error("group {group} is a single subscriber: that is the smallest")]
+    Smallest {
+        /// The group.
+        group: GroupId,
+    },
+    /// No room for one more.
+    #[error("service {service} has {max} groups, which is the most: merge some first")]
+    GroupsFull {
+        /// The service.
+        service: ServiceId,
+        /// How many there may be.
+        max: usize,
+    },
+    /// Groups do not grow beyond what the service was cut into.
+    #[error(
+        "group {group} would be above the cut of its service: its prefix has to have {group_len} bits or more"
+    )]
+    AboveCut {
+        /// What was to be.
+        group: GroupId,
+        /// The service's `group_len`.
+        group_len: u8,
+    },
+    /// Halves at two sites.
+    #[error("the halves of {group} are at sites {low} and {high}: move one to the other first")]
+    TwoOwners {
+        /// What was to be.
+        group: GroupId,
+        /// The owner of the lower half.
+        low: SiteId,
+        /// The owner of the higher half.
+        high: SiteId,
+    },
+    /// An old owner may still relay.
+    #[error("group {group} has just moved, and its old owner may still relay for it: wait {} s", wait_ms.div_ceil(1_000))]
+    JustMoved {
+        /// The group.
+        group: GroupId,
+        /// How long, in milliseconds.
+        wait_ms: u64,
+    },
+    /// A rule is about a part of what was to be.
+    #[error("rule {rule:?} is about a part of {group}: change the rule first")]
+    FinerRule {
+        /// What was to be.
+        group: GroupId,
+        /// The rule's name.
+        rule: String,
+    },
     /// The target was told to serve its shadow: only its own word can undo that.
     #[error("move {move_id} is being taken over by site {to}: only it can say that it never accepted")]
     TakenOver {
@@ -471,6 +531,8 @@ impl Command {
                 many => format!("reassign {} groups", many.len()),
             },
             Self::SetStandbys { standbys } => format!("set standbys of {} groups", standbys.len()),
+            Self::SplitGroup { group } => format!("split {group}"),
+            Self::MergeGroups { group } => format!("merge the halves of {group}"),
             Self::Publish(round) => format!("publish a round with {} moves", round.moves),
         }
     }
@@ -493,6 +555,8 @@ impl Command {
             | Self::TakeOver { .. }
             | Self::Reassign { .. }
             | Self::SetStandbys { .. }
+            | Self::SplitGroup { .. }
+            | Self::MergeGroups { .. }
             | Self::Publish(_) => None,
         }
     }

@@ -15,6 +15,7 @@ use super::explain::{self, Explanation};
 use super::model::{Cluster, Move, MoveOutcome, MovePhase, MoveReason};
 use super::plan::{self, Readiness};
 use super::report::{PROBES_MAX, Probe, SiteReport};
+use super::shape::{Known, Shaper};
 
 /// How long the leader waits for what.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,6 +63,7 @@ pub struct Brain {
     recent: VecDeque<(Micros, SiteId, MoveReason)>,
     wall_ms: Option<u64>,
     probes: Probes,
+    shaper: Shaper,
 }
 
 /// What sites are asked to measure.
@@ -112,6 +114,9 @@ impl Probes {
 
 const MINUTE: Micros = Micros(60_000_000);
 
+/// A group neither splits nor merges for so long after it has moved: its load is still being measured.
+const SHAPE_REST: Micros = MINUTE;
+
 /// A round that brings nothing new is published again after so long, as a sign of life.
 const PUBLISH_AFTER: Micros = Micros(30_000_000);
 /// Of the leader's time, rounds take at most one part in so many.
@@ -142,6 +147,7 @@ impl Brain {
             recent: VecDeque::new(),
             wall_ms: None,
             probes: Probes::default(),
+            shaper: Shaper::default(),
         }
     }
 
@@ -277,6 +283,10 @@ impl Brain {
         let free = |group: &GroupId| !self.failed.contains_key(group);
         self.recent.retain(|(at, _, _)| now.since(*at) < MINUTE);
         let recent: Vec<_> = self.recent.iter().map(|&(_, from, reason)| (from, reason)).collect();
+        let calm = |group: &GroupId| arrived(group).is_none_or(|since| now.since(since) >= SHAPE_REST);
+        let demand = |group: &GroupId| self.model.demand(group).cloned();
+        let known = Known { demand: &demand, rested: &|group| calm(group) && free(group) };
+        let shapes = self.shaper.wishes(cluster, &known, now);
         let plan = plan::plan(
             cluster,
             &self.model,
@@ -295,7 +305,8 @@ impl Brain {
         if published.is_some() {
             self.published = Some(now);
         }
-        plan.commands.into_iter().chain(published.map(Command::Publish)).collect()
+        // What is to split or merge must not begin to move: the log refuses whichever comes second.
+        shapes.into_iter().chain(plan.commands).chain(published.map(Command::Publish)).collect()
     }
 
     fn remember_groups(&mut self, cluster: &Cluster, now: Micros) {

@@ -479,6 +479,8 @@ pub enum Change {
     Service(Service),
     /// A group as it is now.
     Group(Group),
+    /// A group is no more: it was split or merged. What took its place follows.
+    GroupGone(GroupId),
     /// A move as it is now.
     Move(Move),
     /// A move is over.

@@ -51,6 +51,12 @@ pub struct Policy {
     /// Whether room is kept, the headroom included, for the groups of any one failure domain that may be lost.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub survive_loss: bool,
+    /// When groups split and merge by themselves; never if not given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub split: Option<Split>,
+    /// After a move a group neither splits nor merges for so long, in milliseconds: above `moves.relay_ms` of every site, since an
+    /// old owner may still relay for it.
+    pub rest_after_move_ms: u32,
     /// Names for sets of client prefixes.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, Vec<Prefix>>,
@@ -73,9 +79,34 @@ impl Default for Policy {
             headroom: 0.2,
             // Who has two sites cannot, and more room is money.
             survive_loss: false,
+            split: None,
+            // Old owners relay for ten seconds if their site is not told otherwise; half as much again for clocks that differ.
+            rest_after_move_ms: 15_000,
             labels: BTreeMap::new(),
             rules: Vec::new(),
         }
+    }
+}
+
+/// When groups split and merge by themselves: by their share of what their site can carry, of whichever resource they take most.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Split {
+    /// A group above this share splits, 0 to 1.
+    pub above: f64,
+    /// Siblings that are below this share together merge; at most half of `above`.
+    pub below: f64,
+    /// How long it has to be above without interruption, in seconds.
+    pub above_s: u32,
+    /// How long they have to be below without interruption, in seconds.
+    pub below_s: u32,
+}
+
+impl Default for Split {
+    fn default() -> Self {
+        // Twenty such groups fill a site: where they are larger, placement has too few choices.
+        // A surge is over sooner than a lull is sure to last.
+        Self { above: 0.05, below: 0.01, above_s: 30, below_s: 300 }
     }
 }
 
@@ -510,6 +541,25 @@ fn names(rules: &[String]) -> String {
     rules.iter().map(|rule| format!("{rule:?}")).collect::<Vec<_>>().join(" and ")
 }
 
+impl Split {
+    fn validate(&self) -> Result<(), PolicyError> {
+        let settings = [
+            ("split.above", self.above, 1e-6, 1.0),
+            // Halves of a group that was just above must not be cold together, or they would merge again.
+            ("split.below", self.below, 0.0, self.above / 2.0),
+            ("split.above_s", self.above_s.into(), 1.0, 86_400.0),
+            ("split.below_s", self.below_s.into(), 1.0, 86_400.0),
+        ];
+        match settings.into_iter().find(|(_, given, least, most)| !(least..=most).contains(&given)) {
+            Some((field, given, least, most)) => {
+                let (field, given) = (field.to_owned(), given.to_string());
+                Err(PolicyError::Setting { field, given, right: format!("{least} to {most}") })
+            }
+            None => Ok(()),
+        }
+    }
+}
+
 impl Policy {
     /// Checks what can be checked without sites and groups.
     ///
@@ -522,12 +572,16 @@ impl Policy {
             ("moves_in_flight_max", self.moves_in_flight_max.into(), 1.0, 4096.0),
             ("min_dwell_s", self.min_dwell_s.into(), 0.0, 86_400.0),
             ("flip_lead_ms", self.flip_lead_ms.into(), 0.0, FLIP_LEAD_MS_MAX.into()),
+            ("rest_after_move_ms", self.rest_after_move_ms.into(), 0.0, 600_000.0),
         ];
         for (field, given, least, most) in settings {
             if !(least..=most).contains(&given) {
                 let (field, given) = (field.to_owned(), given.to_string());
                 return Err(PolicyError::Setting { field, given, right: format!("{least} to {most}") });
             }
+        }
+        if let Some(split) = &self.split {
+            split.validate()?;
         }
         let labelled = self.labels.values().map(Vec::len).sum();
         for (field, len, max) in

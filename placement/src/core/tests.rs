@@ -288,6 +288,7 @@ fn follow(cluster: &mut Cluster, changes: Vec<Change>) {
             Change::Site(site) => drop(cluster.sites.insert(site.id, site)),
             Change::Service(service) => drop(cluster.services.insert(service.id, service)),
             Change::Group(group) => drop(cluster.groups.insert(group.id, group)),
+            Change::GroupGone(id) => drop(cluster.groups.remove(&id)),
             Change::Move(next) => drop(cluster.moves.insert(next.id, next)),
             Change::MoveEnded { id, .. } => drop(cluster.moves.remove(&id)),
             Change::Policy { policy, version } => {
@@ -316,6 +317,8 @@ fn any_command() -> impl Strategy<Value = Command> {
             .prop_map(|(site, alive)| Command::SetAlive { site, alive }),
         1 => proptest::option::of(any_site())
             .prop_map(|owner| Command::PutService { service: service(), owner }),
+        2 => (0u8..5).prop_map(|n| Command::SplitGroup { group: group(n) }),
+        2 => (0u8..5).prop_map(|n| Command::MergeGroups { group: group(n) }),
         6 => wishes().prop_map(move |wishes| {
             Command::StartMoves { moves: groups(wishes), reason: MoveReason::Load }
         }),

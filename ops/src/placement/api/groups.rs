@@ -6,10 +6,11 @@ use std::sync::Arc;
 
 use axum::extract::State;
 use flow::{GroupId, Prefix, ServiceId};
-use placement::core::{Cluster, Group};
+use placement::core::{Cluster, Command, Group};
 use serde::Deserialize;
+use utoipa::ToSchema;
 
-use super::extract::{Answer, Consistency, Params, ReadParams, Segments};
+use super::extract::{Actor, Answer, Body, Consistency, Params, ReadParams, Segments};
 use super::problem::{Problem, ProblemBody};
 use super::view::{ExplanationView, GroupView, Groups};
 use super::{Api, limited, site_by};
@@ -83,6 +84,52 @@ fn from_cursor(cursor: &str) -> Result<GroupId, Problem> {
 
 fn group_id(text: &str) -> Result<GroupId, Problem> {
     text.parse().map_err(|error: flow::GroupIdError| Problem::bad("group", error.to_string()))
+}
+
+/// A group by name.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Named {
+    /// `SERVICE:PREFIX`.
+    group: String,
+}
+
+/// A group becomes its two halves, with its owner and epoch; nothing moves.
+#[utoipa::path(post, path = "/v1/groups/split", tag = "groups", request_body = Named,
+    responses((status = 200, body = Groups), (status = 400, body = ProblemBody), (status = 404, body = ProblemBody),
+        (status = 409, body = ProblemBody), (status = 503, body = ProblemBody)))]
+pub(super) async fn split(
+    State(api): State<Arc<Api>>,
+    Actor(actor): Actor,
+    Body(named): Body<Named>,
+) -> Result<Answer<Groups>, Problem> {
+    let group = group_id(&named.group)?;
+    let cluster = api.write(&actor, Command::SplitGroup { group }, false).await?;
+    let halves = group.prefix.halves().map_or_else(Vec::new, |(low, high)| vec![low, high]);
+    Ok(told(&cluster, group, &halves))
+}
+
+/// A group and its sibling, which must be at the same site, become one group; nothing moves.
+#[utoipa::path(post, path = "/v1/groups/merge", tag = "groups", request_body = Named,
+    responses((status = 200, body = Groups), (status = 400, body = ProblemBody), (status = 404, body = ProblemBody),
+        (status = 409, body = ProblemBody), (status = 503, body = ProblemBody)))]
+pub(super) async fn merge(
+    State(api): State<Arc<Api>>,
+    Actor(actor): Actor,
+    Body(named): Body<Named>,
+) -> Result<Answer<Groups>, Problem> {
+    let half = group_id(&named.group)?;
+    let whole = half.prefix.parent().ok_or_else(|| unknown(&half))?;
+    let group = GroupId { prefix: whole, ..half };
+    let cluster = api.write(&actor, Command::MergeGroups { group }, false).await?;
+    Ok(told(&cluster, group, &[whole]))
+}
+
+fn told(cluster: &Cluster, group: GroupId, prefixes: &[Prefix]) -> Answer<Groups> {
+    let ids = prefixes.iter().map(|prefix| GroupId { prefix: *prefix, ..group });
+    let groups = ids.filter_map(|id| cluster.groups.get(&id));
+    let groups = groups.map(|group| GroupView::of(cluster, group)).collect();
+    Answer::ok(cluster.revision, Groups { groups, next: None })
 }
 
 fn unknown(group: &GroupId) -> Problem {

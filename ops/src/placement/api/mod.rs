@@ -121,6 +121,8 @@ fn parts() -> (Router<Arc<Api>>, utoipa::openapi::OpenApi) {
         .routes(routes!(groups::get))
         .routes(routes!(groups::get_plain))
         .routes(routes!(groups::explain))
+        .routes(routes!(groups::split))
+        .routes(routes!(groups::merge))
         .routes(routes!(assess::assess))
         .routes(routes!(assess::round))
         .routes(routes!(moves::list, moves::start))

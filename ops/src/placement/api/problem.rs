@@ -177,6 +177,12 @@ fn judge(rejected: &Rejected) -> (StatusCode, Option<String>) {
         R::NotParty { .. } => (StatusCode::FORBIDDEN, None),
         R::NoActiveSite
         | R::Moving { .. }
+        | R::Smallest { .. }
+        | R::GroupsFull { .. }
+        | R::AboveCut { .. }
+        | R::TwoOwners { .. }
+        | R::JustMoved { .. }
+        | R::FinerRule { .. }
         | R::TargetClosed { .. }
         | R::SourceDead { .. }
         | R::SourceAlive { .. }

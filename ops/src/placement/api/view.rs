@@ -566,6 +566,11 @@ pub enum ChangeView {
         /// Why it was aborted.
         abort_reason: Option<String>,
     },
+    /// A group was split or merged: what took its place follows.
+    GroupGone {
+        /// Which, as `SERVICE:PREFIX`.
+        group: String,
+    },
     /// The policy as it is now.
     Policy {
         /// What it says.
@@ -581,6 +586,7 @@ impl ChangeView {
             Change::Site(site) => Self::Site(SiteView::of(&site)),
             Change::Service(service) => Self::Service(service),
             Change::Group(group) => Self::Group(GroupView::of(cluster, &group)),
+            Change::GroupGone(id) => Self::GroupGone { group: id.to_string() },
             Change::Move(present) => Self::Move(MoveView::present(cluster, &present)),
             Change::MoveEnded { id, group, outcome } => Self::MoveEnded {
                 id: id.0,

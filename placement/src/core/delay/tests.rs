@@ -267,7 +267,8 @@ fn of_a_hundred_groups_one_is_asked_for_in_a_round() {
     for site in 0..sites {
         model.handle_report(&SiteReport { probes_per_s: 5, ..report(site, vec![]) }, Micros(0));
     }
-    let ready = crate::core::plan::Readiness { free: &|_| true, rested: &|_| true, recent: &[] };
+    let ready =
+        crate::core::plan::Readiness { free: &|_| true, rested: &|_| true, recent: &[], wall_ms: None };
     let probes = crate::core::plan::plan(&cluster, &model, &ready, Micros(S)).probes;
     // Each group has a server of its own.
     let asked: BTreeSet<Prefix> = probes.iter().map(|(_, probe)| probe.prefix).collect();
