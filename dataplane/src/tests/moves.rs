@@ -765,3 +765,34 @@ proptest! {
         prop_assert_eq!(lab.worker.counters().flows, 0);
     }
 }
+
+#[test]
+fn a_half_that_only_relays_is_no_obstacle_to_the_whole_nor_the_whole_to_a_half() {
+    let bury = |group: &str| Request::Forget {
+        group: group.parse().unwrap(),
+        move_id: MOVE,
+        epoch: Epoch(2),
+        target: THERE,
+        relay_us: 10 * SECOND,
+    };
+    let again = |text: &str| Request::Serve { group: text.parse().unwrap(), epoch: Epoch(3) };
+    let mut lab = source_with_flows(40);
+    lab.ask(serve("1:100.64.0.0/25"));
+    lab.ask(serve("1:100.64.0.128/25"));
+    lab.ask(bury("1:100.64.0.128/25"));
+    assert!(lab.ask(again("1:100.64.0.0/24")).iter().any(|event| matches!(event, Event::Serving { .. })));
+    assert_eq!(counts(&mut lab), [("1:100.64.0.0/24".to_owned(), 40)]);
+    lab.ask(Request::Forget {
+        group: group_id(),
+        move_id: MOVE,
+        epoch: Epoch(4),
+        target: THERE,
+        relay_us: 10 * SECOND,
+    });
+    let half = Request::Serve { group: "1:100.64.0.0/25".parse().unwrap(), epoch: Epoch(5) };
+    assert!(lab.ask(half).iter().any(|event| matches!(event, Event::Serving { .. })));
+    let all = [("1:100.64.0.0/24".to_owned(), 0), ("1:100.64.0.0/25".to_owned(), 0)];
+    assert_eq!(counts(&mut lab), all);
+    lab.seconds(11);
+    assert_eq!(counts(&mut lab), [("1:100.64.0.0/25".to_owned(), 0)]);
+}

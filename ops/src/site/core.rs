@@ -1154,6 +1154,15 @@ impl Agent {
                 };
                 self.outputs.push_back(Output::Worker(from, request));
             }
+            // The source has not heard of it, or is away for a moment.
+            (None, None, Some((to, status))) if self.is_elsewhere(&status.group, to, true) => {
+                let relay_us = self.bounds.relay_us;
+                let abandon = Request::Abandon { group: status.group, move_id: id, relay_us };
+                self.outputs.push_back(Output::Worker(to, abandon));
+            }
+            (None, None, Some((to, status))) if self.is_elsewhere(&status.group, to, false) => {
+                self.orphans.insert(id, parts.clone());
+            }
             // The source is another process now, and its flows are gone with it: what was copied is best.
             (None, None, Some((to, status))) => {
                 self.set_local(status.group, Some(to));

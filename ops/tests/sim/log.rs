@@ -287,12 +287,11 @@ impl World {
             }
             2 | 3 => return self.retire_or_recall(),
             4..=6 => Command::SplitGroup { group: self.pick(&groups) },
-            7..=10 => match self.pick(&groups) {
-                flow::GroupId { service, prefix } => match prefix.parent() {
-                    Some(prefix) => Command::MergeGroups { group: flow::GroupId { service, prefix } },
-                    None => return,
-                },
-            },
+            7..=10 => {
+                let half = self.pick(&groups);
+                let Some(prefix) = half.prefix.parent() else { return };
+                Command::MergeGroups { group: flow::GroupId { prefix, ..half } }
+            }
             _ => {
                 let (group, to) = (self.pick(&groups), self.pick(&SITES));
                 Command::StartMoves { moves: vec![(group, to)], reason: MoveReason::Operator }
