@@ -724,6 +724,8 @@ async fn every_route_is_described() {
         ("/v1/changes", &["get"]),
         ("/v1/explain", &["get"]),
         ("/v1/groups", &["get"]),
+        ("/v1/groups/merge", &["post"]),
+        ("/v1/groups/split", &["post"]),
         ("/v1/groups/{group}", &["get"]),
         ("/v1/groups/{group}/{length}", &["get"]),
         ("/v1/moves", &["get", "post"]),
