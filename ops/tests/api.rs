@@ -716,7 +716,7 @@ async fn every_route_is_described() {
         .iter()
         .map(|(path, item)| (path.as_str(), item.as_object().unwrap().keys().map(String::as_str).collect()))
         .collect();
-    let wanted: [(&str, &[&str]); 36] = [
+    let wanted: [(&str, &[&str]); 38] = [
         ("/livez", &["get"]),
         ("/metrics", &["get"]),
         ("/readyz", &["get"]),

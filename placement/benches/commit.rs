@@ -1,17 +1,23 @@
 //! Commits of three nodes in one process, redb on disk, messages in memory.
 //!
+//! And the snapshot of a million groups, whose bytes are printed: neighbours of sixteen at one of 100 sites, a quarter of the
+//! groups moved since, each at another time.
+//!
 //! `one`: a command, awaited: latency. `many`: 256 in flight at a time: throughput, in commands per second.
 
 #[path = "../tests/common/mod.rs"]
 mod common;
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use common::{Group, put_site};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use flow::SiteId;
-use placement::core::Command;
+use flow::sample::Seeded;
+use flow::{Epoch, GroupId, Prefix, ServiceId, SiteId};
+use placement::core::{Cluster, Command};
 use placement::node::Node;
+use placement::wire;
 
 const IN_FLIGHT: u64 = 256;
 
@@ -43,5 +49,44 @@ fn commits(c: &mut Criterion) {
     bench.finish();
 }
 
-criterion_group!(benches, commits);
+const GROUPS: u32 = 1_000_000;
+
+fn million() -> Cluster {
+    let service = ServiceId::new(1).expect("in range");
+    let mut random = Seeded::new(1);
+    let mut group = |n: u32| {
+        let prefix = Prefix::new(IpAddr::V4((0x0a00_0000 + n).into()), 32).expect("an address");
+        let moved = random.below(4) == 0;
+        let site = if moved { random.below(100) } else { u64::from(n / 16 * 7 % 100) };
+        let group = placement::core::Group {
+            id: GroupId { service, prefix },
+            owner: SiteId(site as u8),
+            epoch: Epoch(1 + u64::from(moved) * (1 + random.below(5))),
+            move_id: None,
+            changed: if moved { 1_000 + random.below(10_000_000) } else { 17 },
+            standby: None,
+        };
+        (group.id, group)
+    };
+    Cluster { groups: (0..GROUPS).map(&mut group).collect(), ..Cluster::default() }
+}
+
+fn snapshots(c: &mut Criterion) {
+    let cluster = million();
+    let bytes = wire::encode_cluster(cluster.clone());
+    eprintln!(
+        "snapshot of {GROUPS} groups: {} bytes, {:.2} each",
+        bytes.len(),
+        bytes.len() as f64 / f64::from(GROUPS)
+    );
+    let mut bench = c.benchmark_group("snapshot/1M-groups");
+    bench.sample_size(10);
+    bench.bench_function("write", |b| b.iter(|| wire::encode_cluster(cluster.clone())));
+    bench.bench_function("read", |b| {
+        b.iter(|| wire::decode_cluster(bytes.clone()).expect("what was written"))
+    });
+    bench.finish();
+}
+
+criterion_group!(benches, commits, snapshots);
 criterion_main!(benches);

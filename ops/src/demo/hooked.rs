@@ -69,7 +69,9 @@ impl HookWorkers {
         let start = format!(
             "cd {directory:?}\nis_there && exit 0\n[ -p {LIFELINE} ]\n\
              {binary:?} run worker --with-parent --config {directory:?}/$name.toml <{LIFELINE} \
-             >>logs/$name.log 2>&1 &\necho $! >$name.pid.new\nmv $name.pid.new $name.pid\n"
+             >>logs/$name.log 2>&1 &\necho $! >$name.pid.new\nmv $name.pid.new $name.pid\n\
+             # For a moment the new process is still a copy of this shell.\n\
+             tries=0\nuntil is_there; do tries=$((tries + 1)); [ $tries -lt 100 ] || exit 1; sleep 0.02; done\n"
         );
         let stop = format!(
             "cd {directory:?}\nis_there || exit 0\nkill -TERM \"$(cat $name.pid)\"\n\

@@ -121,11 +121,9 @@ impl World {
             Output::PacketOut(out) => {
                 if self.mutation == Some(Mutation::MarkerBeforeFlip) {
                     let connection = self.life(site, number).map_or(0, |life| life.connection);
-                    return self.in_order(
-                        Queue::ToSwitch(site),
-                        1,
-                        Happening::ToSwitch(site, connection, 0, Message::PacketOut(out)),
-                    );
+                    // Not behind the rules, which are still on their way.
+                    let marker = Happening::ToSwitch(site, connection, 0, Message::PacketOut(out));
+                    return self.after(1, marker);
                 }
                 if let Some(life) = self.life(site, number) {
                     life.driver.packet_out(vec![out], now);

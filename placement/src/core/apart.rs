@@ -35,9 +35,9 @@ pub(super) struct Side {
 
 impl<'a> Apart<'a> {
     pub(super) fn new(policy: &'a Policy) -> Self {
-        let labels = |rule: &'a Rule| match &rule.kind {
-            Kind::Separate(labels) => Some((rule, labels.iter().map(String::as_str).collect())),
-            _ => None,
+        let labels = |rule: &'a Rule| {
+            let Kind::Separate(labels) = &rule.kind else { return None };
+            Some((rule, labels.iter().map(String::as_str).collect()))
         };
         Self { policy, rules: policy.rules.iter().filter_map(labels).collect() }
     }
@@ -55,7 +55,7 @@ impl<'a> Apart<'a> {
     pub(super) fn sides(&self, group: &GroupId) -> Vec<(usize, usize)> {
         let within = |label: &&str| self.prefixes(label).iter().any(|prefix| prefix.covers(&group.prefix));
         let side = |(rule, (_, labels)): (usize, &(&Rule, Vec<&str>))| {
-            Some((rule, labels.iter().position(|label| within(label))?))
+            Some((rule, labels.iter().position(&within)?))
         };
         self.rules.iter().enumerate().filter_map(side).collect()
     }

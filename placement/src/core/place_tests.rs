@@ -320,26 +320,24 @@ proptest! {
         settle(&mut cluster, &model, |_| {});
         let domain = |site: SiteId| if site.0 < 2 { 0 } else { site.0 };
         for rule in &rules {
-            match &rule.kind {
-                Kind::Spread(Spread { share, by }) => {
-                    let place = |site: SiteId| if *by == Place::Site { site.0 } else { domain(site) };
-                    let mut counts = BTreeMap::new();
-                    cluster.groups.values().for_each(|g| *counts.entry(place(g.owner)).or_insert(0) += 1);
-                    prop_assert!(counts.values().all(|&n| n <= (share * 8.0) as usize), "{:?}", counts);
-                }
-                Kind::Separate(_) => {
-                    let of = |range: std::ops::Range<u8>| -> BTreeSet<u8> {
-                        range.map(|n| domain(cluster.groups[&group_id(n)].owner)).collect()
-                    };
-                    prop_assert!(of(0..2).is_disjoint(&of(2..4)), "{:?}", owners(&cluster));
-                }
-                Kind::Allow(sites) => {
-                    prop_assert!((0..2).all(|n| sites.contains(&cluster.groups[&group_id(n)].owner)));
-                }
-                _ => {
-                    for group in cluster.groups.values().filter(|group| group.standby.is_some()) {
-                        prop_assert!(domain(group.owner) != domain(group.standby.unwrap()));
-                    }
+            if let Kind::Spread(Spread { share, by }) = &rule.kind {
+                let place = |site: SiteId| if *by == Place::Site { site.0 } else { domain(site) };
+                let mut counts = BTreeMap::new();
+                cluster.groups.values().for_each(|g| *counts.entry(place(g.owner)).or_insert(0) += 1);
+                prop_assert!(counts.values().all(|&n| n <= (share * 8.0) as usize), "{:?}", counts);
+            } else if let Kind::Separate(_) = &rule.kind {
+                let of = |range: std::ops::Range<u8>| -> BTreeSet<u8> {
+                    range.map(|n| domain(cluster.groups[&group_id(n)].owner)).collect()
+                };
+                prop_assert!(of(0..2).is_disjoint(&of(2..4)), "{:?}", owners(&cluster));
+            } else if let Kind::Allow(sites) = &rule.kind {
+                prop_assert!((0..2).all(|n| sites.contains(&cluster.groups[&group_id(n)].owner)));
+            } else {
+                // Clients of this rule are groups 4 to 7.
+                prop_assert_eq!(rule.kind.name(), "standby");
+                for n in 4..8 {
+                    let group = cluster.groups[&group_id(n)];
+                    prop_assert!(group.standby.is_some_and(|site| domain(site) != domain(group.owner)));
                 }
             }
         }

@@ -125,10 +125,8 @@ impl Replay {
     fn round(&mut self, now: Micros) -> Vec<(GroupId, SiteId, SiteId)> {
         let mut moved = Vec::new();
         for command in self.brain.poll(&self.cluster, now) {
-            let wanted = match &command {
-                Command::StartMoves { moves, .. } => moves.clone(),
-                _ => Vec::new(),
-            };
+            let wanted =
+                if let Command::StartMoves { moves, .. } = &command { moves.clone() } else { Vec::new() };
             if self.command(command).is_err() {
                 // As in life: the next round decides anew.
                 continue;

@@ -357,9 +357,11 @@ impl<'a> Rules<'a> {
         sorts: impl Iterator<Item = &'s Sort>,
         fails: &dyn Fn(&[u16]) -> bool,
     ) -> Option<Vec<String>> {
-        let restricts = |n: &u16| match (&self.rule(*n).kind, self.rule(*n).price_ms) {
-            (Kind::Allow(_) | Kind::Deny(_) | Kind::Pin(_), None) | (Kind::Drain(_), _) => true,
-            _ => false,
+        let restricts = |n: &u16| {
+            matches!(
+                (&self.rule(*n).kind, self.rule(*n).price_ms),
+                (Kind::Allow(_) | Kind::Deny(_) | Kind::Pin(_), None) | (Kind::Drain(_), _)
+            )
         };
         let all: BTreeSet<u16> =
             sorts.flat_map(|sort| sort.covering.iter().copied()).filter(restricts).collect();

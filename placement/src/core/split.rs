@@ -103,10 +103,7 @@ pub(super) fn finer_rule(policy: &Policy, whole: &GroupId) -> Option<String> {
     let part = |prefix: &Prefix| whole.prefix.covers(prefix) && whole.prefix != *prefix;
     let finer = |rule: &&super::policy::Rule| {
         let scope = &rule.scope;
-        let apart = match &rule.kind {
-            Kind::Separate(labels) => Some(labels),
-            _ => None,
-        };
+        let apart = if let Kind::Separate(labels) = &rule.kind { Some(labels) } else { None };
         let labels = scope.label.iter().chain(apart.into_iter().flatten());
         let labelled = labels.filter_map(|label| policy.labels.get(label)).flatten();
         scope.service.is_none_or(|service| service == whole.service)

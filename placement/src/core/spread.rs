@@ -53,9 +53,9 @@ impl Spreading {
 pub(super) fn spreadings(cluster: &Cluster) -> Vec<Spreading> {
     let policy = &cluster.policy;
     let numbered = (0..).zip(&policy.rules);
-    let of = |(rule, kind): (u16, &Kind)| match kind {
-        Kind::Spread(spread) => Some((rule, spread.by)),
-        _ => None,
+    let of = |(rule, kind): (u16, &Kind)| {
+        let Kind::Spread(spread) = kind else { return None };
+        Some((rule, spread.by))
     };
     let wanted: Vec<(u16, Place)> = numbered.filter_map(|(n, rule)| of((n, &rule.kind))).collect();
     let mut found: Vec<Spreading> = wanted
