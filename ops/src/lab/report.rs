@@ -40,6 +40,18 @@ pub(super) struct Happening {
     pub(super) keystrokes: Latency,
     pub(super) pings_sent: usize,
     pub(super) pings_lost: usize,
+    pub(super) delay: Delay,
+}
+
+/// Round trips of the group that pings, measured and by the delay model, before and after.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub(super) struct Delay {
+    /// Median of the second before.
+    pub(super) measured_before_ms: Option<f64>,
+    pub(super) model_before_ms: Option<f64>,
+    /// Median of the second after.
+    pub(super) measured_after_ms: Option<f64>,
+    pub(super) model_after_ms: Option<f64>,
 }
 
 /// What the clients saw.
@@ -125,6 +137,7 @@ impl Happening {
             keystrokes: Latency::default(),
             pings_sent: 0,
             pings_lost: 0,
+            delay: Delay::default(),
         }
     }
 
@@ -153,6 +166,14 @@ impl Happening {
         let pings = || seen.pings.iter().flat_map(|(_, samples, _)| samples).filter(within);
         self.pings_sent = pings().count();
         self.pings_lost = pings().filter(|sample| sample.took_us.is_none()).count();
+        let (start, end) = (*span.start(), *span.end());
+        let busy = seen.pings.first().map_or(&[][..], |(_, samples, _)| samples);
+        let median = |from: u64, to: u64| {
+            let latency = Latency::of(busy.iter().filter(|sample| (from..to).contains(&sample.at_us)));
+            (latency.count > latency.failed).then_some(latency.p50_ms)
+        };
+        self.delay.measured_before_ms = median(start.saturating_sub(1_000_000), start);
+        self.delay.measured_after_ms = median(end - AFTERMATH_US, end);
     }
 
     /// From its start to the end of its aftermath, in microseconds.
@@ -285,7 +306,13 @@ impl Report {
             "p50 / p99 / max",
             "pings",
             "lost",
+            "ping / model before",
+            "after",
         ]);
+        let pair = |measured: Option<f64>, model: Option<f64>| {
+            let text = |ms: Option<f64>| ms.map_or("-".to_owned(), |ms| format!("{ms:.0}"));
+            format!("{} / {} ms", text(measured), text(model))
+        };
         for happening in &self.happenings {
             let hold = happening.moves.iter().map(|m| m.hold_ms_max).fold(0.0, f64::max);
             let (requests, flows) =
@@ -302,6 +329,8 @@ impl Report {
                 format!("{:.0} / {:.0} / {:.0} ms", requests.p50_ms, requests.p99_ms, requests.max_ms),
                 happening.pings_sent.to_string(),
                 happening.pings_lost.to_string(),
+                pair(happening.delay.measured_before_ms, happening.delay.model_before_ms),
+                pair(happening.delay.measured_after_ms, happening.delay.model_after_ms),
             ]);
         }
         let c = &self.clients;

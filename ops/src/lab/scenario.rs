@@ -127,6 +127,8 @@ struct Begun {
     name: String,
     loss: Loss,
     start_us: u64,
+    /// What the delay model said then.
+    model_ms: Option<f64>,
 }
 
 impl Stage {
@@ -158,7 +160,7 @@ impl Stage {
             failures: Vec::new(),
         };
         // What was moved to bring the groups home is no part of the play.
-        let begun = stage.begin("", Loss::Allowed);
+        let begun = stage.begin("", Loss::Allowed).await;
         stage.end(begun).await?;
         stage.happenings.clear();
         Ok(stage)
@@ -209,7 +211,7 @@ impl Stage {
 
     async fn move_to(&mut self, name: &str, to: u8) -> anyhow::Result<()> {
         say(&format!("The busy groups move to {}, under load.", self.deployment.name(to)));
-        let begun = self.begin(name, Loss::Never);
+        let begun = self.begin(name, Loss::Never).await;
         let moves = self.start_moves(to).await?;
         self.until_these_end(&moves, true).await;
         self.end(begun).await
@@ -218,13 +220,13 @@ impl Stage {
     async fn roam(&mut self, to: u8) -> anyhow::Result<()> {
         let name = self.deployment.name(to);
         say(&format!("Their clients appear in {name}; the flows stay behind at first, then follow."));
-        let begun = self.begin("roam", Loss::Never);
+        let begun = self.begin("roam", Loss::Never).await;
         for group in BUSY {
             self.deployment.underlay.roam(group, to)?;
         }
         self.end(begun).await?;
         sleep(PAUSE).await;
-        let begun = self.begin("follow", Loss::Never);
+        let begun = self.begin("follow", Loss::Never).await;
         let moves = self.start_moves(to).await?;
         self.until_these_end(&moves, true).await;
         self.end(begun).await
@@ -233,7 +235,7 @@ impl Stage {
     async fn scale_out(&mut self, site: u8) -> anyhow::Result<()> {
         let name = self.deployment.name(site);
         say(&format!("A third worker is started in {name}; groups move between workers."));
-        let begun = self.begin("scale out", Loss::Never);
+        let begun = self.begin("scale out", Loss::Never).await;
         self.deployment.start_worker(site, WORKERS + 1)?;
         self.until_local_moves(site).await;
         self.end(begun).await
@@ -242,7 +244,7 @@ impl Stage {
     async fn drain(&mut self, site: u8) -> anyhow::Result<()> {
         let name = self.deployment.name(site);
         say(&format!("{name} is drained; its clients still come in there."));
-        let begun = self.begin("drain", Loss::Never);
+        let begun = self.begin("drain", Loss::Never).await;
         self.deployment.post(&format!("/v1/sites/{name}/drain"), &json!({})).await?;
         let left = self.until_empty(&name).await;
         if left > 0 {
@@ -254,7 +256,7 @@ impl Stage {
     async fn scale_in(&mut self, site: u8) -> anyhow::Result<()> {
         let name = self.deployment.name(site);
         say(&format!("The third worker of {name}, which has nothing to do now, is stopped."));
-        let begun = self.begin("scale in", Loss::Never);
+        let begun = self.begin("scale in", Loss::Never).await;
         self.deployment.processes.terminate(&worker(site, WORKERS + 1))?;
         sleep(Duration::from_secs(1)).await;
         self.deployment.post(&format!("/v1/sites/{name}/undrain"), &json!({})).await?;
@@ -265,7 +267,7 @@ impl Stage {
 
     async fn kill_agent(&mut self, site: u8, to: u8) -> anyhow::Result<()> {
         say(&format!("The agent of {} is killed while groups leave it.", self.deployment.name(site)));
-        let begun = self.begin("kill agent", Loss::Never);
+        let begun = self.begin("kill agent", Loss::Never).await;
         let moves = self.start_moves(to).await?;
         sleep(Duration::from_millis(150)).await;
         self.deployment.processes.kill(&agent(site))?;
@@ -279,7 +281,7 @@ impl Stage {
     async fn kill_leader(&mut self, to: u8) -> anyhow::Result<()> {
         let leader = self.deployment.leader().await.context("no leader is known")?;
         say(&format!("Placement node {leader}, the leader, is killed while groups move."));
-        let begun = self.begin("kill leader", Loss::Never);
+        let begun = self.begin("kill leader", Loss::Never).await;
         let moves = self.start_moves(to).await?;
         sleep(Duration::from_millis(100)).await;
         self.deployment.processes.kill(&placement(leader))?;
@@ -293,7 +295,7 @@ impl Stage {
     async fn kill_worker(&mut self, site: u8) -> anyhow::Result<()> {
         let name = self.deployment.name(site);
         say(&format!("Worker 1 of {name} is killed; its flows are made anew by what clients send next."));
-        let begun = self.begin("kill worker", Loss::Allowed);
+        let begun = self.begin("kill worker", Loss::Allowed).await;
         self.deployment.processes.kill(&worker(site, 1))?;
         sleep(Duration::from_millis(300)).await;
         self.deployment.start_worker(site, 1)?;
@@ -304,7 +306,7 @@ impl Stage {
 
     async fn restart_ovs(&mut self, site: u8) -> anyhow::Result<()> {
         say(&format!("ovs-vswitchd of {} is killed and started again.", self.deployment.name(site)));
-        let begun = self.begin("restart OVS", Loss::Allowed);
+        let begun = self.begin("restart OVS", Loss::Allowed).await;
         self.deployment.restart_ovs(site)?;
         self.deployment.until_ready().await?;
         self.end(begun).await
@@ -369,13 +371,23 @@ impl Stage {
 
     // ---- what happened ------------------------------------------------------------------------------------
 
-    fn begin(&self, name: &str, loss: Loss) -> Begun {
-        Begun { name: name.to_owned(), loss, start_us: self.clock.now().0 }
+    async fn begin(&self, name: &str, loss: Loss) -> Begun {
+        let model_ms = self.model_round_trip_ms().await;
+        Begun { name: name.to_owned(), loss, start_us: self.clock.now().0, model_ms }
+    }
+
+    /// What the delay model says of the group that pings, there and back, where it is now; nothing while no leader answers.
+    async fn model_round_trip_ms(&self) -> Option<f64> {
+        let view = self.deployment.get(&format!("/v1/explain?group={}", group_name(BUSY[1]))).await.ok()?;
+        let here = view["candidates"].as_array()?.iter().find(|there| there["site"] == view["owner"])?;
+        Some(2.0 * (here["total_ms"].as_f64()? - here["rules_ms"].as_f64()?))
     }
 
     async fn end(&mut self, begun: Begun) -> anyhow::Result<()> {
         let end_us = self.clock.now().0;
         let mut happening = Happening::new(begun.name, begun.loss, begun.start_us, end_us);
+        happening.delay.model_before_ms = begun.model_ms;
+        happening.delay.model_after_ms = self.model_round_trip_ms().await;
         for view in self.moves().await? {
             if view.is_in_hand() || !self.seen.insert(view.id) {
                 continue;

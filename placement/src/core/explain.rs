@@ -105,8 +105,7 @@ pub fn explain(cluster: &Cluster, model: &Model, id: &GroupId, now: Micros) -> O
     let (rules, mut covering) = (Rules::new(&cluster.policy), Vec::new());
     rules.covering(id, &mut covering);
     let effect = rules.effect(&covering);
-    let flows = model.demand(id).map_or(0, |demand| demand.flows);
-    let wanted_ms = effect.charge_ms(&cluster.policy, flows);
+    let wanted_ms = effect.charge_ms(&cluster.policy, model.demand(id), now);
     let mesh = Mesh::of(cluster, model, id, now);
     let mut delays = Delays::default();
     mesh.delays(id, model.known(id), &mut delays);

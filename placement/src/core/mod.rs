@@ -46,7 +46,8 @@ pub use model::{
 };
 pub use policy::{
     Budget, Capacity, Charge, Dial, Drain, HARD_SLO_MS, Kind, LABELS_LEN_MAX, PRICE_MS_MAX, Place, Policy,
-    PolicyError, RULES_LEN_MAX, Rule, SEPARATES_LEN_MAX, SPREADS_LEN_MAX, Scope, Slo, Split, Spread,
+    PolicyError, RULES_LEN_MAX, Rule, SEPARATES_LEN_MAX, SHORT_LIFE_MAX, SPREADS_LEN_MAX, Scope, Slo, Split,
+    Spread,
 };
 pub use report::{
     ClientRtt, GroupReport, GroupTalk, PROBES_MAX, PeerRtt, Probe, REPORT_GROUPS_MAX, REPORT_WAYS_MAX,

@@ -289,6 +289,23 @@ pub struct Charge {
     /// More for each thousand flows, whose state has to be carried.
     #[serde(default)]
     pub per_kflow_ms: f64,
+    /// The charge is for a group that is expected to live on for so many seconds. What has lasted long will last long: one with traffic for
+    /// a shorter time is charged as many times more, at most [`SHORT_LIFE_MAX`] times. No difference is made if not given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub life_s: Option<u32>,
+}
+
+/// How many times more a move of a short-lived group is charged, at most.
+pub const SHORT_LIFE_MAX: f64 = 10.0;
+
+impl Charge {
+    /// Of a group with so many flows that has had traffic for so many seconds, in milliseconds of each of its packets.
+    #[must_use]
+    pub fn of(&self, flows: u64, age_s: f64) -> f64 {
+        let short =
+            self.life_s.map_or(1.0, |life_s| (f64::from(life_s) / age_s.max(1.0)).clamp(1.0, SHORT_LIFE_MAX));
+        (self.ms + self.per_kflow_ms * flows as f64 / 1000.0) * short
+    }
 }
 
 /// A rule as it is written: flat, with exactly one kind.
@@ -653,7 +670,8 @@ impl Policy {
             Kind::Dial(dial) => within("share", dial.share, 0.0, 1.0),
             Kind::Slo(slo) => within("delay_ms", slo.delay_ms, 0.0, PRICE_MS_MAX),
             Kind::Charge(charge) => within("ms", charge.ms, 0.0, PRICE_MS_MAX)
-                .or_else(|| within("per_kflow_ms", charge.per_kflow_ms, 0.0, PRICE_MS_MAX)),
+                .or_else(|| within("per_kflow_ms", charge.per_kflow_ms, 0.0, PRICE_MS_MAX))
+                .or_else(|| within("life_s", charge.life_s.unwrap_or(1).into(), 1.0, 86_400.0)),
             Kind::Capacity(capacity) => {
                 capacity.headroom.and_then(|headroom| within("headroom", headroom, 0.0, 0.9))
             }

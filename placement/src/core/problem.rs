@@ -194,6 +194,7 @@ impl Problem {
             model,
             table: &table,
             purpose,
+            now,
             apart: &apart,
             owned,
             spreading: spreading.as_ref(),
@@ -244,9 +245,7 @@ impl Problem {
             self.doubts.extend(Doubt::of(group, weight as f32, rows.undoubted(owner), &rows.delays));
         }
         let charge_ms = match (purpose, stand) {
-            (Purpose::Plan(_), Stand::Open) => {
-                effect.charge_ms(&cluster.policy, demand.map_or(0, |demand| demand.flows))
-            }
+            (Purpose::Plan(_), Stand::Open) => effect.charge_ms(&cluster.policy, demand, given.now),
             (Purpose::Plan(_) | Purpose::Assess, _) => 0.0,
         };
         self.instance.push(&solver::Group {
@@ -308,6 +307,7 @@ struct Given<'a> {
     model: &'a Model,
     table: &'a Table<'a>,
     purpose: Purpose<'a>,
+    now: Micros,
     apart: &'a Apart<'a>,
     /// Sites of each label of each `separate` rule.
     owned: Vec<Vec<SiteSet>>,

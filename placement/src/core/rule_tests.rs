@@ -244,8 +244,30 @@ fn a_budget_and_the_rate_of_a_drain_hold_over_a_minute() {
 fn a_charge_holds_back_groups_with_much_state() {
     // 12.5 ms nearer at site 1.
     let heavy = |n, flows| GroupReport { flows, ..load(n, 10, 1) };
-    let charge = rule("charge", None, Kind::Charge(Charge { ms: 1.0, per_kflow_ms: 1.0 }));
+    let charge = rule("charge", None, Kind::Charge(Charge { ms: 1.0, per_kflow_ms: 1.0, life_s: None }));
     assert_eq!(going(&with(vec![charge]), vec![heavy(0, 5_000), heavy(1, 20_000)]), [(0, 1)]);
+}
+
+#[test]
+fn a_group_that_has_just_begun_is_charged_more_than_one_that_has_lasted() {
+    let charge = Charge { ms: 2.0, per_kflow_ms: 1.0, life_s: Some(600) };
+    assert_eq!(charge.of(1_000, 600.0), 3.0);
+    assert_eq!(charge.of(1_000, 6_000.0), 3.0);
+    assert_eq!(charge.of(1_000, 200.0), 9.0);
+    assert_eq!(charge.of(1_000, 0.0), 30.0, "ten times at most");
+    // 12.5 ms nearer at site 1: too little at first, enough when it has lasted.
+    let cluster = with(vec![rule("charge", None, Kind::Charge(charge))]);
+    let mut model = Model::new(None);
+    let started = |model: &Model, now| {
+        let ready = Readiness { free: &|_| true, rested: &|_| true, recent: &[], wall_ms: None };
+        plan(&cluster, model, &ready, now).round.unwrap().started
+    };
+    model.handle_report(&report(0, vec![load(0, 10, 1)]), Micros(0));
+    assert_eq!(started(&model, Micros::from_secs(1)), 0);
+    for second in (0..=300).step_by(30) {
+        model.handle_report(&report(0, vec![load(0, 10, 1)]), Micros::from_secs(second));
+    }
+    assert_eq!(started(&model, Micros::from_secs(301)), 1);
 }
 
 #[test]

@@ -2,9 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use flow::{GroupId, Prefix, ServiceId, SiteId};
+use flow::{GroupId, Micros, Prefix, ServiceId, SiteId};
 
 use super::apart::{self, Apart, Side};
+use super::delay::Demand;
 use super::model::{Cluster, Site};
 use super::policy::{Capacity, Charge, HARD_SLO_MS, Kind, Place, Policy, PolicyError, Rule, lot};
 use super::spread;
@@ -468,9 +469,9 @@ impl Effect {
     }
 
     /// What a move of a group is charged, in milliseconds of each of its packets.
-    pub(super) fn charge_ms(&self, policy: &Policy, flows: u64) -> f64 {
-        let charge = |charge: Charge| charge.ms + charge.per_kflow_ms * flows as f64 / 1000.0;
-        self.charge.map_or(policy.min_gain_ms, charge)
+    pub(super) fn charge_ms(&self, policy: &Policy, demand: Option<&Demand>, now: Micros) -> f64 {
+        let (flows, age) = demand.map_or((0, Micros(0)), |demand| (demand.flows, now.since(demand.since)));
+        self.charge.map_or(policy.min_gain_ms, |charge| charge.of(flows, age.0 as f64 / 1e6))
     }
 
     /// What a site costs a group, in milliseconds, if its delay there is as given.

@@ -13,6 +13,7 @@ fn of(packets_per_s: f64) -> Demand {
         inside,
         outside,
         remote_rtt_us: None,
+        since: Micros(0),
         updated: Micros(0),
     }
 }

@@ -58,6 +58,8 @@ pub struct Demand {
     pub remote_rtt_us: Option<(SiteId, u32)>,
     /// When this was reported.
     pub updated: Micros,
+    /// Since when it has had traffic without being forgotten.
+    pub since: Micros,
 }
 
 /// A delay and how sure it is.
@@ -287,6 +289,7 @@ impl Model {
             way.add(f64::from(peer.rtt_us) / 1000.0, 1, now);
         }
         for group in report.groups.iter().take(REPORT_GROUPS_MAX) {
+            let since = self.groups.get(&group.group).map_or(now, |known| known.demand.since);
             let demand = Demand {
                 packets_per_s: group.packets_per_s as f64,
                 flows: group.flows,
@@ -295,6 +298,7 @@ impl Model {
                 outside: shares(&group.outside_ingress),
                 remote_rtt_us: group.remote_rtt_us.map(|us| (report.site, us)),
                 updated: now,
+                since,
             };
             match self.groups.get_mut(&group.group) {
                 Some(known) => known.demand = demand,
