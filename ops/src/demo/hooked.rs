@@ -28,7 +28,7 @@ pub struct Thresholds {
 
 impl Thresholds {
     /// The keys of an agent's file.
-    pub(super) fn table(&self, directory: &Path, min: u16, max: u16) -> String {
+    pub(crate) fn table(&self, directory: &Path, min: u16, max: u16) -> String {
         let Self { busy_high, busy_low, hold_s, pause_s } = self;
         let hook = |name: &str| format!("[{:?}, \"{{worker}}\"]", directory.join(name));
         format!(
@@ -54,14 +54,14 @@ is_there() { [ -e "$name.pid" ] && grep -q -- "$name.toml" "/proc/$(cat "$name.p
 "#;
 
 /// Workers that hooks have started. Dropping it ends them.
-pub(super) struct HookWorkers {
+pub(crate) struct HookWorkers {
     directory: PathBuf,
     lifeline: Option<File>,
 }
 
 impl HookWorkers {
     /// Writes the hooks.
-    pub(super) fn new(directory: &Path, binary: &Path) -> anyhow::Result<Self> {
+    pub(crate) fn new(directory: &Path, binary: &Path) -> anyhow::Result<Self> {
         let path = directory.join(LIFELINE);
         mkfifo(&path, Mode::S_IRUSR | Mode::S_IWUSR).with_context(|| path.display().to_string())?;
         // For reading too, or opening it would wait for the first worker.

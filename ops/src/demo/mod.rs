@@ -4,7 +4,7 @@
 pub(crate) mod batch;
 mod clock;
 pub mod cluster;
-mod hooked;
+pub(crate) mod hooked;
 pub(crate) mod line;
 mod options;
 mod proxy;

@@ -20,6 +20,7 @@ use super::underlay::{self, CLIENTS, POOL, Underlay, worker_device, worker_port}
 use super::wan::WireStats;
 use crate::certs;
 use crate::demo::DemoSite;
+use crate::demo::hooked::{HookWorkers, Thresholds};
 
 /// The cluster's name.
 const CLUSTER: &str = "lab";
@@ -48,7 +49,13 @@ pub(super) struct Deployment {
     binary: PathBuf,
     /// Those that the lab may use; at least one.
     processors: Vec<usize>,
+    /// Workers that an agent has started; they end with this.
+    _hooked: HookWorkers,
 }
+
+/// When the agent of the last site starts and stops workers. What the clients send keeps a worker busy for some per cent of its
+/// time.
+const ELASTIC: Thresholds = Thresholds { busy_high: 0.02, busy_low: 0.012, hold_s: 3, pause_s: 8 };
 
 /// The processors that this process may run on.
 fn processors() -> anyhow::Result<Vec<usize>> {
@@ -106,7 +113,9 @@ impl Deployment {
         }
         let apis = underlay.sites.iter().map(Api::start).collect::<anyhow::Result<Vec<_>>>()?;
         let processors = processors()?;
-        let mut own = Self { sites, underlay, processes, ovs, apis, datapath, directory, binary, processors };
+        let _hooked = HookWorkers::new(&directory, &binary)?;
+        let mut own =
+            Self { sites, underlay, processes, ovs, apis, datapath, directory, binary, processors, _hooked };
         own.configure()?;
         own.start_limosa().await?;
         Ok(own)
@@ -115,6 +124,19 @@ impl Deployment {
     /// The sites' numbers.
     pub(super) fn numbers(&self) -> impl Iterator<Item = u8> + use<> {
         1..=u8::try_from(self.sites.len()).unwrap_or(u8::MAX)
+    }
+
+    /// Whether the site's agent starts and stops workers: the last of three, where load comes and goes.
+    fn is_elastic(&self, site: u8) -> bool {
+        site == 3 && self.sites.len() == 3
+    }
+
+    /// How many workers serve at a site, by its agent.
+    pub(super) async fn worker_count(&self, site: u8) -> usize {
+        let text = self.agent_page(site, "/v1/workers").await.unwrap_or_default();
+        let page: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
+        let is_there = |worker: &&serde_json::Value| worker["state"] != "starting";
+        page["workers"].as_array().map_or(0, |workers| workers.iter().filter(is_there).count())
     }
 
     /// A site's name.
@@ -182,8 +204,11 @@ impl Deployment {
         let mut text = format!(
             "cluster = {CLUSTER:?}\nsite = {site}\nname = {name:?}\nlisten = \"{listen}:4101\"\n\
              metrics = {AGENT:?}\nswitch = \"unix:s{site}/ovs/limosa.mgmt\"\n\
-             workers = {{ directory = \"s{site}\", expected = {expected:?}, ports = {ports:?} }}\n"
+             workers.directory = \"s{site}\"\nworkers.expected = {expected:?}\nworkers.ports = {ports:?}\n"
         );
+        if self.is_elastic(site) {
+            text += &ELASTIC.table(&self.directory, WORKERS, WORKER_PORTS);
+        }
         text += &Self::tls(&NodeName::site(CLUSTER, &name));
         // The node at this site first: it answers watches without crossing the WAN.
         let ids = std::iter::once(site).chain(self.numbers().filter(|id| *id != site));

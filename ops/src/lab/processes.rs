@@ -68,16 +68,6 @@ impl Processes {
         Ok(())
     }
 
-    /// Ends a process with SIGTERM and waits; with SIGKILL when that takes long.
-    ///
-    /// # Errors
-    /// It is not running.
-    pub(super) fn terminate(&mut self, name: &str) -> anyhow::Result<()> {
-        let mut child = self.children.remove(name).with_context(|| format!("{name} is not running"))?;
-        end(&mut child, Signal::SIGTERM);
-        Ok(())
-    }
-
     /// Processes that have ended by themselves since the last look, which none should.
     pub(super) fn ended(&mut self) -> Vec<String> {
         let ended = self.children.iter_mut().filter_map(|(name, child)| {

@@ -41,6 +41,8 @@ const HOST_PING: u8 = 254;
 const MOVES_BOUND: Duration = Duration::from_secs(30);
 /// Between two happenings.
 const PAUSE: Duration = Duration::from_secs(4);
+/// Longest wait for an agent to start or stop a worker: it holds, then relays for ten seconds.
+const SCALE_BOUND: Duration = Duration::from_secs(40);
 
 /// How much is done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -234,11 +236,27 @@ impl Stage {
 
     async fn scale_out(&mut self, site: u8) -> anyhow::Result<()> {
         let name = self.deployment.name(site);
-        say(&format!("A third worker is started in {name}; groups move between workers."));
+        say(&format!(
+            "Load has come to {name}: its agent starts a third worker, and groups move between workers."
+        ));
         let begun = self.begin("scale out", Loss::Never).await;
-        self.deployment.start_worker(site, WORKERS + 1)?;
-        self.until_local_moves(site).await;
+        if self.until_workers(site, |count| count > usize::from(WORKERS)).await {
+            self.until_local_moves(site).await;
+        } else {
+            self.failures.push(format!("scale out: the agent of {name} has started no worker"));
+        }
         self.end(begun).await
+    }
+
+    async fn until_workers(&self, site: u8, wanted: impl Fn(usize) -> bool) -> bool {
+        let ends = tokio::time::Instant::now() + SCALE_BOUND;
+        while !wanted(self.deployment.worker_count(site).await) {
+            if tokio::time::Instant::now() > ends {
+                return false;
+            }
+            sleep(Duration::from_millis(100)).await;
+        }
+        true
     }
 
     async fn drain(&mut self, site: u8) -> anyhow::Result<()> {
@@ -255,10 +273,11 @@ impl Stage {
 
     async fn scale_in(&mut self, site: u8) -> anyhow::Result<()> {
         let name = self.deployment.name(site);
-        say(&format!("The third worker of {name}, which has nothing to do now, is stopped."));
+        say(&format!("{name} has nothing to do now: its agent stops the third worker."));
         let begun = self.begin("scale in", Loss::Never).await;
-        self.deployment.processes.terminate(&worker(site, WORKERS + 1))?;
-        sleep(Duration::from_secs(1)).await;
+        if !self.until_workers(site, |count| count <= usize::from(WORKERS)).await {
+            self.failures.push(format!("scale in: the agent of {name} has stopped no worker"));
+        }
         self.deployment.post(&format!("/v1/sites/{name}/undrain"), &json!({})).await?;
         self.end(begun).await
     }
