@@ -24,7 +24,7 @@ const SERVERS_PER_SITE: u8 = 8;
 /// Longest wait for the moves of an act.
 const MOVES_BOUND: Duration = Duration::from_secs(25);
 /// Factors of the load in the surge: the first that makes the agent start a worker is enough.
-const SURGE: [f64; 4] = [4.0, 8.0, 16.0, 32.0];
+const SURGE: [f64; 5] = [4.0, 8.0, 16.0, 32.0, 64.0];
 /// How long each of them lasts at most.
 const SURGE_STEP: Duration = Duration::from_secs(6);
 /// Longest wait for the worker to be stopped again: thresholds, moves, and ten seconds for which it relays.
