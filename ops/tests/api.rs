@@ -531,6 +531,8 @@ async fn a_lost_site_gives_its_groups_to_their_standbys() {
         groups.len() == 4 && groups.iter().all(|group| group[key] == site)
     };
     reported(&world, "/v1/groups", far_group(), |groups| all(groups, "standby", "virginia")).await;
+    assert_eq!(world.cli("group list").await, Exit::Done);
+    assert_eq!(world.get(&format!("/v1/explain?group={GROUP}")).await.body["standby"], "virginia");
     assert_problem(&world.post("/v1/sites/ams/fail-over", Value::Null).await, 409, None, "drain it instead");
     // Only virginia reports from now on.
     let mut silent = far_group();

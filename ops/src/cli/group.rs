@@ -91,6 +91,9 @@ fn told(view: &ExplanationView) -> Vec<String> {
         _ => "no traffic known".to_owned(),
     };
     let mut told = vec![format!("group {} at {}: {traffic}", view.group, view.owner)];
+    if let Some(standby) = &view.standby {
+        told.push(format!("its standby is {standby}"));
+    }
     if !view.rules.is_empty() {
         told.push(format!("rules that speak of it: {}", view.rules.join(", ")));
     }
@@ -165,11 +168,13 @@ fn rows(groups: &[GroupView]) -> Rows {
             group.group.clone(),
             group.service.clone(),
             group.owner.clone(),
+            or_dash(group.standby.as_ref()),
             group.epoch.to_string(),
             or_dash(group.move_id),
         ]
     };
-    Rows { heads: &["GROUP", "SERVICE", "OWNER", "EPOCH", "MOVE"], rows: groups.iter().map(row).collect() }
+    let heads = &["GROUP", "SERVICE", "OWNER", "STANDBY", "EPOCH", "MOVE"];
+    Rows { heads, rows: groups.iter().map(row).collect() }
 }
 
 fn candidates(explanation: &ExplanationView) -> Rows {

@@ -504,6 +504,9 @@ pub struct ExplanationView {
     pub group: String,
     /// Its owner.
     pub owner: String,
+    /// The site that is to get it when its owner is lost, if a rule wants one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub standby: Option<String>,
     /// The best site that it could have.
     pub best: Option<String>,
     /// The one after it.
@@ -530,6 +533,7 @@ impl ExplanationView {
         Self {
             group: explanation.group.to_string(),
             owner: site_name(cluster, explanation.owner),
+            standby: explanation.standby.map(|site| site_name(cluster, site)),
             best: explanation.best.map(|best| site_name(cluster, best)),
             runner_up: explanation.runner_up.map(|(site, _)| site_name(cluster, site)),
             runner_up_ms: explanation.runner_up.map(|(_, ms)| ms),
