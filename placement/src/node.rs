@@ -22,7 +22,7 @@ use crate::clock::{Clock, wall_ms};
 use crate::core::assess::{self, Assessment};
 use crate::core::delay::{DEMAND_AGE_MAX, Locate, Model};
 use crate::core::explain::Explanation;
-use crate::core::leader::{Brain, BrainTimings};
+use crate::core::leader::{Brain, BrainTimings, ROUND_SHARE};
 use crate::core::whatif::{self, Difference, WhatIf};
 use crate::core::witness::{self, Finding};
 use crate::core::{Cluster, Command, Outcome, Probe, Proposal, Rejected, SiteReport};
@@ -411,6 +411,8 @@ struct Inner {
     heard: Mutex<BTreeMap<SiteId, (Micros, Box<SiteReport>)>>,
     /// What this node found of the last round that another published, if it could be looked at.
     finding: Mutex<Option<Finding>>,
+    /// Not before this is another round looked at.
+    check_at: AtomicU64,
     assessing: tokio::sync::Mutex<()>,
     /// A snapshot that is coming in, with its sender's last index.
     incoming: Mutex<Option<(Option<u64>, BytesMut)>>,
@@ -452,6 +454,7 @@ impl Node {
             clock: Clock::start(),
             mind: Mutex::new(Mind::follows(Model::new(places), Micros(0))),
             finding: Mutex::new(None),
+            check_at: AtomicU64::new(0),
             heard: Mutex::new(BTreeMap::new()),
             assessing: tokio::sync::Mutex::new(()),
             incoming: Mutex::new(None),
@@ -1014,7 +1017,8 @@ impl Node {
                     model.forget(&cluster, now);
                     *tidied = now;
                 }
-                let knows = heard.is_some_and(|since| now.since(since) >= self.inner.timings.lease);
+                let knows = heard.is_some_and(|since| now.since(since) >= self.inner.timings.lease)
+                    && now.0 >= self.inner.check_at.load(Ordering::Relaxed);
                 let due = cluster.round.as_ref().filter(|_| knows).is_some_and(|round| {
                     lock(&self.inner.finding).is_none_or(|finding| finding.at_ms != round.at_ms)
                 });
@@ -1022,6 +1026,9 @@ impl Node {
                 drop(mind);
                 if let Some(model) = model {
                     self.witness(&cluster, &model, now);
+                    let end = self.inner.clock.now();
+                    let rest = end.since(now).0.saturating_mul(ROUND_SHARE - 1);
+                    self.inner.check_at.store(end.0.saturating_add(rest), Ordering::Relaxed);
                 }
                 return Vec::new();
             }

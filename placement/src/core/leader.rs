@@ -119,8 +119,8 @@ const SHAPE_REST: Micros = MINUTE;
 
 /// A round that brings nothing new is published again after so long, as a sign of life.
 const PUBLISH_AFTER: Micros = Micros(30_000_000);
-/// Of the leader's time, rounds take at most one part in so many.
-const ROUND_SHARE: u64 = 10;
+/// Of the leader's time, rounds take at most one part in so many; of a follower's, looking at them.
+pub const ROUND_SHARE: u64 = 10;
 
 impl Brain {
     /// At the start of a term of office, knowing nothing.
