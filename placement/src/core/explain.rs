@@ -185,7 +185,8 @@ impl Look<'_> {
         if let Some(rule) = self.apart.forbidding(self.cluster, &group.id, site.id) {
             return Some(rule.name.clone());
         }
-        let spread = &self.spreads[spread::Index::new(policy).of(&group.id, &self.spreads)?];
+        let rule = self.effect.spread?;
+        let spread = self.spreads.iter().find(|spread| spread.rule == rule)?;
         let owner = spread.place(group.owner) == spread.place(site.id);
         let blocked = if here { spread.is_over(site.id) } else { !owner && !spread.has_room(site.id) };
         blocked.then(|| policy.rules[usize::from(spread.rule)].name.clone())

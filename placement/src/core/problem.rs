@@ -188,17 +188,7 @@ impl Problem {
         let mut classes = Classes::new(&cluster.policy);
         let apart = Apart::new(&cluster.policy);
         let owned = share_out(cluster, model, &table, &domains, &mut classes, &apart);
-        let spreading = (!problem.spreads.is_empty()).then(|| spread::Index::new(&cluster.policy));
-        let given = Given {
-            cluster,
-            model,
-            table: &table,
-            purpose,
-            now,
-            apart: &apart,
-            owned,
-            spreading: spreading.as_ref(),
-        };
+        let given = Given { cluster, model, table: &table, purpose, now, apart: &apart, owned };
         for group in cluster.groups.values() {
             problem.add(&given, &mut classes, &mut rows, group)?;
         }
@@ -221,7 +211,7 @@ impl Problem {
         let lawful = Lawful { effect, within: given.within(&group.id) };
         let Some(mut stand) = stand(cluster, lawful, group, site, purpose) else { return Ok(()) };
         let leaves = matches!((purpose, stand), (Purpose::Plan(_), Stand::Leaving(_)));
-        let class = given.spreading.and_then(|index| index.of(&group.id, &self.spreads));
+        let class = effect.spread.and_then(|rule| self.spreads.iter().position(|spread| spread.rule == rule));
         if demand.is_none() && !leaves {
             if class.is_none() && effect.standby.is_none() {
                 return Ok(());
@@ -311,7 +301,6 @@ struct Given<'a> {
     apart: &'a Apart<'a>,
     /// Sites of each label of each `separate` rule.
     owned: Vec<Vec<SiteSet>>,
-    spreading: Option<&'a spread::Index<'a>>,
 }
 
 impl Given<'_> {
