@@ -174,8 +174,9 @@ pub struct Instance {
     /// Index into `spreads`, or `NO_CLASS`.
     pub(super) class: Vec<u8>,
     present: Vec<u16>,
-    /// Where the candidates of a group begin; one more at the end.
+    /// Where the candidates of a group begin, and how many there are.
     offset: Vec<u32>,
+    len: Vec<u8>,
     site: Vec<u8>,
     cost_ms: Vec<f32>,
 }
@@ -205,7 +206,8 @@ impl Instance {
             spreads: Vec::new(),
             class: Vec::new(),
             present: Vec::new(),
-            offset: vec![0],
+            offset: Vec::new(),
+            len: Vec::new(),
             site: Vec::new(),
             cost_ms: Vec::new(),
         }
@@ -220,6 +222,7 @@ impl Instance {
         self.class.reserve(groups);
         self.present.reserve(groups);
         self.offset.reserve(groups);
+        self.len.reserve(groups);
         self.site.reserve(candidates);
         self.cost_ms.reserve(candidates);
     }
@@ -260,7 +263,12 @@ impl Instance {
     /// # Errors
     /// One [`InstanceError`], the first that is found; the group is then not there.
     pub fn push(&mut self, group: &Group<'_>) -> Result<(), InstanceError> {
-        let index = self.groups();
+        self.check(self.groups(), group)?;
+        self.push_checked(group);
+        Ok(())
+    }
+
+    fn check(&self, index: usize, group: &Group<'_>) -> Result<(), InstanceError> {
         let len = group.candidates.len();
         if !(1..=CANDIDATES_MAX).contains(&len) {
             return Err(InstanceError::Candidates { group: index, len });
@@ -281,7 +289,6 @@ impl Instance {
                 return Err(InstanceError::CandidateSite { group: index, site });
             }
         }
-        self.push_checked(group);
         Ok(())
     }
 
@@ -293,15 +300,40 @@ impl Instance {
         self.left_out_ms.push(group.left_out_ms);
         self.class.push(group.class.map_or(NO_CLASS, |class| class.0));
         self.present.push(group.present.map_or(NOWHERE, u16::from));
-        self.offset.push((self.site.len() + group.candidates.len()) as u32);
+        self.offset.push(self.site.len() as u32);
+        self.len.push(group.candidates.len() as u8);
         self.site.extend(group.candidates.iter().map(|candidate| candidate.site));
         self.cost_ms.extend(group.candidates.iter().map(|candidate| candidate.cost_ms));
+    }
+
+    /// A group is another one now, with the index that it had. Candidates that are more than before take new memory, and that of
+    /// the former ones is lost until the instance is made anew.
+    pub(super) fn replace(&mut self, index: usize, group: &Group<'_>) -> Result<(), InstanceError> {
+        self.check(index, group)?;
+        self.weight[index] = group.weight;
+        self.demand[index] = group.demand;
+        self.charge[index] = group.charge;
+        self.left_out_ms[index] = group.left_out_ms;
+        self.class[index] = group.class.map_or(NO_CLASS, |class| class.0);
+        self.present[index] = group.present.map_or(NOWHERE, u16::from);
+        let len = group.candidates.len();
+        if len > usize::from(self.len[index]) {
+            self.offset[index] = self.site.len() as u32;
+            self.site.resize(self.site.len() + len, 0);
+            self.cost_ms.resize(self.site.len(), 0.0);
+        }
+        self.len[index] = len as u8;
+        let start = self.offset[index] as usize;
+        for (at, candidate) in (start..).zip(group.candidates) {
+            (self.site[at], self.cost_ms[at]) = (candidate.site, candidate.cost_ms);
+        }
+        Ok(())
     }
 
     /// Memory of the arrays.
     pub(super) fn bytes(&self) -> usize {
         let per_group =
-            size_of::<PerResource<f32>>() + 3 * size_of::<f32>() + size_of::<u16>() + size_of::<u32>() + 1;
+            size_of::<PerResource<f32>>() + 3 * size_of::<f32>() + size_of::<u16>() + size_of::<u32>() + 2;
         let per_candidate = size_of::<u8>() + size_of::<f32>();
         self.weight.capacity() * per_group + self.site.capacity() * per_candidate
     }
@@ -357,7 +389,8 @@ impl Instance {
     /// Sites and costs of the candidates of a group.
     #[inline]
     pub(super) fn row(&self, group: usize) -> (&[u8], &[f32]) {
-        let range = self.offset[group] as usize..self.offset[group + 1] as usize;
+        let start = self.offset[group] as usize;
+        let range = start..start + usize::from(self.len[group]);
         (&self.site[range.clone()], &self.cost_ms[range])
     }
 
@@ -424,6 +457,11 @@ impl Instance {
         check_values(group, demand.into_iter().chain([weight]))?;
         self.weight[group] = weight;
         self.demand[group] = demand;
+        Ok(())
+    }
+
+    pub(super) fn set_room(&mut self, site: u8, room: PerResource<f64>) -> Result<(), InstanceError> {
+        self.room[usize::from(site)] = room_of(site.into(), &Site { capacity: room, headroom: 0.0 })?;
         Ok(())
     }
 

@@ -128,6 +128,11 @@ pub struct Solver {
     touched: Vec<u32>,
     /// A site opened or closed since the last round: prices may be far off.
     reshaped: bool,
+    /// Groups were added or replaced since the units were taken.
+    grown: bool,
+    /// Less room than there is, by which the placement also survives the loss of a domain: for rounds that only look at what was
+    /// touched, until the next one by [`Solver::solve_to_survive`].
+    narrow: Option<Vec<PerResource<f64>>>,
 }
 
 impl Solver {
@@ -138,7 +143,17 @@ impl Solver {
         let units = Units::of(&instance);
         let prices = vec![[0.0; RESOURCES]; instance.sites()];
         let class_prices = instance.spreads.iter().map(Spread::no_prices).collect();
-        Self { instance, units, prices, class_prices, assignment, touched: Vec::new(), reshaped: false }
+        Self {
+            instance,
+            units,
+            prices,
+            class_prices,
+            assignment,
+            touched: Vec::new(),
+            reshaped: false,
+            grown: false,
+            narrow: None,
+        }
     }
 
     /// Memory of instance, prices and placement.
@@ -160,6 +175,7 @@ impl Solver {
     /// Begins with prices of an earlier round, in milliseconds per unit of demand as [`Solver::prices`] gives them. Those
     /// of other length, negative or not finite are taken as zero.
     pub fn set_prices(&mut self, prices: &[PerResource<f64>]) {
+        self.renew_units();
         let usable = |price: f64| if price.is_finite() { price.max(0.0) } else { 0.0 };
         for (slot, price) in self.prices.iter_mut().zip(prices) {
             for resource in 0..RESOURCES {
@@ -235,6 +251,61 @@ impl Solver {
         result
     }
 
+    /// Adds a group, which is nowhere until the next round. Its index is the next one.
+    ///
+    /// # Errors
+    /// One [`InstanceError`]; nothing has changed then.
+    pub fn push(&mut self, group: &Group<'_>) -> Result<(), InstanceError> {
+        self.instance.push(group)?;
+        self.touched.push(self.assignment.choice.len() as u32);
+        self.assignment.choice.push(round::NOWHERE);
+        self.grown = true;
+        Ok(())
+    }
+
+    /// A group has other traffic, candidates or costs now, or is elsewhere. It chooses again in the next round.
+    ///
+    /// # Errors
+    /// One [`InstanceError`]; nothing has changed then.
+    pub fn replace(&mut self, index: usize, group: &Group<'_>) -> Result<(), InstanceError> {
+        let before = self.assignment.choice[index];
+        self.assignment.shift(&self.instance, index, round::NOWHERE);
+        if let Err(error) = self.instance.replace(index, group) {
+            self.assignment.shift(&self.instance, index, before);
+            return Err(error);
+        }
+        self.touched.push(index as u32);
+        self.grown = true;
+        Ok(())
+    }
+
+    /// A site has other room now: capacity less headroom.
+    ///
+    /// # Errors
+    /// When it is negative or not a number; nothing has changed then.
+    pub fn set_room(&mut self, site: u8, room: PerResource<f64>) -> Result<(), InstanceError> {
+        self.instance.set_room(site, room)
+    }
+
+    /// How many groups choose again in the next round, if that looks only at what was touched. One may be counted twice.
+    #[must_use]
+    pub fn touched(&self) -> usize {
+        self.touched.len()
+    }
+
+    /// Takes the units from the groups as they are, and says the prices in these.
+    fn renew_units(&mut self) {
+        if !std::mem::take(&mut self.grown) {
+            return;
+        }
+        let former = std::mem::replace(&mut self.units, Units::of(&self.instance));
+        let ratio = |r: usize| if self.units.0[r] > 0.0 { former.0[r] / self.units.0[r] } else { 0.0 };
+        let ratio: PerResource<f64> = std::array::from_fn(ratio);
+        for price in &mut self.prices {
+            price.iter_mut().zip(ratio).for_each(|(price, ratio)| *price *= ratio);
+        }
+    }
+
     /// A site opens or closes. Its groups are touched, or those that could be there again.
     pub fn set_open(&mut self, site: u8, open: bool) {
         self.instance.set_open(site, open);
@@ -257,6 +328,7 @@ impl Solver {
 
     /// One round.
     pub fn solve(&mut self, start: Start) -> Certificate {
+        self.renew_units();
         let mut passes = 0.0;
         match start {
             Start::Cold => {
@@ -269,24 +341,50 @@ impl Solver {
             Start::Warm => passes = self.warm(),
             Start::Touched => {}
         }
+        if start == Start::Touched {
+            self.place_touched();
+        } else {
+            self.narrow = None;
+            self.place_all();
+        }
+        self.certify(passes + 1.0)
+    }
+
+    /// From prices to a placement.
+    fn place_all(&mut self) {
+        let table = self.price_table();
+        self.touched.clear();
+        self.assignment.all_cheapest(&self.instance, &table);
+        self.assignment.repair(&self.instance, &table);
+        self.assignment.take_places(&self.instance, &table, PLACES_WORK);
+        self.assignment.fill(&self.instance);
+        self.assignment.exchange(&self.instance);
+    }
+
+    /// The same for those that were touched, beside the others.
+    fn place_touched(&mut self) {
+        let table = self.price_table();
+        let rooms = self.narrow.as_ref().map(|narrow| {
+            let least =
+                |(a, b): (&PerResource<f64>, &PerResource<f64>)| std::array::from_fn(|r| a[r].min(b[r]));
+            let rooms = narrow.iter().zip(&self.instance.room).map(least).collect();
+            std::mem::replace(&mut self.instance.room, rooms)
+        });
+        let touched = std::mem::take(&mut self.touched).into_iter().map(|group| group as usize);
+        self.assignment.cheapest(&self.instance, &table, touched);
+        self.assignment.repair(&self.instance, &table);
+        self.assignment.take_places(&self.instance, &table, PLACES_WORK_TOUCHED);
+        self.assignment.fill(&self.instance);
+        if let Some(rooms) = rooms {
+            self.instance.room = rooms;
+        }
+    }
+
+    fn price_table(&self) -> PriceTable {
         let mut table = PriceTable::new(self.units);
         table.set(&self.prices, &self.instance.open);
         table.set_classes(&self.instance, &self.class_prices);
-        if start == Start::Touched {
-            let touched = std::mem::take(&mut self.touched).into_iter().map(|group| group as usize);
-            self.assignment.cheapest(&self.instance, &table, touched);
-        } else {
-            self.touched.clear();
-            self.assignment.all_cheapest(&self.instance, &table);
-        }
-        self.assignment.repair(&self.instance, &table);
-        let work = if start == Start::Touched { PLACES_WORK_TOUCHED } else { PLACES_WORK };
-        self.assignment.take_places(&self.instance, &table, work);
-        self.assignment.fill(&self.instance);
-        if start != Start::Touched {
-            self.assignment.exchange(&self.instance);
-        }
-        self.certify(passes + 1.0)
+        table
     }
 
     fn cold(&mut self) -> f64 {

@@ -379,6 +379,7 @@ impl Solver {
         let (prices, class_prices) = (self.prices.clone(), self.class_prices.clone());
         let room = self.instance.room.clone();
         let mut kept = self.assignment.clone();
+        let mut narrowed = None;
         // Rooms that leave groups unprotected, and rooms that are too little, or less than is needed.
         let mut wide = room.clone();
         let mut narrow: Option<Vec<PerResource<f64>>> = None;
@@ -397,19 +398,21 @@ impl Solver {
             let found = standbys(self, needs)?;
             let breaks = broken(&certificate) > broken(&best_certificate);
             if breaks || found.unprotected.is_empty() {
-                narrow = Some(tried);
+                narrow = Some(tried.clone());
             } else {
-                wide = tried;
+                wide.clone_from(&tried);
                 last = found.clone();
             }
             if is_better((&certificate, &found), (&best_certificate, &best)) {
                 (best_certificate, best) = (certificate, found);
                 kept = self.assignment.clone();
+                narrowed = Some(tried);
             } else {
                 best_certificate.passes = certificate.passes;
             }
         }
         (self.prices, self.class_prices, self.assignment) = (prices, class_prices, kept);
+        self.narrow = narrowed;
         Ok((best_certificate, best))
     }
 

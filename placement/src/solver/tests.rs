@@ -3,7 +3,9 @@
 use proptest::prelude::*;
 
 use super::generate::{self, Shape};
-use super::{Candidate, Group, Instance, PerResource, RESOURCES, Site, Solver, Start, bound, greedy};
+use super::{
+    Candidate, Group, Instance, InstanceError, PerResource, RESOURCES, Site, Solver, Start, bound, greedy,
+};
 
 /// One random instance of up to 6 groups and 4 sites.
 #[derive(Clone, Debug)]
@@ -21,16 +23,19 @@ pub(super) struct SmallGroup {
     pub(super) candidates: Vec<Candidate>,
 }
 
+impl SmallGroup {
+    fn as_given(&self) -> Group<'_> {
+        let Self { weight, demand, present, charge, ref candidates } = *self;
+        Group { weight, demand, present, charge, left_out_ms: f32::INFINITY, class: None, candidates }
+    }
+}
+
 impl Small {
     pub(super) fn instance(&self) -> Instance {
         let sites: Vec<Site> = self.rooms.iter().map(|&capacity| Site { capacity, headroom: 0.0 }).collect();
         let mut instance = Instance::new(&sites).unwrap();
         for group in &self.groups {
-            let SmallGroup { weight, demand, present, charge, ref candidates } = *group;
-            let left_out_ms = f32::INFINITY;
-            instance
-                .push(&Group { weight, demand, present, charge, left_out_ms, class: None, candidates })
-                .unwrap();
+            instance.push(&group.as_given()).unwrap();
         }
         instance
     }
@@ -207,6 +212,41 @@ proptest! {
         }
     }
 
+    /// Whatever the groups were before: replaced and added ones are as if they had been there from the start.
+    #[test]
+    fn replaced_groups_are_as_new_ones(small in small(false), other in small(false), start in 0_u8..3) {
+        let fits = |group: &&SmallGroup| {
+            let inside = |site: u8| usize::from(site) < small.rooms.len();
+            group.candidates.iter().all(|there| inside(there.site)) && group.present.is_none_or(inside)
+        };
+        let former: Vec<SmallGroup> = other.groups.iter().filter(fits).cloned().collect();
+        let former = Small { rooms: other.rooms.clone(), groups: former };
+        let sites: Vec<Site> = small.rooms.iter().map(|&capacity| Site { capacity, headroom: 0.0 }).collect();
+        let mut solver = Solver::new(Instance::new(&sites).unwrap());
+        for group in former.groups.iter().take(small.groups.len()) {
+            solver.push(&group.as_given()).unwrap();
+        }
+        solver.solve([Start::Cold, Start::Warm, Start::Touched][usize::from(start)]);
+        for (index, group) in small.groups.iter().enumerate() {
+            if index < solver.instance().groups() {
+                solver.replace(index, &group.as_given()).unwrap();
+            } else {
+                solver.push(&group.as_given()).unwrap();
+            }
+        }
+        for (site, &room) in (0..).zip(&small.rooms) {
+            solver.set_room(site, room).unwrap();
+        }
+        let touched = solver.solve(Start::Touched);
+        check_round(&solver, true, touched.exceeded.len())?;
+        prop_assert!(!touched.exceeded.is_empty() || touched.bound <= touched.cost + 1e-6, "{:?}", touched);
+        let mut new = Solver::new(small.instance());
+        prop_assert_eq!(solver.solve(Start::Cold), new.solve(Start::Cold));
+        for group in 0..small.groups.len() {
+            prop_assert_eq!(solver.site(group), new.site(group));
+        }
+    }
+
     #[test]
     fn later_rounds_keep_their_books(small in small(false), closed in 0_u8..4, changes in proptest::collection::vec((0_usize..7, 1_u8..20), 0..8)) {
         let mut solver = Solver::new(small.instance());
@@ -332,6 +372,27 @@ fn a_charge_keeps_groups_that_gain_little() {
     };
     assert_eq!(place(40.0), Some(1));
     assert_eq!(place(60.0), Some(0));
+}
+
+#[test]
+fn a_group_that_is_wrong_is_refused_and_nothing_has_changed() {
+    let mut solver = Solver::new(generated(50, 0.5));
+    let before = solver.solve(Start::Cold);
+    let candidates = [Candidate { site: 60, cost_ms: 1.0 }];
+    let wrong = Group {
+        weight: 1.0,
+        demand: [1.0; RESOURCES],
+        present: None,
+        charge: 0.0,
+        left_out_ms: f32::INFINITY,
+        class: None,
+        candidates: &candidates,
+    };
+    assert_eq!(solver.replace(7, &wrong), Err(InstanceError::CandidateSite { group: 7, site: 60 }));
+    assert_eq!(solver.push(&wrong), Err(InstanceError::CandidateSite { group: 50, site: 60 }));
+    assert!(solver.set_room(0, [f64::NAN; RESOURCES]).is_err());
+    assert_eq!((solver.touched(), solver.instance().groups()), (0, 50));
+    assert_eq!(solver.solve(Start::Touched).cost, before.cost);
 }
 
 #[test]
