@@ -20,7 +20,7 @@ use super::command::{
 };
 use super::model::{
     AUDIT_LEN_MAX, Admin, AuditEntry, Change, Cluster, FINISHED_LEN_MAX, FinishedMove, Flip, Group, Move,
-    MoveOutcome, MovePhase, MoveReason, MoveSummary, POLICIES_LEN_MAX, PolicyRevision, Service, Site,
+    MoveOutcome, MovePhase, MoveReason, MoveSummary, POLICIES_LEN_MAX, PolicyRevision, Round, Service, Site,
     SiteSpec, Timeouts, Trial, cut,
 };
 use super::policy::Policy;
@@ -79,7 +79,7 @@ impl Cluster {
             Command::SetStandbys { standbys } => self.set_standbys(step, standbys)?,
             Command::SplitGroup { group } => self.split_group(step, *group)?,
             Command::MergeGroups { group } => self.merge_groups(step, *group)?,
-            Command::Publish(round) => self.round = Some(round.clone()),
+            Command::Publish(round) => self.round = Some(Round::clone(round)),
         }
         Ok(Outcome::Done)
     }

@@ -74,11 +74,11 @@ pub fn assess(cluster: &Cluster, model: &Model, now: Micros) -> Result<Option<As
     Ok(Problem::new(cluster, model, Purpose::Assess, now)?.map(answer))
 }
 
-fn answer(problem: Problem) -> Assessment {
-    let mut solver = Solver::new(problem.instance.clone());
-    let certificate = solver.solve(Start::Cold);
+fn answer(mut problem: Problem) -> Assessment {
+    let certificate = problem.solver.solve(Start::Cold);
+    let (problem, solver) = (&problem, &problem.solver);
     // Rounding may end a little above what is there already; then that is the best that is known.
-    let stays = fits_already(&problem) && problem.present_cost < certificate.cost;
+    let stays = fits_already(problem) && problem.present_cost < certificate.cost;
     let best = if stays { problem.present_cost } else { certificate.cost };
     let gap = (best - certificate.bound).max(0.0) / best.max(f64::MIN_POSITIVE);
     let elsewhere = |(group, entry): (usize, &Entry)| solver.site(group) != Some(entry.owner);
@@ -105,14 +105,14 @@ fn answer(problem: Problem) -> Assessment {
         moves,
         stranded: problem.stranded.len(),
         sites: problem.sites.iter().zip(&problem.load).zip(0..=u8::MAX).map(site).collect(),
-        shortages: shortages(&solver, &certificate, &problem.sites, &groups),
+        shortages: shortages(solver, &certificate, &problem.sites, &groups),
     }
 }
 
 /// Whether nobody has to leave and no site carries more than its room.
 fn fits_already(problem: &Problem) -> bool {
     let within = |(n, load): (u8, &PerResource<f64>)| {
-        let room = problem.instance.room(n);
+        let room = problem.instance().room(n);
         load.iter().zip(room).all(|(load, room)| *load <= room)
     };
     problem.groups.iter().all(|entry| entry.stand == Stand::Open)

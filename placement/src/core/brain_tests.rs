@@ -227,7 +227,8 @@ fn traffic_that_nobody_reports_is_forgotten() {
     poll(&mut brain, vec![load(0, 10, 1)], Micros(3 * S));
     poll(&mut brain, vec![], Micros(63 * S));
     assert!(brain.demand(&group_id(0)).is_some());
-    poll(&mut brain, vec![], Micros(64 * S));
+    // The next round over all groups is after eight seconds.
+    poll(&mut brain, vec![], Micros(71 * S));
     assert_eq!(brain.demand(&group_id(0)), None);
 }
 

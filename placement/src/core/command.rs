@@ -142,7 +142,7 @@ pub enum Command {
         group: GroupId,
     },
     /// What a round of the solver brought. From the leader.
-    Publish(Round),
+    Publish(Box<Round>),
 }
 
 /// How it is known that the target never served.

@@ -108,7 +108,7 @@ pub fn explain(cluster: &Cluster, model: &Model, id: &GroupId, now: Micros) -> O
     let wanted_ms = effect.charge_ms(&cluster.policy, model.demand(id), now);
     let mesh = Mesh::of(cluster, model, id, now);
     let mut delays = Delays::default();
-    mesh.delays(id, model.known(id), &mut delays);
+    mesh.delays(model, id, model.known(id), now, &mut delays);
     let look = Look {
         cluster,
         model,

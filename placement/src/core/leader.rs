@@ -4,7 +4,7 @@
 //! [`Brain::poll`] every so often with the present state; what it returns is proposed. Everything it wants is
 //! derived from the state again each time, so nothing is lost when a proposal is.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use flow::{GroupId, Micros, MoveId, Prefix, SiteId};
@@ -12,8 +12,9 @@ use flow::{GroupId, Micros, MoveId, Prefix, SiteId};
 use super::command::Command;
 use super::delay::{Demand, Locate, Model};
 use super::explain::{self, Explanation};
-use super::model::{Cluster, Move, MoveOutcome, MovePhase, MoveReason};
-use super::plan::{self, Readiness};
+use super::kept::{Kept, WHOLE_EVERY};
+use super::model::{Cluster, Group, Move, MoveOutcome, MovePhase, MoveReason};
+use super::plan::{self, Plan, Readiness};
 use super::report::{PROBES_MAX, Probe, SiteReport};
 use super::shape::{Known, Shaper};
 
@@ -56,6 +57,16 @@ pub struct Brain {
     arrived: BTreeMap<GroupId, (u64, Option<Micros>)>,
     model: Model,
     next_round: Micros,
+    /// Of the last round over all groups.
+    kept: Option<Kept>,
+    /// The next round over all groups is not before.
+    next_whole: Micros,
+    /// The last round was one over all groups.
+    was_whole: bool,
+    /// Groups that have moved and are to stay for a while, as of the last round.
+    resting: BTreeSet<GroupId>,
+    /// Groups that may be moved again since the last round.
+    released: BTreeSet<GroupId>,
     /// What calls for a round at once when it differs: the policy, and which sites take groups.
     shape: (u64, Vec<SiteId>),
     published: Option<Micros>,
@@ -119,7 +130,8 @@ const SHAPE_REST: Micros = MINUTE;
 
 /// A round that brings nothing new is published again after so long, as a sign of life.
 const PUBLISH_AFTER: Micros = Micros(30_000_000);
-/// Of the leader's time, rounds take at most one part in so many; of a follower's, looking at them.
+/// Of the leader's time, rounds over all groups take at most one part in so many, and those over few as much again; of a follower's,
+/// looking at them.
 pub const ROUND_SHARE: u64 = 10;
 
 impl Brain {
@@ -142,6 +154,11 @@ impl Brain {
             model,
             // Reports must come in before anything is judged by them.
             next_round: now.plus(timings.lease),
+            kept: None,
+            next_whole: now,
+            was_whole: false,
+            resting: BTreeSet::new(),
+            released: BTreeSet::new(),
             shape: (0, Vec::new()),
             published: None,
             recent: VecDeque::new(),
@@ -168,7 +185,8 @@ impl Brain {
         self.probes.take(report.site, report.probes_per_s, now)
     }
 
-    /// What the leader wants now. Work is bounded by the number of sites, moves and, once per round, groups.
+    /// What the leader wants now. Work is bounded by the number of sites and moves, once per round by that of the groups that differ from
+    /// what they were, beside a look at each, and in every eighth round or so by that of all groups.
     pub fn poll(&mut self, cluster: &Cluster, now: Micros) -> Vec<Command> {
         let mut commands = self.leases(cluster, now);
         self.remember_moves(cluster, now);
@@ -179,9 +197,10 @@ impl Brain {
         let shape = (cluster.policy_version, takers.collect());
         let settled = now >= self.started.plus(self.timings.lease);
         if now >= self.next_round || (settled && shape != self.shape) {
+            let reshaped = shape != self.shape;
             self.shape = shape;
             self.next_round = now.plus(self.timings.round);
-            commands.extend(self.round(cluster, now));
+            commands.extend(self.round(cluster, reshaped, now));
         }
         commands
     }
@@ -196,9 +215,12 @@ impl Brain {
         Some(Command::EndRules { version: cluster.policy_version, rules })
     }
 
-    /// The last poll took so long: where rounds are long, they are seldom.
+    /// The last poll took so long: where rounds are long, they are seldom. Those over all groups count by themselves, so that the
+    /// others can go on between them.
     pub fn spent(&mut self, took: Micros, now: Micros) {
-        self.next_round = self.next_round.max(now.plus(Micros(took.0.saturating_mul(ROUND_SHARE - 1))));
+        let rested = now.plus(Micros(took.0.saturating_mul(ROUND_SHARE - 1)));
+        let next = if self.was_whole { &mut self.next_whole } else { &mut self.next_round };
+        *next = rested.max(*next);
     }
 
     /// The candidates of a group with the terms of their delay.
@@ -243,6 +265,7 @@ impl Brain {
                 self.failed.insert(*group, now.plus(self.timings.retry));
             }
         }
+        self.released.extend(self.failed.iter().filter(|(_, until)| now >= **until).map(|(group, _)| *group));
         self.failed.retain(|_, until| now < *until);
         self.moves.retain(|id, _| cluster.moves.contains_key(id));
         for present in cluster.moves.values() {
@@ -274,26 +297,113 @@ impl Brain {
         }
     }
 
-    fn round(&mut self, cluster: &Cluster, now: Micros) -> Vec<Command> {
-        self.remember_groups(cluster, now);
-        self.model.forget(cluster, now);
-        let dwell = Micros::from_secs(cluster.policy.min_dwell_s.into());
-        let arrived = |group: &GroupId| self.arrived.get(group).and_then(|(_, since)| *since);
-        let rested = |group: &GroupId| arrived(group).is_none_or(|since| now.since(since) >= dwell);
-        let free = |group: &GroupId| !self.failed.contains_key(group);
+    fn round(&mut self, cluster: &Cluster, reshaped: bool, now: Micros) -> Vec<Command> {
         self.recent.retain(|(at, _, _)| now.since(*at) < MINUTE);
-        let recent: Vec<_> = self.recent.iter().map(|&(_, from, reason)| (from, reason)).collect();
+        let may_be_whole = reshaped || now >= self.next_whole;
+        let kept = self.kept.take().filter(|kept| kept.holds(cluster));
+        let due = kept.as_ref().is_none_or(|kept| now.since(kept.at()) >= WHOLE_EVERY);
+        self.was_whole = false;
+        if let Some(mut kept) = kept.filter(|_| !(may_be_whole && due)) {
+            let plan = self.round_of_few(cluster, &mut kept, may_be_whole, now);
+            self.kept = Some(kept);
+            if let Some(plan) = plan {
+                return self.wishes(cluster, plan, now);
+            }
+        }
+        if !may_be_whole {
+            return Vec::new();
+        }
+        self.round_of_all(cluster, now)
+    }
+
+    /// Over the groups that differ from what the last round saw; `None` when one over all is called for.
+    fn round_of_few(
+        &mut self,
+        cluster: &Cluster,
+        kept: &mut Kept,
+        may_be_whole: bool,
+        now: Micros,
+    ) -> Option<Plan> {
+        self.release(cluster, now);
+        let differences = kept.differences(cluster, &self.model, &self.released, now)?;
+        let groups = kept.ids(&differences).filter_map(|id| cluster.groups.get(&id));
+        groups.for_each(|group| self.remember(cluster, group, now));
+        let recent = self.recent();
+        let ready = Readiness {
+            free: &|group| !self.failed.contains_key(group),
+            rested: &|group| !self.resting.contains(group),
+            recent: &recent,
+            wall_ms: self.wall_ms,
+        };
+        let plan = kept.round((cluster, &self.model), differences, &ready, may_be_whole, now);
+        if plan.is_some() {
+            self.released.clear();
+        }
+        plan
+    }
+
+    fn round_of_all(&mut self, cluster: &Cluster, now: Micros) -> Vec<Command> {
+        self.was_whole = true;
+        self.arrived.retain(|group, _| cluster.groups.contains_key(group));
+        cluster.groups.values().for_each(|group| self.remember(cluster, group, now));
+        self.release(cluster, now);
+        self.released.clear();
+        self.model.forget(cluster, now);
+        let shapes = self.shapes(cluster, now);
+        let recent = self.recent();
+        let ready = Readiness {
+            free: &|group| !self.failed.contains_key(group),
+            rested: &|group| !self.resting.contains(group),
+            recent: &recent,
+            wall_ms: self.wall_ms,
+        };
+        let whole = plan::whole(cluster, &self.model, &ready, now);
+        let (plan, kept) = whole.map_or((Plan::default(), None), |(plan, kept)| (plan, Some(kept)));
+        self.kept = kept;
+        self.probes.wish(plan.probes.clone(), now);
+        // What is to split or merge must not begin to move: the log refuses whichever comes second.
+        shapes.into_iter().chain(self.wishes(cluster, plan, now)).collect()
+    }
+
+    fn shapes(&mut self, cluster: &Cluster, now: Micros) -> Vec<Command> {
+        let arrived = |group: &GroupId| self.arrived.get(group).and_then(|(_, since)| *since);
         let calm = |group: &GroupId| arrived(group).is_none_or(|since| now.since(since) >= SHAPE_REST);
         let demand = |group: &GroupId| self.model.demand(group).cloned();
-        let known = Known { demand: &demand, rested: &|group| calm(group) && free(group) };
-        let shapes = self.shaper.wishes(cluster, &known, now);
-        let plan = plan::plan(
-            cluster,
-            &self.model,
-            &Readiness { free: &free, rested: &rested, recent: &recent, wall_ms: self.wall_ms },
-            now,
-        );
-        self.probes.wish(plan.probes, now);
+        let rested = |group: &GroupId| calm(group) && !self.failed.contains_key(group);
+        self.shaper.wishes(cluster, &Known { demand: &demand, rested: &rested }, now)
+    }
+
+    fn recent(&self) -> Vec<(SiteId, MoveReason)> {
+        self.recent.iter().map(|&(_, from, reason)| (from, reason)).collect()
+    }
+
+    /// When a group came to where it is.
+    fn remember(&mut self, cluster: &Cluster, group: &Group, now: Micros) {
+        let seen = self.arrived.entry(group.id).or_insert((group.changed, None));
+        if seen.0 != group.changed {
+            *seen = (group.changed, Some(now));
+            if dwell(cluster).0 > 0 {
+                self.resting.insert(group.id);
+            }
+        }
+    }
+
+    /// Groups that have rested may be moved again.
+    fn release(&mut self, cluster: &Cluster, now: Micros) {
+        let dwell = dwell(cluster);
+        let Self { arrived, resting, released, .. } = self;
+        resting.retain(|group| {
+            let rests =
+                arrived.get(group).and_then(|(_, since)| *since).is_some_and(|at| now.since(at) < dwell);
+            if !rests {
+                released.insert(*group);
+            }
+            rests
+        });
+    }
+
+    /// What a plan comes to: moves, and what is published.
+    fn wishes(&mut self, cluster: &Cluster, plan: Plan, now: Micros) -> Vec<Command> {
         for command in &plan.commands {
             if let Command::StartMoves { moves, reason } = command {
                 let from = moves.iter().filter_map(|(group, _)| Some(cluster.groups.get(group)?.owner));
@@ -305,17 +415,10 @@ impl Brain {
         if published.is_some() {
             self.published = Some(now);
         }
-        // What is to split or merge must not begin to move: the log refuses whichever comes second.
-        shapes.into_iter().chain(plan.commands).chain(published.map(Command::Publish)).collect()
+        plan.commands.into_iter().chain(published.map(|round| Command::Publish(Box::new(round)))).collect()
     }
+}
 
-    fn remember_groups(&mut self, cluster: &Cluster, now: Micros) {
-        self.arrived.retain(|group, _| cluster.groups.contains_key(group));
-        for group in cluster.groups.values() {
-            let seen = self.arrived.entry(group.id).or_insert((group.changed, None));
-            if seen.0 != group.changed {
-                *seen = (group.changed, Some(now));
-            }
-        }
-    }
+fn dwell(cluster: &Cluster) -> Micros {
+    Micros::from_secs(cluster.policy.min_dwell_s.into())
 }

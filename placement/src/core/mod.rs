@@ -13,6 +13,7 @@ mod day_tests;
 pub mod delay;
 pub mod drain;
 pub mod explain;
+mod kept;
 pub mod leader;
 mod model;
 #[cfg(test)]

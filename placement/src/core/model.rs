@@ -107,6 +107,8 @@ pub struct Round {
     pub moves: u64,
     /// Moves that were started at once.
     pub started: u64,
+    /// Groups whose place was looked for anew: all, or only those that differed from what the leader knew of them.
+    pub touched: u64,
     /// Groups that no site may have.
     pub stranded: u64,
     /// Groups that are to have a standby and have none: nowhere is room for them when their failure domain is lost.

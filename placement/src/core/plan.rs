@@ -1,7 +1,7 @@
 //! The leader's round: where groups should be by the solver, and which of them set out now.
 //!
-//! Nothing is kept between rounds but what is replicated: the prices of the last published round are where the next one
-//! begins, at the same leader or another. Same state, same reports, same answer.
+//! A round over all groups begins from what is replicated, the prices of the last published round, at the same leader or another:
+//! same state, same reports, same answer. Between such rounds a leader looks only at the groups that differ ([`super::kept`]).
 //!
 //! A move has to pay its charge, so a placement is left alone unless another is better by that; and no move is
 //! started towards a site that has no room for it now, since those that are to make room may still be on their way.
@@ -13,13 +13,14 @@ use flow::{GroupId, Micros, SiteId};
 use super::apart::Apart;
 use super::command::{Command, MOVES_PER_COMMAND_MAX};
 use super::delay::{self, Model};
+use super::kept::Kept;
 use super::model::{Cluster, Group, MoveReason, Round, SitePrices};
 use super::policy::{Drain, Kind, Rule};
 use super::problem::{Classes, Entry, Problem, Purpose, Stand};
 use super::report::Probe;
 use super::spread::Spreading;
 use crate::solver::survive::{Among, Needs, Standbys};
-use crate::solver::{Certificate, PerResource, Prices, RESOURCES, Resource, Solver, Start};
+use crate::solver::{Certificate, PerResource, Prices, RESOURCES, Resource, Start};
 
 /// Which groups may be moved now.
 pub struct Readiness<'a> {
@@ -44,39 +45,61 @@ pub struct Plan {
     pub probes: Vec<(SiteId, Probe)>,
 }
 
-/// One round: what to move now.
+/// One round over all groups: what to move now.
 #[must_use]
 pub fn plan(cluster: &Cluster, model: &Model, ready: &Readiness<'_>, now: Micros) -> Plan {
+    whole(cluster, model, ready, now).map_or_else(Plan::default, |(plan, _)| plan)
+}
+
+/// The same, with what can be kept for rounds over few groups.
+pub(super) fn whole(
+    cluster: &Cluster,
+    model: &Model,
+    ready: &Readiness<'_>,
+    now: Micros,
+) -> Option<(Plan, Kept)> {
     // Demand is made finite where reports are taken: what is left cannot be wrong, and a round without moves is the answer.
-    let Ok(Some(problem)) = Problem::new(cluster, model, Purpose::Plan(ready), now) else {
-        return Plan::default();
-    };
-    let mut solver = Solver::new(problem.instance.clone());
-    let start = resume(&mut solver, cluster, &problem);
-    let (certificate, standbys) = solve(&mut solver, start, &problem);
-    let wishes = wishes(&problem, &solver, &certificate, cluster.policy.min_gain_ms);
+    let (mut problem, frame) =
+        Problem::with_frame(cluster, model, Purpose::Plan(ready), now).ok().flatten()?;
+    let start = resume(cluster, &mut problem);
+    let (certificate, standbys) = solve(&mut problem, start);
+    let unprotected = standbys.as_ref().map_or(0, |standbys| standbys.unprotected.len() as u64);
+    let (mut commands, mut round) = decide(cluster, &problem, &certificate, ready);
+    round.unprotected = unprotected;
+    round.touched = round.groups;
+    commands.extend(standby_changes(cluster, &problem, standbys.as_ref()));
+    let probes = probes(model, &problem, now);
+    let kept = Kept::new(cluster, model, (problem, frame), (&certificate, unprotected), now);
+    Some((Plan { commands, round: Some(round), probes }, kept))
+}
+
+/// What to move, and what there is to say of a solved problem.
+pub(super) fn decide(
+    cluster: &Cluster,
+    problem: &Problem,
+    certificate: &Certificate,
+    ready: &Readiness<'_>,
+) -> (Vec<Command>, Round) {
+    let wishes = wishes(problem, certificate, cluster.policy.min_gain_ms);
     let wanted = wishes.len();
     let budget = (cluster.policy.moves_in_flight_max as usize).saturating_sub(cluster.moves.len());
     let quotas = Quotas::new(cluster, ready);
-    let chosen = choose(cluster, &problem, wishes, budget.min(MOVES_PER_COMMAND_MAX), quotas);
-    let mut round = publish(cluster, &problem, &solver, &certificate);
+    let chosen = choose(cluster, problem, wishes, budget.min(MOVES_PER_COMMAND_MAX), quotas);
+    let mut round = publish(cluster, problem, certificate);
     (round.moves, round.started) = (wanted as u64, chosen.len() as u64);
-    round.unprotected = standbys.as_ref().map_or(0, |standbys| standbys.unprotected.len() as u64);
-    let mut commands = commands(&problem, &chosen);
-    commands.extend(standby_changes(cluster, &problem, standbys.as_ref()));
-    Plan { commands, round: Some(round), probes: probes(model, &problem, now) }
+    (commands(problem, &chosen), round)
 }
 
 /// Solves, with room for the loss of any one domain where that is wanted.
-pub(super) fn solve(solver: &mut Solver, start: Start, problem: &Problem) -> (Certificate, Option<Standbys>) {
-    let standby = &problem.standby;
+pub(super) fn solve(problem: &mut Problem, start: Start) -> (Certificate, Option<Standbys>) {
+    let Problem { solver, standby, capacity, domain, .. } = problem;
     if !standby.wanted.contains(&true) {
         return (solver.solve(start), None);
     }
     let among = (!standby.sets.is_empty()).then_some(Among { sets: &standby.sets, of: &standby.among });
     let needs = Needs {
-        capacity: &problem.capacity,
-        domain: &problem.domain,
+        capacity,
+        domain,
         standby: &standby.present,
         wanted: &standby.wanted,
         among,
@@ -130,18 +153,19 @@ fn probes(model: &Model, problem: &Problem, now: Micros) -> Vec<(SiteId, Probe)>
 }
 
 /// Gives the solver the prices of the last round.
-fn resume(solver: &mut Solver, cluster: &Cluster, problem: &Problem) -> Start {
+fn resume(cluster: &Cluster, problem: &mut Problem) -> Start {
     let Some(last) = &cluster.round else { return Start::Cold };
     let known: BTreeMap<SiteId, &SitePrices> = last.prices.iter().map(|price| (price.site, price)).collect();
     let prices = problem.sites.iter().map(|site| known.get(site).map_or([0.0; RESOURCES], |p| p.values()));
     let classes = last.spread_prices.clone();
-    solver.set_all_prices(&Prices { sites: prices.collect(), classes });
+    let prices = Prices { sites: prices.collect(), classes };
+    problem.solver.set_all_prices(&prices);
     let same = |site: &SiteId| {
         known.get(site).map(|price| price.open)
             == cluster.sites.get(site).map(super::model::Site::takes_groups)
     };
     if last.policy_version != cluster.policy_version || !problem.sites.iter().all(same) {
-        solver.reshape();
+        problem.solver.reshape();
     }
     Start::Warm
 }
@@ -169,7 +193,7 @@ fn rank(reason: MoveReason) -> u8 {
     }
 }
 
-fn wishes(problem: &Problem, solver: &Solver, certificate: &Certificate, min_gain_ms: f64) -> Vec<Wish> {
+fn wishes(problem: &Problem, certificate: &Certificate, min_gain_ms: f64) -> Vec<Wish> {
     let over: Vec<bool> = (0..problem.sites.len()).map(|site| exceeds(problem, site)).collect();
     let fits = certificate.exceeded.is_empty() && certificate.crowded.is_empty();
     let crowded = |group: usize, entry: &Entry| {
@@ -184,9 +208,9 @@ fn wishes(problem: &Problem, solver: &Solver, certificate: &Certificate, min_gai
     let better = fits && (presses || certificate.cost < staying(problem));
     let mut wishes = Vec::new();
     for (group, entry) in problem.groups.iter().enumerate() {
-        let Some(to) = solver.site(group).filter(|&to| to != entry.owner) else { continue };
+        let Some(to) = problem.solver.site(group).filter(|&to| to != entry.owner) else { continue };
         let gain_ms = f64::from(entry.here_cost_ms - cost_ms(problem, group, to));
-        let weight = f64::from(problem.instance.weight(group));
+        let weight = f64::from(problem.instance().weight(group));
         let reason = match entry.stand {
             Stand::Fixed(_) => continue,
             Stand::Leaving(reason) => reason,
@@ -214,10 +238,10 @@ fn wishes(problem: &Problem, solver: &Solver, certificate: &Certificate, min_gai
 fn staying(problem: &Problem) -> f64 {
     let cost = |(group, entry): (usize, &Entry)| {
         let ms = match entry.stand {
-            Stand::Fixed(_) => problem.instance.candidates(group).map(|only| only.cost_ms).sum(),
+            Stand::Fixed(_) => problem.instance().candidates(group).map(|only| only.cost_ms).sum(),
             Stand::Open | Stand::Leaving(_) => entry.here_cost_ms,
         };
-        f64::from(problem.instance.weight(group)) * f64::from(ms)
+        f64::from(problem.instance().weight(group)) * f64::from(ms)
     };
     problem.groups.iter().enumerate().map(cost).sum()
 }
@@ -227,7 +251,7 @@ fn cost_ms(problem: &Problem, group: usize, site: u8) -> f32 {
 }
 
 fn exceeds(problem: &Problem, site: usize) -> bool {
-    let room = problem.instance.room(site as u8);
+    let room = problem.instance().room(site as u8);
     (0..RESOURCES).any(|r| problem.load[site][r] > room[r])
 }
 
@@ -251,7 +275,7 @@ fn choose(
         quotas,
         chosen: Vec::new(),
     };
-    let waiting = choice.start(wishes, |choice, wish| choice.fits(wish, problem.instance.room(wish.to)));
+    let waiting = choice.start(wishes, |choice, wish| choice.fits(wish, problem.instance().room(wish.to)));
     let waiting = choice.start(waiting, |choice, wish| {
         wish.reason != MoveReason::Delay && choice.fits(wish, problem.capacity[usize::from(wish.to)])
     });
@@ -474,7 +498,8 @@ impl Choice<'_> {
             .enumerate()
             .filter(|(_, entry)| usize::from(entry.owner) == site && entry.stand == Stand::Open);
         let offers = offers.flat_map(|(group, entry)| {
-            let elsewhere = self.problem.instance.candidates(group).filter(|there| there.site != entry.owner);
+            let elsewhere =
+                self.problem.instance().candidates(group).filter(|there| there.site != entry.owner);
             elsewhere.map(move |there| Wish {
                 group,
                 to: there.site,
@@ -483,7 +508,7 @@ impl Choice<'_> {
             })
         });
         let helps = |wish: &Wish| {
-            let demand = self.problem.instance.demand(wish.group);
+            let demand = self.problem.instance().demand(wish.group);
             let fits = self.fits(wish, self.problem.capacity[usize::from(wish.to)]);
             fits && self.may_enter(wish)
                 && (0..RESOURCES)
@@ -495,7 +520,7 @@ impl Choice<'_> {
     }
 
     fn fits(&self, wish: &Wish, limit: PerResource<f64>) -> bool {
-        let demand = self.problem.instance.demand(wish.group);
+        let demand = self.problem.instance().demand(wish.group);
         let load = self.load[usize::from(wish.to)];
         // Sums of floats are right to some digits only.
         (0..RESOURCES).all(|r| demand[r] == 0.0 || load[r] + f64::from(demand[r]) <= limit[r] * (1.0 + 1e-9))
@@ -503,7 +528,7 @@ impl Choice<'_> {
 }
 
 fn shift(problem: &Problem, load: &mut [PerResource<f64>], wish: &Wish) {
-    let demand = problem.instance.demand(wish.group);
+    let demand = problem.instance().demand(wish.group);
     let from = problem.groups[wish.group].owner;
     for (r, demand) in demand.iter().enumerate() {
         load[usize::from(from)][r] -= f64::from(*demand);
@@ -524,10 +549,11 @@ fn commands(problem: &Problem, chosen: &[Wish]) -> Vec<Command> {
     by_reason.into_values().map(start).collect()
 }
 
-fn publish(cluster: &Cluster, problem: &Problem, solver: &Solver, certificate: &Certificate) -> Round {
+fn publish(cluster: &Cluster, problem: &Problem, certificate: &Certificate) -> Round {
+    let solver = &problem.solver;
     let placed = |(group, _): (usize, &Entry)| {
         let (_, delay_ms) = problem.at(group, solver.site(group)?)?;
-        Some(f64::from(problem.instance.weight(group)) * f64::from(delay_ms))
+        Some(f64::from(problem.instance().weight(group)) * f64::from(delay_ms))
     };
     let planned: f64 = problem.groups.iter().enumerate().filter_map(placed).sum();
     let price = |(&site, values): (&SiteId, &PerResource<f64>)| SitePrices {
@@ -553,6 +579,7 @@ fn publish(cluster: &Cluster, problem: &Problem, solver: &Solver, certificate: &
         gap: Some(certificate.gap()).filter(|gap| gap.is_finite()),
         moves: 0,
         started: 0,
+        touched: 0,
         stranded: problem.stranded.len() as u64,
         unprotected: 0,
         exceeded,

@@ -1,5 +1,8 @@
 //! The state of a cluster as an instance of the solver: which groups weigh, where they may be, and what that costs.
 //!
+//! A group is made into a line by itself ([`Maker`]), of tables that hold for all ([`Frame`]); so a leader that keeps both can make a few
+//! lines anew.
+//!
 //! Waiting at a site is not among the costs: what grows with everybody's choice is held down by the room, where it stays
 //! below a tenth of a millisecond. Of many sites a group's best and its present one are candidates; the bound counts the rest.
 
@@ -9,14 +12,14 @@ use flow::{GroupId, Micros, SiteId};
 
 use super::apart::{self, Apart, Side};
 use super::delay::probes::Doubt;
-use super::delay::{Delays, Demand, LIGHT_KM_PER_MS, Mesh, Model, great_circle_km};
+use super::delay::{self, Delays, Demand, Known, LIGHT_KM_PER_MS, Mesh, Model, great_circle_km};
 use super::model::{Admin, Cluster, Group, MoveReason, Site};
 use super::plan::Readiness;
 use super::policy::{PRICE_MS_MAX, Place, Policy};
 use super::rules::{Effect, Rules, SiteSet, capacity};
 use super::spread::{self, Spreading};
 use crate::solver::{
-    self, CANDIDATES_MAX, Instance, InstanceError, PerResource, RESOURCES, Resource, SITES_MAX,
+    self, CANDIDATES_MAX, Instance, InstanceError, PerResource, RESOURCES, Resource, SITES_MAX, Solver,
 };
 
 /// What a group without known traffic weighs that has to go somewhere: enough to prefer what is near.
@@ -54,11 +57,22 @@ pub(super) struct Entry {
     /// The site with the least delay of those that take groups, whatever rules say, and that delay.
     pub(super) nearest: Option<u8>,
     pub(super) nearest_ms: f32,
+    /// What light would take.
+    light_ms: f32,
 }
 
-/// An instance of the solver, and what each index means.
+impl Entry {
+    /// Where it counts: a move in hand is as good as done.
+    fn at(&self, frame: &Frame) -> u8 {
+        let fixed =
+            if let Stand::Fixed(site) = self.stand { frame.table.index[usize::from(site.0)] } else { None };
+        fixed.unwrap_or(self.owner)
+    }
+}
+
+/// An instance in its solver, and what each index means.
 pub(super) struct Problem {
-    pub(super) instance: Instance,
+    pub(super) solver: Solver,
     pub(super) sites: Vec<SiteId>,
     pub(super) groups: Vec<Entry>,
     /// What sites carry, moves in hand counted at their target.
@@ -104,33 +118,33 @@ pub(super) struct Standby {
 }
 
 /// Delays between all sites, so that a group costs a few sums of rows.
-struct Table<'a> {
-    mesh: Mesh<'a>,
+struct Table {
+    rows: delay::Rows,
     light_ms: Vec<f32>,
 }
 
-impl<'a> std::ops::Deref for Table<'a> {
-    type Target = Mesh<'a>;
+impl std::ops::Deref for Table {
+    type Target = delay::Rows;
 
-    fn deref(&self) -> &Mesh<'a> {
-        &self.mesh
+    fn deref(&self) -> &delay::Rows {
+        &self.rows
     }
 }
 
-impl<'a> Table<'a> {
-    fn new(cluster: &'a Cluster, model: &'a Model, now: Micros) -> Self {
-        let mesh = Mesh::new(cluster, model, now);
-        let pairs = mesh.sites.iter().flat_map(|a| mesh.sites.iter().map(move |b| (a, b)));
-        let light = |(a, b): (&&Site, &&Site)| {
+impl Table {
+    fn new(cluster: &Cluster, model: &Model, now: Micros) -> Self {
+        let rows = Mesh::all(cluster, model, now);
+        let pairs = rows.sites.iter().flat_map(|a| rows.sites.iter().map(move |b| (a, b)));
+        let light = |(a, b): (&Site, &Site)| {
             let ends = a.coordinates().zip(b.coordinates());
             ends.map_or(0.0, |(a, b)| (great_circle_km(a, b) / LIGHT_KM_PER_MS) as f32)
         };
         let light_ms = pairs.map(light).collect();
-        Self { mesh, light_ms }
+        Self { rows, light_ms }
     }
 
     /// The straight way from the ingresses of a group's clients to those of its servers, by share.
-    fn light(&self, demand: &Demand) -> f64 {
+    fn light(&self, demand: &Demand) -> f32 {
         let mut sum = 0.0;
         for (from, in_share) in self.shares(&demand.inside) {
             for (to, out_share) in self.shares(&demand.outside) {
@@ -138,7 +152,21 @@ impl<'a> Table<'a> {
                 sum += in_share * out_share * f64::from(self.light_ms[at]);
             }
         }
-        sum
+        sum as f32
+    }
+}
+
+/// What holds for all groups alike, as long as sites, rules and what is known of delays do.
+pub(super) struct Frame {
+    table: Table,
+    /// Sites of each label of each `separate` rule.
+    owned: Vec<Vec<SiteSet>>,
+}
+
+impl Frame {
+    /// The number of each site.
+    pub(super) fn index(&self) -> &[Option<u8>; SITES_MAX] {
+        &self.table.index
     }
 }
 
@@ -153,6 +181,19 @@ impl Problem {
         purpose: Purpose<'_>,
         now: Micros,
     ) -> Result<Option<Self>, InstanceError> {
+        Ok(Self::with_frame(cluster, model, purpose, now)?.map(|(problem, _)| problem))
+    }
+
+    /// The same with what it was made of.
+    ///
+    /// # Errors
+    /// As [`Problem::new`].
+    pub(super) fn with_frame(
+        cluster: &Cluster,
+        model: &Model,
+        purpose: Purpose<'_>,
+        now: Micros,
+    ) -> Result<Option<(Self, Frame)>, InstanceError> {
         if cluster.sites.is_empty() {
             return Ok(None);
         }
@@ -166,7 +207,7 @@ impl Problem {
         let domain =
             |site: &SiteId| domains.iter().position(|domain| domain.contains(*site)).unwrap_or(0) as u8;
         let mut problem = Self {
-            instance,
+            solver: Solver::new(instance),
             sites: cluster.sites.keys().copied().collect(),
             domain: cluster.sites.keys().map(domain).collect(),
             spreads,
@@ -184,104 +225,134 @@ impl Problem {
             stranded: Vec::new(),
             doubts: Vec::new(),
         };
-        let mut rows = Rows::default();
-        let mut classes = Classes::new(&cluster.policy);
-        let apart = Apart::new(&cluster.policy);
-        let owned = share_out(cluster, model, &table, &domains, &mut classes, &apart);
-        let given = Given { cluster, model, table: &table, purpose, now, apart: &apart, owned };
-        for group in cluster.groups.values() {
-            problem.add(&given, &mut classes, &mut rows, group)?;
+        let (mut classes, apart) = (Classes::new(&cluster.policy), Apart::new(&cluster.policy));
+        let owned = share_out(cluster, model, &table, &domains, &mut classes, &apart, now);
+        let frame = Frame { table, owned };
+        let mut maker = Maker {
+            cluster,
+            model,
+            frame: &frame,
+            purpose,
+            now,
+            apart,
+            classes,
+            scratch: Scratch::default(),
+        };
+        for (group, known) in model.beside(cluster) {
+            if problem.add(&mut maker, group, known)? == Fate::Stranded {
+                problem.stranded.push(group.id);
+            }
         }
-        Ok(Some(problem))
+        problem.sum_up();
+        Ok(Some((problem, frame)))
     }
 
+    /// What is solved.
+    pub(super) fn instance(&self) -> &Instance {
+        self.solver.instance()
+    }
+
+    /// Adds a group, if it counts.
     fn add(
         &mut self,
-        given: &Given<'_>,
-        classes: &mut Classes<'_>,
-        rows: &mut Rows,
+        maker: &mut Maker<'_>,
         group: &Group,
-    ) -> Result<(), InstanceError> {
-        let &Given { cluster, model, table, purpose, .. } = given;
-        let Some(owner) = table.index[usize::from(group.owner.0)] else { return Ok(()) };
-        let site = table.sites[usize::from(owner)];
-        let known = model.known(&group.id).filter(|known| known.demand.packets_per_s > 0.0);
-        let demand = known.map(|known| &known.demand);
-        let effect = classes.effect(&group.id);
-        let lawful = Lawful { effect, within: given.within(&group.id) };
-        let Some(mut stand) = stand(cluster, lawful, group, site, purpose) else { return Ok(()) };
-        let leaves = matches!((purpose, stand), (Purpose::Plan(_), Stand::Leaving(_)));
-        let class = effect.spread.and_then(|rule| self.spreads.iter().position(|spread| spread.rule == rule));
-        if demand.is_none() && !leaves {
-            if class.is_none() && effect.standby.is_none() {
-                return Ok(());
-            }
-            // It counts where it is, and moves only if there are too many.
-            let crowded = class.is_some_and(|class| self.spreads[class].is_over(group.owner));
-            if stand == Stand::Open && !crowded {
-                stand = Stand::Fixed(group.owner);
-            }
-        }
-        table.delays(&group.id, known, &mut rows.delays);
-        let doubted = matches!((purpose, stand), (Purpose::Plan(_), Stand::Open)).then_some(owner);
-        let left_out_ms = rows.fill(table, lawful, group, stand, doubted);
-        if rows.candidates.is_empty() {
-            self.stranded.push(group.id);
-            return Ok(());
-        }
-        let weight = demand.map_or(WEIGHT_MIN, |demand| demand.packets_per_s);
-        if doubted.is_some() && model.probes() {
-            let group = self.groups.len() as u32;
-            self.doubts.extend(Doubt::of(group, weight as f32, rows.undoubted(owner), &rows.delays));
-        }
-        let charge_ms = match (purpose, stand) {
-            (Purpose::Plan(_), Stand::Open) => effect.charge_ms(&cluster.policy, demand, given.now),
-            (Purpose::Plan(_) | Purpose::Assess, _) => 0.0,
+        known: Option<&Known>,
+    ) -> Result<Fate, InstanceError> {
+        let made = maker.line(&self.spreads, group, known);
+        let line = match made {
+            Made::Nothing => return Ok(Fate::Absent),
+            Made::Stranded => return Ok(Fate::Stranded),
+            Made::Line(line) => line,
         };
-        self.instance.push(&solver::Group {
-            weight: weight as f32,
-            demand: demand.map_or([0.0; RESOURCES], |demand| wants(demand).map(|want| want as f32)),
-            present: matches!(purpose, Purpose::Plan(_)).then_some(owner),
-            charge: (weight * charge_ms) as f32,
-            left_out_ms,
-            class: class.and_then(|class| self.instance.classes().nth(class)),
-            candidates: &rows.candidates,
-        })?;
-        let (here_ms, here_cost_ms) = (rows.delays.ms[usize::from(owner)], rows.costs[usize::from(owner)]);
-        self.weight += weight;
-        self.present += weight * f64::from(here_ms);
-        self.present_cost += weight * f64::from(here_cost_ms);
-        self.light += weight * demand.map_or(0.0, |demand| table.light(demand));
-        let open = table
-            .sites
-            .iter()
-            .zip(&rows.delays.ms)
-            .zip(0..=u8::MAX)
-            .filter(|((site, _), _)| site.takes_groups());
-        let nearest = open.map(|((_, ms), n)| (*ms, n)).min_by(|a, b| a.0.total_cmp(&b.0));
-        self.groups.push(Entry {
-            id: group.id,
-            owner,
-            stand,
-            here_ms,
-            here_cost_ms,
-            nearest: nearest.map(|(_, n)| n),
-            nearest_ms: nearest.map_or(here_ms, |(ms, _)| ms),
-        });
-        self.class.push(class.map(|class| class as u8));
-        self.standby.add(&cluster.policy, effect, table, group);
-        if let (Stand::Fixed(site), Some(true)) = (stand, self.standby.wanted.last()) {
-            let here = table.index[usize::from(site.0)];
-            self.standby.beside.insert(self.groups.len() as u32 - 1, rows.others(table, lawful, group, here));
+        let index = self.groups.len();
+        if line.in_doubt {
+            let doubt = maker.doubt(index as u32, &line);
+            self.doubts.extend(doubt);
         }
+        let class = line.class.and_then(|class| self.instance().classes().nth(class));
+        self.solver.push(&line.group(class, &maker.scratch.candidates))?;
+        self.class.push(line.class.map(|class| class as u8));
+        maker.add_standby(&mut self.standby, index as u32, group, line.entry.stand);
+        self.groups.push(line.entry);
         self.delay_at.push(self.delay_ms.len() as u32);
-        self.delay_ms.extend(rows.candidates.iter().map(|there| rows.delays.ms[usize::from(there.site)]));
+        self.delay_ms.extend(maker.delays_there());
+        Ok(Fate::At(index))
+    }
+
+    /// Makes a group anew that has an index, or gives it one if it counts now. What sites carry is the caller's to renew.
+    ///
+    /// # Errors
+    /// As [`Problem::new`].
+    pub(super) fn renew(
+        &mut self,
+        maker: &mut Maker<'_>,
+        group: &Group,
+        known: Option<&Known>,
+        index: Option<usize>,
+    ) -> Result<Fate, InstanceError> {
+        let Some(index) = index else { return self.add(maker, group, known) };
+        let line = match maker.line(&self.spreads, group, known) {
+            Made::Line(line) => line,
+            Made::Stranded => return Ok(Fate::Stranded),
+            // It keeps its index, and weighs nothing where it is.
+            Made::Nothing => match maker.silent(group) {
+                Some(line) => line,
+                None => return Ok(Fate::Absent),
+            },
+        };
+        if let Some(class) = self.class[index] {
+            let site = |at: u8| self.sites.get(usize::from(at)).copied();
+            let (from, to) = (site(self.groups[index].at(maker.frame)), site(line.entry.at(maker.frame)));
+            self.spreads[usize::from(class)].shift(from, to);
+        }
+        let class = self.instance().class(index);
+        let before = self.instance().candidates(index).len();
+        self.solver.replace(index, &line.group(class, &maker.scratch.candidates))?;
+        self.groups[index] = line.entry;
+        if maker.scratch.candidates.len() > before {
+            self.delay_at[index] = self.delay_ms.len() as u32;
+            self.delay_ms.extend(maker.delays_there());
+        } else {
+            let start = self.delay_at[index] as usize;
+            self.delay_ms[start..].iter_mut().zip(maker.delays_there()).for_each(|(slot, ms)| *slot = ms);
+        }
+        Ok(Fate::At(index))
+    }
+
+    /// What sites carry is another load now, and their rooms follow.
+    ///
+    /// # Errors
+    /// As [`Problem::new`].
+    pub(super) fn set_loads(
+        &mut self,
+        cluster: &Cluster,
+        load: Vec<PerResource<f64>>,
+        purpose: Purpose<'_>,
+    ) -> Result<(), InstanceError> {
+        for ((site, load), n) in cluster.sites.values().zip(&load).zip(0..=u8::MAX) {
+            self.solver.set_room(n, room(&cluster.policy, site, *load, purpose).capacity)?;
+        }
+        self.load = load;
         Ok(())
+    }
+
+    /// Sums over all groups.
+    pub(super) fn sum_up(&mut self) {
+        (self.weight, self.present, self.present_cost, self.light) = (0.0, 0.0, 0.0, 0.0);
+        for (index, entry) in self.groups.iter().enumerate() {
+            let weight = f64::from(self.solver.instance().weight(index));
+            self.weight += weight;
+            self.present += weight * f64::from(entry.here_ms);
+            self.present_cost += weight * f64::from(entry.here_cost_ms);
+            self.light += weight * f64::from(entry.light_ms);
+        }
     }
 
     /// What a group costs at one of its candidates, with what rules add, and the delay alone.
     pub(super) fn at(&self, group: usize, site: u8) -> Option<(f32, f32)> {
-        let (n, there) = self.instance.candidates(group).enumerate().find(|(_, there)| there.site == site)?;
+        let (n, there) =
+            self.instance().candidates(group).enumerate().find(|(_, there)| there.site == site)?;
         Some((there.cost_ms, self.delay_ms[self.delay_at[group] as usize + n]))
     }
 
@@ -291,26 +362,193 @@ impl Problem {
     }
 }
 
-/// What a problem is made of.
-struct Given<'a> {
-    cluster: &'a Cluster,
-    model: &'a Model,
-    table: &'a Table<'a>,
-    purpose: Purpose<'a>,
-    now: Micros,
-    apart: &'a Apart<'a>,
-    /// Sites of each label of each `separate` rule.
-    owned: Vec<Vec<SiteSet>>,
+/// What became of a group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fate {
+    /// It has this index.
+    At(usize),
+    /// It does not count: without traffic, or its owner is dead.
+    Absent,
+    /// No site may have it.
+    Stranded,
 }
 
-impl Given<'_> {
+/// What a maker made of a group; its candidates are in the maker's scratch.
+enum Made {
+    Nothing,
+    Stranded,
+    Line(Line),
+}
+
+/// A group as the solver wants it, but for its candidates.
+struct Line {
+    entry: Entry,
+    class: Option<usize>,
+    weight: f64,
+    demand: PerResource<f64>,
+    charge_ms: f64,
+    left_out_ms: f32,
+    present: Option<u8>,
+    in_doubt: bool,
+}
+
+impl Line {
+    fn group<'a>(
+        &self,
+        class: Option<solver::Class>,
+        candidates: &'a [solver::Candidate],
+    ) -> solver::Group<'a> {
+        solver::Group {
+            weight: self.weight as f32,
+            demand: self.demand.map(|want| want as f32),
+            present: self.present,
+            charge: (self.weight * self.charge_ms) as f32,
+            left_out_ms: self.left_out_ms,
+            class,
+            candidates,
+        }
+    }
+}
+
+/// Makes groups into lines, one at a time.
+pub(super) struct Maker<'a> {
+    cluster: &'a Cluster,
+    model: &'a Model,
+    frame: &'a Frame,
+    purpose: Purpose<'a>,
+    now: Micros,
+    apart: Apart<'a>,
+    classes: Classes<'a>,
+    scratch: Scratch,
+}
+
+impl<'a> Maker<'a> {
+    /// With a frame that was made of the same sites and rules.
+    pub(super) fn new(
+        cluster: &'a Cluster,
+        model: &'a Model,
+        frame: &'a Frame,
+        purpose: Purpose<'a>,
+        now: Micros,
+    ) -> Self {
+        let (classes, apart) = (Classes::new(&cluster.policy), Apart::new(&cluster.policy));
+        Self { cluster, model, frame, purpose, now, apart, classes, scratch: Scratch::default() }
+    }
+
     /// Sites that are left to a group by those that it is kept apart from.
     fn within(&self, group: &GroupId) -> SiteSet {
         if self.apart.is_empty() {
             return SiteSet::ALL;
         }
         let sides = self.apart.sides(group).into_iter();
-        sides.fold(SiteSet::ALL, |within, (rule, label)| within.and(self.owned[rule][label]))
+        sides.fold(SiteSet::ALL, |within, (rule, label)| within.and(self.frame.owned[rule][label]))
+    }
+
+    fn line(&mut self, spreads: &[Spreading], group: &Group, known: Option<&Known>) -> Made {
+        let within = self.within(&group.id);
+        let Self { cluster, model, frame, purpose, now, .. } = *self;
+        let table = &frame.table;
+        let Some(owner) = table.index[usize::from(group.owner.0)] else { return Made::Nothing };
+        let site = &table.sites[usize::from(owner)];
+        let known = known.filter(|known| known.demand.packets_per_s > 0.0);
+        let demand = known.map(|known| &known.demand);
+        let effect = self.classes.effect(&group.id);
+        let lawful = Lawful { effect, within };
+        let Some(mut stand) = stand(cluster, lawful, group, site, purpose) else { return Made::Nothing };
+        let leaves = matches!((purpose, stand), (Purpose::Plan(_), Stand::Leaving(_)));
+        let class = effect.spread.and_then(|rule| spreads.iter().position(|spread| spread.rule == rule));
+        if demand.is_none() && !leaves {
+            if class.is_none() && effect.standby.is_none() {
+                return Made::Nothing;
+            }
+            // It counts where it is, and moves only if there are too many.
+            let crowded = class.is_some_and(|class| spreads[class].is_over(group.owner));
+            if stand == Stand::Open && !crowded {
+                stand = Stand::Fixed(group.owner);
+            }
+        }
+        let scratch = &mut self.scratch;
+        table.delays(model, &group.id, known, now, &mut scratch.delays);
+        let doubted = matches!((purpose, stand), (Purpose::Plan(_), Stand::Open)).then_some(owner);
+        let left_out_ms = scratch.fill(table, lawful, group, stand, doubted);
+        if scratch.candidates.is_empty() {
+            return Made::Stranded;
+        }
+        let charge_ms = match (purpose, stand) {
+            (Purpose::Plan(_), Stand::Open) => effect.charge_ms(&cluster.policy, demand, now),
+            (Purpose::Plan(_) | Purpose::Assess, _) => 0.0,
+        };
+        let here_ms = scratch.delays.ms[usize::from(owner)];
+        let nearest = scratch.nearest(table);
+        Made::Line(Line {
+            entry: Entry {
+                id: group.id,
+                owner,
+                stand,
+                here_ms,
+                here_cost_ms: scratch.costs[usize::from(owner)],
+                nearest: nearest.map(|(_, n)| n),
+                nearest_ms: nearest.map_or(here_ms, |(ms, _)| ms),
+                light_ms: demand.map_or(0.0, |demand| table.light(demand)),
+            },
+            class,
+            weight: demand.map_or(WEIGHT_MIN, |demand| demand.packets_per_s),
+            demand: demand.map_or([0.0; RESOURCES], wants),
+            charge_ms,
+            left_out_ms,
+            present: matches!(purpose, Purpose::Plan(_)).then_some(owner),
+            in_doubt: doubted.is_some() && model.probes(),
+        })
+    }
+
+    /// A group that counts no more, where it is; `None` when that is nowhere.
+    fn silent(&mut self, group: &Group) -> Option<Line> {
+        let owner = self.frame.table.index[usize::from(group.owner.0)]?;
+        self.scratch.candidates.clear();
+        self.scratch.candidates.push(solver::Candidate { site: owner, cost_ms: 0.0 });
+        self.scratch.delays.ms.clear();
+        self.scratch.delays.ms.resize(self.frame.table.sites.len(), 0.0);
+        Some(Line {
+            entry: Entry {
+                id: group.id,
+                owner,
+                stand: Stand::Fixed(group.owner),
+                here_ms: 0.0,
+                here_cost_ms: 0.0,
+                nearest: None,
+                nearest_ms: 0.0,
+                light_ms: 0.0,
+            },
+            class: None,
+            weight: 0.0,
+            demand: [0.0; RESOURCES],
+            charge_ms: 0.0,
+            left_out_ms: f32::INFINITY,
+            present: Some(owner),
+            in_doubt: false,
+        })
+    }
+
+    fn doubt(&self, index: u32, line: &Line) -> Option<Doubt> {
+        let scratch = &self.scratch;
+        Doubt::of(index, line.weight as f32, scratch.undoubted(line.entry.owner), &scratch.delays)
+    }
+
+    /// The delays at the candidates of the last line.
+    fn delays_there(&self) -> impl Iterator<Item = f32> + '_ {
+        let Scratch { candidates, delays, .. } = &self.scratch;
+        candidates.iter().map(|there| delays.ms[usize::from(there.site)])
+    }
+
+    fn add_standby(&mut self, standby: &mut Standby, index: u32, group: &Group, stand: Stand) {
+        let within = self.within(&group.id);
+        let (table, effect) = (&self.frame.table, self.classes.effect(&group.id));
+        standby.add(&self.cluster.policy, effect, table, group);
+        if let (Stand::Fixed(site), Some(true)) = (stand, standby.wanted.last()) {
+            let here = table.index[usize::from(site.0)];
+            let others = self.scratch.others(table, Lawful { effect, within }, group, here);
+            standby.beside.insert(index, others);
+        }
     }
 }
 
@@ -328,7 +566,7 @@ impl Lawful<'_> {
 }
 
 impl Standby {
-    fn add(&mut self, policy: &Policy, effect: &Effect, table: &Table<'_>, group: &Group) {
+    fn add(&mut self, policy: &Policy, effect: &Effect, table: &Table, group: &Group) {
         let set = effect.standby.filter(|set| *set != SiteSet::ALL).map(|set| {
             let mut sites = [false; SITES_MAX];
             table.sites.iter().zip(0..).for_each(|(site, n): (_, usize)| sites[n] = set.contains(site.id));
@@ -383,10 +621,11 @@ fn add_classes(
 fn share_out(
     cluster: &Cluster,
     model: &Model,
-    table: &Table<'_>,
+    table: &Table,
     domains: &[SiteSet],
     classes: &mut Classes<'_>,
     apart: &Apart<'_>,
+    now: Micros,
 ) -> Vec<Vec<SiteSet>> {
     let mut sides: Vec<Vec<Side>> =
         apart.rules().map(|(_, labels)| vec![Side::new(domains.len()); labels]).collect();
@@ -399,8 +638,8 @@ fn share_out(
         }
         let effect = classes.effect(&group.id);
         let demand = model.demand(&group.id);
-        table.delays(&group.id, model.known(&group.id), &mut delays);
-        let may = |site: &&&Site| effect.allows(&group.id, site.id);
+        table.delays(model, &group.id, model.known(&group.id), now, &mut delays);
+        let may = |site: &&Site| effect.allows(&group.id, site.id);
         let need = SiteSet::of(table.sites.iter().filter(may).map(|site| &site.id));
         let cost = |site: &Site, ms: f32| effect.cost_ms(&group.id, site.id, f64::from(ms));
         let open = table
@@ -472,7 +711,7 @@ impl<'a> Classes<'a> {
 }
 
 /// What a group takes of each resource.
-fn wants(demand: &Demand) -> PerResource<f64> {
+pub(super) fn wants(demand: &Demand) -> PerResource<f64> {
     let mut wants = [0.0; RESOURCES];
     wants[Resource::Packets as usize] = demand.packets_per_s;
     wants[Resource::Flows as usize] = demand.flows as f64;
@@ -480,18 +719,33 @@ fn wants(demand: &Demand) -> PerResource<f64> {
     wants
 }
 
-fn loads(cluster: &Cluster, model: &Model, table: &Table<'_>, purpose: Purpose<'_>) -> Vec<PerResource<f64>> {
-    let mut loads = vec![[0.0; RESOURCES]; table.sites.len()];
-    for group in cluster.groups.values() {
-        let target = || cluster.move_of(&group.id).map(|present| present.to);
-        let site = if matches!(purpose, Purpose::Plan(_)) { target() } else { None };
-        let site = table.index[usize::from(site.unwrap_or(group.owner).0)];
-        if let Some((site, demand)) = site.zip(model.demand(&group.id)) {
-            let load = &mut loads[usize::from(site)];
+/// What sites carry; in a plan moves in hand count at their target.
+fn loads(cluster: &Cluster, model: &Model, table: &Table, purpose: Purpose<'_>) -> Vec<PerResource<f64>> {
+    let mut loads = Loads::new(table.sites.len());
+    for (group, known) in model.beside(cluster) {
+        if let Some(known) = known {
+            let target = |group: &Group| cluster.moves.get(&group.move_id?).map(|present| present.to);
+            let target = if matches!(purpose, Purpose::Plan(_)) { target(group) } else { None };
+            loads.add(&table.index, &known.demand, target.unwrap_or(group.owner));
+        }
+    }
+    loads.0
+}
+
+/// What sites carry, group by group.
+pub(super) struct Loads(pub(super) Vec<PerResource<f64>>);
+
+impl Loads {
+    pub(super) fn new(sites: usize) -> Self {
+        Self(vec![[0.0; RESOURCES]; sites])
+    }
+
+    pub(super) fn add(&mut self, index: &[Option<u8>; SITES_MAX], demand: &Demand, site: SiteId) {
+        if let Some(site) = index[usize::from(site.0)] {
+            let load = &mut self.0[usize::from(site)];
             load.iter_mut().zip(wants(demand)).for_each(|(load, want)| *load += want);
         }
     }
-    loads
 }
 
 /// What a site may carry. In a plan a site that is above its headroom, but not above its capacity, keeps what it has: groups
@@ -542,7 +796,7 @@ fn stand(
 
 /// Room for the costs and candidates of one group at a time.
 #[derive(Default)]
-struct Rows {
+struct Scratch {
     /// By site: the delay, and that with what rules and doubt add.
     delays: Delays,
     costs: Vec<f32>,
@@ -550,24 +804,31 @@ struct Rows {
     candidates: Vec<solver::Candidate>,
 }
 
-impl Rows {
+impl Scratch {
     /// The cheapest sites that take groups and that a group may have, but for one.
     fn others(
         &self,
-        table: &Table<'_>,
+        table: &Table,
         lawful: Lawful<'_>,
         group: &Group,
         but: Option<u8>,
     ) -> Vec<solver::Candidate> {
-        let open = |(site, n): &(&&Site, u8)| {
+        let open = |(site, n): &(&Site, u8)| {
             Some(*n) != but && site.takes_groups() && lawful.allows(&group.id, site.id)
         };
         let cost =
-            |(_, site): (&&Site, u8)| solver::Candidate { site, cost_ms: self.costs[usize::from(site)] };
+            |(_, site): (&Site, u8)| solver::Candidate { site, cost_ms: self.costs[usize::from(site)] };
         let mut others: Vec<_> = table.sites.iter().zip(0..=u8::MAX).filter(open).map(cost).collect();
         others.sort_by(|a, b| a.cost_ms.total_cmp(&b.cost_ms).then(a.site.cmp(&b.site)));
         others.truncate(CANDIDATES_MAX - 1);
         others
+    }
+
+    /// The least delay of the sites that take groups, and where that is.
+    fn nearest(&self, table: &Table) -> Option<(f32, u8)> {
+        let sites = table.sites.iter().zip(&self.delays.ms).zip(0..=u8::MAX);
+        let open = sites.filter(|((site, _), _)| site.takes_groups()).map(|((_, ms), n)| (*ms, n));
+        open.min_by(|a, b| a.0.total_cmp(&b.0))
     }
 
     /// The candidates at what they cost when nothing is in doubt.
@@ -583,7 +844,7 @@ impl Rows {
     /// `doubted` is the owner of one that may stay: sites that are less surely known than that have to promise more.
     fn fill(
         &mut self,
-        table: &Table<'_>,
+        table: &Table,
         lawful: Lawful<'_>,
         group: &Group,
         stand: Stand,
@@ -607,7 +868,7 @@ impl Rows {
             self.candidates.extend(site.map(|site| solver::Candidate { site, cost_ms: cost(site) }));
             return f32::INFINITY;
         }
-        let open = |(site, n): &(&&Site, u8)| {
+        let open = |(site, n): &(&Site, u8)| {
             let free = if Some(*n) == owner { stand == Stand::Open } else { site.takes_groups() };
             free && lawful.allows(&group.id, site.id)
         };

@@ -14,7 +14,7 @@ use super::plan::{self, Readiness};
 use super::policy::Policy;
 use super::problem::{Problem, Purpose};
 use super::spread::Spreading;
-use crate::solver::{InstanceError, Resource, Solver, Start};
+use crate::solver::{InstanceError, Resource, Start};
 
 /// What is to be different.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -150,11 +150,10 @@ pub fn what_if(
     let policy_only =
         difference.sites.is_empty() && difference.lost.is_empty() && difference.demand.is_none();
     let purpose = if policy_only { Purpose::Plan(&ready) } else { Purpose::Assess };
-    let Some(problem) = Problem::new(&then, &scaled, purpose, now)? else { return Ok(None) };
-    let mut solver = Solver::new(problem.instance.clone());
-    let (certificate, standbys) = plan::solve(&mut solver, Start::Cold, &problem);
+    let Some(mut problem) = Problem::new(&then, &scaled, purpose, now)? else { return Ok(None) };
+    let (certificate, standbys) = plan::solve(&mut problem, Start::Cold);
     let apart = Apart::new(&then.policy);
-    let found = Found { then: &then, apart: &apart, model: &scaled, problem: &problem, solver: &solver };
+    let found = Found { then: &then, apart: &apart, model: &scaled, problem: &problem };
     let mut exceeded: Vec<SiteId> =
         certificate.exceeded.iter().map(|(site, _, _)| problem.sites[usize::from(*site)]).collect();
     exceeded.dedup();
@@ -213,7 +212,6 @@ struct Found<'a> {
     apart: &'a Apart<'a>,
     model: &'a Model,
     problem: &'a Problem,
-    solver: &'a Solver,
 }
 
 impl Found<'_> {
@@ -222,12 +220,12 @@ impl Found<'_> {
     }
 
     fn after_ms(&self, group: usize) -> f64 {
-        let at = self.solver.site(group).and_then(|site| self.problem.at(group, site));
+        let at = self.problem.solver.site(group).and_then(|site| self.problem.at(group, site));
         at.map_or_else(|| self.before_ms(group), |(_, delay_ms)| f64::from(delay_ms))
     }
 
     fn weight(&self, group: usize) -> f64 {
-        f64::from(self.problem.instance.weight(group))
+        f64::from(self.problem.instance().weight(group))
     }
 
     fn delays(&self, of: impl Fn(usize) -> bool, ms: impl Fn(usize) -> f64) -> Delays {
@@ -250,7 +248,7 @@ impl Found<'_> {
 
     fn moves(&self) -> Vec<Moved> {
         let moved = |(group, entry): (usize, &super::problem::Entry)| {
-            let to = self.solver.site(group).filter(|&to| to != entry.owner)?;
+            let to = self.problem.solver.site(group).filter(|&to| to != entry.owner)?;
             let from = self.problem.sites[usize::from(entry.owner)];
             let demand = self.model.demand(&entry.id);
             Some(Moved {
@@ -310,13 +308,13 @@ impl Found<'_> {
 
     fn loads(&self) -> Vec<Load> {
         let packets = Resource::Packets as usize;
-        let prices = self.solver.prices();
+        let prices = self.problem.solver.prices();
         let sites = self.problem.sites.iter().zip(&self.problem.load).zip(0..=u8::MAX);
         let load = |((&site, before), n): ((&SiteId, &[f64; crate::solver::RESOURCES]), u8)| Load {
             site,
             before: before[packets],
-            after: self.solver.load(n)[packets],
-            room: self.problem.instance.room(n)[packets],
+            after: self.problem.solver.load(n)[packets],
+            room: self.problem.instance().room(n)[packets],
             price_ms: prices[usize::from(n)][packets],
         };
         sites.map(load).collect()
@@ -325,7 +323,8 @@ impl Found<'_> {
     fn bindings(&self) -> Vec<Binding> {
         let mut found: BTreeMap<(Option<String>, SiteId), (u64, f64)> = BTreeMap::new();
         for (group, entry) in self.problem.groups.iter().enumerate() {
-            let Some(nearest) = entry.nearest.filter(|nearest| self.solver.site(group) != Some(*nearest))
+            let Some(nearest) =
+                entry.nearest.filter(|nearest| self.problem.solver.site(group) != Some(*nearest))
             else {
                 continue;
             };

@@ -77,7 +77,7 @@ pub fn check(cluster: &Cluster, model: &Model, now: Micros) -> Result<Option<Fin
     Ok(Some(Finding {
         at_ms: round.at_ms,
         packets_per_s: (problem.weight, round.packets_per_s),
-        bound_ms: (problem.mean(bound_with(&problem.instance, &prices)), round.bound_ms),
+        bound_ms: (problem.mean(bound_with(problem.instance(), &prices)), round.bound_ms),
         delay_ms: (problem.mean(problem.present), round.delay_ms),
     }))
 }

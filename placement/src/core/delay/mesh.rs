@@ -1,14 +1,15 @@
-//! Delays by site, made once per round: between sites, and from each site over each server prefix and back.
+//! What all measurements of a moment say together: of the ways between sites, and from each site over each server prefix and
+//! back.
 
 use std::collections::BTreeMap;
 
 use flow::{GroupId, Micros, SiteId};
 
+use super::rows::{End, Rows};
 use super::servers::{Server, common_bits};
-use super::{Guess, Known, Leg, Model, Near, Part, Source, Term, Terms, one_way, prior, queue_ms};
-use crate::core::model::{Cluster, Site};
+use super::{Guess, Leg, Model, Near, Part, Source, Term, Terms, one_way, prior, queue_ms};
+use crate::core::model::Cluster;
 use crate::likeness::{Likeness, Seen};
-use crate::solver::SITES_MAX;
 
 /// Standard deviation of a server's way to where its packets come in, if it was never measured, in milliseconds. It is the same at all
 /// sites, so what is assumed of a server decides nothing.
@@ -39,44 +40,6 @@ const PEERS_MAX: usize = 16;
 /// A source has to have this share of a part to be named.
 const NAMED_SHARE: f64 = 0.05;
 
-/// A group's delay at every site in milliseconds, and the variance that differs between sites.
-#[derive(Debug, Default)]
-pub(crate) struct Delays {
-    pub(crate) ms: Vec<f32>,
-    pub(crate) variance: Vec<f32>,
-}
-
-/// Standard deviations that a site has to promise more if it is less surely known than where the group is.
-const DOUBT: f32 = 0.5;
-
-impl Delays {
-    /// What a site has to promise beyond the present one, in milliseconds, by as much as it is less surely known. What both have in
-    /// common, such as the access line or a server that nobody measured, is in neither.
-    pub(crate) fn doubt_ms(&self, present: u8, site: u8) -> f32 {
-        let variance = |site: u8| self.variance.get(usize::from(site)).copied().unwrap_or(0.0);
-        doubt_ms(variance(present), variance(site))
-    }
-
-    /// Adds that of every site to its cost.
-    pub(crate) fn add_doubts(&self, present: u8, costs: &mut [f32]) {
-        let here = self.variance.get(usize::from(present)).copied().unwrap_or(0.0);
-        let sites = costs.iter_mut().zip(&self.variance);
-        sites.for_each(|(cost, there)| *cost += doubt_ms(here, *there));
-    }
-}
-
-fn doubt_ms(here: f32, there: f32) -> f32 {
-    DOUBT * (there - here).max(0.0).sqrt()
-}
-
-/// Where a share of a group's packets goes.
-enum End {
-    /// A server prefix with this row.
-    Row(u32),
-    /// A server that is taken to be at this ingress.
-    Ingress(u8),
-}
-
 /// What was measured of a server prefix.
 #[derive(Default)]
 struct Heard {
@@ -101,35 +64,35 @@ struct Ways {
     outside: Guess,
 }
 
-/// Delays between all sites, and rows of delays of server prefixes.
+/// Who was measured from where, who is near whom, and the rows that follow from it.
 pub(crate) struct Mesh<'a> {
-    pub(crate) sites: Vec<&'a Site>,
-    pub(crate) index: [Option<u8>; SITES_MAX],
+    rows: Rows,
     model: &'a Model,
     now: Micros,
     legs: Vec<Leg>,
-    ms: Vec<f32>,
-    variance: Vec<f32>,
     heard: Vec<Heard>,
     networks: BTreeMap<u32, Vec<u32>>,
     cells: BTreeMap<(i32, i32), Vec<u32>>,
     likeness: Option<Likeness>,
     /// Likeness is asked of server prefixes below this number.
     alike_below: u32,
-    /// By number of the server prefix; `u32::MAX` where there is no row.
-    row_of: Vec<u32>,
-    homes: Vec<u8>,
-    row_ms: Vec<f32>,
-    row_variance: Vec<f32>,
+}
+
+impl std::ops::Deref for Mesh<'_> {
+    type Target = Rows;
+
+    fn deref(&self) -> &Rows {
+        &self.rows
+    }
 }
 
 impl<'a> Mesh<'a> {
-    /// With rows for the servers of all groups.
-    pub(crate) fn new(cluster: &'a Cluster, model: &'a Model, now: Micros) -> Self {
+    /// Rows for the servers of all groups.
+    pub(crate) fn all(cluster: &'a Cluster, model: &'a Model, now: Micros) -> Rows {
         let mut mesh = Self::without_rows(cluster, model, now);
         let all: Vec<u32> = model.servers.iter().map(|(number, _)| number).collect();
         all.into_iter().for_each(|number| mesh.add_row(number));
-        mesh
+        mesh.rows
     }
 
     /// With rows for the servers of one group.
@@ -141,18 +104,11 @@ impl<'a> Mesh<'a> {
     }
 
     fn without_rows(cluster: &'a Cluster, model: &'a Model, now: Micros) -> Self {
-        let sites: Vec<&Site> = cluster.sites.values().collect();
-        let mut index = [None; SITES_MAX];
-        for (site, n) in sites.iter().zip(0..=u8::MAX) {
-            index[usize::from(site.id.0)] = Some(n);
-        }
-        let pairs = sites.iter().flat_map(|a| sites.iter().map(move |b| (a, b)));
+        let sites = &cluster.sites;
+        let pairs = sites.values().flat_map(|a| sites.values().map(move |b| (a, b)));
         let legs: Vec<Leg> = pairs.map(|(a, b)| model.between(a, b, now)).collect();
         let mut mesh = Self {
-            ms: legs.iter().map(|leg| leg.ms as f32).collect(),
-            variance: legs.iter().map(|leg| leg.variance() as f32).collect(),
-            sites,
-            index,
+            rows: Rows::new(sites.values().cloned().collect(), &legs, model.servers.len()),
             model,
             now,
             legs,
@@ -161,10 +117,6 @@ impl<'a> Mesh<'a> {
             cells: BTreeMap::new(),
             likeness: None,
             alike_below: 0,
-            row_of: vec![u32::MAX; model.servers.len()],
-            homes: Vec::new(),
-            row_ms: Vec::new(),
-            row_variance: Vec::new(),
         };
         mesh.hear();
         mesh
@@ -191,7 +143,7 @@ impl<'a> Mesh<'a> {
             (0..).zip(&self.heard).filter(|(_, heard)| heard.direct >= 2).map(|(number, _)| number);
         let measured: Vec<u32> = measured.take(ALIKE_MAX).collect();
         let Some(last) = measured.last() else { return };
-        let row = |a: usize| (0..self.len()).map(|b| 2.0 * self.ms[a * self.len() + b]).collect();
+        let row = |a: usize| self.ms_from(a).iter().map(|ms| 2.0 * ms).collect();
         let rows: Vec<Vec<f32>> = (0..self.len()).map(row).collect();
         let mut likeness = Likeness::new(&rows);
         let most = |number: &&u32| self.heard[**number as usize].direct >= LEARNED_DIRECT;
@@ -202,16 +154,8 @@ impl<'a> Mesh<'a> {
         (self.likeness, self.alike_below) = (Some(likeness), last + 1);
     }
 
-    fn len(&self) -> usize {
-        self.sites.len()
-    }
-
     fn leg(&self, a: u8, b: u8) -> Leg {
         self.legs[usize::from(a) * self.len() + usize::from(b)]
-    }
-
-    fn at(&self, site: SiteId) -> Option<u8> {
-        self.index[usize::from(site.0)]
     }
 
     fn heard_of(&self, server: &Server) -> Heard {
@@ -263,12 +207,8 @@ impl<'a> Mesh<'a> {
 
     fn add_row(&mut self, number: u32) {
         let Some(home) = self.heard[number as usize].home else { return };
-        self.row_of[number as usize] = self.homes.len() as u32;
-        self.homes.push(home);
-        for ways in self.ways(number, home) {
-            self.row_ms.push(ways.outside.ms as f32);
-            self.row_variance.push(ways.outside.variance as f32);
-        }
+        let ways = self.ways(number, home);
+        self.rows.add(number, home, ways.into_iter().map(|ways| ways.outside));
     }
 
     /// A server prefix from every site, and back over its home.
@@ -449,90 +389,6 @@ impl<'a> Mesh<'a> {
         near.truncate(PEERS_MAX);
     }
 
-    /// Known sites of shares, by index.
-    pub(crate) fn shares<'b>(
-        &'b self,
-        shares: impl IntoIterator<Item = (&'b SiteId, &'b f64)> + 'b,
-    ) -> impl Iterator<Item = (u8, f64)> + 'b {
-        shares.into_iter().filter_map(|(site, share)| Some((self.at(*site)?, *share)))
-    }
-
-    /// Where the world's side of a group's packets goes, by share: by packets over ingresses, and by handshakes over the servers
-    /// that are behind each; where none is known, one is taken to be at the ingress.
-    fn ends(&self, known: &Known, mut take: impl FnMut(f64, End)) {
-        let row = |number: u32| self.row_of.get(number as usize).copied().filter(|row| *row != u32::MAX);
-        let rows =
-            || known.talk.iter().filter_map(|(number, count)| Some((row(*number)?, f64::from(*count))));
-        let mut share_out = |share: f64, home: Option<u8>| {
-            let behind = |row: u32| home.is_none_or(|home| self.homes[row as usize] == home);
-            let total: f64 = rows().filter(|(row, _)| behind(*row)).map(|(_, count)| count).sum();
-            if total > 0.0 {
-                for (row, count) in rows().filter(|(row, _)| behind(*row)) {
-                    take(share * count / total, End::Row(row));
-                }
-            } else if let Some(home) = home {
-                take(share, End::Ingress(home));
-            }
-        };
-        if known.demand.outside.is_empty() {
-            return share_out(1.0, None);
-        }
-        for (home, share) in self.shares(&known.demand.outside) {
-            share_out(share, Some(home));
-        }
-    }
-
-    /// A group's delay at every site. Waiting is not among it.
-    pub(crate) fn delays(&self, id: &GroupId, known: Option<&Known>, delays: &mut Delays) {
-        let Delays { ms, variance } = delays;
-        for row in [&mut *ms, &mut *variance] {
-            row.clear();
-            row.resize(self.len(), 0.0);
-        }
-        let mut add = |share: f64, row_ms: &[f32], row_variance: &[f32]| {
-            let (share, square) = (share as f32, (share * share) as f32);
-            for ((ms, variance), (more, doubt)) in
-                ms.iter_mut().zip(&mut *variance).zip(row_ms.iter().zip(row_variance))
-            {
-                *ms += share * more;
-                *variance += square * doubt;
-            }
-        };
-        let len = self.len();
-        let (mut inside, mut access_ms) = (0, 0.0);
-        if let Some(known) = known {
-            for (site, share) in self.shares(&known.demand.inside) {
-                let at = usize::from(site) * len..(usize::from(site) + 1) * len;
-                add(share, &self.ms[at.clone()], &self.variance[at]);
-                let ingress = self.sites[usize::from(site)].id;
-                if self.model.knows_access(known) {
-                    access_ms += share * self.model.access(id, known, ingress, self.now).ms;
-                }
-                inside += 1;
-            }
-            self.ends(known, |share, end| match end {
-                End::Row(row) => {
-                    let at = row as usize * len..(row as usize + 1) * len;
-                    add(share, &self.row_ms[at.clone()], &self.row_variance[at]);
-                }
-                End::Ingress(site) => {
-                    let at = usize::from(site) * len..(usize::from(site) + 1) * len;
-                    add(share, &self.ms[at.clone()], &self.variance[at]);
-                }
-            });
-        }
-        if inside == 0 {
-            for ((ms, variance), site) in ms.iter_mut().zip(&mut *variance).zip(&self.sites) {
-                let Some(guess) = self.model.clients_to(id, site) else { continue };
-                *ms += guess.ms as f32;
-                *variance += guess.variance as f32;
-            }
-        }
-        if access_ms > 0.0 {
-            ms.iter_mut().for_each(|ms| *ms += access_ms as f32);
-        }
-    }
-
     /// The terms of a group's delay at a site whose load would be `fill` of its capacity.
     pub(crate) fn terms(&self, id: &GroupId, site: SiteId, fill: f64) -> Terms {
         let known = self.model.known(id);
@@ -561,7 +417,7 @@ impl<'a> Mesh<'a> {
             });
         }
         if inside.source.is_none()
-            && let Some(guess) = self.model.clients_to(id, self.sites[usize::from(at)])
+            && let Some(guess) = self.model.clients_to(id, &self.sites[usize::from(at)])
         {
             inside.add(1.0, Leg::new(guess, Source::Geography));
         }
@@ -581,8 +437,8 @@ impl<'a> Mesh<'a> {
     }
 
     fn ways_of_row(&self, row: u32, site: u8) -> Ways {
-        let number = self.row_of.iter().position(|known| *known == row).unwrap_or(0);
-        self.ways(number as u32, self.homes[row as usize]).swap_remove(usize::from(site))
+        let (number, home) = self.rows.server_of(row);
+        self.ways(number, home).swap_remove(usize::from(site))
     }
 
     /// One way from a site to a server prefix.

@@ -13,12 +13,13 @@
 //! from what is near, geography; each [`Leg`] says which, how old it is, and how sure: of several that speak of one way, the
 //! surest counts. What is not known has a wide variance, which is the same at every site, so that it decides nothing.
 //!
-//! `window` holds what was measured of one way, `servers` that of server prefixes, `mesh` makes rows of delays by site of
-//! them once per round, so that a group costs a few sums of rows; `prior` knows where things are.
+//! `window` holds what was measured of one way, `servers` that of server prefixes, `mesh` makes `rows` of delays by site of
+//! them, so that a group costs a few sums of rows; `prior` knows where things are.
 
 mod mesh;
 mod prior;
 pub(super) mod probes;
+mod rows;
 mod servers;
 #[cfg(test)]
 mod tests;
@@ -31,13 +32,14 @@ use std::sync::Arc;
 use flow::{GroupId, Micros, Prefix, SiteId};
 use serde::Serialize;
 
-use super::model::{Cluster, Site};
+use super::model::{Cluster, Group, Site};
 use super::report::{REPORT_GROUPS_MAX, REPORT_WAYS_MAX, SiteReport, TALK_LEN_MAX};
 use crate::solver::softmin::exp;
 
-pub(crate) use mesh::{Delays, Mesh};
+pub(crate) use mesh::Mesh;
 pub(crate) use prior::KM_PER_MS;
 pub use prior::{LIGHT_KM_PER_MS, Locate, Place, great_circle_km};
+pub(crate) use rows::{Delays, Rows};
 use servers::Servers;
 use window::Window;
 
@@ -411,6 +413,18 @@ impl Model {
 
     pub(super) fn known(&self, group: &GroupId) -> Option<&Known> {
         self.groups.get(group)
+    }
+
+    /// All groups, in order, each with what is known of it.
+    pub(super) fn beside<'a>(
+        &'a self,
+        cluster: &'a Cluster,
+    ) -> impl Iterator<Item = (&'a Group, Option<&'a Known>)> {
+        let mut known = self.groups.iter().peekable();
+        cluster.groups.values().map(move |group| {
+            while known.next_if(|(id, _)| **id < group.id).is_some() {}
+            (group, known.next_if(|(id, _)| **id == group.id).map(|(_, known)| known))
+        })
     }
 
     /// Packets per second of a group; 0 when nothing is known.

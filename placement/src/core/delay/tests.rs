@@ -193,9 +193,9 @@ fn what_the_solver_sees_is_what_is_explained() {
     owner.groups[0].outside_ingress = vec![(SiteId(1), 3), (SiteId(2), 1), (SiteId(0), 1)];
     let model = model(&[owner]);
     let cluster = cluster();
-    let mesh = Mesh::new(&cluster, &model, Micros(S));
+    let rows = Mesh::all(&cluster, &model, Micros(S));
     let mut delays = Delays::default();
-    mesh.delays(&group_id(0), model.known(&group_id(0)), &mut delays);
+    rows.delays(&model, &group_id(0), model.known(&group_id(0)), Micros(S), &mut delays);
     for site in 0..3_u8 {
         let terms = terms(&model, site, Micros(S));
         let seen = f64::from(delays.ms[usize::from(site)]);
