@@ -3,6 +3,7 @@
 mod delay;
 #[cfg(feature = "exact")]
 mod exact;
+mod leader;
 mod placement;
 
 use std::process::ExitCode;

@@ -6,10 +6,12 @@ use std::time::Duration;
 use clap::Args;
 use flow::sample::Seeded;
 use nix::time::{ClockId, clock_gettime};
+use placement::core::GROUPS_PER_SERVICE_MAX;
 use placement::solver::generate::{self, Shape, between};
 use placement::solver::{Certificate, Instance, Solver, Start, greedy};
 use serde::Serialize;
 
+use super::leader;
 use crate::cli::{Format, Output, Rows, complain};
 
 /// Which networks.
@@ -37,6 +39,9 @@ pub struct Options {
     /// Seconds that the exact solver may take for each of its small networks, 0 to 3,600; 0 leaves it out.
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u16).range(0..=3_600))]
     pub exact_seconds: u16,
+    /// Leaves out the rounds of a leader.
+    #[arg(long)]
+    pub no_leader: bool,
 }
 
 fn share(text: &str) -> Result<f64, String> {
@@ -148,8 +153,18 @@ pub(super) fn run(options: &Options, format: Format) -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    print(&lines, &verdicts(options, &lines), &exact, format);
+    let leader: Vec<leader::Line> = options.groups.iter().flat_map(|&groups| led(options, groups)).collect();
+    print(&lines, &leader, &verdicts(options, &lines), &exact, format);
     ExitCode::SUCCESS
+}
+
+/// Rounds of a leader at the first fill, where there are sites enough to choose from, and no more groups than a service can have.
+fn led(options: &Options, groups: u32) -> Vec<leader::Line> {
+    let fits = (2..=255).contains(&options.sites) && groups as usize <= GROUPS_PER_SERVICE_MAX;
+    match options.fill.first().filter(|_| fits && !options.no_leader) {
+        Some(&fill) => leader::measure(groups, options.sites, fill, options.seed, options.runs),
+        None => Vec::new(),
+    }
 }
 
 #[cfg(feature = "exact")]
@@ -288,15 +303,17 @@ pub(super) fn timed<T>(work: impl FnOnce() -> T) -> (f64, T) {
     (now().saturating_sub(before).as_secs_f64(), result)
 }
 
-fn print(lines: &[Line], verdicts: &[Verdict], exact: &[Exact], format: Format) {
+fn print(lines: &[Line], leader: &[leader::Line], verdicts: &[Verdict], exact: &[Exact], format: Format) {
     let output = Output { format, headers: true };
     let hint = (!cfg!(feature = "exact")).then_some(NO_EXACT);
-    let json = serde_json::json!({ "rounds": lines, "aims": verdicts, "exact": exact, "exact_hint": hint });
+    let json = serde_json::json!({
+        "rounds": lines, "leader": leader, "aims": verdicts, "exact": exact, "exact_hint": hint,
+    });
     output.print(&json, &round_rows(lines));
     if !matches!(format, Format::Table) {
         return;
     }
-    for rows in [exact_rows(exact, hint), aim_rows(verdicts)] {
+    for rows in [leader_rows(leader), exact_rows(exact, hint), aim_rows(verdicts)] {
         if !rows.rows.is_empty() {
             Output { format, headers: false }
                 .print(&json, &Rows { heads: &[], rows: vec![vec![String::new()]] });
@@ -326,6 +343,15 @@ fn round_rows(lines: &[Line]) -> Rows {
     };
     let heads = &["GROUPS", "FILL", "ROUND", "MS", "GAP", "MOVES", "EXCEEDED", "PASSES", "MB", "BYTES/GROUP"];
     Rows { heads, rows: lines.iter().map(text).collect() }
+}
+
+fn leader_rows(leader: &[leader::Line]) -> Rows {
+    let count = |count: Option<u64>| count.map_or("-".to_owned(), |count| count.to_string());
+    let text = |line: &leader::Line| {
+        let ms = format!("{:.1}", line.seconds * 1e3);
+        vec![line.groups.to_string(), line.what.to_owned(), ms, count(line.touched), count(line.moves)]
+    };
+    Rows { heads: &["GROUPS", "LEADER", "MS", "TOUCHED", "MOVES"], rows: leader.iter().map(text).collect() }
 }
 
 fn exact_rows(exact: &[Exact], hint: Option<&str>) -> Rows {
@@ -379,6 +405,7 @@ mod tests {
             seed: 1,
             runs: 2,
             exact_seconds: 0,
+            no_leader: true,
         };
         let lines = measure(&options, 500, 0.6).unwrap();
         assert_eq!(
@@ -400,6 +427,7 @@ mod tests {
             seed: 1,
             runs: 1,
             exact_seconds: 0,
+            no_leader: true,
         };
         let good = Line {
             groups: 100_000,

@@ -146,7 +146,8 @@ async fn round(context: &Context) -> Result<Exit, Failure> {
     context.output.print(&answer.body, &Rows { heads, rows: view.prices.iter().map(row).collect() });
     if context.output.format == Format::Table {
         progress(&format!(
-            "{} groups in {:.1} ms: mean delay {:.2} ms, {:.2} planned by {} moves ({} started); objective {:.2}, bound {:.2}{}",
+            "{} of {} groups looked at anew in {:.1} ms: mean delay {:.2} ms, {:.2} planned by {} moves ({} started); objective {:.2}, bound {:.2}{}",
+            view.touched,
             view.groups,
             view.solve_us as f64 / 1e3,
             view.delay_ms,

@@ -86,6 +86,11 @@ fn round(registry: &Registry, cluster: &Cluster, last: &Round) -> prometheus::Re
         ratio,
     )?;
     gauge("limosa_placement_solve_seconds", "Time that the last round took", last.solve_us as f64 / 1e6)?;
+    gauge(
+        "limosa_placement_groups_touched",
+        "Groups whose place the last round looked for anew",
+        last.touched as f64,
+    )?;
     gauge("limosa_placement_groups_misplaced", "Groups that should be elsewhere", last.moves as f64)?;
     gauge("limosa_placement_groups_stranded", "Groups that no site may have", last.stranded as f64)?;
     gauge(

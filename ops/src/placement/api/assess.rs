@@ -147,6 +147,9 @@ pub struct RoundView {
     pub moves: u64,
     /// Moves that were started at once.
     pub started: u64,
+    /// Groups whose place was looked for anew: all, or only those that differed from what the leader knew of them.
+    #[serde(default)]
+    pub touched: u64,
     /// Groups that no site may have.
     pub stranded: u64,
     /// Groups that are to have a standby and have none: nowhere is room for them when their failure domain is lost.
@@ -230,6 +233,7 @@ impl RoundView {
             gap: round.gap,
             moves: round.moves,
             started: round.started,
+            touched: round.touched,
             stranded: round.stranded,
             unprotected: round.unprotected,
             exceeded: round.exceeded.iter().map(|&site| site_name(cluster, site)).collect(),
