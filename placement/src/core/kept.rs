@@ -23,6 +23,8 @@ use crate::solver::{Certificate, PerResource, RESOURCES, Start};
 pub(super) const WHOLE_EVERY: Micros = Micros(8_000_000);
 /// Traffic that differs by a smaller share is the same; and what is less than this share of the mean group's.
 const DIFFERS: f32 = 0.1;
+/// Groups that are taken to be the same may together carry so much more or less at a site, as a share of its room.
+const DRIFT: f64 = 0.05;
 /// Packets come in elsewhere when the share of the ingress that had most differs by more.
 const SHIFTS: f32 = 0.25;
 /// Where more than one group in so many differs, and more than a few, a round over all is no dearer.
@@ -128,6 +130,8 @@ pub(super) struct Differences {
     groups: Vec<usize>,
     /// What sites carry now.
     load: Vec<PerResource<f64>>,
+    /// Small differences of other groups come to much at some site.
+    drifted: bool,
 }
 
 impl Kept {
@@ -177,7 +181,8 @@ impl Kept {
         named: &BTreeSet<GroupId>,
         now: Micros,
     ) -> Option<Differences> {
-        let mut loads = Loads::new(self.sites.len());
+        let index = self.frame.index();
+        let (mut loads, mut drift) = (Loads::new(self.sites.len()), Loads::new(self.sites.len()));
         let mean = self.mean();
         let mut groups = Vec::new();
         for (position, (seen, (group, known))) in self.seen.iter().zip(model.beside(cluster)).enumerate() {
@@ -185,19 +190,32 @@ impl Kept {
                 return None;
             }
             let known = known.filter(|known| is_told(known, now));
+            let target = group.move_id.and_then(|id| Some(cluster.moves.get(&id)?.to));
+            let site = target.unwrap_or(group.owner);
             if let Some(known) = known {
-                let target = group.move_id.and_then(|id| Some(cluster.moves.get(&id)?.to));
-                loads.add(self.frame.index(), &known.demand, target.unwrap_or(group.owner));
+                loads.add(index, wants(&known.demand), site);
             }
             if !seen.stands_as(group) || seen.differs(known, mean) {
                 groups.push(position);
+            } else {
+                let (now, before) = (demand(known), seen.demand);
+                drift.add(index, std::array::from_fn(|r| f64::from(now[r] - before[r])), site);
             }
         }
         let at = |id: &GroupId| self.seen.binary_search_by(|seen| seen.id.cmp(id)).ok();
         groups.extend(named.iter().filter_map(at));
         groups.sort_unstable();
         groups.dedup();
-        Some(Differences { groups, load: loads.0 })
+        let drifted = self.is_drift(&drift.0);
+        Some(Differences { groups, load: loads.0, drifted })
+    }
+
+    /// Whether what sites carry more or less, by groups that are taken to be the same, is much beside their rooms.
+    fn is_drift(&self, drift: &[PerResource<f64>]) -> bool {
+        (0..=u8::MAX).zip(drift).any(|(site, drift)| {
+            let room = self.problem.instance().room(site);
+            (0..RESOURCES).any(|r| drift[r].abs() > DRIFT * room[r])
+        })
     }
 
     /// What a group takes of each resource in the mean.
@@ -222,7 +240,8 @@ impl Kept {
         now: Micros,
     ) -> Option<Plan> {
         let mut touched = differences.groups.len();
-        if may_be_whole && touched > MANY_MIN && touched * MANY > self.seen.len() {
+        let many = touched > MANY_MIN && touched * MANY > self.seen.len();
+        if may_be_whole && (many || differences.drifted) {
             return None;
         }
         self.renew(cluster, model, &differences, ready, now)?;

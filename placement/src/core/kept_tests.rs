@@ -345,6 +345,22 @@ fn what_sways_by_little_is_not_looked_at() {
 }
 
 #[test]
+fn small_changes_that_come_to_much_call_for_a_round_over_all() {
+    let (cluster, mut loads) = (wide(false), at_home());
+    let mut brain = led(&cluster, &loads);
+    // All by less than a tenth; sites carry 1,000, and a twentieth of their room is 40.
+    loads.iter_mut().for_each(|load| load.packets_per_s = 43);
+    tell(&mut brain, &loads, 4);
+    assert_eq!(touched(&brain.poll(&cluster, Micros(4 * S))), Some(0));
+    loads.iter_mut().for_each(|load| load.packets_per_s = 480);
+    tell(&mut brain, &loads, 5);
+    assert_eq!(touched(&brain.poll(&cluster, Micros(5 * S))), Some(24), "all differ");
+    loads.iter_mut().for_each(|load| load.packets_per_s = 525);
+    tell(&mut brain, &loads, 6);
+    assert_eq!(touched(&brain.poll(&cluster, Micros(6 * S))), Some(24), "none differs by a tenth");
+}
+
+#[test]
 fn rules_sites_and_time_call_for_a_round_over_all() {
     let (cluster, loads) = (wide(false), at_home());
     let all = Some(u64::from(GROUPS));

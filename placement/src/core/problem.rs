@@ -726,7 +726,7 @@ fn loads(cluster: &Cluster, model: &Model, table: &Table, purpose: Purpose<'_>) 
         if let Some(known) = known {
             let target = |group: &Group| cluster.moves.get(&group.move_id?).map(|present| present.to);
             let target = if matches!(purpose, Purpose::Plan(_)) { target(group) } else { None };
-            loads.add(&table.index, &known.demand, target.unwrap_or(group.owner));
+            loads.add(&table.index, wants(&known.demand), target.unwrap_or(group.owner));
         }
     }
     loads.0
@@ -740,10 +740,10 @@ impl Loads {
         Self(vec![[0.0; RESOURCES]; sites])
     }
 
-    pub(super) fn add(&mut self, index: &[Option<u8>; SITES_MAX], demand: &Demand, site: SiteId) {
+    pub(super) fn add(&mut self, index: &[Option<u8>; SITES_MAX], wants: PerResource<f64>, site: SiteId) {
         if let Some(site) = index[usize::from(site.0)] {
             let load = &mut self.0[usize::from(site)];
-            load.iter_mut().zip(wants(demand)).for_each(|(load, want)| *load += want);
+            load.iter_mut().zip(wants).for_each(|(load, want)| *load += want);
         }
     }
 }
