@@ -451,3 +451,32 @@ fn a_site_is_asked_within_its_rate_and_for_a_server_once_in_a_while() {
     }
     assert_eq!(asked(&mut brain, 1, 1, Micros(310 * S)), ["203.0.1.0/24", "203.0.0.0/24"]);
 }
+
+#[test]
+fn a_server_that_never_answers_does_not_keep_others_from_being_asked_for() {
+    let (cluster, mut brain) = (cluster(), brain());
+    let round = |brain: &mut Brain, s: u64| {
+        for (n, packets_per_s) in [(0, 1000), (1, 10)] {
+            let mut owner = SiteReport { probes_per_s: 1, ..report(0, vec![load(n, packets_per_s, 0)]) };
+            owner.groups[0].outside_ingress = vec![(SiteId(1), 1)];
+            let prefix = format!("203.0.{n}.0/24").parse().unwrap();
+            owner.servers = vec![ServerRtt {
+                prefix,
+                ingress: Some(SiteId(1)),
+                count: 9,
+                min_us: 90_000,
+                mean_us: 90_000,
+                answered: Some(format!("203.0.{n}.1:443").parse().unwrap()),
+            }];
+            owner.talks = vec![GroupTalk { group: group_id(n), servers: vec![(prefix, 9)] }];
+            brain.handle_report(&owner, Micros(s * S));
+        }
+        for site in 1..3 {
+            brain.handle_report(&SiteReport { probes_per_s: 1, ..report(site, vec![]) }, Micros(s * S));
+        }
+        brain.poll(&cluster, Micros(s * S));
+        asked(brain, 1, 1, Micros(s * S))
+    };
+    let all: Vec<_> = (3..9).flat_map(|s| round(&mut brain, s)).collect();
+    assert_eq!(all, ["203.0.0.0/24", "203.0.1.0/24"], "the heavier group first, and each once");
+}

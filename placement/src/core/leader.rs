@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
-use flow::{GroupId, Micros, MoveId, Prefix, SiteId};
+use flow::{GroupId, Micros, MoveId, SiteId};
 
 use super::command::Command;
 use super::delay::{Demand, Locate, Model};
@@ -82,27 +82,22 @@ pub struct Brain {
 struct Probes {
     /// By site, the most worth first.
     wishes: BTreeMap<SiteId, VecDeque<Probe>>,
-    /// When a site was asked for a server last.
-    asked: BTreeMap<(SiteId, Prefix), Micros>,
     /// What each site may still be asked for, and when that was last.
     left: BTreeMap<SiteId, (f64, Micros)>,
 }
 
-/// A site is not asked for a server again for so long, whether it answered or not.
-const PROBE_AGAIN: Micros = Micros(300_000_000);
 /// Most probes per second of a site, whatever it is willing to send.
 const PROBES_PER_S_MAX: u16 = 100;
 /// Seconds' worth of probes that a site may be asked for at once.
 const PROBE_BURST_S: f64 = 2.0;
 
 impl Probes {
-    fn wish(&mut self, wishes: Vec<(SiteId, Probe)>, now: Micros) {
-        self.asked.retain(|_, at| now.since(*at) < PROBE_AGAIN);
+    fn wish(&mut self, wishes: Vec<(SiteId, Probe)>) {
         // What was not worth it any more is not asked for.
         self.wishes.clear();
         for (site, probe) in wishes {
             let queue = self.wishes.entry(site).or_default();
-            if queue.len() < PROBES_MAX && !self.asked.contains_key(&(site, probe.prefix)) {
+            if queue.len() < PROBES_MAX {
                 queue.push_back(probe);
             }
         }
@@ -117,9 +112,7 @@ impl Probes {
         let Some(queue) = self.wishes.get_mut(&site) else { return Vec::new() };
         let count = (*left as usize).min(queue.len());
         *left -= count as f64;
-        let probes: Vec<Probe> = queue.drain(..count).collect();
-        self.asked.extend(probes.iter().map(|probe| ((site, probe.prefix), now)));
-        probes
+        queue.drain(..count).collect()
     }
 }
 
@@ -182,7 +175,9 @@ impl Brain {
     /// What the site of a report is asked to measure, within what it is willing to send. To be called once per report, after
     /// [`Brain::handle_report`].
     pub fn probes(&mut self, report: &SiteReport, now: Micros) -> Vec<Probe> {
-        self.probes.take(report.site, report.probes_per_s, now)
+        let probes = self.probes.take(report.site, report.probes_per_s, now);
+        probes.iter().for_each(|probe| self.model.remember_asked(report.site, probe.prefix, now));
+        probes
     }
 
     /// What the leader wants now. Work is bounded by the number of sites and moves, once per round by that of the groups that differ from
@@ -360,7 +355,7 @@ impl Brain {
         let whole = plan::whole(cluster, &self.model, &ready, now);
         let (plan, kept) = whole.map_or((Plan::default(), None), |(plan, kept)| (plan, Some(kept)));
         self.kept = kept;
-        self.probes.wish(plan.probes.clone(), now);
+        self.probes.wish(plan.probes.clone());
         // What is to split or merge must not begin to move: the log refuses whichever comes second.
         shapes.into_iter().chain(self.wishes(cluster, plan, now)).collect()
     }

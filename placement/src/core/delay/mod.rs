@@ -263,6 +263,8 @@ pub struct Model {
     neighbourhoods: BTreeMap<(Prefix, SiteId), Neighbourhood>,
     /// Sites that are willing to send probes.
     probers: BTreeSet<SiteId>,
+    /// When a site was asked for a server last.
+    asked: BTreeMap<(SiteId, Prefix), Micros>,
 }
 
 impl Model {
@@ -276,6 +278,7 @@ impl Model {
             servers: Servers::default(),
             neighbourhoods: BTreeMap::new(),
             probers: BTreeSet::new(),
+            asked: BTreeMap::new(),
         }
     }
 
@@ -403,6 +406,7 @@ impl Model {
         self.servers.forget(&in_use, now);
         self.between.retain(|_, window| now.since(window.last()) <= window::AGE_MAX);
         self.neighbourhoods.retain(|_, near| now.since(near.last) <= window::AGE_MAX);
+        self.asked.retain(|_, at| now.since(*at) < PROBE_AGAIN);
     }
 
     /// What is known of a group's traffic.
@@ -481,13 +485,20 @@ impl Model {
         !self.probers.is_empty()
     }
 
-    /// What a site may ask of a server prefix; nothing when it asks nobody, or has done so lately.
+    /// A site was asked to measure a server prefix.
+    pub(super) fn remember_asked(&mut self, site: SiteId, prefix: Prefix, now: Micros) {
+        self.asked.insert((site, prefix), now);
+    }
+
+    /// What a site may ask of a server prefix; nothing when it asks nobody, has done so lately, or was asked to, answered or not: else
+    /// one server that is silent would take the place of all others.
     fn target(&self, number: u32, site: SiteId, now: Micros) -> Option<(Prefix, SocketAddr)> {
         let server = self.servers.get(number).filter(|_| self.probers.contains(&site))?;
         let fresh = |seen: &servers::Seen| {
             seen.site == site && seen.over.is_none() && now.since(seen.window.last()) < PROBED_FOR
         };
-        if server.seen.iter().any(fresh) {
+        let asked = |at: &Micros| now.since(*at) < PROBE_AGAIN;
+        if server.seen.iter().any(fresh) || self.asked.get(&(site, server.prefix)).is_some_and(asked) {
             return None;
         }
         Some((server.prefix, server.target?))
@@ -496,6 +507,8 @@ impl Model {
 
 /// What a site measured of a server by itself is not asked for again for so long.
 const PROBED_FOR: Micros = Micros(120_000_000);
+/// A site is not asked for a server again for so long, whether it answered or not.
+const PROBE_AGAIN: Micros = Micros(300_000_000);
 
 /// Of several that speak of one way, the first of the surest.
 fn surest(legs: impl IntoIterator<Item = Leg>, otherwise: Leg) -> Leg {
