@@ -266,10 +266,7 @@ impl Problem {
             Made::Line(line) => line,
         };
         let index = self.groups.len();
-        if line.in_doubt {
-            let doubt = maker.doubt(index as u32, &line);
-            self.doubts.extend(doubt);
-        }
+        self.doubts.extend(line.doubt.map(|doubt| doubt.at(index as u32)));
         let class = line.class.and_then(|class| self.instance().classes().nth(class));
         self.solver.push(&line.group(class, &maker.scratch.candidates))?;
         self.class.push(line.class.map(|class| class as u8));
@@ -389,7 +386,8 @@ struct Line {
     charge_ms: f64,
     left_out_ms: f32,
     present: Option<u8>,
-    in_doubt: bool,
+    /// Whether its best site is in doubt; its index is not in it yet.
+    doubt: Option<Doubt>,
 }
 
 impl Line {
@@ -469,8 +467,20 @@ impl<'a> Maker<'a> {
         }
         let scratch = &mut self.scratch;
         table.delays(model, &group.id, known, now, &mut scratch.delays);
-        let doubted = matches!((purpose, stand), (Purpose::Plan(_), Stand::Open)).then_some(owner);
+        let weight = demand.map_or(WEIGHT_MIN, |demand| demand.packets_per_s);
+        let plans = matches!(purpose, Purpose::Plan(_));
+        let doubted = (plans && stand == Stand::Open).then_some(owner);
+        // An operator who moves groups by hand wants to know as well where they would be better off.
+        let by_hand = plans && !cluster.policy.automatic && stand == Stand::Fixed(group.owner);
+        let mut doubt = None;
+        if by_hand && model.probes() {
+            scratch.fill(table, lawful, group, Stand::Open, Some(owner));
+            doubt = scratch.doubt(owner, weight);
+        }
         let left_out_ms = scratch.fill(table, lawful, group, stand, doubted);
+        if doubted.is_some() && model.probes() {
+            doubt = scratch.doubt(owner, weight);
+        }
         if scratch.candidates.is_empty() {
             return Made::Stranded;
         }
@@ -492,12 +502,12 @@ impl<'a> Maker<'a> {
                 light_ms: demand.map_or(0.0, |demand| table.light(demand)),
             },
             class,
-            weight: demand.map_or(WEIGHT_MIN, |demand| demand.packets_per_s),
+            weight,
             demand: demand.map_or([0.0; RESOURCES], wants),
             charge_ms,
             left_out_ms,
-            present: matches!(purpose, Purpose::Plan(_)).then_some(owner),
-            in_doubt: doubted.is_some() && model.probes(),
+            present: plans.then_some(owner),
+            doubt,
         })
     }
 
@@ -525,13 +535,8 @@ impl<'a> Maker<'a> {
             charge_ms: 0.0,
             left_out_ms: f32::INFINITY,
             present: Some(owner),
-            in_doubt: false,
+            doubt: None,
         })
-    }
-
-    fn doubt(&self, index: u32, line: &Line) -> Option<Doubt> {
-        let scratch = &self.scratch;
-        Doubt::of(index, line.weight as f32, scratch.undoubted(line.entry.owner), &scratch.delays)
     }
 
     /// The delays at the candidates of the last line.
@@ -829,6 +834,11 @@ impl Scratch {
         let sites = table.sites.iter().zip(&self.delays.ms).zip(0..=u8::MAX);
         let open = sites.filter(|((site, _), _)| site.takes_groups()).map(|((_, ms), n)| (*ms, n));
         open.min_by(|a, b| a.0.total_cmp(&b.0))
+    }
+
+    /// Whether the best of the candidates is in doubt, for a group that its index is not known of yet.
+    fn doubt(&self, owner: u8, weight: f64) -> Option<Doubt> {
+        Doubt::of(0, weight as f32, self.undoubted(owner), &self.delays)
     }
 
     /// The candidates at what they cost when nothing is in doubt.

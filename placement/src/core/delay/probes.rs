@@ -35,6 +35,11 @@ pub(crate) struct Doubt {
 }
 
 impl Doubt {
+    /// The same with this index of the group.
+    pub(crate) fn at(self, group: u32) -> Self {
+        Self { group, ..self }
+    }
+
     /// Of a group with these candidates, whose costs do not have doubt in them.
     pub(crate) fn of(
         group: u32,

@@ -4,7 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::core::brain_tests::{cluster, group_id, load, report};
-use crate::core::{ClientRtt, GroupReport, GroupTalk, PeerRtt, Probe, ServerRtt};
+use crate::core::{Admin, ClientRtt, GroupReport, GroupTalk, PeerRtt, Probe, ServerRtt};
 
 const S: u64 = 1_000_000;
 /// Round trips between the sites of the test: 0 and 1, 0 and 2, 1 and 2.
@@ -241,11 +241,15 @@ fn willing(site: u8, probes_per_s: u16) -> SiteReport {
 
 /// What a round over group 0 asks for, where it may be nearer to another site.
 fn wished(reports: &[SiteReport]) -> Vec<(SiteId, Probe)> {
+    wished_in(&cluster(), reports)
+}
+
+fn wished_in(cluster: &Cluster, reports: &[SiteReport]) -> Vec<(SiteId, Probe)> {
     let mut model = model(&[of_owner(vec![server(SERVER, Some(1), 70_000)], vec![talk(0, &[SERVER])])]);
     reports.iter().for_each(|report| model.handle_report(report, Micros(0)));
     let ready =
         crate::core::plan::Readiness { free: &|_| true, rested: &|_| true, recent: &[], wall_ms: None };
-    crate::core::plan::plan(&cluster(), &model, &ready, Micros(S)).probes
+    crate::core::plan::plan(cluster, &model, &ready, Micros(S)).probes
 }
 
 #[test]
@@ -256,6 +260,16 @@ fn sites_that_may_be_better_are_asked_if_they_are_willing() {
     assert_eq!(wished(&[willing(1, 2)]), [(SiteId(1), probe)]);
     let measured = SiteReport { servers: vec![server(SERVER, None, 30_000)], ..willing(1, 2) };
     assert_eq!(wished(&[measured]), [], "what was measured just now is not asked again");
+}
+
+#[test]
+fn where_an_operator_moves_groups_by_hand_sites_are_asked_as_well() {
+    let mut by_hand = cluster();
+    by_hand.policy.automatic = false;
+    let willing = [willing(1, 2)];
+    assert_eq!(wished_in(&by_hand, &willing), wished(&willing));
+    by_hand.sites.get_mut(&SiteId(1)).unwrap().admin = Admin::Cordoned;
+    assert_eq!(wished_in(&by_hand, &willing), [], "it takes no groups");
 }
 
 #[test]
