@@ -181,7 +181,8 @@ pub(super) fn network(sites: &[DemoSite], stats: std::path::PathBuf, loss: f64) 
     let mut network = Network { stats, end: Vec::new(), line: Vec::new() };
     for (prefix, address) in [("d", tunnel_address as fn(u8) -> Ipv4Addr), ("c", control_address)] {
         for (a, from) in numbered() {
-            network.end.push(WireEnd { interface: format!("{prefix}{a}"), address: address(a) });
+            let (interface, networks) = (format!("{prefix}{a}"), Vec::new());
+            network.end.push(WireEnd { interface, address: address(a), networks });
             for (b, to) in numbered().filter(|(b, _)| *b != a) {
                 network.line.push(Wire {
                     from: address(a),

@@ -1,7 +1,8 @@
 //! `limosa lab wan`: the network between the sites, a process of its own in a namespace of its own.
 //!
-//! It stands between the ends of cables: an IPv4 packet that comes in at one end, from that end's address, and is for the
+//! It stands between the ends of cables: an IPv4 packet that comes in at one end, from that end's address or networks, and is for the
 //! address of another end, leaves there after the delay, jitter and rate of the line between the two; some are lost.
+//! A network may be behind several ends: what is for it leaves at the nearest.
 //! Packets on one line never pass one another. Everything else is dropped; there is no ARP, so neighbours are set by hand.
 
 use std::collections::BTreeMap;
@@ -11,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context;
+use flow::Prefix;
 use nix::poll::{PollFd, PollFlags};
 use nix::sys::socket::{AddressFamily, LinkAddr, SockFlag, SockProtocol, SockType, bind, socket};
 use serde::{Deserialize, Serialize};
@@ -44,8 +46,17 @@ pub(super) struct Network {
 #[serde(deny_unknown_fields)]
 pub(super) struct WireEnd {
     pub(super) interface: String,
-    /// The one address that is reached by it.
+    /// The one address that is reached by no other.
     pub(super) address: Ipv4Addr,
+    /// Networks that are reached by it, and may be by others.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) networks: Vec<Prefix>,
+}
+
+impl WireEnd {
+    fn leads_to(&self, address: Ipv4Addr) -> bool {
+        self.networks.iter().any(|network| network.contains(address.into()))
+    }
 }
 
 /// One direction between two ends.
@@ -109,13 +120,16 @@ pub(super) fn run(path: &Path) -> anyhow::Result<()> {
 
 /// Which packet goes where and when. Sans-IO.
 struct Hub {
-    ends: BTreeMap<Ipv4Addr, usize>,
-    lines: BTreeMap<(Ipv4Addr, Ipv4Addr), Running>,
+    ends: Vec<WireEnd>,
+    by_address: BTreeMap<Ipv4Addr, usize>,
+    /// From an end to an end.
+    lines: BTreeMap<(usize, usize), Running>,
     spare: Vec<Vec<u8>>,
 }
 
 struct Running {
     out: usize,
+    delay_us: u64,
     line: Line,
     stats: WireStats,
 }
@@ -130,27 +144,40 @@ fn addresses(frame: &[u8]) -> Option<(Ipv4Addr, Ipv4Addr)> {
 
 impl Hub {
     fn new(network: &Network) -> anyhow::Result<Self> {
-        let ends: BTreeMap<_, _> =
+        let by_address: BTreeMap<_, _> =
             network.end.iter().enumerate().map(|(at, end)| (end.address, at)).collect();
-        anyhow::ensure!(ends.len() == network.end.len(), "two ends have one address; give each its own");
+        anyhow::ensure!(
+            by_address.len() == network.end.len(),
+            "two ends have one address; give each its own"
+        );
         let mut lines = BTreeMap::new();
         for (seed, wire) in network.line.iter().enumerate() {
             let (from, to) = (wire.from, wire.to);
-            anyhow::ensure!(ends.contains_key(&from), "a line begins at {from}, which no end has");
-            let out = *ends.get(&to).with_context(|| format!("a line ends at {to}, which no end has"))?;
+            let end = |address: &Ipv4Addr| by_address.get(address).copied();
+            let begin = end(&from).with_context(|| format!("a line begins at {from}, which no end has"))?;
+            let out = end(&to).with_context(|| format!("a line ends at {to}, which no end has"))?;
             let stats = WireStats { from, to, packets: 0, bytes: 0, dropped: 0 };
-            lines.insert((from, to), Running { out, line: Line::new(wire.spec(), seed as u64), stats });
+            let (delay_us, line) = (wire.delay_us, Line::new(wire.spec(), seed as u64));
+            lines.insert((begin, out), Running { out, delay_us, line, stats });
         }
-        Ok(Self { ends, lines, spare: Vec::new() })
+        Ok(Self { ends: network.end.clone(), by_address, lines, spare: Vec::new() })
+    }
+
+    /// Of the ends that lead to an address, the one with the shortest line from here.
+    fn nearest(&self, end: usize, to: Ipv4Addr) -> Option<usize> {
+        let lines = self.lines.range((end, 0)..=(end, usize::MAX)).map(|(_, running)| running);
+        let leading = lines.filter(|running| self.ends[running.out].leads_to(to));
+        leading.min_by_key(|running| running.delay_us).map(|running| running.out)
     }
 
     /// A frame came in at an end.
     fn accept(&mut self, end: usize, frame: &[u8], now: u64) {
         let Some((from, to)) = addresses(frame) else { return };
-        if self.ends.get(&from) != Some(&end) {
+        if self.by_address.get(&from) != Some(&end) && !self.ends[end].leads_to(from) {
             return;
         }
-        let Some(running) = self.lines.get_mut(&(from, to)) else { return };
+        let out = self.by_address.get(&to).copied().or_else(|| self.nearest(end, to));
+        let Some(running) = out.and_then(|out| self.lines.get_mut(&(end, out))) else { return };
         if running.line.accept(frame, now, &mut self.spare).is_none() {
             running.stats.dropped += 1;
         }
@@ -266,7 +293,11 @@ mod tests {
     const B: Ipv4Addr = Ipv4Addr::new(10, 99, 0, 2);
 
     fn hub() -> Hub {
-        let end = |interface: &str, address| WireEnd { interface: interface.to_owned(), address };
+        let end = |interface: &str, address| WireEnd {
+            interface: interface.to_owned(),
+            address,
+            networks: Vec::new(),
+        };
         let text = format!("from = \"{A}\"\nto = \"{B}\"\ndelay_us = 20000\n");
         let network = Network {
             stats: PathBuf::new(),
@@ -301,6 +332,33 @@ mod tests {
         assert_eq!(released(&mut hub, 19_999_999), [0; 0]);
         assert_eq!(released(&mut hub, 20_000_000), [1]);
         assert_eq!((hub.stats()[0].packets, hub.stats()[0].bytes), (1, 60));
+    }
+
+    #[test]
+    fn a_network_behind_two_ends_is_left_to_by_either_and_reached_by_the_nearer() {
+        let c = Ipv4Addr::new(10, 99, 0, 3);
+        let networks = vec!["198.51.100.0/28".parse().unwrap()];
+        let end = |interface: &str, address, networks: &[Prefix]| WireEnd {
+            interface: interface.to_owned(),
+            address,
+            networks: networks.to_vec(),
+        };
+        let line = |from: Ipv4Addr, to: Ipv4Addr, delay_us: u64| {
+            toml::from_str(&format!("from = \"{from}\"\nto = \"{to}\"\ndelay_us = {delay_us}\n")).unwrap()
+        };
+        let network = Network {
+            stats: PathBuf::new(),
+            end: vec![end("a", A, &networks), end("b", B, &networks), end("c", c, &[])],
+            line: vec![line(A, c, 1), line(B, c, 1), line(c, A, 30_000), line(c, B, 20_000)],
+        };
+        let (mut hub, behind) = (Hub::new(&network).unwrap(), Ipv4Addr::new(198, 51, 100, 9));
+        hub.accept(2, &frame(c, behind), 0);
+        hub.accept(2, &frame(c, Ipv4Addr::new(198, 51, 100, 16)), 0);
+        assert_eq!(released(&mut hub, 40_000_000), [1]);
+        hub.accept(0, &frame(behind, c), 0);
+        hub.accept(1, &frame(behind, c), 0);
+        hub.accept(2, &frame(behind, A), 0);
+        assert_eq!(released(&mut hub, 40_000_000), [2, 2]);
     }
 
     #[test]
