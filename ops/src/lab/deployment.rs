@@ -16,7 +16,7 @@ use transfer::name::NodeName;
 use super::api::{AGENT, Api, PLACEMENT};
 use super::ovs::{Datapath, Ovs};
 use super::processes::Processes;
-use super::underlay::{self, CLIENTS, POOL, Underlay, worker_device, worker_port};
+use super::underlay::{self, CLIENTS, Far, POOL, Underlay, far_servers, worker_device, worker_port};
 use super::wan::WireStats;
 use crate::certs;
 use crate::demo::DemoSite;
@@ -93,7 +93,7 @@ impl Deployment {
         let datapath = Datapath::wanted()?;
         let underlay = Underlay::build(count, WORKER_PORTS)?;
         let binary = std::env::current_exe()?;
-        let network = underlay::network(&sites, directory.join("wan.json"), loss);
+        let network = underlay::network(&sites, directory.join("wan.json"), loss)?;
         fs::write(directory.join("wan.toml"), toml::to_string(&network)?)?;
         let mut wan = underlay.wan.command(&binary);
         wan.args(["lab", "wan", "--config"]).arg(directory.join("wan.toml"));
@@ -124,6 +124,11 @@ impl Deployment {
     /// The sites' numbers.
     pub(super) fn numbers(&self) -> impl Iterator<Item = u8> + use<> {
         1..=u8::try_from(self.sites.len()).unwrap_or(u8::MAX)
+    }
+
+    /// Servers that are at no site.
+    pub(super) fn far(&self) -> impl Iterator<Item = Far> + use<> {
+        far_servers(u8::try_from(self.sites.len()).unwrap_or(u8::MAX))
     }
 
     /// Whether the site's agent starts and stops workers: the last of three, where load comes and goes.
@@ -243,7 +248,10 @@ impl Deployment {
             let address = underlay::tunnel_address(peer);
             writeln!(text, "  {{ site = {peer}, address = \"{address}\" }},")?;
         }
-        Ok(text + "] }\n")
+        // No other servers: to those that are near a site the way out takes no time, whichever site it leaves.
+        let networks: Vec<_> = self.far().map(|far| far.network).collect();
+        write!(text, "] }}\n\n[probe]\nenabled = true\nnetworks = {networks:?}\n")?;
+        Ok(text)
     }
 
     fn vhost_socket(&self, site: u8, worker: u16) -> PathBuf {

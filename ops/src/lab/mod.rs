@@ -9,6 +9,7 @@ mod deployment;
 mod namespaces;
 mod ovs;
 mod plot;
+mod probes;
 mod processes;
 mod report;
 mod scenario;
@@ -195,7 +196,8 @@ async fn play(options: &Options, directory: &Path, mut processes: Processes) -> 
     }
     let closed = stage.close().await?;
     let seconds = clients::ms(clock.now().0) / 1_000.0;
-    let report = Report::new(names, seconds, closed.happenings, closed.seen, closed.drops, closed.failures);
+    let (happenings, drops, failures) = (closed.happenings, closed.drops, closed.failures);
+    let report = Report::new(names, seconds, happenings, closed.seen, closed.probes, drops, failures);
     write(&options.report, &(serde_json::to_string_pretty(&report)? + "\n"))?;
     write(&options.plot, &plot::svg(&report))?;
     say(&format!("\n{}", report.table()));

@@ -3,9 +3,10 @@
 //! | namespace | what is in it |
 //! |---|---|
 //! | `limosa-lab-sN` | site N: Open vSwitch, workers, agent, placement node |
-//! | `limosa-lab-wan` | the WAN emulator, with two cables to each site: tunnels, and QUIC |
+//! | `limosa-lab-wan` | the WAN emulator, with two cables to each site: tunnels, and QUIC and probes |
 //! | `limosa-lab-clients` | all subscribers, with one cable to each site |
-//! | `limosa-lab-world` | all servers, with one cable to each site |
+//! | `limosa-lab-world` | all servers near a site, with one cable to each site, and the way to those that are far |
+//! | `limosa-lab-far` | servers far from all sites, each with one cable to the WAN emulator |
 //!
 //! A client roams by a change of one route, and its sockets live on. All ends of cables at clients have one hardware address,
 //! all at servers another, so that a frame is taken whichever site it comes from. Nothing in these namespaces has a way to

@@ -8,6 +8,7 @@ use super::clients::download::Downloaded;
 use super::clients::http::Wrongs;
 use super::clients::iperf::Measured;
 use super::clients::{Latency, Sample, Second, ms, per_second};
+use super::probes::Probes;
 use crate::demo::report::{GivenUp, MoveReport};
 
 /// How long after an end a loss still counts as its own.
@@ -77,6 +78,7 @@ pub(super) struct Report {
     pub(super) sites: Vec<String>,
     pub(super) happenings: Vec<Happening>,
     pub(super) clients: Clients,
+    pub(super) probes: Probes,
     /// Where packets were dropped, by workers and by the emulated network.
     pub(super) drops: Vec<String>,
     /// What was not as it should be; empty when all was well.
@@ -244,6 +246,7 @@ impl Report {
         seconds: f64,
         happenings: Vec<Happening>,
         seen: Seen,
+        probes: Probes,
         drops: Vec<String>,
         mut failures: Vec<String>,
     ) -> Self {
@@ -254,6 +257,7 @@ impl Report {
             failures.push(format!("{late} requests without an answer in time"));
         }
         failures.extend(seen.failures());
+        failures.extend(probes.failures());
         let pings = seen.pings.iter().map(|(name, samples, duplicates)| Pinged {
             name: name.clone(),
             latency: Latency::of(samples.iter()),
@@ -285,6 +289,7 @@ impl Report {
             sites,
             happenings,
             clients,
+            probes,
             drops,
             failures,
         }
@@ -359,7 +364,8 @@ impl Report {
             c.iperf_udp.packets,
             c.iperf_udp.lost,
             c.iperf_udp.out_of_order,
-        )
+        ) + "\n\n"
+            + &self.probes.table()
     }
 }
 
@@ -392,7 +398,9 @@ mod tests {
     fn failures(loss: Loss, seen: Seen) -> Vec<String> {
         let mut happening = Happening::new("move".into(), loss, 1_000_000, 2_000_000);
         happening.take(&seen);
-        Report::new(Vec::new(), 9.0, vec![happening], seen, Vec::new(), Vec::new()).failures
+        let report =
+            Report::new(Vec::new(), 9.0, vec![happening], seen, Probes::default(), Vec::new(), Vec::new());
+        report.failures.into_iter().filter(|failure| !failure.starts_with("probes: ")).collect()
     }
 
     #[test]

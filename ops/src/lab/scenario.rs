@@ -14,13 +14,14 @@ use super::clients::Sample;
 use super::clients::download::{Download, Downloaded};
 use super::clients::http::{Plan, Requests, Wrongs};
 use super::clients::iperf::{Iperf, Kind, Measured};
-use super::clients::ping::Ping;
+use super::clients::ping::{self, Ping};
 use super::clients::servers::Files;
 use super::clients::ssh::Typing;
 use super::deployment::{Deployment, WORKERS, agent, placement, worker};
+use super::probes::{Fates, Probed, Probes};
 use super::report::{Happening, Loss, Seen};
 use super::say;
-use super::underlay::{self, client, group_name, server};
+use super::underlay::{self, Far, client, far_servers, group_name, server};
 use crate::clock::Clock;
 use crate::demo::report::{Excess, GivenUp, MoveReport, hold_bound};
 
@@ -32,6 +33,10 @@ const GROUPS: u8 = 8;
 const QUIET: u8 = 3;
 /// Requests per second, over all busy groups.
 const REQUESTS_PER_S: u32 = 200;
+/// Of each group that talks to a server far from all sites.
+const FAR_REQUESTS_PER_S: u32 = 5;
+/// Longest wait for probes.
+const PROBES_BOUND: Duration = Duration::from_secs(20);
 /// Hosts above those that make requests.
 const HOST_DOWNLOAD: u8 = 251;
 const HOST_SSH: u8 = 252;
@@ -65,6 +70,8 @@ impl Size {
 /// Everything that clients do.
 struct Clients {
     requests: Vec<Requests>,
+    /// To servers far from all sites, which take longer than all others.
+    far: Vec<Requests>,
     pings: Vec<(String, Ping)>,
     typing: Typing,
     download: Download,
@@ -80,6 +87,7 @@ pub(super) struct Stage {
     seen: BTreeSet<u64>,
     local_seen: Vec<u64>,
     happenings: Vec<Happening>,
+    probes: Probes,
     failures: Vec<String>,
 }
 
@@ -145,13 +153,27 @@ impl Stage {
         clock: Clock,
     ) -> anyhow::Result<Self> {
         let files = Files::write(&directory, size.download_len)?;
-        files.serve(&deployment.underlay.world, size.download_kbytes_per_s, &mut deployment.processes)?;
+        let (processes, underlay) = (&mut deployment.processes, &deployment.underlay);
+        files.serve(&underlay.world, size.download_kbytes_per_s, processes)?;
+        files.serve_http("nginx-far", &underlay.far, size.download_kbytes_per_s, processes)?;
         for group in 0..GROUPS {
-            deployment.underlay.roam(group, home(group, size.sites))?;
+            underlay.roam(group, home(group, size.sites))?;
+        }
+        for far in deployment.far() {
+            underlay.roam(far.group, far.ingress)?;
         }
         bring_home(&deployment, size.sites).await?;
         let clients = Clients::start(&mut deployment, &files, size, clock)?;
         let local_seen = vec![0; usize::from(size.sites) + 1];
+        let name = |site: u8| deployment.name(site);
+        let way = |far: Far| {
+            let site = &deployment.sites[usize::from(far.ingress) - 1];
+            Probed::new(&far, site.name.clone(), far.round_trip_ms(site))
+        };
+        let probes = Probes {
+            sites: deployment.numbers().map(|site| Fates::of(name(site))).collect(),
+            ways: deployment.far().map(way).collect(),
+        };
         let mut stage = Self {
             deployment,
             clients,
@@ -159,6 +181,7 @@ impl Stage {
             seen: BTreeSet::new(),
             local_seen,
             happenings: Vec::new(),
+            probes,
             failures: Vec::new(),
         };
         // What was moved to bring the groups home is no part of the play.
@@ -173,7 +196,7 @@ impl Stage {
     /// # Errors
     /// Something could not be done at all.
     pub(super) async fn play_short(&mut self) -> anyhow::Result<()> {
-        sleep(PAUSE).await;
+        self.watch_probes().await?;
         self.move_to("move to the other site", 2).await?;
         sleep(PAUSE).await;
         self.kill_agent(2, 1).await?;
@@ -186,7 +209,7 @@ impl Stage {
     /// # Errors
     /// Something could not be done at all.
     pub(super) async fn play(&mut self) -> anyhow::Result<()> {
-        sleep(PAUSE).await;
+        self.watch_probes().await?;
         self.move_to("move", 2).await?;
         sleep(PAUSE).await;
         self.roam(3).await?;
@@ -207,6 +230,40 @@ impl Stage {
         self.restart_ovs(3).await?;
         sleep(PAUSE + PAUSE).await;
         Ok(())
+    }
+
+    // ---- what is measured ---------------------------------------------------------------------------------
+
+    /// Two groups talk to servers that are far from all sites, and their clients come in where no flow of them is: whether they were better
+    /// off there the leader cannot know, so it asks.
+    async fn watch_probes(&mut self) -> anyhow::Result<()> {
+        let begun = tokio::time::Instant::now();
+        loop {
+            for way in &mut self.probes.ways {
+                // While no leader answers there is nothing to see.
+                if let Ok(view) = self.deployment.get(&format!("/v1/explain?group={}", way.group)).await {
+                    way.take(&serde_json::from_value(view)?);
+                }
+            }
+            let all = self.probes.ways.iter().all(|way| way.measured.is_some());
+            if (all && begun.elapsed() >= PAUSE) || begun.elapsed() >= PROBES_BOUND {
+                break;
+            }
+            sleep(Duration::from_millis(100)).await;
+        }
+        for (far, at) in self.deployment.far().zip(0..) {
+            let site = self.deployment.underlay.site(far.ingress).clone();
+            // It blocks; Ctrl-C must be heard meanwhile.
+            let pinged = tokio::task::spawn_blocking(move || ping::median_ms(&site, far.address)).await?;
+            self.probes.ways[at].ping_ms = pinged.ok();
+        }
+        Ok(())
+    }
+
+    async fn count_probes(&mut self) {
+        for (site, fates) in self.deployment.numbers().zip(&mut self.probes.sites) {
+            fates.take(&self.deployment.agent_page(site, "/metrics").await.unwrap_or_default());
+        }
     }
 
     // ---- what is planned ----------------------------------------------------------------------------------
@@ -434,6 +491,7 @@ impl Stage {
             happening.lines().iter().for_each(|line| say(line));
         }
         self.happenings.push(happening);
+        self.count_probes().await;
         self.failures.extend(self.deployment.processes.ended());
         Ok(())
     }
@@ -459,9 +517,10 @@ impl Stage {
     ///
     /// # Errors
     /// A file cannot be read.
-    pub(super) async fn close(self) -> anyhow::Result<Closed> {
+    pub(super) async fn close(mut self) -> anyhow::Result<Closed> {
         say("The clients finish.");
-        let Self { mut deployment, clients, mut happenings, mut failures, .. } = self;
+        self.count_probes().await;
+        let Self { mut deployment, clients, mut happenings, probes, mut failures, .. } = self;
         // It blocks; Ctrl-C must be heard meanwhile.
         let seen = tokio::task::spawn_blocking(move || clients.finish()).await??;
         let mut drops = deployment.drops().await;
@@ -470,7 +529,7 @@ impl Stage {
         }
         failures.extend(deployment.processes.ended());
         drops.sort_unstable();
-        Ok(Closed { seen, happenings, failures, drops, deployment })
+        Ok(Closed { seen, happenings, probes, failures, drops, deployment })
     }
 }
 
@@ -478,14 +537,16 @@ impl Stage {
 pub(super) struct Closed {
     pub(super) seen: Seen,
     pub(super) happenings: Vec<Happening>,
+    pub(super) probes: Probes,
     pub(super) failures: Vec<String>,
     pub(super) drops: Vec<String>,
     pub(super) deployment: Deployment,
 }
 
-/// The busy groups are at home at the first site, the others in turn.
+/// The busy groups are at home at the first site, and so are those that talk to what is far; the others in turn.
 fn home(group: u8, sites: u8) -> u8 {
-    if BUSY.contains(&group) { 1 } else { 1 + (group % sites) }
+    let at_first = BUSY.contains(&group) || far_servers(sites).any(|far| far.group == group);
+    if at_first { 1 } else { 1 + (group % sites) }
 }
 
 async fn bring_home(deployment: &Deployment, sites: u8) -> anyhow::Result<()> {
@@ -563,6 +624,7 @@ fn report_of(group: &str, (from, to): (String, String), summary: &Summary, bound
 impl Clients {
     fn start(deployment: &mut Deployment, files: &Files, size: Size, clock: Clock) -> anyhow::Result<Self> {
         let clients = deployment.underlay.clients.clone();
+        let far: Vec<_> = deployment.far().collect();
         let processes = &mut deployment.processes;
         let to = server(1);
         let ping = |name: &str, group, to, processes: &mut _| {
@@ -577,9 +639,14 @@ impl Clients {
                 Plan { group, server: to, per_second: per_second + rest, expected: files.short.clone() };
             Requests::start(&clients, plan, clock)
         });
+        let far = far.into_iter().map(|Far { group, address: server, .. }| {
+            let expected = files.short.clone();
+            Requests::start(&clients, Plan { group, server, per_second: FAR_REQUESTS_PER_S, expected }, clock)
+        });
         let (busy, other) = (BUSY[0], BUSY[1]);
         Ok(Self {
             requests: requests.into_iter().collect::<anyhow::Result<_>>()?,
+            far: far.collect::<anyhow::Result<_>>()?,
             pings: vec![
                 ping("ping-busy", other, to, processes)?,
                 ping("ping-quiet", QUIET, server(2), processes)?,
@@ -613,7 +680,7 @@ impl Clients {
 
     fn finish(self) -> anyhow::Result<Seen> {
         const FINISH_BOUND: Duration = Duration::from_secs(60);
-        let Self { requests, pings, mut typing, download, mut tcp, mut udp } = self;
+        let Self { mut requests, mut far, pings, mut typing, download, mut tcp, mut udp } = self;
         let ssh_failure = typing.stop().err();
         let mut seen_pings = Vec::new();
         for (name, mut ping) in pings {
@@ -622,13 +689,13 @@ impl Clients {
         }
         let mut wrongs = Wrongs::default();
         let mut http: Vec<Sample> = Vec::new();
-        for mut requests in requests {
+        for requests in requests.iter_mut().chain(&mut far) {
             let found = requests.stop();
             wrongs.reset += found.reset;
             wrongs.wrong += found.wrong;
             wrongs.late_at_us.extend(found.late_at_us);
-            http.extend(requests.samples.all());
         }
+        http.extend(requests.iter().flat_map(|requests| requests.samples.all()));
         http.sort_unstable_by_key(|sample| sample.at_us);
         let downloaded: Downloaded = download.finish(FINISH_BOUND)?;
         let tcp: Measured = tcp.finish(FINISH_BOUND);

@@ -11,7 +11,7 @@ use nix::sys::signal::Signal;
 
 use super::super::namespaces::Namespace;
 use super::super::processes::{Processes, end};
-use super::Sample;
+use super::{Latency, Sample};
 use crate::clock::{Clock, wall_ms};
 
 /// Microseconds between two echoes at least. The kernel wakes `ping` a little later, so this makes about a hundred a second.
@@ -72,6 +72,18 @@ impl Drop for Ping {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// Some echoes, to their end: the median of what came back, in milliseconds.
+///
+/// # Errors
+/// Nothing came back.
+pub(in super::super) fn median_ms(from: &Namespace, to: Ipv4Addr) -> anyhow::Result<f64> {
+    let told = from.run("ping", &["-n", "-D", "-c", "9", "-i", "0.1", "-w", "5", &to.to_string()])?;
+    let echoes = told.lines().filter_map(|line| Echo::parse(line, 0));
+    let samples: Vec<_> =
+        echoes.map(|echo| Sample { at_us: echo.sent_us, took_us: Some(echo.took_us) }).collect();
+    Ok(Latency::of(samples.iter()).p50_ms)
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -66,7 +66,7 @@ impl Files {
         Ok(Self { directory: own, big, short, key })
     }
 
-    /// Starts all servers; the big file is sent at so many kilobytes per second.
+    /// Starts the servers that are near sites; the big file is sent at so many kilobytes per second.
     ///
     /// # Errors
     /// One cannot be started.
@@ -76,20 +76,8 @@ impl Files {
         kbytes_per_s: u32,
         processes: &mut Processes,
     ) -> anyhow::Result<()> {
+        self.serve_http("nginx", world, kbytes_per_s, processes)?;
         let own = self.directory.display();
-        let nginx = format!(
-            "daemon off;\nmaster_process off;\npid {own}/nginx.pid;\nerror_log {own}/nginx.log;\n\
-             events {{ worker_connections 4096; }}\n\
-             http {{\n  access_log off;\n  sendfile on;\n  tcp_nodelay on;\n\
-             client_body_temp_path {own}/body;\n  proxy_temp_path {own}/proxy;\n\
-             fastcgi_temp_path {own}/fastcgi;\n  uwsgi_temp_path {own}/uwsgi;\n  scgi_temp_path {own}/scgi;\n\
-             server {{ listen 80 backlog=1024; root {own}/html; location /big {{ limit_rate {kbytes_per_s}k; }} }}\n}}\n"
-        );
-        let config = self.directory.join("nginx.conf");
-        fs::write(&config, nginx)?;
-        let mut command = world.command("nginx");
-        command.arg("-c").arg(&config).args(["-e", "stderr"]);
-        processes.spawn("nginx", command)?;
 
         // Where OpenSSH's own start script would make it.
         fs::create_dir_all("/run/sshd")?;
@@ -111,5 +99,33 @@ impl Files {
             processes.spawn(&format!("iperf3-server-{port}"), command)?;
         }
         Ok(())
+    }
+
+    /// Starts nginx under this name.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub(in super::super) fn serve_http(
+        &self,
+        name: &str,
+        namespace: &Namespace,
+        kbytes_per_s: u32,
+        processes: &mut Processes,
+    ) -> anyhow::Result<()> {
+        let own = self.directory.display();
+        let nginx = format!(
+            "daemon off;\nmaster_process off;\npid {own}/{name}.pid;\nerror_log {own}/{name}.log;\n\
+             events {{ worker_connections 4096; }}\n\
+             http {{\n  access_log off;\n  sendfile on;\n  tcp_nodelay on;\n\
+             client_body_temp_path {own}/{name}-body;\n  proxy_temp_path {own}/{name}-proxy;\n\
+             fastcgi_temp_path {own}/{name}-fastcgi;\n  uwsgi_temp_path {own}/{name}-uwsgi;\n\
+             scgi_temp_path {own}/{name}-scgi;\n\
+             server {{ listen 80 backlog=1024; root {own}/html; location /big {{ limit_rate {kbytes_per_s}k; }} }}\n}}\n"
+        );
+        let config = self.directory.join(format!("{name}.conf"));
+        fs::write(&config, nginx)?;
+        let mut command = namespace.command("nginx");
+        command.arg("-c").arg(&config).args(["-e", "stderr"]);
+        processes.spawn(name, command)
     }
 }
