@@ -261,7 +261,8 @@ impl Kept {
         }
         let (commands, mut round) = plan::decide(cluster, &self.problem, &certificate, ready);
         (round.touched, round.unprotected) = (touched as u64, self.unprotected);
-        Some(Plan { commands, round: Some(round), probes: Vec::new() })
+        let probes = plan::probes(model, &mut self.problem, now);
+        Some(Plan { commands, round: Some(round), probes })
     }
 
     /// Whether prices are to be found anew.

@@ -92,13 +92,11 @@ const PROBES_PER_S_MAX: u16 = 100;
 const PROBE_BURST_S: f64 = 2.0;
 
 impl Probes {
-    fn wish(&mut self, wishes: Vec<(SiteId, Probe)>) {
-        // What was not worth it any more is not asked for.
-        self.wishes.clear();
+    fn wish(&mut self, wishes: &[(SiteId, Probe)]) {
         for (site, probe) in wishes {
-            let queue = self.wishes.entry(site).or_default();
-            if queue.len() < PROBES_MAX {
-                queue.push_back(probe);
+            let queue = self.wishes.entry(*site).or_default();
+            if queue.len() < PROBES_MAX && !queue.contains(probe) {
+                queue.push_back(*probe);
             }
         }
     }
@@ -331,8 +329,9 @@ impl Brain {
             wall_ms: self.wall_ms,
         };
         let plan = kept.round((cluster, &self.model), differences, &ready, may_be_whole, now);
-        if plan.is_some() {
+        if let Some(plan) = &plan {
             self.released.clear();
+            self.probes.wish(&plan.probes);
         }
         plan
     }
@@ -355,7 +354,9 @@ impl Brain {
         let whole = plan::whole(cluster, &self.model, &ready, now);
         let (plan, kept) = whole.map_or((Plan::default(), None), |(plan, kept)| (plan, Some(kept)));
         self.kept = kept;
-        self.probes.wish(plan.probes.clone());
+        // What is not worth it any more is not asked for.
+        self.probes.wishes.clear();
+        self.probes.wish(&plan.probes);
         // What is to split or merge must not begin to move: the log refuses whichever comes second.
         shapes.into_iter().chain(self.wishes(cluster, plan, now)).collect()
     }

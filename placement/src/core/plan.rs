@@ -41,7 +41,8 @@ pub struct Plan {
     pub commands: Vec<Command>,
     /// What it achieved; nothing without sites.
     pub round: Option<Round>,
-    /// What is worth measuring, and from where, the most worth first.
+    /// What is worth measuring, and from where, the most worth first. A round over few groups goes on with what the last one over
+    /// all was in doubt about.
     pub probes: Vec<(SiteId, Probe)>,
 }
 
@@ -68,7 +69,7 @@ pub(super) fn whole(
     round.unprotected = unprotected;
     round.touched = round.groups;
     commands.extend(standby_changes(cluster, &problem, standbys.as_ref()));
-    let probes = probes(model, &problem, now);
+    let probes = probes(model, &mut problem, now);
     let kept = Kept::new(cluster, model, (problem, frame), (&certificate, unprotected), now);
     Some((Plan { commands, round: Some(round), probes }, kept))
 }
@@ -147,9 +148,9 @@ fn standby_changes(cluster: &Cluster, problem: &Problem, standbys: Option<&Stand
 }
 
 /// What is worth measuring.
-fn probes(model: &Model, problem: &Problem, now: Micros) -> Vec<(SiteId, Probe)> {
-    let group = |group: u32| problem.groups[group as usize].id;
-    delay::probes::choose(model, problem.doubts.clone(), group, &problem.sites, problem.groups.len(), now)
+pub(super) fn probes(model: &Model, problem: &mut Problem, now: Micros) -> Vec<(SiteId, Probe)> {
+    let Problem { doubts, groups, sites, .. } = problem;
+    delay::probes::choose(model, doubts, |group| groups[group as usize].id, sites, groups.len(), now)
 }
 
 /// Gives the solver the prices of the last round.

@@ -91,7 +91,7 @@ pub(super) struct Problem {
     pub(super) light: f64,
     /// Groups that no site may have.
     pub(super) stranded: Vec<GroupId>,
-    /// Groups whose best site is in doubt; none where no site sends probes.
+    /// Groups whose best site is in doubt, the most worth to be measured last; none where no site sends probes.
     pub(super) doubts: Vec<Doubt>,
     /// Groups that are spread, by rule; the classes of the instance have the same order.
     pub(super) spreads: Vec<Spreading>,
@@ -243,6 +243,7 @@ impl Problem {
                 problem.stranded.push(group.id);
             }
         }
+        delay::probes::sort(&mut problem.doubts);
         problem.sum_up();
         Ok(Some((problem, frame)))
     }

@@ -69,18 +69,26 @@ impl Doubt {
     }
 }
 
-/// Whom to ask, the most worth first.
+/// Sorts doubts so that the last is the most worth to be cleared up.
+pub(crate) fn sort(doubts: &mut [Doubt]) {
+    doubts.sort_unstable_by(|a, b| a.value.total_cmp(&b.value).then(b.group.cmp(&a.group)));
+}
+
+/// Whom to ask in one round, the most worth first; the doubts that this looks at are taken from the end, so the next round goes on where
+/// this one ended.
 pub(crate) fn choose(
     model: &Model,
-    mut doubts: Vec<Doubt>,
+    doubts: &mut Vec<Doubt>,
     group: impl Fn(u32) -> GroupId,
     sites: &[SiteId],
     groups: usize,
     now: Micros,
 ) -> Vec<(SiteId, Probe)> {
-    doubts.sort_unstable_by(|a, b| b.value.total_cmp(&a.value).then(a.group.cmp(&b.group)));
     let (mut wishes, mut probed) = (Vec::new(), 0);
-    for doubt in doubts {
+    while probed < (groups / GROUPS_PER_PROBED).max(1)
+        && wishes.len() < WISHES_MAX
+        && let Some(doubt) = doubts.pop()
+    {
         let before = wishes.len();
         let known = model.known(&group(doubt.group));
         for (number, _) in known.into_iter().flat_map(|known| known.talk.iter().take(SERVERS_MAX)) {
@@ -91,9 +99,6 @@ pub(crate) fn choose(
             }
         }
         probed += usize::from(wishes.len() > before);
-        if probed >= (groups / GROUPS_PER_PROBED).max(1) || wishes.len() >= WISHES_MAX {
-            break;
-        }
     }
     wishes.truncate(WISHES_MAX);
     wishes
