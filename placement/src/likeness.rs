@@ -46,6 +46,9 @@ const ALIKE_KM: f32 = 500.0;
 const MS_MAX: f32 = 60_000.0;
 /// Hypotheses less likely than this, as a share of the likeliest, do not count.
 const LIKELY_MIN: f32 = 1e-4;
+/// A side of a triangle of delays is at least this share of what the other two differ by: routes are not straight, so some sides are shorter
+/// than that, but few by more.
+const TRIANGLE: f32 = 0.7;
 /// Largest standard deviation of a logarithm: beyond it nothing is known anyway.
 const SPREAD_MAX: f32 = 2.0;
 
@@ -104,6 +107,14 @@ struct Hypothesis<'a> {
     likely: f32,
 }
 
+impl Hypothesis<'_> {
+    /// The delay from a site in milliseconds. A place that was measured itself knows better what is possible there.
+    fn says(&self, site: usize, floor: f32) -> f32 {
+        let floor = if self.known.place.is_some() { 0.0 } else { floor };
+        (self.known.ms[site] + self.stretch).max(floor)
+    }
+}
+
 impl Likeness {
     /// From the round trips between the sites in milliseconds, `mesh[a][b]`; the diagonal is not read. What is no delay counts as
     /// the median of its row. Rows that are short are filled up likewise.
@@ -138,7 +149,7 @@ impl Likeness {
         let best = seen.iter().map(|seen| seen.ms).fold(MS_MAX, f32::min);
         let (sites, mut logs) = (0..self.sites.len(), Vec::with_capacity(hypotheses.len()));
         let mut estimates: Vec<Estimate> =
-            sites.map(|site| blend(&hypotheses, site, best, &mut logs)).collect();
+            sites.map(|site| blend(&hypotheses, (site, self.floor(&seen, site)), best, &mut logs)).collect();
         for seen in &seen {
             let (ms, spread) = (seen.ms, doubt(seen.age_s) - MISFIT);
             estimates[seen.site] = Estimate { ms, spread, mean_ms: ms, gain_ms: 0.0, measured: true };
@@ -190,6 +201,13 @@ impl Likeness {
 
     fn is_usable(&self, seen: &Seen) -> bool {
         seen.site < self.sites.len() && (0.0..=MS_MAX).contains(&seen.ms) && seen.age_s >= 0.0
+    }
+
+    /// What a place has from a site at least, in milliseconds: if it is near another and that is far from this one. That it is far from
+    /// another may be an odd route and says nothing of this one.
+    fn floor(&self, seen: &[Seen], site: usize) -> f32 {
+        let side = |seen: &Seen| TRIANGLE * (self.sites[seen.site].ms[site] - seen.ms);
+        seen.iter().map(side).fold(0.0, f32::max)
     }
 
     /// Those that are likely; the likelinesses sum to 1.
@@ -251,19 +269,27 @@ fn stretch(known: &Known, seen: &[Seen], stretches: &mut Vec<f32>) -> f32 {
     median.max(0.0)
 }
 
-/// Mean, spread and expected gain over hypotheses, from a site. `logs` is room for one number each.
-fn blend(hypotheses: &[Hypothesis<'_>], site: usize, best_ms: f32, logs: &mut Vec<f32>) -> Estimate {
+/// Mean, spread and expected gain over hypotheses, from a site and the least that it may have. `logs` is room for one number each.
+fn blend(
+    hypotheses: &[Hypothesis<'_>],
+    (site, floor): (usize, f32),
+    best_ms: f32,
+    logs: &mut Vec<f32>,
+) -> Estimate {
     logs.clear();
-    logs.extend(hypotheses.iter().map(|each| ln(each.known.ms[site] + each.stretch + OFFSET_MS)));
+    logs.extend(hypotheses.iter().map(|each| ln(each.says(site, floor) + OFFSET_MS)));
     let mean_log: f32 = hypotheses.iter().zip(&*logs).map(|(each, log)| each.likely * log).sum();
     let (best_ms, mut around, mut mean_ms, mut gain_ms) = (best_ms + OFFSET_MS, 0.0, 0.0, 0.0);
     let best_log = ln(best_ms);
     for (each, log) in hypotheses.iter().zip(&*logs) {
-        let variance = (SPREAD * SPREAD + each.known.variance[site]).min(SPREAD_MAX * SPREAD_MAX);
+        // One that has to be lifted is less sure by that.
+        let lifted = log - ln(each.says(site, 0.0) + OFFSET_MS);
+        let variance = SPREAD * SPREAD + each.known.variance[site] + lifted * lifted;
+        let variance = variance.min(SPREAD_MAX * SPREAD_MAX);
         let (off, spread) = (log - mean_log, variance.sqrt());
         around += each.likely * (off * off + variance);
         // The mean of the logarithmic normal distribution.
-        let ms = (each.known.ms[site] + each.stretch + OFFSET_MS) / exp(-variance / 2.0);
+        let ms = (each.says(site, floor) + OFFSET_MS) / exp(-variance / 2.0);
         mean_ms += each.likely * ms;
         let below = (best_log - log) / spread;
         if below > -4.0 {
@@ -317,6 +343,16 @@ mod tests {
 
     fn nearest(estimates: &[Estimate]) -> usize {
         (0..estimates.len()).min_by(|&a, &b| estimates[a].ms.total_cmp(&estimates[b].ms)).unwrap()
+    }
+
+    #[test]
+    fn a_place_that_is_like_no_site_is_not_nearer_than_the_triangle_allows() {
+        // 70 ms from the first and 80 from the last, which are 170 apart; 90 and 208 ms from the second.
+        let likeness =
+            Likeness::new(&[vec![0.0, 90.0, 170.0], vec![90.0, 0.0, 208.0], vec![170.0, 208.0, 0.0]]);
+        let estimates = likeness.estimate(None, &[seen(0, 70.0), seen(2, 80.0)], None);
+        assert!(estimates[1].ms >= 0.7 * (208.0 - 80.0) - 0.1, "{estimates:?}");
+        assert!(estimates[1].spread > 0.5, "and that is not sure: {estimates:?}");
     }
 
     #[test]
