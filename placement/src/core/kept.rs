@@ -17,12 +17,14 @@ use super::model::{Cluster, Group, Site};
 use super::plan::{self, Plan, Readiness};
 use super::policy::Policy;
 use super::problem::{Fate, Frame, Loads, Maker, Problem, Purpose, wants};
-use crate::solver::{Certificate, PerResource, RESOURCES, Start};
+use crate::solver::{Certificate, PerResource, RESOURCES, Resource, Start};
 
 /// Time between rounds over all groups, at least.
 pub(super) const WHOLE_EVERY: Micros = Micros(8_000_000);
 /// Traffic that differs by a smaller share is the same; and what is less than this share of the mean group's.
 const DIFFERS: f32 = 0.1;
+/// Packets of a second are counted with a standard deviation of their root, if they come at random; so many of these are noise.
+const NOISE: f32 = 3.0;
 /// Groups that are taken to be the same may together carry so much more or less at a site, as a share of its room.
 const DRIFT: f64 = 0.05;
 /// Packets come in elsewhere when the share of the ingress that had most differs by more.
@@ -101,7 +103,14 @@ impl Seen {
 
     fn differs(&self, known: Option<&Known>, mean: PerResource<f32>) -> bool {
         let (before, now) = (self.demand, demand(known));
-        let other = |r: usize| (now[r] - before[r]).abs() > DIFFERS * now[r].max(before[r]).max(mean[r]);
+        let packets = now[Resource::Packets as usize].max(before[Resource::Packets as usize]);
+        let noise = NOISE / packets.max(1.0).sqrt();
+        let other = |r: usize| {
+            let (off, most) = ((now[r] - before[r]).abs(), now[r].max(before[r]));
+            // Flows are counted as they are, packets and bits as they come.
+            let sways = if r == Resource::Flows as usize { DIFFERS } else { DIFFERS.max(noise) };
+            off > sways * most && off > DIFFERS * mean[r]
+        };
         (0..RESOURCES).any(other)
             || known.is_some_and(|known| {
                 self.inside.shifted(&known.demand.inside) || self.outside.shifted(&known.demand.outside)
@@ -284,6 +293,10 @@ impl Kept {
             let group = cluster.groups.get(&seen.id)?;
             let known = model.known(&seen.id).filter(|known| is_told(known, now));
             let index = match self.problem.renew(&mut maker, group, known, seen.index()).ok()? {
+                // It counted for those that it is spread with where its dead owner was.
+                Fate::At(index) if seen.index().is_none() && self.problem.class[index].is_some() => {
+                    return None;
+                }
                 Fate::At(index) => index as u32,
                 Fate::Absent => u32::MAX,
                 Fate::Stranded if self.problem.stranded.contains(&seen.id) => u32::MAX,

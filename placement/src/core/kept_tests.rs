@@ -345,6 +345,20 @@ fn what_sways_by_little_is_not_looked_at() {
 }
 
 #[test]
+fn what_is_counted_at_random_sways_and_is_not_looked_at() {
+    let (mut cluster, mut loads) = (wide(false), at_home());
+    let mut brain = led(&cluster, &loads);
+    cluster.round = plan::plan(&cluster, brain.model(), &READY, Micros(3 * S)).round;
+    // Forty packets a second, give or take twice their root; flows stay.
+    for (n, load) in (0_u64..).zip(&mut loads) {
+        load.packets_per_s = if n % 2 == 0 { 28 } else { 53 };
+        load.bits_per_s = load.packets_per_s * 4_000;
+    }
+    tell(&mut brain, &loads, 4);
+    assert_eq!(brain.poll(&cluster, Micros(4 * S)), []);
+}
+
+#[test]
 fn small_changes_that_come_to_much_call_for_a_round_over_all() {
     let (cluster, mut loads) = (wide(false), at_home());
     let mut brain = led(&cluster, &loads);
