@@ -1,0 +1,282 @@
+//! Moves between the workers of the site, for load or because one is to end.
+
+use std::collections::BTreeMap;
+
+use flow::{Epoch, GroupId, Micros, MoveId, WorkerId};
+use switchctl::OldPath;
+use transfer::core::{Ending, MoveSpec, Source, SourceInput, Target, TargetInput};
+
+use super::super::elastic::{Views, WorkerView};
+use super::{Agent, LocalMove, Marker, Worker};
+
+/// How long the groups of a worker that went away wait for it before others get them.
+const WORKER_BOUND: Micros = Micros(3_000_000);
+/// Moves between workers that are remembered for those who ask.
+const LOCAL_LOG_LEN: usize = 256;
+/// A gap between the most and the least loaded worker counts when it is above the mean by this, as a divisor.
+const GAP_SHARE: u64 = 3;
+/// Shortest stay of a group at a worker.
+const LOCAL_DWELL: Micros = Micros(10_000_000);
+/// Moves between workers at a time.
+const LOCAL_MOVES_MAX: usize = 4;
+/// What a worker said about itself counts for so long: six reports.
+const STATS_FRESH: Micros = Micros(3_000_000);
+
+impl Agent {
+    /// Always strict: inside a site that costs next to nothing, and a relaxed target relays what it cannot place to the site of
+    /// the source, where the switch would give it back to the target.
+    pub(super) fn local_spec(&self, group: GroupId, id: MoveId, epoch: Epoch) -> MoveSpec {
+        MoveSpec { id, group, from: self.site, to: self.site, epoch, relaxed: false }
+    }
+
+    pub(super) fn move_locally(&mut self, group: GroupId, to: WorkerId, now: Micros) {
+        let Some(&from) = self.local.get(&group) else { return };
+        let Some(state) = self.groups.get(&group).copied() else { return };
+        let idle = state.owner == self.site && state.move_id.is_none() && !self.is_moving(&group);
+        let fit = from != to && self.is_ready(from) && self.is_ready(to);
+        if !self.is_settled() || !idle || !fit {
+            return;
+        }
+        self.local_moves += 1;
+        let id = MoveId::local(u64::from(self.incarnation) << 24 | self.local_moves);
+        let spec = self.local_spec(group, id, state.epoch);
+        let flows = self.loads.get(&group).map_or(0, |load| load.flows);
+        let incarnation = self.next_incarnation();
+        self.add_source(id, Source::new(spec, incarnation, flows, false, now), from, self.site);
+        self.add_target(id, Target::new(spec, None), to, now);
+        self.feed_source(id, SourceInput::PeerUp, now);
+    }
+
+    pub(super) fn is_moving_locally(&self, group: &GroupId) -> bool {
+        self.outgoing.iter().any(|(id, out)| id.is_local() && out.machine.spec().group == *group)
+    }
+
+    pub(super) fn is_moving(&self, group: &GroupId) -> bool {
+        self.outgoing.values().any(|out| out.machine.spec().group == *group)
+            || self.incoming.values().any(|incoming| incoming.machine.spec().group == *group)
+    }
+
+    pub(super) fn is_ready(&self, worker: WorkerId) -> bool {
+        self.workers.get(&worker).is_some_and(|worker| worker.up && worker.ready)
+    }
+
+    /// Inside a site the agent is the log.
+    pub(super) fn commit_local(&mut self, id: MoveId, now: Micros) {
+        let (Some(out), Some(incoming)) = (self.outgoing.get(&id), self.incoming.get(&id)) else { return };
+        let (spec, old, to) = (*out.machine.spec(), out.worker, incoming.worker);
+        self.set_local(spec.group, Some(to));
+        self.plan_dirty = true;
+        let old = OldPath::Local(old);
+        self.markers
+            .insert(id, Marker { group: spec.group, epoch: spec.epoch, old, tag: self.tag + 1, at: None });
+        self.feed_source(id, SourceInput::Switching(vec![self.site]), now);
+        self.feed_target(id, TargetInput::Switching, now);
+    }
+
+    pub(super) fn log_local(&mut self, id: MoveId, summary: transfer::core::Summary) {
+        let (Some(out), Some(incoming)) = (self.outgoing.get(&id), self.incoming.get(&id)) else { return };
+        let (group, from, to) = (incoming.machine.spec().group, out.worker, incoming.worker);
+        let transfer::core::Summary { flows, precopy_us, hold, .. } = summary;
+        let number = self.counts.moves_local + 1;
+        self.local_log.push_back(LocalMove { number, group, from, to, flows, precopy_us, hold });
+        if self.local_log.len() > LOCAL_LOG_LEN {
+            self.local_log.pop_front();
+        }
+    }
+
+    pub(super) fn end_local(&mut self, id: MoveId, ending: Ending, now: Micros) {
+        self.counts.moves_local += u64::from(ending == Ending::Done);
+        if let (Some(out), true) = (self.outgoing.get(&id), ending != Ending::Done) {
+            let (group, worker) = (out.machine.spec().group, out.worker);
+            self.set_local(group, Some(worker));
+        }
+        self.markers.remove(&id);
+        self.feed_source(id, SourceInput::Ended(ending), now);
+        self.feed_target(id, TargetInput::Ended(ending), now);
+        self.resync(now);
+        if ending == Ending::Done {
+            // What was refused is tried again at the next look at the loads.
+            self.evacuate(now);
+        }
+    }
+
+    /// Spreads groups over the workers: from the one with most packets to the one with fewest, one group at a time,
+    /// while that narrows the gap well. A small gap is left alone, and a group stays for a while where it is, so loads that
+    /// wobble do not move groups back and forth.
+    pub(super) fn balance(&mut self, now: Micros) {
+        let mut loads = self.worker_loads();
+        if loads.len() < 2 {
+            return;
+        }
+        for _ in self.local_moves_in_hand()..LOCAL_MOVES_MAX {
+            let Some((group, from, to, weight)) = self.best_move(&loads, now) else { return };
+            self.settled_at.insert(group, now);
+            self.move_locally(group, to, now);
+            *loads.entry(from).or_default() -= weight;
+            *loads.entry(to).or_default() += weight;
+        }
+    }
+
+    fn local_moves_in_hand(&self) -> usize {
+        self.outgoing.keys().filter(|id| id.is_local()).count()
+    }
+
+    /// The load of each worker that may get groups, by the groups that it has.
+    fn worker_loads(&self) -> BTreeMap<WorkerId, u64> {
+        let mut loads: BTreeMap<WorkerId, u64> =
+            self.ready_workers().filter(|id| !self.retiring.contains(id)).map(|id| (id, 0)).collect();
+        for (group, worker) in &self.local {
+            if let Some(load) = loads.get_mut(worker) {
+                *load += self.weight(group);
+            }
+        }
+        loads
+    }
+
+    /// Groups of workers that retire go to the least loaded others, heaviest first, as many at a time as other moves between
+    /// workers. How long a group has been there does not matter.
+    pub(super) fn evacuate(&mut self, now: Micros) {
+        if self.retiring.is_empty() {
+            return;
+        }
+        let mut loads = self.worker_loads();
+        for (id, incoming) in self.incoming.iter().filter(|(id, _)| id.is_local()) {
+            // On its way to that worker, and not among its groups before the flip.
+            let group = incoming.machine.spec().group;
+            let from = self.outgoing.get(id).map(|out| out.worker);
+            if let Some(load) =
+                loads.get_mut(&incoming.worker).filter(|_| self.local.get(&group).copied() == from)
+            {
+                *load += self.weight(&group);
+            }
+        }
+        let leave = self.local.iter().filter(|(group, worker)| {
+            self.retiring.contains(worker)
+                && self.groups.get(group).is_some_and(|g| g.owner == self.site && g.move_id.is_none())
+                && !self.is_moving(group)
+        });
+        let mut leave: Vec<_> = leave.map(|(group, _)| (self.weight(group), *group)).collect();
+        leave.sort_unstable_by_key(|(weight, group)| (std::cmp::Reverse(*weight), *group));
+        let room = LOCAL_MOVES_MAX.saturating_sub(self.local_moves_in_hand());
+        for (weight, group) in leave.into_iter().take(room) {
+            let Some((_, to)) = loads.iter().map(|(id, load)| (*load, *id)).min() else { return };
+            self.settled_at.insert(group, now);
+            self.move_locally(group, to, now);
+            *loads.entry(to).or_default() += weight;
+        }
+    }
+
+    pub(super) fn recall(&mut self, worker: WorkerId) {
+        let gone = self.workers.get(&worker).is_some_and(|known| !known.up);
+        let has_groups = self.local.values().any(|at| *at == worker);
+        if self.retiring.remove(&worker) && gone && !has_groups {
+            // It was to go: nobody waits for it.
+            self.workers.remove(&worker);
+        }
+    }
+
+    /// The workers that answer, for the decision how many there should be; nothing before all were heard.
+    #[must_use]
+    pub fn worker_views(&self, now: Micros) -> Option<Views> {
+        let views = self.ready_workers().map(|id| {
+            let said = self.workers.get(&id).and_then(|worker| worker.said);
+            let said = said.filter(|(at, ..)| at.plus(STATS_FRESH) > now);
+            let knows_none = said.is_some_and(|(.., groups)| groups == 0);
+            let view = WorkerView {
+                busy: said.map(|(_, busy, _)| busy),
+                is_empty: knows_none && !self.has_task(id),
+            };
+            (id, view)
+        });
+        self.is_settled().then(|| views.collect())
+    }
+
+    /// It has a group, or was told to do something with one.
+    fn has_task(&self, id: WorkerId) -> bool {
+        self.local.values().chain(self.unserved.values()).any(|worker| *worker == id)
+            || self.outgoing.values().any(|out| out.worker == id)
+            || self.incoming.values().any(|incoming| incoming.worker == id)
+    }
+
+    /// Whether the worker is to have no groups.
+    #[must_use]
+    pub fn is_retiring(&self, worker: WorkerId) -> bool {
+        self.retiring.contains(&worker)
+    }
+
+    /// How many groups a worker has.
+    #[must_use]
+    pub fn groups_of(&self, worker: WorkerId) -> usize {
+        self.local.values().filter(|at| **at == worker).count()
+    }
+
+    /// Packets of the last report, and something for a group that is idle, so that those spread too.
+    fn weight(&self, group: &GroupId) -> u64 {
+        1 + self.means.get(group).copied().unwrap_or(0)
+            + self.loads.get(group).map_or(0, |load| load.flows / 16)
+    }
+
+    fn best_move(
+        &self,
+        loads: &BTreeMap<WorkerId, u64>,
+        now: Micros,
+    ) -> Option<(GroupId, WorkerId, WorkerId, u64)> {
+        let (&from, &most) = loads.iter().max_by_key(|(id, load)| (**load, **id))?;
+        let (&to, &least) = loads.iter().min_by_key(|(id, load)| (**load, **id))?;
+        let mean = loads.values().sum::<u64>() / loads.len() as u64;
+        let gap = most - least;
+        if gap * GAP_SHARE <= mean.max(GAP_SHARE) {
+            return None;
+        }
+        let movable = |group: &GroupId| {
+            let rested = self.settled_at.get(group).is_none_or(|at| at.plus(LOCAL_DWELL) <= now);
+            rested
+                && self.groups.get(group).is_some_and(|g| g.owner == self.site && g.move_id.is_none())
+                && !self.is_moving(group)
+                && !self.is_to_change(group)
+        };
+        self.local
+            .iter()
+            .filter(|(group, worker)| **worker == from && movable(group))
+            .map(|(group, _)| (*group, self.weight(group)))
+            .filter(|(_, weight)| gap.abs_diff(2 * *weight) <= gap / 2)
+            .min_by_key(|(group, weight)| ((gap / 2).abs_diff(*weight), *group))
+            .map(|(group, weight)| (group, from, to, weight))
+    }
+
+    /// Groups of a worker that stays away go to others; their flows stay with it.
+    pub(super) fn replace_dead_workers(&mut self, now: Micros) {
+        let dead = |worker: &Worker| worker.down_since.is_some_and(|at| at.plus(WORKER_BOUND) <= now);
+        let dead: Vec<_> = self.workers.iter().filter(|(_, w)| dead(w)).map(|(id, _)| *id).collect();
+        for id in dead {
+            tracing::warn!(worker = %id, "the worker stays away; its groups go to others");
+            self.workers.remove(&id);
+            self.worker_lost(id);
+            self.resync(now);
+        }
+    }
+
+    /// One that retires only if there is no other.
+    pub(super) fn least_loaded(&self) -> Option<WorkerId> {
+        let load = |id: WorkerId| self.workers.get(&id).map_or(0, |worker| worker.load);
+        let rank = |id: WorkerId| (self.retiring.contains(&id), load(id), self.groups_of(id), id);
+        self.ready_workers().min_by_key(|id| rank(*id))
+    }
+
+    pub(super) fn ready_workers(&self) -> impl Iterator<Item = WorkerId> {
+        self.workers.iter().filter(|(_, worker)| worker.up && worker.ready).map(|(id, _)| *id)
+    }
+
+    pub(super) fn up_workers(&self) -> Vec<WorkerId> {
+        self.workers.iter().filter(|(_, worker)| worker.up).map(|(id, _)| *id).collect()
+    }
+
+    pub(super) fn set_local(&mut self, group: GroupId, worker: Option<WorkerId>) {
+        let before = match worker {
+            Some(worker) => self.local.insert(group, worker),
+            None => self.local.remove(&group),
+        };
+        self.plan_dirty |= before != worker;
+        self.unserved.remove(&group);
+    }
+}

@@ -1,0 +1,270 @@
+//! Workers come, go, and say what they have.
+
+use std::collections::BTreeSet;
+
+use dataplane::control::{Event, GroupStatus, Phase, Request, Stats};
+use flow::{GroupId, Micros, MoveId, WorkerId};
+use placement::core::Command;
+use transfer::core::{SourceInput, TargetInput};
+
+use super::{Agent, Output, Worker, service_spec};
+
+impl Agent {
+    pub(super) fn worker_up(&mut self, id: WorkerId, boot: u64) {
+        let worker = self.workers.entry(id).or_default();
+        let reborn = worker.boot != boot && worker.boot != 0;
+        *worker = Worker { up: true, boot, load: worker.load, ..Worker::default() };
+        if reborn {
+            self.worker_lost(id);
+        }
+        self.drop_machines_of(id);
+        let services: Vec<_> = self.services.values().map(service_spec).collect();
+        self.outputs.push_back(Output::Worker(id, Request::Services(services)));
+        self.ask_status();
+    }
+
+    /// Asks every worker what it has; until all have answered nothing is placed or begun.
+    pub(super) fn ask_status(&mut self) {
+        for (id, worker) in self.workers.iter_mut().filter(|(_, worker)| worker.up) {
+            worker.fresh = false;
+            self.outputs.push_back(Output::Worker(*id, Request::Status));
+        }
+    }
+
+    /// Placement was heard, and every worker that is there has said what it has.
+    pub(super) fn is_settled(&self) -> bool {
+        self.synced && self.workers.values().all(|worker| worker.fresh || !worker.up)
+    }
+
+    /// The connection to the worker broke, and what it said meanwhile is lost: its machines are made anew from its
+    /// next status.
+    fn drop_machines_of(&mut self, worker: WorkerId) {
+        let stale: Vec<_> = (self.outgoing.iter().filter(|(_, o)| o.worker == worker).map(|(id, _)| *id))
+            .chain(self.incoming.iter().filter(|(_, i)| i.worker == worker).map(|(id, _)| *id))
+            .collect();
+        for id in stale {
+            if self.outgoing.remove(&id).is_some() {
+                self.outputs.push_back(Output::Hangup(id));
+            }
+            self.incoming.remove(&id);
+            if id.is_local() {
+                self.markers.remove(&id);
+            }
+        }
+    }
+
+    pub(super) fn worker_down(&mut self, id: WorkerId, now: Micros) {
+        let Some(worker) = self.workers.get_mut(&id) else { return };
+        *worker = Worker { up: false, ready: false, fresh: false, down_since: Some(now), ..*worker };
+        self.drop_machines_of(id);
+    }
+
+    /// The process is another one: what it had is gone.
+    pub(super) fn worker_lost(&mut self, id: WorkerId) {
+        self.local.retain(|_, worker| *worker != id);
+        self.unserved.retain(|_, worker| *worker != id);
+        let lost = |machine_worker: WorkerId| machine_worker == id;
+        let ended: Vec<_> = self.outgoing.iter().filter(|(_, o)| lost(o.worker)).map(|(id, _)| *id).collect();
+        for move_id in ended {
+            self.outgoing.remove(&move_id);
+            self.outputs.push_back(Output::Hangup(move_id));
+            if move_id.is_local() {
+                self.incoming.remove(&move_id);
+            } else {
+                let reason = format!("worker {id} of the source was restarted");
+                let abort = Command::Abort { move_id, by: Some(self.site), reason };
+                self.outputs.push_back(Output::Propose(abort));
+            }
+        }
+        self.incoming.retain(|_, incoming| !lost(incoming.worker));
+        self.plan_dirty = true;
+    }
+
+    pub(super) fn worker_said(&mut self, worker: WorkerId, event: Event, now: Micros) {
+        match event {
+            Event::Status { groups, .. } => self.status(worker, groups, now),
+            Event::Stats(stats) => self.stats(worker, *stats, now),
+            Event::Records { move_id, batch, .. } => {
+                self.feed_source_of(worker, move_id, SourceInput::Records(batch), now);
+            }
+            Event::RoundEnd { move_id, dirty, flows, .. } => {
+                self.feed_source_of(worker, move_id, SourceInput::RoundEnd { dirty, flows }, now);
+            }
+            Event::Cut { move_id, token, missing, .. } => {
+                self.feed_source_of(worker, move_id, SourceInput::Cut { token, missing }, now);
+            }
+            Event::Disarmed { move_id, cut, .. } => {
+                self.feed_source_of(worker, move_id, SourceInput::Disarmed { cut }, now);
+            }
+            Event::Prepared { move_id, .. } => self.prepared(worker, move_id),
+            Event::Refused { group, move_id, reason } => {
+                self.worker_refused(worker, group, move_id, reason, now)
+            }
+            Event::Installed { move_id, sequence, .. } => {
+                self.feed_target_of(worker, move_id, TargetInput::Installed(sequence), now);
+            }
+            Event::Joined { move_id, flows, hold, .. } => {
+                self.counts.hold_us_max = self.counts.hold_us_max.max(hold.us_max);
+                self.feed_target_of(worker, move_id, TargetInput::Joined { flows, hold }, now);
+            }
+            Event::Mismatch { move_id, .. } => {
+                self.feed_target_of(worker, move_id, TargetInput::Mismatch, now)
+            }
+            Event::Gone { group, move_id } => self.gone(worker, group, move_id),
+            Event::Serving { group, .. } => {
+                if self.unserved.get(&group) == Some(&worker) {
+                    self.unserved.remove(&group);
+                }
+            }
+            Event::Hello { .. } | Event::Abandoned { .. } | Event::ServicesSet => {}
+        }
+    }
+
+    fn worker_refused(
+        &mut self,
+        worker: WorkerId,
+        group: GroupId,
+        move_id: Option<MoveId>,
+        reason: String,
+        now: Micros,
+    ) {
+        self.counts.refused += 1;
+        tracing::warn!(%worker, %group, %reason, "the worker refused");
+        if let Some(id) = move_id {
+            self.feed_source_of(worker, id, SourceInput::Refused(reason.clone()), now);
+            self.feed_target_of(worker, id, TargetInput::Refused(reason), now);
+        }
+    }
+
+    /// The worker has room; the machine hears of it once the switch delivers to that worker.
+    fn prepared(&mut self, worker: WorkerId, id: MoveId) {
+        let tag = if self.plan_dirty { self.tag + 1 } else { self.tag };
+        if let Some(incoming) = self.incoming.get_mut(&id).filter(|incoming| incoming.worker == worker) {
+            incoming.prepared_at = Some(tag);
+        }
+    }
+
+    /// A worker relays no longer: the switch need not deliver to it any more, unless it got a new task.
+    fn gone(&mut self, worker: WorkerId, group: GroupId, _id: MoveId) {
+        let owned = self.groups.get(&group).is_some_and(|g| g.owner == self.site);
+        let coming = self.incoming.values().any(|incoming| incoming.machine.spec().group == group);
+        if !owned && !coming && self.local.get(&group) == Some(&worker) {
+            self.set_local(group, None);
+        }
+    }
+
+    fn stats(&mut self, worker: WorkerId, stats: Stats, now: Micros) {
+        if let Some(worker) = self.workers.get_mut(&worker) {
+            worker.load = stats.groups.iter().map(|load| load.packets).sum();
+            worker.said = Some((now, stats.busy, stats.groups_known));
+        }
+        for load in stats.groups {
+            if self.local.get(&load.group) == Some(&worker) {
+                let mean = self.means.entry(load.group).or_insert(load.packets);
+                *mean = (*mean * 7 + load.packets) / 8;
+                self.loads.insert(load.group, load);
+            }
+        }
+        let local = &self.local;
+        self.loads.retain(|group, _| local.contains_key(group));
+        self.means.retain(|group, _| local.contains_key(group));
+    }
+
+    fn status(&mut self, worker: WorkerId, groups: Vec<GroupStatus>, now: Micros) {
+        if let Some(entry) = self.workers.get_mut(&worker) {
+            entry.ready = true;
+            entry.fresh = true;
+        }
+        self.drop_stale_local(worker, &groups);
+        self.serve_again(worker, &groups);
+        for status in groups {
+            // Whoever serves or may serve comes before whoever only relays.
+            let relays = matches!(status.phase, Phase::Relaying | Phase::Tombstone);
+            if self.is_local_move_known(status.move_id) || self.adopt(worker, &status) {
+                continue;
+            }
+            if self.abandons(worker, &status) {
+                continue;
+            }
+            if let Some(id) = status.move_id.filter(|id| id.is_local()) {
+                // A tombstone of a move between workers relays to whichever worker has the group now.
+                if status.phase != Phase::Tombstone {
+                    self.orphans.entry(id).or_default().insert(worker, status);
+                    self.point_at_orphan(id);
+                }
+                continue;
+            }
+            if !relays || !self.local.contains_key(&status.group) {
+                self.set_local(status.group, Some(worker));
+            }
+            if self.synced {
+                self.reconcile(worker, status, now);
+            }
+        }
+        self.try_sync(now);
+        self.resync(now);
+    }
+
+    /// Where the switch delivers while a move between workers is half done: to the target once the flip was ordered, and it was
+    /// when the source drains. To turn back would let packets pass those that the target holds.
+    fn point_at_orphan(&mut self, id: MoveId) {
+        let Some(parts) = self.orphans.get(&id) else { return };
+        let find = |phases: &[Phase]| parts.iter().find(|(_, s)| phases.contains(&s.phase));
+        let copying = find(&[Phase::Copying]);
+        let flipped = find(&[Phase::Draining, Phase::Relaying]);
+        let shadow = find(&[Phase::Shadow, Phase::Open]);
+        let Some((&worker, status)) = copying.or(shadow).or(flipped) else { return };
+        let is_known = self.local.contains_key(&status.group);
+        if !is_known || copying.is_some() || flipped.is_some() && shadow.is_some() {
+            self.set_local(status.group, Some(worker));
+        }
+    }
+
+    /// That a relay ended may have been said while nobody listened. Groups of this site are left alone: what gives them
+    /// to the worker may have been sent after the question that this answers.
+    fn drop_stale_local(&mut self, worker: WorkerId, groups: &[GroupStatus]) {
+        let has: BTreeSet<_> = groups.iter().map(|status| status.group).collect();
+        let stale = self.local.iter().filter(|(group, at)| **at == worker && !has.contains(group));
+        let stale: Vec<_> = stale.map(|(group, _)| *group).collect();
+        for group in stale {
+            let owned = self.groups.get(&group).is_none_or(|g| g.owner == self.site);
+            if !owned && !self.is_moving(&group) {
+                self.set_local(group, None);
+            }
+        }
+    }
+
+    /// What told the worker to serve was lost with its connection, or is still on its way: then twice does no harm.
+    fn serve_again(&mut self, worker: WorkerId, groups: &[GroupStatus]) {
+        let has: BTreeSet<_> = groups.iter().map(|status| status.group).collect();
+        let missing = self.unserved.iter().filter(|(group, at)| **at == worker && !has.contains(group));
+        let owned = missing.filter_map(|(group, _)| self.groups.get(group)).filter(|g| g.owner == self.site);
+        let requests = owned.map(|group| Request::Serve { group: group.id, epoch: group.epoch });
+        self.outputs.extend(requests.map(|request| Output::Worker(worker, request)).collect::<Vec<_>>());
+    }
+
+    /// A worker may have refused to serve what overlaps something that it still relayed.
+    pub(super) fn ask_again(&mut self) {
+        for worker in self.ready_workers().collect::<Vec<_>>() {
+            self.serve_again(worker, &[]);
+        }
+    }
+
+    /// A shadow whose move was given to another worker while this one was away is of no use.
+    fn abandons(&mut self, worker: WorkerId, status: &GroupStatus) -> bool {
+        let Some(move_id) = status.move_id.filter(|_| matches!(status.phase, Phase::Shadow | Phase::Open))
+        else {
+            return false;
+        };
+        if self.incoming.get(&move_id).is_none_or(|incoming| incoming.worker == worker) {
+            return false;
+        }
+        let abandon = Request::Abandon { group: status.group, move_id, relay_us: self.bounds.relay_us };
+        self.outputs.push_back(Output::Worker(worker, abandon));
+        true
+    }
+
+    fn is_local_move_known(&self, id: Option<MoveId>) -> bool {
+        id.is_some_and(|id| id.is_local() && self.outgoing.contains_key(&id))
+    }
+}
