@@ -20,7 +20,7 @@ use super::problem::{Fate, Frame, Loads, Maker, Problem, Purpose, wants};
 use crate::solver::{Certificate, PerResource, RESOURCES, Resource, Start};
 
 /// Time between rounds over all groups, at least.
-pub(super) const WHOLE_EVERY: Micros = Micros(8_000_000);
+const WHOLE_EVERY: Micros = Micros(8_000_000);
 /// Traffic that differs by a smaller share is the same; and what is less than this share of the mean group's.
 const DIFFERS: f32 = 0.1;
 /// Packets of a second are counted with a standard deviation of their root, if they come at random; so many of these are noise.
@@ -42,8 +42,10 @@ pub(super) struct Kept {
     seen: Vec<Seen>,
     policy: Policy,
     sites: BTreeMap<SiteId, Site>,
-    /// When.
+    /// When all groups were looked at.
     at: Micros,
+    /// All are to be looked at again as soon as may be.
+    due: bool,
     gap: f64,
     /// How many sites and places had too much.
     broken: usize,
@@ -164,15 +166,16 @@ impl Kept {
             policy: cluster.policy.clone(),
             sites: cluster.sites.clone(),
             at: now,
+            due: false,
             gap: certificate.gap(),
             broken: broken(certificate),
             unprotected,
         }
     }
 
-    /// When all groups were looked at.
-    pub(super) fn at(&self) -> Micros {
-        self.at
+    /// Whether it is time for a round over all groups.
+    pub(super) fn is_due(&self, now: Micros) -> bool {
+        self.due || now.since(self.at) >= WHOLE_EVERY
     }
 
     /// Whether sites and rules are the same as then.
@@ -238,8 +241,8 @@ impl Kept {
         differences.groups.iter().map(|&position| self.seen[position].id)
     }
 
-    /// A round over the groups that differ. `None` when one over all is called for and may be: where many differ, and where nobody knows a
-    /// place for one.
+    /// A round over the groups that differ. `None` when one over all is called for and may be: where many differ, or by little but all in
+    /// one way, and where room that is kept for a loss is to be found anew.
     pub(super) fn round(
         &mut self,
         (cluster, model): (&Cluster, &Model),
@@ -253,7 +256,7 @@ impl Kept {
         if may_be_whole && (many || differences.drifted) {
             return None;
         }
-        self.renew(cluster, model, &differences, ready, now)?;
+        self.renew(cluster, model, &differences, ready, now);
         self.problem.set_loads(cluster, differences.load, Purpose::Plan(ready)).ok()?;
         self.problem.sum_up();
         let mut certificate = self.problem.solver.solve(Start::Touched);
@@ -279,6 +282,7 @@ impl Kept {
         certificate.gap() > self.gap + GAP_MORE || broken(certificate) > self.broken
     }
 
+    /// Makes the groups that differ anew. What that cannot do, a round over all is due for.
     fn renew(
         &mut self,
         cluster: &Cluster,
@@ -286,25 +290,26 @@ impl Kept {
         differences: &Differences,
         ready: &Readiness<'_>,
         now: Micros,
-    ) -> Option<()> {
+    ) {
         let mut maker = Maker::new(cluster, model, &self.frame, Purpose::Plan(ready), now);
         for &position in &differences.groups {
             let seen = &mut self.seen[position];
-            let group = cluster.groups.get(&seen.id)?;
+            let Some(group) = cluster.groups.get(&seen.id) else { continue };
             let known = model.known(&seen.id).filter(|known| is_told(known, now));
-            let index = match self.problem.renew(&mut maker, group, known, seen.index()).ok()? {
-                // It counted for those that it is spread with where its dead owner was.
-                Fate::At(index) if seen.index().is_none() && self.problem.class[index].is_some() => {
-                    return None;
+            let index = match self.problem.renew(&mut maker, group, known, seen.index()) {
+                Ok(Fate::At(index)) => index as u32,
+                Ok(Fate::Absent) => u32::MAX,
+                Ok(Fate::Stranded) if self.problem.stranded.contains(&seen.id) => u32::MAX,
+                Ok(Fate::Stranded) | Err(_) => {
+                    self.due = true;
+                    continue;
                 }
-                Fate::At(index) => index as u32,
-                Fate::Absent => u32::MAX,
-                Fate::Stranded if self.problem.stranded.contains(&seen.id) => u32::MAX,
-                Fate::Stranded => return None,
             };
+            if seen.index == u32::MAX && index != u32::MAX {
+                self.problem.count_again(index as usize, seen.owner, &self.frame);
+            }
             *seen = Seen::new(group, known, index);
         }
-        Some(())
     }
 }
 

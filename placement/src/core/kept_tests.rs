@@ -121,6 +121,10 @@ impl World {
         }
     }
 
+    fn position(&self, n: u8) -> u8 {
+        self.cluster.groups.keys().position(|group| *group == id(n)).unwrap() as u8
+    }
+
     fn with_ready<T>(&self, then: impl FnOnce(&Readiness<'_>) -> T) -> T {
         let rested = |group: &GroupId| !self.resting.contains(group);
         then(&Readiness { free: &|_| true, rested: &rested, recent: &[], wall_ms: None })
@@ -203,6 +207,19 @@ proptest! {
             }
         }
     }
+}
+
+#[test]
+fn a_group_whose_dead_owner_was_replaced_counts_where_it_is() {
+    let mut world = World::new(true);
+    world.cluster.sites.get_mut(&SiteId(5)).unwrap().alive = false;
+    (0..GROUPS).for_each(|n| world.happen(Event::Load(n, 40, (n % SITES, n % SITES))));
+    let mut kept = world.whole();
+    assert_eq!(kept.seen[usize::from(world.position(5))].index(), None);
+    world.apply(Command::Reassign { groups: vec![(id(5), SiteId(0))] });
+    let plan = world.few(&mut kept).unwrap();
+    assert_eq!(plan.round.unwrap().touched, 1);
+    agrees(&kept, &world).unwrap();
 }
 
 /// A leader that has had its first round, and all sites alive.

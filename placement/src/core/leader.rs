@@ -12,7 +12,7 @@ use flow::{GroupId, Micros, MoveId, SiteId};
 use super::command::Command;
 use super::delay::{Demand, Locate, Model};
 use super::explain::{self, Explanation};
-use super::kept::{Kept, WHOLE_EVERY};
+use super::kept::Kept;
 use super::model::{Cluster, Group, Move, MoveOutcome, MovePhase, MoveReason};
 use super::plan::{self, Plan, Readiness};
 use super::report::{PROBES_MAX, Probe, SiteReport};
@@ -294,7 +294,7 @@ impl Brain {
         self.recent.retain(|(at, _, _)| now.since(*at) < MINUTE);
         let may_be_whole = reshaped || now >= self.next_whole;
         let kept = self.kept.take().filter(|kept| kept.holds(cluster));
-        let due = kept.as_ref().is_none_or(|kept| now.since(kept.at()) >= WHOLE_EVERY);
+        let due = kept.as_ref().is_none_or(|kept| kept.is_due(now));
         self.was_whole = false;
         if let Some(mut kept) = kept.filter(|_| !(may_be_whole && due)) {
             let plan = self.round_of_few(cluster, &mut kept, may_be_whole, now);

@@ -242,6 +242,14 @@ impl Problem {
         Ok(Fate::At(index))
     }
 
+    /// A group that has come into the instance counted for those that it is spread with where its dead owner was.
+    pub(in crate::core) fn count_again(&mut self, index: usize, before: SiteId, frame: &Frame) {
+        if let Some(class) = self.class[index] {
+            let site = self.sites.get(usize::from(self.groups[index].at(frame))).copied();
+            self.spreads[usize::from(class)].shift(Some(before), site);
+        }
+    }
+
     /// What sites carry is another load now, and their rooms follow.
     ///
     /// # Errors
