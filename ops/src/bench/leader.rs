@@ -189,7 +189,8 @@ fn group_id(n: u32) -> Option<GroupId> {
 /// Most of a group comes in at one site, where it also goes out.
 fn load(group: GroupId, sites: u8, random: &mut Seeded) -> GroupReport {
     let home = random.below(sites.into()) as u8;
-    let packets_per_s = (10.0 * (1.0 - random.fraction()).powf(-1.0 / 1.5)).min(2_000.0) as u64;
+    // Pareto, as the networks of the solver's bench; some thousands of subscribers each.
+    let packets_per_s = (500.0 * (1.0 - random.fraction()).powf(-1.0 / 1.5)).min(100_000.0) as u64;
     GroupReport {
         group,
         packets_per_s,
