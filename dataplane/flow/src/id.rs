@@ -42,10 +42,10 @@ number! {
 }
 
 impl Epoch {
-    /// The epoch of the next owner.
+    /// The epoch of the next owner. No cluster lives to see the last one, but a peer may claim it: it must not wrap.
     #[must_use]
     pub fn next(self) -> Self {
-        Self(self.0 + 1)
+        Self(self.0.saturating_add(1))
     }
 }
 
@@ -148,6 +148,12 @@ mod tests {
         assert_eq!(ServiceId::new(64), Err(ServiceIdError(64)));
         assert_eq!(serde_json::from_str::<ServiceId>("63").unwrap().get(), 63);
         assert!(serde_json::from_str::<ServiceId>("64").is_err());
+    }
+
+    #[test]
+    fn no_epoch_is_followed_by_a_smaller_one() {
+        assert_eq!(Epoch(7).next(), Epoch(8));
+        assert_eq!(Epoch(u64::MAX).next(), Epoch(u64::MAX));
     }
 
     #[test]
