@@ -244,8 +244,13 @@ fn parse_error(frame: &[u8], payload: &[u8], ip: &Ip) -> Result<IcmpError, Rejec
     }
     let protocol = Protocol::from_number(quoted.protocol).ok_or(Reject::Unsupported)?;
     let rest = &bounded[usize::from(quoted.transport)..];
-    // An error about an error is never answered nor carried (RFC 1122, section 3.2.2).
-    if protocol == Protocol::Icmp && !matches!(rest.first(), Some(0 | 8 | 13 | 14)) {
+    // An error about an error is never answered nor carried (RFC 1122, section 3.2.2), nor is ICMPv6 in IPv4.
+    let carried = match protocol {
+        Protocol::Icmp => matches!(rest.first(), Some(0 | 8 | 13 | 14)),
+        Protocol::Icmp6 => false,
+        Protocol::Tcp | Protocol::Udp => true,
+    };
+    if !carried {
         return Err(Reject::Unsupported);
     }
     let inner = ports(rest, &quoted, protocol)?;

@@ -140,6 +140,21 @@ fn fragments_and_unknown_protocols_are_unsupported_and_a_bad_header_sum_is_refus
 }
 
 #[test]
+fn an_error_about_a_packet_that_is_never_carried_is_unsupported() {
+    let about = |protocol| {
+        let tag = Tag::Direct(Side::Outside, SiteId(1));
+        let offender = build_ip(tag, protocol, 1, 2, &[8, 0, 0, 0, 0, 5, 0, 1]);
+        let mut body = [&[3, 1, 0, 0, 0, 0, 0, 0], &offender[IP..]].concat();
+        let sum = !ones_complement(&body);
+        put_u16(&mut body, 2, sum);
+        parse(&build_ip(tag, 1, 3, 4, &body)).map(drop)
+    };
+    assert_eq!(about(Protocol::Icmp.number()), Ok(()));
+    assert_eq!(about(Protocol::Icmp6.number()), Err(Reject::Unsupported));
+    assert_eq!(about(MARKER_PROTOCOL), Err(Reject::Unsupported));
+}
+
+#[test]
 fn a_checksum_left_to_the_network_card_is_made_and_others_stay() {
     let tag = Tag::Direct(Side::Inside, SiteId(1));
     let (source, destination) = (0x6440_0005u32, 0xcb00_7109u32);
