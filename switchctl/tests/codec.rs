@@ -243,3 +243,12 @@ fn icmp_matches_have_their_own_fields() {
     let (_, Message::MultipartRequest(Request::Flows(read))) = ofp::decode(&bytes).unwrap() else { panic!() };
     assert_eq!(read.matches.field(Field::TpSrc).unwrap().0, 8);
 }
+
+#[test]
+fn a_text_that_is_cut_ends_with_a_whole_character() {
+    let port = PortDesc { port: PortNo(1), name: "fourteen bytes€".into(), mac: [1; 6], up: true };
+    let message = Message::MultipartReply { reply: Reply::PortDesc(vec![port]), more: false };
+    let (_, read) = ofp::decode(&ofp::encode(1, &message)).unwrap();
+    let Message::MultipartReply { reply: Reply::PortDesc(ports), .. } = read else { panic!("{read:?}") };
+    assert_eq!(ports[0].name, "fourteen bytes");
+}

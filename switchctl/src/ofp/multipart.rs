@@ -277,7 +277,7 @@ pub(super) fn put_reply(w: &mut Writer, reply: &Reply, more: bool) {
 
 /// A text in a field of fixed size that ends with a zero byte.
 fn put_text(w: &mut Writer, text: &str, size: usize) {
-    let len = text.len().min(size - 1);
+    let len = text.floor_char_boundary(size - 1);
     w.bytes(&text.as_bytes()[..len]);
     w.zeros(size - len);
 }
