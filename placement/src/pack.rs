@@ -5,6 +5,7 @@
 //! list of the few that have one. zstd over all. The first byte is the version of the layout.
 
 use std::collections::BTreeMap;
+use std::io::Read as _;
 use std::net::IpAddr;
 
 use bytes::Bytes;
@@ -19,7 +20,11 @@ const GROUPS_MAX: u64 = 1 << 26;
 /// Bytes that a table may have when it is unpacked, per group and beside: what the widest values of all columns take.
 const PER_GROUP_MAX: u64 = 128;
 const BESIDE_MAX: u64 = 1 << 10;
+/// Bytes that a group has at least: one in each column that all groups are in.
+const PER_GROUP_MIN: usize = 5;
 const ZSTD_LEVEL: i32 = 3;
+/// What a frame may make its reader remember: eight times what the level above makes it remember.
+const ZSTD_WINDOW_LOG_MAX: u32 = 24;
 
 /// Why bytes are no table of groups. They are damaged, or of a later release.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -101,7 +106,8 @@ fn columns(groups: &BTreeMap<GroupId, Group>) -> Vec<u8> {
 /// The table of bytes.
 ///
 /// # Errors
-/// [`PackError`]; arbitrary bytes never panic, and take no more memory than their stated number of groups wants.
+/// [`PackError`]; arbitrary bytes never panic. They take no more memory than their stated number of groups wants, and little
+/// until that many groups are there.
 pub fn unpack(bytes: &[u8]) -> Result<BTreeMap<GroupId, Group>, PackError> {
     let [layout, squeezed, rest @ ..] = bytes else { return Err(PackError::Length("head")) };
     if *layout != LAYOUT {
@@ -116,13 +122,25 @@ pub fn unpack(bytes: &[u8]) -> Result<BTreeMap<GroupId, Group>, PackError> {
     let room = usize::try_from(len * PER_GROUP_MAX + BESIDE_MAX).unwrap_or(usize::MAX);
     let columns = match squeezed {
         0 => head.0.to_vec(),
-        1 => zstd::bulk::decompress(head.0, room).map_err(|_| PackError::Length("body"))?,
+        1 => unsqueezed(head.0, room).ok_or(PackError::Length("body"))?,
         _ => return Err(PackError::Value("compression")),
     };
     table(&columns, len as usize)
 }
 
+/// What a frame holds, up to a bound. It grows with what is read: what a frame or a head state may be anything.
+fn unsqueezed(frame: &[u8], len_max: usize) -> Option<Vec<u8>> {
+    let mut decoder = zstd::stream::read::Decoder::with_buffer(frame).ok()?;
+    decoder.window_log_max(ZSTD_WINDOW_LOG_MAX).ok()?;
+    let mut columns = Vec::new();
+    decoder.take(len_max as u64 + 1).read_to_end(&mut columns).ok()?;
+    (columns.len() <= len_max).then_some(columns)
+}
+
 fn table(columns: &[u8], len: usize) -> Result<BTreeMap<GroupId, Group>, PackError> {
+    if columns.len() / PER_GROUP_MIN < len {
+        return Err(PackError::Length("groups"));
+    }
     let mut reader = Reader(columns);
     let ids = ids(&mut reader, len)?;
     let owners = reader.take(len, "owners")?;
@@ -325,6 +343,12 @@ mod tests {
         let mut bytes = vec![LAYOUT, 1];
         put(&mut bytes, u128::from(GROUPS_MAX) + 1);
         assert_eq!(unpack(&bytes), Err(PackError::Groups(GROUPS_MAX + 1)));
+        // Groups that are not there.
+        let mut bytes = vec![LAYOUT, 0];
+        put(&mut bytes, GROUPS_MAX.into());
+        bytes.extend([1, 1, 0, 32]);
+        put(&mut bytes, GROUPS_MAX.into());
+        assert_eq!(unpack(&bytes), Err(PackError::Length("groups")));
         // A bomb: much more than one group can take.
         let mut bytes = vec![LAYOUT, 1];
         put(&mut bytes, 1);
