@@ -5,8 +5,8 @@ use proptest::prelude::*;
 use switchctl::core::rules::PacketIn;
 use switchctl::core::rules::{ETH_IPV4, ETH_IPV6, Field, PROTO_ICMP, PROTO_TCP, PROTO_UDP};
 use switchctl::ofp::{
-    self, Aggregate, BundleControl, Command, Description, FlowModMsg, FlowQuery, FlowStats, Message,
-    PortDesc, PortStats, Reply, Request, TableStats,
+    self, Aggregate, BundleControl, Command, DecodeError, Description, FlowModMsg, FlowQuery, FlowStats,
+    Message, PortDesc, PortStats, Reply, Request, TableStats,
 };
 use switchctl::{Action, Match, PacketOut, PortNo, Rule, RuleKey, Vlan};
 
@@ -251,4 +251,18 @@ fn a_text_that_is_cut_ends_with_a_whole_character() {
     let (_, read) = ofp::decode(&ofp::encode(1, &message)).unwrap();
     let Message::MultipartReply { reply: Reply::PortDesc(ports), .. } = read else { panic!("{read:?}") };
     assert_eq!(ports[0].name, "fourteen bytes");
+}
+
+#[test]
+fn a_field_of_another_protocol_than_the_match_names_is_refused() {
+    let matches = Match::any().ip_proto(PROTO_TCP).tp_dst(1024, 0xfc00);
+    let message = Message::MultipartRequest(Request::Flows(FlowQuery { matches, ..FlowQuery::default() }));
+    let mut bytes = ofp::encode(1, &message);
+    let protocol = [0x80, 0, 20, 1, PROTO_TCP];
+    let at = bytes.windows(5).position(|field| field == protocol).unwrap() + 4;
+    // Such a rule would match, and be told without the port.
+    for other in [PROTO_UDP, PROTO_ICMP] {
+        bytes[at] = other;
+        assert_eq!(ofp::decode(&bytes), Err(DecodeError::Needs(Field::TpDst)));
+    }
 }

@@ -180,7 +180,7 @@ pub(crate) fn take_match(r: &mut Reader<'_>) -> Result<Match, DecodeError> {
     let mut fields = r.sub(len - 4)?;
     r.take(len.next_multiple_of(8) - len)?;
     let mut matches = Match::any();
-    let mut bad = None;
+    let (mut bad, mut read) = (None, Vec::new());
     while !fields.is_empty() {
         let (number, value, mask) = take_field(&mut fields)?;
         if value & !mask != 0 && number != VLAN_VID {
@@ -193,17 +193,19 @@ pub(crate) fn take_match(r: &mut Reader<'_>) -> Result<Match, DecodeError> {
             bad = Some(number);
         }
         matches = matches.masked(field, value, mask);
+        read.push(number);
     }
     match bad {
         Some(number) => Err(DecodeError::FieldTwice { number }),
-        None => check_needs(matches),
+        None => check_needs(matches, &read),
     }
 }
 
-/// Refuses fields without what they depend on, so that every match that is read can be written again.
-fn check_needs(matches: Match) -> Result<Match, DecodeError> {
+/// Refuses fields without what they depend on, or with another of it (a TCP port in a match of UDP), so that every match that
+/// is read can be written again.
+fn check_needs(matches: Match, read: &[u8]) -> Result<Match, DecodeError> {
     for (field, number) in numbers(&matches) {
-        if number.is_none() && matches.field(field).is_some() {
+        if number.is_none_or(|number| !read.contains(&number)) && matches.field(field).is_some() {
             return Err(DecodeError::Needs(field));
         }
     }
