@@ -3,13 +3,17 @@
 
 CARGO ?= cargo
 SEEDS ?= 10000
+# Each fuzz target runs for so long.
+SECONDS ?= 30
+# Each has its fuzz targets in a package of its own, `fuzz`, which the commands over the workspace do not build.
+FUZZED = dataplane transfer switchctl placement
 # Packages of DPDK workers are empty without feature `dpdk`, so commands over the workspace need no DPDK.
 DPDK_PACKAGES = libdpdk-dev dpdk-dev pkg-config clang libclang-dev
 LAB_PACKAGES = openvswitch-switch iproute2 procps ethtool iperf3 nginx-light curl openssh-server openssh-client \
   iputils-ping $(DPDK_PACKAGES)
 HAS_DPDK = (pkg-config --exists libdpdk && command -v clang) >/dev/null 2>&1
 
-.PHONY: demo lab lab-short lab-setup build test test-setup lint bench sim clean
+.PHONY: demo lab lab-short lab-setup build test test-setup lint bench sim fuzz fuzz-lint clean
 
 demo: build
 	"$${CARGO_TARGET_DIR:-target}/release/limosa" demo $(DEMO)
@@ -68,6 +72,23 @@ lint:
 
 sim:
 	SIM_SEEDS=$(SEEDS) $(CARGO) test --release --package limosa --test sim -- --nocapture
+
+# All fuzz targets in turn. Needs cargo-fuzz (`cargo install cargo-fuzz`) and a C++ compiler. The sanitizer is not stable yet, hence
+# RUSTC_BOOTSTRAP. What is found lies in PACKAGE/fuzz/artifacts; inputs that reach something new in target/fuzz/corpus: CONTRIBUTING.md.
+fuzz:
+	@command -v cargo-fuzz >/dev/null || { echo "make fuzz needs cargo-fuzz: cargo install cargo-fuzz"; exit 1; }
+	@set -e; export RUSTC_BOOTSTRAP=1; target="$${CARGO_TARGET_DIR:-$(CURDIR)/target}/fuzz"; \
+	for package in $(FUZZED); do for fuzz in $$(cd $$package && $(CARGO) fuzz list); do \
+	  echo "$$package: $$fuzz, $(SECONDS) s"; new="$$target/corpus/$$package/$$fuzz"; mkdir -p "$$new"; \
+	  (cd $$package && $(CARGO) fuzz run --target-dir "$$target" $$fuzz "$$new" fuzz/corpus/$$fuzz -- \
+	    -max_total_time=$(SECONDS) -max_len=2048 -timeout=10 -print_final_stats=1); \
+	done; done
+
+# That the fuzz targets compile, which `make lint` leaves out: their dependencies are built anew.
+fuzz-lint:
+	@set -e; for package in $(FUZZED); do set -x; \
+	  $(CARGO) clippy --locked --manifest-path $$package/fuzz/Cargo.toml --target-dir "$${CARGO_TARGET_DIR:-target}/fuzz-lint" \
+	    -- -D warnings; { set +x; } 2>/dev/null; done
 
 bench:
 	$(CARGO) bench --workspace --benches
