@@ -321,14 +321,8 @@ impl Brain {
         let differences = kept.differences(cluster, &self.model, &self.released, now)?;
         let groups = kept.ids(&differences).filter_map(|id| cluster.groups.get(&id));
         groups.for_each(|group| self.remember(cluster, group, now));
-        let recent = self.recent();
-        let ready = Readiness {
-            free: &|group| !self.failed.contains_key(group),
-            rested: &|group| !self.resting.contains(group),
-            recent: &recent,
-            wall_ms: self.wall_ms,
-        };
-        let plan = kept.round((cluster, &self.model), differences, &ready, may_be_whole, now);
+        let plan = self
+            .with_ready(|ready| kept.round((cluster, &self.model), differences, ready, may_be_whole, now));
         if let Some(plan) = &plan {
             self.released.clear();
             self.probes.wish(&plan.probes);
@@ -344,14 +338,7 @@ impl Brain {
         self.released.clear();
         self.model.forget(cluster, now);
         let shapes = self.shapes(cluster, now);
-        let recent = self.recent();
-        let ready = Readiness {
-            free: &|group| !self.failed.contains_key(group),
-            rested: &|group| !self.resting.contains(group),
-            recent: &recent,
-            wall_ms: self.wall_ms,
-        };
-        let whole = plan::whole(cluster, &self.model, &ready, now);
+        let whole = self.with_ready(|ready| plan::whole(cluster, &self.model, ready, now));
         let (plan, kept) = whole.map_or((Plan::default(), None), |(plan, kept)| (plan, Some(kept)));
         self.kept = kept;
         // What is not worth it any more is not asked for.
@@ -369,8 +356,15 @@ impl Brain {
         self.shaper.wishes(cluster, &Known { demand: &demand, rested: &rested }, now)
     }
 
-    fn recent(&self) -> Vec<(SiteId, MoveReason)> {
-        self.recent.iter().map(|&(_, from, reason)| (from, reason)).collect()
+    /// Which groups may be moved now.
+    fn with_ready<T>(&self, then: impl FnOnce(&Readiness<'_>) -> T) -> T {
+        let recent: Vec<_> = self.recent.iter().map(|&(_, from, reason)| (from, reason)).collect();
+        then(&Readiness {
+            free: &|group| !self.failed.contains_key(group),
+            rested: &|group| !self.resting.contains(group),
+            recent: &recent,
+            wall_ms: self.wall_ms,
+        })
     }
 
     /// When a group came to where it is.
