@@ -19,7 +19,7 @@ use super::policy::Policy;
 use super::problem::{Fate, Frame, Loads, Maker, Problem, Purpose, wants};
 use crate::solver::{Certificate, PerResource, RESOURCES, Resource, Start};
 
-/// Time between rounds over all groups, at least.
+/// A round over all groups is due after so long; where these are long it may not be yet ([`super::leader::ROUND_SHARE`]).
 const WHOLE_EVERY: Micros = Micros(8_000_000);
 /// Traffic that differs by a smaller share is the same; and what is less than this share of the mean group's.
 const DIFFERS: f32 = 0.1;

@@ -287,12 +287,6 @@ impl Solver {
         self.instance.set_room(site, room)
     }
 
-    /// How many groups choose again in the next round, if that looks only at what was touched. One may be counted twice.
-    #[must_use]
-    pub fn touched(&self) -> usize {
-        self.touched.len()
-    }
-
     /// Takes the units from the groups as they are, and says the prices in these.
     fn renew_units(&mut self) {
         if !std::mem::take(&mut self.grown) {
