@@ -1,7 +1,7 @@
 //! The leader's round: where groups should be by the solver, and which of them set out now.
 //!
 //! A round over all groups begins from what is replicated, the prices of the last published round, at the same leader or another:
-//! same state, same reports, same answer. Between such rounds a leader looks only at the groups that differ ([`super::kept`]).
+//! same state, same reports, same answer. Between such rounds a leader looks only at the groups that differ (`core/kept.rs`).
 //!
 //! A move has to pay its charge, so a placement is left alone unless another is better by that; and no move is
 //! started towards a site that has no room for it now, since those that are to make room may still be on their way.
