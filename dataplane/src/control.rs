@@ -15,7 +15,7 @@ use flow::{Batch, Epoch, GroupId, HoldTimes, MoveId, Prefix, ServiceId, SiteId, 
 use serde::{Deserialize, Serialize};
 
 /// Version of this vocabulary.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 
 /// Longest message, in bytes. A longer one ends the connection.
 pub const MESSAGE_LEN_MAX: usize = 4 << 20;
@@ -115,7 +115,7 @@ pub enum Request {
         move_id: MoveId,
     },
     /// Source: the flip is committed. When markers of all awaited ingresses are in (early ones count), or
-    /// `bound_us` has passed since this request, stops serving, sends the cut along the data path, exports
+    /// `bound_us` has passed since this request (the shortest of several counts), stops serving, sends the cut along the data path, exports
     /// the last changes and [`Event::Cut`]; from then on it relays. If the group is cut already: exports
     /// everything and the same token once more.
     Arm {
@@ -446,18 +446,22 @@ pub struct Stats {
 pub struct Counters {
     pub received: u64,
     pub sent: u64,
+    pub made: u64,
     pub translated_out: u64,
     pub translated_in: u64,
     pub hairpinned: u64,
     pub relayed: u64,
     pub held: u64,
     pub hold_opened_early: u64,
+    pub held_now: u64,
+    pub held_bytes_now: u64,
     pub markers: u64,
     pub dropped_malformed: u64,
     pub dropped_no_group: u64,
     pub dropped_no_mapping: u64,
     pub dropped_port_block_exhausted: u64,
     pub dropped_table_full: u64,
+    pub dropped_hold_full: u64,
     pub dropped_unsupported: u64,
     pub dropped_ttl: u64,
     pub dropped_bad_checksum: u64,
@@ -474,6 +478,27 @@ pub struct Counters {
     pub flows_expired: u64,
     pub flows_exported: u64,
     pub flows_imported: u64,
+}
+
+impl Counters {
+    /// What came in or was made here, less what went out, is held, was a marker for here, or was dropped for a reason: 0, or the
+    /// worker has lost a packet. What the link loses before or after is counted apart.
+    #[must_use]
+    pub fn unaccounted(&self) -> i128 {
+        let dropped = [
+            self.dropped_malformed,
+            self.dropped_no_group,
+            self.dropped_no_mapping,
+            self.dropped_port_block_exhausted,
+            self.dropped_table_full,
+            self.dropped_hold_full,
+            self.dropped_unsupported,
+            self.dropped_ttl,
+            self.dropped_bad_checksum,
+        ];
+        let gone = [self.sent, self.held_now, self.markers].into_iter().chain(dropped);
+        i128::from(self.received) + i128::from(self.made) - gone.map(i128::from).sum::<i128>()
+    }
 }
 
 /// Load of one group since the last report.

@@ -10,6 +10,9 @@ use crate::table::GroupFlows;
 /// Moves whose markers are remembered per group.
 const MARKED_MOVES_MAX: usize = 4;
 
+/// Packets of one move whose time in the hold is kept for the report.
+const TIMES_LEN_MAX: usize = 65_536;
+
 /// A set of sites.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Sites([u64; 4]);
@@ -156,7 +159,7 @@ pub struct Hold<B> {
     pub late_bound: Micros,
     /// Packets that were held in this move.
     pub total: u64,
-    /// How long each packet was held, in microseconds; as many as there is room to hold.
+    /// How long packets were held, in microseconds: the first [`TIMES_LEN_MAX`] of a move.
     pub times_us: Vec<u64>,
     /// The bound was reached.
     pub opened_early: bool,
@@ -178,6 +181,29 @@ impl<B> Default for Hold<B> {
 }
 
 impl<B> Hold<B> {
+    /// Notes how long a packet was held.
+    pub fn note_time(&mut self, us: u64) {
+        if self.times_us.len() < TIMES_LEN_MAX {
+            self.times_us.push(us);
+        }
+    }
+
+    /// For another move: what waits goes on waiting, the rest begins anew.
+    pub fn renew(&mut self) {
+        self.unpark();
+        let late = std::mem::take(&mut self.late).into_iter().flat_map(|late| late.queue);
+        self.direct.extend(late);
+        self.times_us.clear();
+        (self.total, self.opened_early) = (0, false);
+    }
+
+    /// Packets that wait.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        let late = self.late.iter().map(|late| late.queue.len()).sum::<usize>();
+        self.relayed.len() + self.direct.len() + self.parked.len() + late
+    }
+
     /// Whether packets wait that could be served.
     #[must_use]
     pub fn has_backlog(&self) -> bool {
@@ -195,6 +221,16 @@ impl<B> Hold<B> {
         self.relayed = std::mem::take(&mut self.parked);
     }
 
+    /// Waits for the ingresses that another group waits for, too.
+    pub fn wait_as(&mut self, other: &Self) {
+        self.late_bound = self.late_bound.max(other.late_bound);
+        for late in &other.late {
+            if self.late.iter().all(|known| known.site != late.site) {
+                self.late.push(Late { site: late.site, deadline: None, queue: VecDeque::new() });
+            }
+        }
+    }
+
     /// From the join on, packets of these ingresses wait apart.
     pub fn set_late(&mut self, sites: &[SiteId], bound: Micros) {
         self.late_bound = bound;
@@ -204,19 +240,19 @@ impl<B> Hold<B> {
             return;
         }
         for held in std::mem::take(&mut self.direct) {
-            if let Err(held) = self.push_late(held) {
+            if let Err(held) = self.push_late(held, true) {
                 self.direct.push_back(held);
             }
         }
     }
 
-    /// Queues a direct packet of a late ingress; gives back that of another.
+    /// Queues a direct packet of a late ingress; gives back any other.
     ///
     /// # Errors
-    /// The packet, when its ingress is not late.
-    pub fn push_late(&mut self, held: Held<B>) -> Result<(), Held<B>> {
+    /// The packet, when it is not direct or its ingress is not late.
+    pub fn push_late(&mut self, held: Held<B>, direct: bool) -> Result<(), Held<B>> {
         let bound = self.late_bound;
-        match self.late.iter_mut().find(|late| late.site == held.site) {
+        match self.late.iter_mut().find(|late| direct && late.site == held.site) {
             Some(late) => {
                 late.deadline.get_or_insert(held.since.plus(bound));
                 late.queue.push_back(held);

@@ -37,6 +37,10 @@ pub trait PacketBuf: Sized {
     fn data_mut(&mut self) -> &mut [u8];
     /// A new frame, for the few packets that the worker makes itself; none when no buffer is free.
     fn from_bytes(pool: &Self::Pool, bytes: &[u8]) -> Option<Self>;
+    /// The frame, to be kept for a while in no more memory than it needs; and the buffer that it was in, if it is in another now.
+    fn compact(self) -> (Self, Option<Self>);
+    /// Bytes of memory that it takes.
+    fn footprint(&self) -> usize;
 }
 
 impl PacketBuf for Vec<u8> {
@@ -52,6 +56,14 @@ impl PacketBuf for Vec<u8> {
 
     fn from_bytes((): &(), bytes: &[u8]) -> Option<Self> {
         Some(bytes.to_vec())
+    }
+
+    fn compact(self) -> (Self, Option<Self>) {
+        (self, None)
+    }
+
+    fn footprint(&self) -> usize {
+        self.len() + size_of::<Self>()
     }
 }
 
@@ -81,6 +93,17 @@ impl PacketBuf for Frame {
 
     fn from_bytes((): &(), bytes: &[u8]) -> Option<Self> {
         Some(Self { buffer: bytes.to_vec(), len: bytes.len() })
+    }
+
+    fn compact(self) -> (Self, Option<Self>) {
+        if self.buffer.len() == self.len {
+            return (self, None);
+        }
+        (Self { buffer: self.data().to_vec(), len: self.len }, Some(self))
+    }
+
+    fn footprint(&self) -> usize {
+        self.buffer.len() + size_of::<Self>()
     }
 }
 

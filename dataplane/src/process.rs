@@ -50,6 +50,8 @@ pub struct WorkerConfig {
     pub flow_capacity: usize,
     /// Packets that may be held, over all groups.
     pub hold_packets_max: usize,
+    /// See [`crate::worker::Settings::hold_bytes_max`].
+    pub hold_bytes_max: usize,
 }
 
 /// Why a worker cannot start. What happens later is survived.
@@ -157,6 +159,7 @@ impl<L: SwitchLink> Process<L> {
             worker: config.worker,
             flow_capacity: config.flow_capacity,
             hold_packets_max: config.hold_packets_max,
+            hold_bytes_max: config.hold_bytes_max,
             keys: [random(0), random(1)],
             boot: random(2),
         };

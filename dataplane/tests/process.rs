@@ -66,6 +66,7 @@ impl Running {
             link: Link::Socket(switch_path),
             flow_capacity: 4096,
             hold_packets_max: 100,
+            hold_bytes_max: 16 << 20,
         };
         let stop = Arc::new(AtomicBool::new(false));
         let flag = Arc::clone(&stop);

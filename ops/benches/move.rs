@@ -36,6 +36,7 @@ impl Site {
             worker: WorkerId(1),
             flow_capacity: flows + flows / 8,
             hold_packets_max: 1_024,
+            hold_bytes_max: 64 << 20,
             keys: [1, 2],
             boot: 1,
         };

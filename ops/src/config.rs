@@ -327,6 +327,7 @@ struct RawWorkers {
 #[serde(deny_unknown_fields)]
 struct RawMoves {
     marker_ms: Option<u64>,
+    take_back_ms: Option<u64>,
     cut_ms: Option<u64>,
     late_ms: Option<u64>,
     relay_ms: Option<u64>,
@@ -418,18 +419,58 @@ fn peers(file: &File<'_>, own: SiteId, peers: Vec<Peer>) -> Result<Vec<Peer>, Co
     Ok(peers)
 }
 
+/// Four probes, the shortest silence that is not just a lost packet.
+const TAKE_BACK_MS_MIN: u64 = 1_000;
+/// Beyond, packets would be lost for longer than any peer waits.
+const TAKE_BACK_MS_MAX: u64 = 60_000;
+
 impl RawMoves {
     fn bounds(&self, file: &File<'_>) -> Result<Bounds, ConfigError> {
         let default = Bounds::default();
         let bound = |key: &str, ms: Option<u64>, default_us: u64, max_ms: u64| {
             file.bounded(key, ms.unwrap_or(default_us / 1_000), 1, max_ms).map(|ms| ms * 1_000)
         };
-        Ok(Bounds {
+        let bounds = Bounds {
+            take_back_us: bound(
+                "moves.take_back_ms",
+                self.take_back_ms,
+                default.take_back_us,
+                TAKE_BACK_MS_MAX,
+            )?,
             marker_us: bound("moves.marker_ms", self.marker_ms, default.marker_us, 60_000)?,
             cut_us: bound("moves.cut_ms", self.cut_ms, default.cut_us, 60_000)?,
             late_us: bound("moves.late_ms", self.late_ms, default.late_us, 60_000)?,
             relay_us: bound("moves.relay_ms", self.relay_ms, default.relay_us, 600_000)?,
-        })
+        };
+        self.check_order(file, &bounds)?;
+        Ok(bounds)
+    }
+
+    /// Bounds that depend on one another. A source that gave up its target before the target's holds end would find them full; an old
+    /// owner that relayed no longer than an ingress may be late would drop what that still sends.
+    fn check_order(&self, file: &File<'_>, bounds: &Bounds) -> Result<(), ConfigError> {
+        let ms = |us: u64| us / 1_000;
+        let least = TAKE_BACK_MS_MIN;
+        if ms(bounds.take_back_us) < least {
+            let right = format!("at least {least} ms: a target says that it is there every 250 ms");
+            return Err(file.error("moves.take_back_ms", ms(bounds.take_back_us), &right));
+        }
+        let longest = bounds.marker_us.max(bounds.cut_us).max(bounds.late_us);
+        if bounds.relay_us < longest {
+            let right = format!(
+                "at least {} ms, the longest of marker_ms, cut_ms and late_ms: until then packets may come by an old path",
+                ms(longest)
+            );
+            return Err(file.error("moves.relay_ms", ms(bounds.relay_us), &right));
+        }
+        if bounds.cut_us > bounds.marker_us {
+            let right = format!(
+                "at most marker_ms, {} ms: the cut takes one way, a marker two",
+                ms(bounds.marker_us)
+            );
+            return Err(file.error("moves.cut_ms", ms(bounds.cut_us), &right));
+        }
+        Ok(())
     }
 }
 
@@ -449,6 +490,7 @@ struct RawWorker {
     switch: Option<PathBuf>,
     flows: Option<usize>,
     hold_packets: Option<usize>,
+    hold_mb: Option<u64>,
     dpdk: Option<RawDpdk>,
 }
 
@@ -473,6 +515,8 @@ struct RawDpdk {
 const FLOWS: usize = 1 << 20;
 /// 64 Ki packets: 300 ms at 200,000 packets per second.
 const HOLD_PACKETS: usize = 1 << 16;
+/// Memory of held packets: 64 Ki of some 1,000 bytes open holds early, as many again may come back from sources.
+const HOLD_MB: u64 = 128;
 /// Each has a buffer of full length over DPDK: with 16 Ki packets, and those that may go over, some 200 MiB.
 const DPDK_HOLD_PACKETS: usize = 1 << 14;
 /// Packets that a device may hold in each direction.
@@ -511,6 +555,7 @@ impl WorkerConfig {
             None => raw.hold_packets.unwrap_or(HOLD_PACKETS),
         };
         file.bounded("hold_packets", hold as u64, 32, 1 << 22)?;
+        let hold_mb = file.bounded("hold_mb", raw.hold_mb.unwrap_or(HOLD_MB), 1, 1 << 16)?;
         let link = match (raw.switch, raw.dpdk) {
             (Some(path), None) => Link::Socket(file.beside(&path)),
             (None, Some(dpdk)) => {
@@ -538,6 +583,7 @@ impl WorkerConfig {
                 link,
                 flow_capacity: flows,
                 hold_packets_max: hold,
+                hold_bytes_max: usize::try_from(hold_mb << 20).unwrap_or(usize::MAX),
             },
         })
     }

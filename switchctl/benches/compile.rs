@@ -36,6 +36,7 @@ fn plan(run: u32) -> SitePlan {
         ports: Ports::conventional([SiteId(1), SiteId(2)], [WorkerId(0), WorkerId(1)]),
         services: BTreeMap::from([(service, NatSlices::new(spec).expect("valid"))]),
         groups: groups.collect(),
+        relayed: BTreeMap::new(),
     }
 }
 

@@ -112,6 +112,7 @@ fn worlds() -> impl Strategy<Value = World> {
                 ports: Ports::conventional(PEERS, WORKERS),
                 services: BTreeMap::from([(service(), slices.clone())]),
                 groups: groups.collect(),
+                relayed: BTreeMap::new(),
             };
             World { plan, slices }
         },
@@ -265,7 +266,13 @@ fn small() -> World {
     ]);
     let services = BTreeMap::from([(service(), slices.clone())]);
     World {
-        plan: SitePlan { site: OWN, ports: Ports::conventional(PEERS, WORKERS), services, groups },
+        plan: SitePlan {
+            site: OWN,
+            ports: Ports::conventional(PEERS, WORKERS),
+            services,
+            groups,
+            relayed: BTreeMap::new(),
+        },
         slices,
     }
 }

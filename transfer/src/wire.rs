@@ -47,6 +47,8 @@ pub enum Frame {
         /// Rounds of copying.
         rounds: u32,
     },
+    /// See [`crate::core::ToTarget::Probe`].
+    Probe,
 }
 
 /// Why bytes are not a message. The peer is at fault: close the stream.
@@ -72,7 +74,7 @@ pub enum WireError {
 
 #[derive(Clone, PartialEq, Message)]
 struct TargetEnvelope {
-    #[prost(oneof = "TargetKind", tags = "1, 2, 3")]
+    #[prost(oneof = "TargetKind", tags = "1, 2, 3, 4")]
     kind: Option<TargetKind>,
 }
 
@@ -84,6 +86,8 @@ enum TargetKind {
     Chunk(ChunkWire),
     #[prost(message, tag = "3")]
     Handover(HandoverWire),
+    #[prost(bool, tag = "4")]
+    Probe(bool),
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -130,7 +134,7 @@ struct HandoverWire {
 
 #[derive(Clone, PartialEq, Message)]
 struct SourceEnvelope {
-    #[prost(oneof = "SourceKind", tags = "1, 2, 3, 4, 5, 6")]
+    #[prost(oneof = "SourceKind", tags = "1, 2, 3, 4, 5, 6, 7")]
     kind: Option<SourceKind>,
 }
 
@@ -148,6 +152,8 @@ enum SourceKind {
     Mismatch(u64),
     #[prost(bool, tag = "6")]
     Unknown(bool),
+    #[prost(bool, tag = "7")]
+    Alive(bool),
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -184,6 +190,7 @@ impl Frame {
                     rounds,
                 })
             }
+            Self::Probe => TargetKind::Probe(true),
         };
         TargetEnvelope { kind: Some(kind) }.encode_to_vec()
     }
@@ -205,6 +212,7 @@ impl Frame {
                 Self::Chunk { session: chunk.session, sequence: chunk.sequence, bytes: chunk.bytes }
             }
             TargetKind::Handover(wire) => handover(wire)?,
+            TargetKind::Probe(_) => Self::Probe,
         })
     }
 }
@@ -240,6 +248,7 @@ pub fn encode_answer(answer: &ToSource) -> Vec<u8> {
         ToSource::Joined => SourceKind::Joined(true),
         ToSource::Mismatch { session } => SourceKind::Mismatch(session),
         ToSource::Unknown => SourceKind::Unknown(true),
+        ToSource::Alive => SourceKind::Alive(true),
     };
     SourceEnvelope { kind: Some(kind) }.encode_to_vec()
 }
@@ -257,6 +266,7 @@ pub fn decode_answer(bytes: &[u8]) -> Result<ToSource, WireError> {
         SourceKind::Joined(_) => ToSource::Joined,
         SourceKind::Mismatch(session) => ToSource::Mismatch { session },
         SourceKind::Unknown(_) => ToSource::Unknown,
+        SourceKind::Alive(_) => ToSource::Alive,
     })
 }
 
@@ -274,6 +284,7 @@ mod tests {
                 Frame::Offer { session, flows: n, schemas: (1, 65_535) },
                 Frame::Chunk { session, sequence: n, bytes: bytes.clone() },
                 Frame::Handover { session, chunks: n, token, missing: missing.clone(), precopy_us: 5, rounds: 6 },
+                Frame::Probe,
             ] {
                 prop_assert_eq!(Frame::decode(&frame.encode()), Ok(frame));
             }
@@ -288,6 +299,7 @@ mod tests {
                 ToSource::Joined,
                 ToSource::Mismatch { session },
                 ToSource::Unknown,
+                ToSource::Alive,
             ] {
                 prop_assert_eq!(decode_answer(&encode_answer(&answer)), Ok(answer));
             }

@@ -37,6 +37,16 @@ impl PacketBuf for Mbuf {
     fn from_bytes(pool: &Pool, bytes: &[u8]) -> Option<Self> {
         pool.packet(bytes)
     }
+
+    /// Buffers of a device are of one length, and there are as many as may be held: see [`super::buffers_min`].
+    fn compact(self) -> (Self, Option<Self>) {
+        (self, None)
+    }
+
+    /// The pool is allotted at the start, so what counts here is the frame.
+    fn footprint(&self) -> usize {
+        Self::data(self).len()
+    }
 }
 
 /// Where the wait for an interrupt is.

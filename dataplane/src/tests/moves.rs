@@ -368,6 +368,82 @@ fn a_full_hold_buffer_opens_early_towards_the_source_and_drops_nothing() {
 }
 
 #[test]
+fn what_a_full_hold_cannot_keep_is_dropped_under_its_own_name() {
+    let settings = Settings { site: THERE, flow_capacity: 100, hold_packets_max: 1, ..Settings::default() };
+    let mut lab = Lab::with(settings, 64);
+    lab.ask(prepare(Ordering::Strict));
+    for _ in 0..6 {
+        lab.send(udp(client(), remote(), b""), Tag::Relayed(Side::Inside, HERE));
+    }
+    let counters = lab.worker.counters();
+    assert_eq!((counters.held_now, counters.dropped_hold_full, counters.dropped_table_full), (4, 2, 0));
+    assert_eq!(counters.unaccounted(), 0);
+}
+
+#[test]
+fn held_packets_take_no_more_memory_than_their_bound() {
+    let settings = Settings { site: THERE, flow_capacity: 100, hold_bytes_max: 2_000, ..Settings::default() };
+    let mut lab = Lab::with(settings, 64);
+    lab.ask(prepare(Ordering::Strict));
+    for _ in 0..100 {
+        lab.inside(udp(client(), remote(), &[0; 100]));
+        lab.send(udp(client(), remote(), &[0; 100]), Tag::Relayed(Side::Inside, HERE));
+        assert!(lab.worker.counters().held_bytes_now <= 2_000 + 300);
+    }
+    let counters = lab.worker.counters();
+    assert!(counters.hold_opened_early > 0 && counters.dropped_hold_full > 0, "{counters:?}");
+    assert_eq!(counters.unaccounted(), 0);
+}
+
+#[test]
+fn late_packets_are_served_out_of_order_rather_than_dropped_when_the_hold_is_full() {
+    let mut source = source_with_flows(3);
+    let all = copied(&mut source);
+    let (_, token, packets) = cut(&mut source);
+    let settings = Settings { site: THERE, flow_capacity: 100, hold_packets_max: 4, ..Settings::default() };
+    let mut lab = Lab::with(settings, 64);
+    lab.ask(prepare(Ordering::Strict));
+    lab.ask(install(all));
+    lab.send(packets[0].clone(), Tag::Cut(HERE));
+    lab.ask(join(token, &[HERE]));
+    let late = Tag::Direct(Side::Inside, HERE);
+    let sent: usize = (0..50).map(|_| lab.send(udp(client(), remote(), b"x"), late).len()).sum();
+    assert!(sent >= 46, "{sent}");
+    let counters = lab.worker.counters();
+    assert_eq!((counters.dropped_hold_full, counters.unaccounted()), (0, 0));
+    assert!(counters.hold_opened_early > 0);
+}
+
+#[test]
+fn a_group_that_still_waits_for_a_late_ingress_splits() {
+    let mut source = source_with_flows(3);
+    let all = copied(&mut source);
+    let (_, token, packets) = cut(&mut source);
+    let mut lab = target();
+    lab.ask(install(all));
+    lab.send(packets[0].clone(), Tag::Cut(HERE));
+    lab.ask(join(token, &[HERE]));
+    let half = GroupId { prefix: group_id().prefix.halves().unwrap().0, ..group_id() };
+    let events = lab.ask(Request::Serve { group: half, epoch: Epoch(2) });
+    assert!(
+        events.iter().any(|event| matches!(event, Event::Serving { group, .. } if *group == half)),
+        "{events:?}"
+    );
+}
+
+#[test]
+fn a_worker_cuts_without_markers_only_when_it_is_told_to() {
+    let mut source = source_with_flows(1);
+    copied(&mut source);
+    source.ask(arm(&[HERE], u64::MAX));
+    assert_eq!(source.after(60 * SECOND).0, []);
+    source.worker.handle(arm(&[HERE], 0), source.now);
+    let (events, _) = source.settle();
+    let late = |event: &Event| matches!(event, Event::Cut { missing, .. } if missing == &[HERE]);
+    assert!(events.iter().any(late), "{events:?}");
+}
+
+#[test]
 fn an_abandoned_target_gives_back_what_it_held() {
     let mut lab = target();
     for payload in [b"1", b"2"] {

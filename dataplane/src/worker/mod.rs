@@ -42,8 +42,11 @@ pub struct Settings {
     pub worker: WorkerId,
     /// Flows that fit.
     pub flow_capacity: usize,
-    /// Packets that may be held, over all groups.
+    /// Packets that may be held, over all groups, before holds open early; those that the source relays may go over this by
+    /// [`RELAYED_HOLD_FACTOR`].
     pub hold_packets_max: usize,
+    /// Bytes of memory that held packets may take, over all groups. Direct packets open holds early at half of it.
+    pub hold_bytes_max: usize,
     /// Random words that key the hash.
     pub keys: [u64; 2],
     /// Changes with every start.
@@ -57,6 +60,7 @@ impl Default for Settings {
             worker: WorkerId(0),
             flow_capacity: 1 << 20,
             hold_packets_max: 65_536,
+            hold_bytes_max: 128 << 20,
             keys: [0x243f_6a88_85a3_08d3, 0x1319_8a2e_0370_7344],
             boot: 0,
         }
@@ -144,6 +148,7 @@ pub struct Worker<B> {
     events: VecDeque<Event>,
     counters: Counters,
     held: usize,
+    held_bytes: usize,
     reserved: u64,
     icmp_left: u32,
     icmp_second: u64,
@@ -184,6 +189,7 @@ impl<B: PacketBuf> Worker<B> {
             events: VecDeque::new(),
             counters: Counters::default(),
             held: 0,
+            held_bytes: 0,
             reserved: 0,
             icmp_left: ICMP_PER_SECOND,
             icmp_second: 0,
@@ -203,7 +209,12 @@ impl<B: PacketBuf> Worker<B> {
     /// Counters since the start.
     #[must_use]
     pub fn counters(&self) -> Counters {
-        Counters { flows: self.table.live() as u64, ..self.counters.clone() }
+        Counters {
+            flows: self.table.live() as u64,
+            held_now: self.held as u64,
+            held_bytes_now: self.held_bytes as u64,
+            ..self.counters.clone()
+        }
     }
 
     /// Notes time spent waiting, for the share of it in the reports.
@@ -440,7 +451,10 @@ impl<B: PacketBuf> Worker<B> {
         let packet = B::from_bytes(&out.pool, bytes);
         let made = packet.is_some();
         match packet {
-            Some(packet) => self.send(packet, out),
+            Some(packet) => {
+                self.counters.made += 1;
+                self.send(packet, out);
+            }
             None => self.counters.dropped_no_buffer += 1,
         }
         made

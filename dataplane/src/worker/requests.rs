@@ -338,7 +338,7 @@ impl<B: PacketBuf> Worker<B> {
         match &mut group.state {
             State::Relaying(_) if group.move_id == Some(move_id) => self.begin_full(number, true),
             State::Draining(present) if group.move_id == Some(move_id) => {
-                let deadline = present.deadline;
+                let deadline = present.deadline.min(armed.deadline);
                 *present = Armed { deadline, ..armed };
             }
             State::Serving | State::Copying => {
@@ -483,8 +483,8 @@ impl<B: PacketBuf> Worker<B> {
         self.drop_arrival(number);
         self.reserved += wanted.flows;
         let group = &mut self.groups[number as usize];
-        if group.move_id != Some(move_id) && !group.hold.has_backlog() {
-            group.hold = crate::group::Hold::default();
+        if group.move_id != Some(move_id) {
+            group.hold.renew();
         }
         let cut_seen = group.move_id == Some(move_id) && group.frozen.is_some();
         group.stop_export();

@@ -18,8 +18,10 @@ impl<B: PacketBuf> Worker<B> {
     /// was forgotten here and only relays is no obstacle: whoever is told to serve relays nothing of that any more, and a whole
     /// that still relays does so for the other half.
     ///
+    /// An ingress that is late for one of them is late for the new group.
+    ///
     /// # Errors
-    /// When one of them moves, is relayed or held, is of another service, or has a greater epoch.
+    /// When one of them moves, is relayed or has packets that wait, is of another service, or has a greater epoch.
     pub(super) fn reshape(&mut self, id: GroupId, epoch: Epoch) -> Result<(), Refusal> {
         if self.by_id.contains_key(&id) {
             return Ok(());
@@ -39,7 +41,7 @@ impl<B: PacketBuf> Worker<B> {
         let (buried, touching): (Vec<u32>, Vec<u32>) = touching.into_iter().partition(relays);
         for number in &touching {
             let group = &self.groups[*number as usize];
-            let settled = group.state == State::Serving && group.mode == Mode::Serve;
+            let settled = group.state == State::Serving && group.hold.len() == 0;
             if !settled || group.id.service != id.service || group.epoch > epoch {
                 let (known, phase) = (group.id, group.phase());
                 return Err(format!(
@@ -67,6 +69,8 @@ impl<B: PacketBuf> Worker<B> {
         if let Ok([old, new]) = self.groups.get_disjoint_mut([from as usize, to as usize]) {
             new.ingress = new.ingress.or(old.ingress);
             new.version = new.version.max(old.version);
+            new.hold.wait_as(&old.hold);
+            new.refresh_mode();
             if covered {
                 new.load.add(std::mem::take(&mut old.load));
             }

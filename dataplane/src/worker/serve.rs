@@ -40,7 +40,10 @@ impl<B: PacketBuf> Worker<B> {
         let sent = match look.parsed.content {
             Content::Flow(headers) => self.serve_flow(&mut packet, number, look, &headers, now, out),
             Content::Error(error) => self.serve_error(&mut packet, look, &error),
-            Content::Marker(..) => false,
+            Content::Marker(..) => {
+                self.counters.dropped_malformed += 1;
+                false
+            }
         };
         if sent {
             self.send(packet, out);
@@ -63,14 +66,41 @@ impl<B: PacketBuf> Worker<B> {
         let Tag::Relayed(_, site) = look.parsed.tag else {
             return self.relay(packet, look.side, source, out);
         };
-        if self.held >= self.settings.hold_packets_max {
-            self.counters.dropped_no_mapping += 1;
+        if self.is_hold_filling() {
+            self.counters.dropped_hold_full += 1;
             return out.free.push(packet);
         }
+        let held = self.keep(packet, site, now, out);
+        let hold = &mut self.groups[number as usize].hold;
+        hold.total += 1;
+        hold.parked.push_back(held);
+    }
+
+    /// A packet that waits, in no more memory than it needs.
+    fn keep(&mut self, packet: B, site: SiteId, now: Micros, out: &mut Output<B>) -> Held<B> {
+        let (packet, buffer) = packet.compact();
+        out.free.extend(buffer);
         self.held += 1;
+        self.held_bytes += packet.footprint();
         self.counters.held += 1;
-        group.hold.total += 1;
-        group.hold.parked.push_back(Held { packet, since: now, site });
+        Held { packet, since: now, site }
+    }
+
+    /// Packets that were held are no more, or are about to be served.
+    pub(super) fn let_go(&mut self, held: &Held<B>) {
+        self.held -= 1;
+        self.held_bytes -= held.packet.footprint();
+    }
+
+    /// Direct packets are held no more, so that there is room for those that the source relays.
+    fn is_hold_filling(&self) -> bool {
+        self.held >= self.settings.hold_packets_max || self.held_bytes >= self.settings.hold_bytes_max / 2
+    }
+
+    /// Nothing more can be held.
+    fn is_hold_full(&self) -> bool {
+        self.held >= self.settings.hold_packets_max * RELAYED_HOLD_FACTOR
+            || self.held_bytes >= self.settings.hold_bytes_max
     }
 
     fn serve_flow(
@@ -215,9 +245,14 @@ impl<B: PacketBuf> Worker<B> {
     /// The mapping of a client's endpoint, made when it has none.
     fn bind(&mut self, number: u32, look: &Look) -> Option<(u32, u32)> {
         let service = self.groups[number as usize].id.service;
-        let known = self.services.iter().find(|known| known.spec.service == service)?;
         let tuple = &look.tuple;
-        let (outside, range) = nat::range(&known.slices, tuple.protocol, tuple.client, tuple.port)?;
+        let known = self.services.iter().find(|known| known.spec.service == service);
+        let range =
+            known.and_then(|known| nat::range(&known.slices, tuple.protocol, tuple.client, tuple.port));
+        let Some((outside, range)) = range else {
+            self.counters.dropped_no_mapping += 1;
+            return None;
+        };
         match self.table.mappings.bind(tuple.protocol, tuple.client, tuple.port, range) {
             Ok(mapping) => Some((mapping, outside)),
             Err(BindError::Exhausted | BindError::Conflict) => {
@@ -250,7 +285,10 @@ impl<B: PacketBuf> Worker<B> {
     ) -> Option<u32> {
         let group = &mut self.groups[number as usize];
         let service = group.id.service;
-        let known = self.services.iter().find(|known| known.spec.service == service)?;
+        let Some(known) = self.services.iter().find(|known| known.spec.service == service) else {
+            self.counters.dropped_no_mapping += 1;
+            return None;
+        };
         let life = nat::lifetime(&known.spec.timeouts, look.tuple.protocol, tcp);
         let known_ingress = Some(self.table.mappings.get(mapping)).filter(|mapping| mapping.flows > 0);
         let ingress = if let Tag::Direct(Side::Inside, site) = look.parsed.tag {
@@ -341,7 +379,10 @@ impl<B: PacketBuf> Worker<B> {
         };
         let frame = packet.data_mut();
         if inside {
-            let Some(outside) = self.outside_address(mapping.client) else { return false };
+            let Some(outside) = self.outside_address(mapping.client) else {
+                self.counters.dropped_no_mapping += 1;
+                return false;
+            };
             packet::translate_error(frame, error, End::Source, outside, (outside, mapping.outside_port));
             packet::set_tag(frame, Tag::ToOutside);
             self.counters.translated_out += 1;
@@ -361,49 +402,72 @@ impl<B: PacketBuf> Worker<B> {
         })
     }
 
-    /// Keeps a packet until the join. When the buffer is full it opens early: direct packets go to the
-    /// source, which serves them or relays them back to the queue of relayed ones.
+    /// Keeps a packet until the join. When the buffer fills it opens early: direct packets go to the source, which serves them while it
+    /// has the group, out of order, and relays them back once it has cut. Only what has no room then is dropped, and counted.
     pub(super) fn hold(&mut self, packet: B, number: u32, look: &Look, now: Micros, out: &mut Output<B>) {
-        let Some((direct, site)) = origin(look.parsed.tag) else { return out.free.push(packet) };
-        let group = &mut self.groups[number as usize];
-        let full = self.held >= self.settings.hold_packets_max;
-        if full && direct {
+        let Some((direct, site)) = origin(look.parsed.tag) else {
+            self.counters.dropped_malformed += 1;
+            return out.free.push(packet);
+        };
+        if direct && self.is_hold_filling() {
+            let group = &mut self.groups[number as usize];
             group.hold.opened_early = true;
             self.counters.hold_opened_early += 1;
             if let Some(source) = group.arrival.as_ref().map(|arrival| arrival.source) {
                 return self.relay(packet, look.side, source, out);
             }
         }
-        if self.held >= self.settings.hold_packets_max * RELAYED_HOLD_FACTOR {
-            self.counters.dropped_table_full += 1;
+        if self.is_hold_full() {
+            self.counters.dropped_hold_full += 1;
             return out.free.push(packet);
         }
-        self.held += 1;
-        self.counters.held += 1;
-        group.hold.total += 1;
-        let held = Held { packet, since: now, site };
+        let held = self.keep(packet, site, now, out);
+        let hold = &mut self.groups[number as usize].hold;
+        hold.total += 1;
         if direct {
-            group.hold.direct.push_back(held);
+            hold.direct.push_back(held);
         } else {
-            group.hold.relayed.push_back(held);
+            hold.relayed.push_back(held);
         }
     }
 
-    /// Puts a packet behind those that wait, unless it is older than they are.
+    /// Puts a packet behind those that wait, unless it is older than they are. When the buffer fills, what waits is served now, and
+    /// late ingresses are waited for no longer: their order is lost, their packets are not.
     pub(super) fn queue(&mut self, packet: B, number: u32, look: &Look, now: Micros, out: &mut Output<B>) {
-        let group = &mut self.groups[number as usize];
-        let Some((direct, site)) = origin(look.parsed.tag) else { return out.free.push(packet) };
-        let held = Held { packet, since: now, site };
-        let held = if direct { group.hold.push_late(held) } else { Err(held) };
-        match held {
-            Ok(()) => {}
-            Err(held) if direct && group.hold.has_backlog() => group.hold.direct.push_back(held),
-            Err(held) if !direct && !group.hold.relayed.is_empty() => group.hold.relayed.push_back(held),
-            Err(held) => return self.settle(held.packet, number, look, now, out),
+        let Some((direct, site)) = origin(look.parsed.tag) else {
+            self.counters.dropped_malformed += 1;
+            return out.free.push(packet);
+        };
+        if self.is_hold_filling() {
+            self.open_queue(number, now, out);
         }
-        self.groups[number as usize].hold.total += 1;
-        self.held += 1;
-        self.counters.held += 1;
+        let hold = &self.groups[number as usize].hold;
+        let is_late = direct && hold.late.iter().any(|late| late.site == site);
+        let waits = if direct { hold.has_backlog() } else { !hold.relayed.is_empty() };
+        if !is_late && !waits {
+            return self.settle(packet, number, look, now, out);
+        }
+        let held = self.keep(packet, site, now, out);
+        let hold = &mut self.groups[number as usize].hold;
+        hold.total += 1;
+        match hold.push_late(held, direct) {
+            Ok(()) => {}
+            Err(held) if direct => hold.direct.push_back(held),
+            Err(held) => hold.relayed.push_back(held),
+        }
+    }
+
+    fn open_queue(&mut self, number: u32, now: Micros, out: &mut Output<B>) {
+        let hold = &mut self.groups[number as usize].hold;
+        let late: Vec<SiteId> = hold.late.iter().map(|late| late.site).collect();
+        if !late.is_empty() {
+            hold.opened_early = true;
+            self.counters.hold_opened_early += 1;
+        }
+        let hold = &mut self.groups[number as usize].hold;
+        late.into_iter().for_each(|site| hold.release(site));
+        self.serve_backlog(number, usize::MAX, now, out);
+        self.groups[number as usize].refresh_mode();
     }
 
     /// Serves or relays, whatever waits.
@@ -436,8 +500,8 @@ impl<B: PacketBuf> Worker<B> {
         while served < most.max(BURST_LEN) {
             let hold = &mut self.groups[number as usize].hold;
             let Some(held) = hold.pop() else { break };
-            hold.times_us.push(now.since(held.since).0);
-            self.held -= 1;
+            hold.note_time(now.since(held.since).0);
+            self.let_go(&held);
             served += 1;
             let Some(look) = packet::parse(held.packet.data()).ok().and_then(|parsed| self.look_at(parsed))
             else {
@@ -459,7 +523,6 @@ impl<B: PacketBuf> Worker<B> {
         now: Micros,
         out: &mut Output<B>,
     ) {
-        self.counters.markers += 1;
         let prefix = Prefix::new(std::net::IpAddr::V4(source.into()), body.prefix_len).ok();
         let id = prefix.map(|prefix| GroupId { service: body.service, prefix });
         let Some(&number) = id.and_then(|id| self.by_id.get(&id)) else {
@@ -475,6 +538,7 @@ impl<B: PacketBuf> Worker<B> {
                 arrival.cut_seen = true;
                 group.freeze(tick(now));
             }
+            self.counters.markers += 1;
             return out.free.push(packet);
         }
         group.markers.note(body.move_id, body.from);
@@ -486,6 +550,7 @@ impl<B: PacketBuf> Worker<B> {
         if let (Mode::Relay(site), Tag::Marker(_) | Tag::Direct(..)) = (group.mode, tag) {
             self.relay(packet, Side::Inside, site, out);
         } else {
+            self.counters.markers += 1;
             out.free.push(packet);
         }
     }

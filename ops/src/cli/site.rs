@@ -70,7 +70,8 @@ pub enum Verb {
         /// Its name.
         name: String,
     },
-    /// Give the groups of a site that is lost to their standbys, without their flows. Make sure that it does not forward any
+    /// Give the groups of a site that is lost to their standbys, without their flows, and take back those that were on their way to
+    /// it. Make sure that it does not forward any
     /// more: a site that only lost its agent still serves. Exit code 6 if groups are left that have no standby.
     FailOver {
         /// Its name.
@@ -130,7 +131,10 @@ async fn fail_over(context: &Context, name: &str) -> Result<Exit, Failure> {
     let done: FailOver = answer.parse()?;
     let rows = done.left.iter().map(|group| vec![group.clone()]).collect();
     context.output.print(&answer.body, &Rows { heads: &["LEFT-WITHOUT-STANDBY"], rows });
-    progress(&format!("{name}: {} groups have a new owner", done.reassigned));
+    progress(&format!(
+        "{name}: {} groups have a new owner, {} that were on their way to it are where they were",
+        done.reassigned, done.taken_back
+    ));
     if done.left.is_empty() {
         return Ok(Exit::Done);
     }

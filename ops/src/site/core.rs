@@ -10,6 +10,8 @@ mod machines;
 mod recovery;
 mod reshape;
 mod switching;
+#[cfg(test)]
+mod tests;
 mod workers;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -20,7 +22,7 @@ use flow::nat::NatSlices;
 use flow::{Epoch, GroupId, HoldTimes, Micros, MoveId, ServiceId, SiteId, WorkerId};
 use placement::core::{Change, Command, Group, Move, Service, Site};
 use switchctl::{OldPath, PacketOut, Ports, RuleSet};
-use transfer::core::{MoveSpec, Source, SourceInput, Target, ToSource, ToTarget};
+use transfer::core::{MoveSpec, Source, SourceInput, Target, ToSource, ToTarget, Waits};
 
 /// How long an agent that just started waits for workers that do not answer before it gives their groups to others.
 const GATHER_BOUND: Micros = Micros(3_000_000);
@@ -32,6 +34,8 @@ const BALANCE_INTERVAL: Micros = Micros(1_000_000);
 pub struct Bounds {
     /// Longest wait for markers at the source.
     pub marker_us: u64,
+    /// How long a source waits for a target that is silent: then it takes the group back, unless the target may serve it.
+    pub take_back_us: u64,
     /// Longest wait for the cut along the data path at the target.
     pub cut_us: u64,
     /// Longest hold of a late ingress's packets at the target.
@@ -40,9 +44,26 @@ pub struct Bounds {
     pub relay_us: u64,
 }
 
+/// A target that was not heard of for so long before the flip is committed: the move is aborted. The leader's own bound for the
+/// preparation is longer, so who is there is told why.
+const PREPARE_BOUND: Micros = Micros(30_000_000);
+
+impl Bounds {
+    /// What a source waits for.
+    pub(super) fn waits(&self) -> Waits {
+        Waits { marker: Micros(self.marker_us), prepare: PREPARE_BOUND, take_back: Micros(self.take_back_us) }
+    }
+}
+
 impl Default for Bounds {
     fn default() -> Self {
-        Self { marker_us: 2_000_000, cut_us: 500_000, late_us: 2_000_000, relay_us: 10_000_000 }
+        Self {
+            marker_us: 2_000_000,
+            take_back_us: 3_000_000,
+            cut_us: 500_000,
+            late_us: 2_000_000,
+            relay_us: 10_000_000,
+        }
     }
 }
 
@@ -223,6 +244,8 @@ pub struct Agent {
     local: BTreeMap<GroupId, WorkerId>,
     /// Groups that a worker was told to serve and has not said that it does.
     unserved: BTreeMap<GroupId, WorkerId>,
+    /// Groups that a worker said that it serves, with the epoch.
+    served: BTreeMap<GroupId, Epoch>,
     loads: BTreeMap<GroupId, GroupLoad>,
     /// Running means of packets per report: a group is not moved for one burst.
     means: BTreeMap<GroupId, u64>,
@@ -278,6 +301,7 @@ impl Agent {
             retiring: BTreeSet::new(),
             local: BTreeMap::new(),
             unserved: BTreeMap::new(),
+            served: BTreeMap::new(),
             loads: BTreeMap::new(),
             means: BTreeMap::new(),
             settled_at: BTreeMap::new(),
@@ -443,6 +467,28 @@ impl Agent {
     pub fn move_spec(&self, id: MoveId) -> Option<MoveSpec> {
         let from = self.outgoing.get(&id).map(|out| *out.machine.spec());
         from.or_else(|| self.incoming.get(&id).map(|inc| *inc.machine.spec()))
+    }
+
+    /// What is kept although no move, split or merge is in hand and no worker relays; nothing may be.
+    #[must_use]
+    pub fn leftovers(&self) -> Vec<&'static str> {
+        let known = |id: &GroupId| self.groups.contains_key(id);
+        let kept = [
+            ("moves from here", !self.outgoing.is_empty()),
+            ("moves to here", !self.incoming.is_empty()),
+            ("moves of the log", !self.moves.is_empty()),
+            ("flips", !self.flips.is_empty()),
+            ("markers", !self.markers.is_empty()),
+            ("moves that were found half done", !self.orphans.is_empty()),
+            ("groups that were told to be served", !self.unserved.is_empty()),
+            ("groups that are said to be served", !self.served.keys().all(known)),
+            ("groups to split or merge", !self.wanted.is_empty()),
+            ("workers of groups that are no more", !self.local.keys().all(known)),
+            ("steering of groups that are no more", !self.steer.keys().all(known)),
+            ("loads of groups that are no more", !self.loads.keys().chain(self.means.keys()).all(known)),
+            ("stays of groups that are no more", !self.settled_at.keys().all(known)),
+        ];
+        kept.into_iter().filter(|(_, kept)| *kept).map(|(what, _)| what).collect()
     }
 
     /// Whether a move of the log names this peer as source and this site as target.

@@ -396,11 +396,12 @@ impl SiteMetrics {
     }
 }
 
-fn fates(stats: &Stats) -> [(&'static str, u64); 22] {
+fn fates(stats: &Stats) -> [(&'static str, u64); 24] {
     let c = &stats.counters;
     [
         ("received", c.received),
         ("sent", c.sent),
+        ("made", c.made),
         ("translated_out", c.translated_out),
         ("translated_in", c.translated_in),
         ("hairpinned", c.hairpinned),
@@ -411,6 +412,7 @@ fn fates(stats: &Stats) -> [(&'static str, u64); 22] {
         ("dropped_no_mapping", c.dropped_no_mapping),
         ("dropped_port_block_exhausted", c.dropped_port_block_exhausted),
         ("dropped_table_full", c.dropped_table_full),
+        ("dropped_hold_full", c.dropped_hold_full),
         ("dropped_unsupported", c.dropped_unsupported),
         ("dropped_ttl", c.dropped_ttl),
         ("dropped_bad_checksum", c.dropped_bad_checksum),

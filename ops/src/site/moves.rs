@@ -144,6 +144,7 @@ impl Outgoing {
                 let bytes = self.encode_chunk(sequence, batch).await?;
                 Frame::Chunk { session, sequence, bytes }
             }
+            ToTarget::Probe => Frame::Probe,
         };
         Ok(frame.encode())
     }
@@ -246,6 +247,7 @@ impl Receiver {
             Frame::Handover { session, chunks, token, missing, precopy_us, rounds } => {
                 ToTarget::Handover { session, chunks, token, missing, precopy_us, rounds }
             }
+            Frame::Probe => ToTarget::Probe,
             Frame::Chunk { session, sequence, bytes } => {
                 let batch = Arc::new(self.decode_chunk(bytes).await?);
                 ToTarget::Chunk { session, sequence, batch }

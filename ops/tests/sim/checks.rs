@@ -11,7 +11,6 @@ use crate::invariant_4::ExactlyOnce;
 use crate::invariant_5::Order;
 use crate::invariant_6::Outcomes;
 use crate::invariant_7::Closed;
-use crate::log::root;
 use crate::packet;
 use crate::world::{Checked, SITES, World};
 
@@ -67,7 +66,7 @@ impl World {
         let Some(process) = place.and_then(|place| place.process.as_ref()) else { return Ok(()) };
         for status in process.status.values().filter(|status| serves(status.phase)) {
             self.checks.outcomes.serves(status.group, status.epoch)?;
-            if !self.unplanned.contains(&root(status.group)) {
+            if !self.excuses.may_lose(&status.group) {
                 OneDecider::serving(status.group, &self.any_served_by(&status.group))?;
             }
         }
@@ -90,7 +89,7 @@ impl World {
         // What is true of a group is true of each of its clients, whatever it was split or merged into since.
         let host = GroupId { prefix: flow::Prefix::host(client.0.into()), ..group };
         let outside = if packet::tag(frame) == Some(Tag::ToOutside) { Some(seen.source) } else { known_as };
-        let lost = self.unplanned.contains(&group);
+        let lost = self.excuses.may_lose(&group);
         let planned = !lost && !self.log.is_relaxed(&group);
         self.trace(|| {
             format!("worker {site}/{worker} translates {} {:?} as {outside:?}", seen.number, sending.way)

@@ -7,7 +7,7 @@ use flow::sample::Seeded;
 use flow::{MoveId, SiteId, WorkerId};
 use placement::core::{Command, Move, MovePhase, MoveReason};
 
-use crate::world::{Happening, Mode, SITES, World};
+use crate::world::{Happening, IDLE, Mode, SITES, World};
 
 /// How far a move is, as nobody in the system can see it at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -53,6 +53,15 @@ pub(crate) enum Kind {
     Burst,
     Abort,
     Again,
+    /// Stopped for a while, then it goes on where it was.
+    AgentStopped(Role),
+    WorkerStopped(Role),
+    /// The move's stream brings nothing for a while, or breaks after its idle time.
+    Stall,
+    /// The switch comes back without rules.
+    SwitchForgets(Role),
+    /// The whole site is gone for good, until an operator says that it is.
+    Lost(Role),
 }
 
 pub(crate) fn kinds() -> Vec<Kind> {
@@ -64,10 +73,15 @@ pub(crate) fn kinds() -> Vec<Kind> {
             Kind::Switch(role),
             Kind::Placement(role),
             Kind::Reset(role),
+            Kind::AgentStopped(role),
+            Kind::WorkerStopped(role),
+            Kind::SwitchForgets(role),
+            Kind::Lost(role),
         ]
     });
     let workers = [Kind::Worker(Role::Source), Kind::Worker(Role::Target)];
-    let rest = [Kind::Leader, Kind::Stream, Kind::Partition, Kind::Burst, Kind::Abort, Kind::Again];
+    let rest =
+        [Kind::Leader, Kind::Stream, Kind::Stall, Kind::Partition, Kind::Burst, Kind::Abort, Kind::Again];
     all.chain(workers).chain(rest).collect()
 }
 
@@ -98,7 +112,8 @@ impl Plan {
             for _ in 0..1 + rng.below(4) {
                 let kind = kinds[rng.below(kinds.len() as u64) as usize];
                 // Losing flows or a site makes the rest of the run easier to excuse, so it is rarer.
-                let rare = matches!(kind, Kind::Worker(_) | Kind::AgentLong(_)) && rng.below(2) == 0;
+                let rare =
+                    matches!(kind, Kind::Worker(_) | Kind::AgentLong(_) | Kind::Lost(_)) && rng.below(2) == 0;
                 let stage = STAGES[rng.below(4) as usize];
                 if !rare {
                     plan.pending.push((kind, stage));
@@ -236,6 +251,37 @@ impl World {
                     self.streams.iter().filter(|(_, s)| both(s)).map(|(id, _)| *id).collect();
                 broken.into_iter().for_each(|id| self.break_stream(id));
             }
+            Kind::AgentStopped(role) => {
+                let (site, until) = (self.site_of(&fault, role), self.now + self.between(20_000, 2_500_000));
+                let now = self.now;
+                if let Some(state) = self.sites.get_mut(&site).filter(|state| state.stopped_until <= now) {
+                    state.stopped_until = until;
+                }
+            }
+            Kind::WorkerStopped(role) => {
+                let (site, until) = (self.site_of(&fault, role), self.now + self.between(20_000, 1_500_000));
+                let now = self.now;
+                if let Some(worker) = self.worker_of(&fault, site)
+                    && let Some(place) =
+                        self.sites.get_mut(&site).and_then(|state| state.workers.get_mut(&worker))
+                    && place.stopped_until <= now
+                {
+                    place.stopped_until = until;
+                }
+            }
+            Kind::Stall => {
+                let span = self.between(50_000, 2 * IDLE);
+                self.stall_stream(fault.id, span);
+            }
+            Kind::SwitchForgets(role) => {
+                let site = self.site_of(&fault, role);
+                if let Some(state) = self.sites.get_mut(&site) {
+                    state.switch.forget_rules();
+                    state.forgetful = true;
+                }
+                self.switch_loss(site);
+            }
+            Kind::Lost(role) => self.lose_site(self.site_of(&fault, role)),
             Kind::Burst => self.burst_until = self.now + self.between(20_000, 400_000),
             Kind::Abort => {
                 let reason = "the operator changed his mind".to_owned();
@@ -269,14 +315,22 @@ impl World {
         self.trace(|| "HEAL".into());
         self.plan.partitions.clear();
         self.burst_until = 0;
-        for site in SITES {
+        for site in SITES.into_iter().filter(|site| !self.is_lost(*site)).collect::<Vec<_>>() {
             if let Some(state) = self.sites.get_mut(&site) {
                 state.cut_off_until = 0;
             }
             self.agent_start(site);
             let workers: Vec<_> =
                 self.sites.get(&site).map(|s| s.workers.keys().copied().collect()).unwrap_or_default();
-            workers.into_iter().for_each(|worker| self.worker_start(site, worker));
+            let ended = |world: &Self, worker: &WorkerId| {
+                let place = world.sites.get(&site).and_then(|state| state.workers.get(worker));
+                place.is_some_and(|place| place.extra && place.process.is_none())
+            };
+            for worker in workers {
+                if !ended(self, &worker) {
+                    self.worker_start(site, worker);
+                }
+            }
             self.poke_watch(site);
         }
         self.activate_sites();

@@ -22,6 +22,11 @@ impl Mappings {
         Err(Violation::new(2, format!("{protocol:?} {client:?} was {first:?} and is {outside:?}")))
     }
 
+    /// Whoever's flows were lost may get others.
+    pub(crate) fn forget_all(&mut self, clients: impl Fn(std::net::Ipv4Addr) -> bool) {
+        self.outside.retain(|(_, client), _| !clients(client.0));
+    }
+
     /// A mapping may change when the worker that had it died.
     pub(crate) fn forget(&mut self, protocol: Protocol, client: End) {
         self.outside.remove(&(protocol, client));

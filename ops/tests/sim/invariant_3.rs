@@ -15,6 +15,11 @@ pub(crate) struct OutsidePorts {
 }
 
 impl OutsidePorts {
+    /// Whoever's flows were lost may get other ports.
+    pub(crate) fn forget_all(&mut self, clients: impl Fn(std::net::Ipv4Addr) -> bool) {
+        self.clients.retain(|_, client| !clients(client.0));
+    }
+
     /// `planned`: no worker died, so a port that a client has stays its own.
     pub(crate) fn translated(
         &mut self,

@@ -1,10 +1,7 @@
 //! I4: a planned move drops no packet that reached us, and sends none twice. Packets are excused that were in a worker
-//! process that died, and those of groups whose flows died with it or were taken over. Source: part 1.1.
+//! process that died, and what [`crate::excuse`] lists. Source: part 1.1.
 
-use std::collections::BTreeSet;
-
-use flow::GroupId;
-
+use crate::excuse::Excuses;
 use crate::traffic::{Sending, Traffic};
 use crate::world::{Checked, Violation};
 
@@ -23,10 +20,13 @@ impl ExactlyOnce {
     }
 
     /// Everything has had its time to arrive.
-    pub(crate) fn end(traffic: &Traffic, unplanned: &BTreeSet<GroupId>) -> Checked {
+    pub(crate) fn end(traffic: &Traffic, excuses: &Excuses) -> Checked {
         let lost = |(_, sending): &(usize, &Sending)| {
             let group = traffic.talks[sending.talk].group;
-            sending.arrived == 0 && !sending.excused && !unplanned.contains(&group)
+            sending.arrived == 0
+                && !sending.excused
+                && !excuses.may_lose(&group)
+                && excuses.is_watched_since(&group, sending.at)
         };
         let mut lost = traffic.sendings.iter().enumerate().filter(lost);
         let Some((number, sending)) = lost.next() else { return Ok(()) };

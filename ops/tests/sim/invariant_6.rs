@@ -47,6 +47,11 @@ impl Outcomes {
         Ok(())
     }
 
+    /// An operator has fenced the target of this move: what it served is over.
+    pub(crate) fn fenced(&mut self, mv: &Move) {
+        self.served.remove(&(mv.group, mv.epoch));
+    }
+
     /// A worker serves under this epoch.
     pub(crate) fn serves(&self, group: GroupId, epoch: Epoch) -> Checked {
         if epoch > Epoch(1) && !self.granted.contains(&(group, epoch)) {

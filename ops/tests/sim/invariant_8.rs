@@ -25,7 +25,7 @@ impl World {
     }
 
     fn site_unsettled(&self, site: SiteId) -> Option<String> {
-        let state = self.sites.get(&site)?;
+        let state = self.sites.get(&site).filter(|state| !state.lost)?;
         let Some(life) = state.life.as_ref() else { return Some(format!("site {site} has no agent")) };
         if !life.agent.is_in_force() {
             return Some(format!("the rules of site {site} are not in force"));
@@ -45,7 +45,7 @@ impl World {
             .then(|| format!("the switch of site {site} has other rules than its plan says"))
     }
 
-    fn group_unsettled(&self, group: &Group) -> Option<String> {
+    pub(crate) fn group_unsettled(&self, group: &Group) -> Option<String> {
         let all = self.served_by(&group.id);
         let [(site, worker, epoch)] = all.as_slice() else {
             return Some(format!(
@@ -71,7 +71,7 @@ impl World {
     /// At the very end nothing is left but the groups at their owners.
     pub(crate) fn check_end(&self) -> Checked {
         if !self.mode.lossy {
-            crate::invariant_4::ExactlyOnce::end(&self.traffic, &self.unplanned)?;
+            crate::invariant_4::ExactlyOnce::end(&self.traffic, &self.excuses)?;
         }
         for site in SITES {
             self.check_leftovers(site)?;
@@ -80,7 +80,7 @@ impl World {
     }
 
     fn check_leftovers(&self, site: SiteId) -> Checked {
-        let Some(state) = self.sites.get(&site) else { return Ok(()) };
+        let Some(state) = self.sites.get(&site).filter(|state| !state.lost) else { return Ok(()) };
         for (id, place) in &state.workers {
             let Some(process) = &place.process else { continue };
             let left = process.status.values().find(|status| {
@@ -104,6 +104,11 @@ impl World {
             }
         }
         let Some(life) = &state.life else { return Ok(()) };
+        let left = life.agent.leftovers();
+        if !left.is_empty() {
+            let what = format!("the agent of site {site} still has {}", left.join(", "));
+            return Err(Violation::new(8, what));
+        }
         for (group, plan) in life.agent.plan().groups {
             if plan.local.is_some() && !self.owns(site, &group) {
                 return Err(Violation::new(

@@ -8,8 +8,8 @@ use flow::{GroupId, ServiceId, SiteId};
 use limosa::site::core::Input;
 use placement::core::leader::{Brain, BrainTimings};
 use placement::core::{
-    Admin, Change, Cluster, Command, MoveReason, Ordering, Policy, Proposal, Service, SiteReport, SiteSpec,
-    Timeouts,
+    Admin, Change, Cluster, Command, MoveOutcome, MoveReason, Ordering, Policy, Proof, Proposal, Service,
+    SiteReport, SiteSpec, Timeouts,
 };
 
 use crate::world::{Checked, Happening, Queue, SITES, World};
@@ -182,6 +182,11 @@ impl World {
             return Ok(());
         }
         let before = self.log.cluster.moves.clone();
+        if let Command::TakeBack { move_id, proof: Proof::Fenced, .. } = &proposal.command
+            && let Some(mv) = before.get(move_id)
+        {
+            self.checks.outcomes.fenced(mv);
+        }
         let (changes, accepted) = self.log.apply(&proposal);
         self.trace(|| format!("log: {:?} accepted={accepted}", proposal.command));
         // An answer may be lost; then the client asks again.
@@ -204,9 +209,17 @@ impl World {
         {
             self.dead_once.insert(site.id);
         }
+        if let Change::MoveEnded { id, group, outcome: MoveOutcome::TakenBack } = change {
+            // What the target holds comes back when it hears of it, behind what is served meanwhile; what a relaxed target has
+            // opened is gone.
+            self.excuses.shuffle(*group);
+            if before.get(id).is_some_and(|mv| mv.ordering == Ordering::Relaxed) {
+                self.excuses.lose(*group);
+            }
+        }
         let Change::Move(mv) = change else { return };
         if mv.take_over && !before.get(&mv.id).is_some_and(|old| old.take_over) {
-            self.unplanned.insert(root(mv.group));
+            self.excuses.lose(mv.group);
         }
     }
 
@@ -243,7 +256,7 @@ impl World {
         self.after(200_000, Happening::Report(site));
         let now = self.micros();
         let Some(state) = self.sites.get(&site) else { return };
-        if state.life.is_some() && state.cut_off_until <= now.0 {
+        if state.life.is_some() && state.cut_off_until.max(state.stopped_until) <= now.0 {
             self.log.brain.handle_report(&SiteReport { site, ..SiteReport::default() }, now);
         }
     }
@@ -256,6 +269,7 @@ impl World {
 
     pub(crate) fn brain(&mut self) {
         self.after(50_000, Happening::Brain);
+        self.watch_again();
         if self.log.leaderless_until > self.now {
             return;
         }

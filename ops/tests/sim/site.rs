@@ -11,15 +11,23 @@ use switchctl::core::driver::{Driver, Event as DriverEvent, Output as DriverOutp
 use switchctl::ofp::Message;
 use transfer::core::{ToSource, ToTarget};
 
-use crate::log::root;
 use crate::mutation::Mutation;
 use crate::packet;
 use crate::traffic::Way;
-use crate::world::{Checked, Happening, Life, Process, Queue, SITES, Stream, World};
+use crate::world::{Checked, Happening, IDLE, Life, Place, Process, Queue, SITES, Stream, World};
 
-/// Short, so that a seed takes a few virtual seconds, and above three times the longest delay.
-pub(crate) const BOUNDS: Bounds =
-    Bounds { marker_us: 400_000, cut_us: 300_000, late_us: 600_000, relay_us: 1_500_000 };
+/// The worker that comes and goes with the load.
+pub(crate) const EXTRA: WorkerId = WorkerId(3);
+
+/// Short, so that a seed takes a few virtual seconds, and above three times the longest delay. Old owners relay for longer than any agent is
+/// away.
+pub(crate) const BOUNDS: Bounds = Bounds {
+    marker_us: 400_000,
+    take_back_us: 1_200_000,
+    cut_us: 300_000,
+    late_us: 600_000,
+    relay_us: 4_000_000,
+};
 
 impl World {
     pub(crate) fn life(&mut self, site: SiteId, number: u32) -> Option<&mut Life> {
@@ -30,15 +38,18 @@ impl World {
 
     pub(crate) fn agent_start(&mut self, site: SiteId) {
         let Some(state) = self.sites.get_mut(&site) else { return };
-        if state.life.is_some() {
+        if state.life.is_some() || state.lost {
             return;
         }
         state.lives += 1;
         let number = state.lives;
         let workers: Vec<_> = state.workers.keys().copied().collect();
         let ports =
-            Ports::conventional(SITES.into_iter().filter(|peer| *peer != site), workers.iter().copied());
-        let agent = Agent::new(site, number << 8, ports, workers.iter().copied(), BOUNDS);
+            Ports::conventional(SITES.into_iter().filter(|peer| *peer != site), (0..=EXTRA.0).map(WorkerId));
+        // Those that came with the load are in no configuration, but their control sockets are found.
+        let there = |place: &Place| !place.extra || place.process.is_some();
+        let expected = state.workers.iter().filter(|(_, place)| there(place)).map(|(id, _)| *id);
+        let agent = Agent::new(site, number << 8, ports, expected, BOUNDS);
         let driver = Driver::default();
         let life = Life { agent, driver, number, connection: 0, timer_at: u64::MAX, watched: 0, fresh: true };
         state.life = Some(life);
@@ -56,6 +67,7 @@ impl World {
     pub(crate) fn agent_crash(&mut self, site: SiteId) {
         let Some(state) = self.sites.get_mut(&site) else { return };
         state.life = None;
+        state.stopped_until = 0;
         for place in state.workers.values_mut() {
             place.connection = 0;
         }
@@ -64,10 +76,21 @@ impl World {
         self.streams.retain(|_, stream| stream.from != site);
         let broken = self.streams.iter().filter(|(_, s)| s.to == site && s.open.is_some());
         let broken: Vec<_> = broken.map(|(id, _)| *id).collect();
-        broken.into_iter().for_each(|id| self.break_stream(id));
+        for id in broken {
+            // The kernel may say at once that nobody listens, or nothing comes any more.
+            if self.one_in(2) {
+                self.break_stream(id);
+            } else {
+                self.stall_stream(id, u64::MAX / 2);
+            }
+        }
     }
 
     pub(crate) fn agent_input(&mut self, site: SiteId, number: u32, input: Input) {
+        if let Some(until) = self.stopped(site) {
+            // In the order of asking, also behind what had to wait before.
+            return self.schedule.at(until, Happening::AgentInput(site, number, input));
+        }
         let now = self.micros();
         self.trace(|| format!("agent {site} < {}", short(&format!("{input:?}"))));
         let Some(life) = self.life(site, number) else { return };
@@ -75,7 +98,15 @@ impl World {
         self.carry_out(site, number);
     }
 
+    /// Until when the agent does nothing, if it is stopped.
+    fn stopped(&self, site: SiteId) -> Option<u64> {
+        self.sites.get(&site).map(|state| state.stopped_until).filter(|until| *until > self.now)
+    }
+
     pub(crate) fn agent_timer(&mut self, site: SiteId, number: u32) {
+        if let Some(until) = self.stopped(site) {
+            return self.schedule.at(until, Happening::AgentTimer(site, number));
+        }
         let now = self.micros();
         let Some(life) = self.life(site, number) else { return };
         if life.timer_at > now.0 && life.timer_at != u64::MAX {
@@ -131,7 +162,8 @@ impl World {
                 self.drive_switch(site, number);
             }
             Output::Connect(id, to) => {
-                self.streams.insert(id, Stream { from: site, to, life: number, open: None });
+                let stream = Stream { from: site, to, life: number, open: None, stalled_until: 0 };
+                self.streams.insert(id, stream);
                 self.retry_stream(id, 3_000);
             }
             Output::Hangup(id) => {
@@ -163,7 +195,7 @@ impl World {
             return self.retry_stream(id, 40_000);
         };
         if let Some(stream) = self.streams.get_mut(&id) {
-            stream.open = Some((number, target));
+            (stream.open, stream.stalled_until) = (Some((number, target)), 0);
         }
         self.agent_input(from, life, Input::PeerUp(id));
     }
@@ -176,6 +208,23 @@ impl World {
         }
         let wait = self.between(100, 30_000);
         self.after(wait, Happening::StreamBroken(id));
+    }
+
+    /// Nothing arrives for so long; beyond the idle time the connection is given up.
+    pub(crate) fn stall_stream(&mut self, id: MoveId, span: u64) {
+        let now = self.now;
+        let Some(stream) = self.streams.get_mut(&id) else { return };
+        let Some((number, _)) = stream.open else { return };
+        stream.stalled_until = now.saturating_add(span);
+        if span >= IDLE {
+            self.after(IDLE, Happening::StreamIdle(id, number));
+        }
+    }
+
+    pub(crate) fn stream_idle(&mut self, id: MoveId, number: u64) {
+        if self.streams.get(&id).is_some_and(|stream| stream.open.is_some_and(|(open, _)| open == number)) {
+            self.break_stream(id);
+        }
     }
 
     pub(crate) fn stream_broken(&mut self, id: MoveId) {
@@ -203,6 +252,9 @@ impl World {
     pub(crate) fn to_target(&mut self, move_id: MoveId, number: u64, message: ToTarget) {
         let Some(stream) = self.streams.get(&move_id) else { return };
         let (from, to) = (stream.from, stream.to);
+        if stream.stalled_until > self.now {
+            return self.schedule.at(stream.stalled_until, Happening::ToTarget(move_id, number, message));
+        }
         let Some((_, life)) = stream.open.filter(|(open, _)| *open == number) else { return };
         self.agent_input(to, life, Input::FromSource { move_id, from, message, wire_len: 100 });
     }
@@ -210,6 +262,9 @@ impl World {
     pub(crate) fn to_source(&mut self, id: MoveId, number: u64, message: ToSource) {
         let Some(stream) = self.streams.get(&id) else { return };
         let (from, life) = (stream.from, stream.life);
+        if stream.stalled_until > self.now {
+            return self.schedule.at(stream.stalled_until, Happening::ToSource(id, number, message));
+        }
         if stream.open.is_some_and(|(open, _)| open == number) {
             self.agent_input(from, life, Input::FromTarget(id, message));
         }
@@ -257,6 +312,9 @@ impl World {
                 }
                 DriverOutput::Close => self.switch_loss(site),
                 DriverOutput::Event(DriverEvent::InForce { tag, .. }) => {
+                    if let Some(state) = self.sites.get_mut(&site) {
+                        state.forgetful = false;
+                    }
                     self.after(10, Happening::AgentInput(site, number, Input::InForce(tag)));
                 }
                 DriverOutput::Event(_) => {}
@@ -287,6 +345,9 @@ impl World {
     }
 
     pub(crate) fn from_switch(&mut self, site: SiteId, connection: u64, xid: u32, message: Message) {
+        if let Some(until) = self.stopped(site) {
+            return self.schedule.at(until, Happening::FromSwitch(site, connection, xid, message));
+        }
         let now = self.micros();
         let Some(life) = self.sites.get_mut(&site).and_then(|state| state.life.as_mut()) else { return };
         if life.connection != connection {
@@ -298,6 +359,9 @@ impl World {
     }
 
     pub(crate) fn settled(&mut self, site: SiteId, connection: u64, settle: u64) {
+        if let Some(until) = self.stopped(site) {
+            return self.schedule.at(until, Happening::Settled(site, connection, settle));
+        }
         let now = self.micros();
         let Some(life) = self.sites.get_mut(&site).and_then(|state| state.life.as_mut()) else { return };
         if life.connection != connection {
@@ -313,13 +377,23 @@ impl World {
     pub(crate) fn worker_start(&mut self, site: SiteId, worker: WorkerId) {
         let (boot, now) = (self.number(), self.micros());
         let keys = [self.rng.word(), self.rng.word()];
+        let (lost, mode) = (self.is_lost(site), self.mode);
         let Some(place) = self.sites.get_mut(&site).and_then(|state| state.workers.get_mut(&worker)) else {
             return;
         };
-        if place.process.is_some() {
+        if place.process.is_some() || lost {
             return;
         }
-        let settings = Settings { site, worker, flow_capacity: 256, hold_packets_max: 4_096, keys, boot };
+        let hold_packets_max = if mode.tight { 12 } else { 4_096 };
+        let settings = Settings {
+            site,
+            worker,
+            flow_capacity: 256,
+            hold_packets_max,
+            hold_bytes_max: crate::invariant_9::HOLD_BYTES_MAX,
+            keys,
+            boot,
+        };
         let status = std::collections::BTreeMap::new();
         place.process = Some(Process { worker: Worker::new(settings, now), boot, turn_at: u64::MAX, status });
         self.wake_worker(site, worker, 100_000);
@@ -330,13 +404,15 @@ impl World {
             return;
         };
         let Some(process) = place.process.take() else { return };
+        place.stopped_until = 0;
         self.trace(|| format!("worker {site}/{worker} crashes"));
-        self.unplanned.extend(process.status.keys().copied().map(root));
+        process.status.keys().for_each(|group| self.excuses.lose(*group));
         self.worker_cut(site, worker);
         // Wherever a worker of a moving group dies its packets may be in it.
         let moving: Vec<_> =
             self.log.cluster.moves.values().filter(|m| m.from == site || m.to == site).collect();
-        self.unplanned.extend(moving.iter().map(|m| root(m.group)));
+        let moving: Vec<_> = moving.iter().map(|m| m.group).collect();
+        moving.into_iter().for_each(|group| self.excuses.lose(group));
     }
 
     /// The control connection breaks, and is made anew.
@@ -361,6 +437,9 @@ impl World {
         let Some(place) = self.sites.get_mut(&site).and_then(|state| state.workers.get_mut(&worker)) else {
             return;
         };
+        if place.extra && place.process.is_none() {
+            return;
+        }
         let Some(process) = place.process.as_mut() else {
             return self.after(20_000, Happening::WorkerConnect(site, number, worker));
         };
@@ -378,7 +457,7 @@ impl World {
         );
     }
 
-    fn ask(&mut self, site: SiteId, worker: WorkerId, request: Request) {
+    pub(crate) fn ask(&mut self, site: SiteId, worker: WorkerId, request: Request) {
         let place = self.sites.get(&site).and_then(|state| state.workers.get(&worker));
         let connection = place.map_or(0, |place| place.connection);
         if connection == 0 {
@@ -399,6 +478,11 @@ impl World {
         let Some(place) = self.sites.get_mut(&site).and_then(|state| state.workers.get_mut(&worker)) else {
             return Ok(());
         };
+        if place.stopped_until > now.0 {
+            let until = place.stopped_until;
+            self.schedule.at(until, Happening::Asked(site, worker, connection, request));
+            return Ok(());
+        }
         let Some(process) = place.process.as_mut().filter(|_| place.connection == connection) else {
             return Ok(());
         };
@@ -421,6 +505,10 @@ impl World {
             }
             return Ok(());
         }
+        if let Some(until) = place.map(|place| place.stopped_until).filter(|until| *until > self.now) {
+            self.schedule.at(until, Happening::ToWorker(site, worker, boot, frame));
+            return Ok(());
+        }
         self.worker_turn(site, worker, vec![frame])
     }
 
@@ -431,6 +519,12 @@ impl World {
         };
         let Some(process) = place.process.as_mut() else { return Ok(()) };
         if process.boot != boot || process.turn_at > now {
+            return Ok(());
+        }
+        if place.stopped_until > now {
+            process.turn_at = place.stopped_until;
+            let until = place.stopped_until;
+            self.schedule.at(until, Happening::WorkerTurn(site, worker, boot));
             return Ok(());
         }
         process.turn_at = u64::MAX;
@@ -445,6 +539,7 @@ impl World {
         };
         let Some(process) = place.process.as_mut() else { return Ok(()) };
         let mut out = Sent::default();
+        let before = process.worker.counters();
         process.worker.burst(&mut burst, now, &mut out);
         process.worker.slice(now, &mut out);
         let events: Vec<Event> = std::iter::from_fn(|| process.worker.poll_event()).collect();
@@ -457,6 +552,8 @@ impl World {
         if let Some(Event::Status { groups, .. }) = process.worker.poll_event() {
             process.status = groups.into_iter().map(|status| (status.group, status)).collect();
         }
+        let after = process.worker.counters();
+        let open: Vec<_> = process.status.keys().copied().collect();
         let wait = match process.worker.wait() {
             Wait::Now => 20,
             Wait::Soon => 500,
@@ -464,10 +561,19 @@ impl World {
         };
         let connection = place.connection;
         let freed: Vec<_> = out.free.iter().filter_map(|frame| Some(packet::read(frame)?.number)).collect();
+        let full = after.dropped_hold_full > before.dropped_hold_full;
         for number in freed {
             self.trace(|| format!("worker {site}/{worker} drops packet {number}"));
             self.excuse_relaxed(site, number);
+            if full {
+                self.traffic.excuse(number);
+            }
         }
+        if after.hold_opened_early > before.hold_opened_early {
+            // What was opened early goes past what waits.
+            open.into_iter().for_each(|group| self.excuses.shuffle(group));
+        }
+        crate::invariant_9::check(site, worker, &after)?;
         self.check_states(site, worker)?;
         for frame in out.tx {
             self.worker_sends(site, worker, frame)?;

@@ -40,6 +40,11 @@ impl Switch {
         self.before.as_ref().map_or(0, |(_, _, until)| *until)
     }
 
+    /// It is another process now.
+    pub(crate) fn forget_rules(&mut self) {
+        *self = Self::default();
+    }
+
     /// The connection of the controller is gone, and its open bundles with it.
     pub(crate) fn forget_bundles(&mut self) {
         self.bundles.clear();

@@ -32,6 +32,8 @@ pub(crate) struct Talk {
     pub(crate) period: u64,
     /// The client as the server knows it.
     pub(crate) known_as: Option<End>,
+    /// The server sends by itself.
+    pub(crate) served: bool,
     /// TCP: the handshake is done.
     pub(crate) open: bool,
     /// No order is expected between packets of two stretches, as the client has roamed.
@@ -101,6 +103,7 @@ impl World {
             server_ingress: self.pick(&SITES),
             period: 20_000 + self.rng.log_uniform(150_000),
             known_as: None,
+            served: false,
             open: protocol != Protocol::Tcp,
             stretch: 0,
         };
@@ -118,6 +121,9 @@ impl World {
     /// The client is at another site from now on.
     pub(crate) fn roam(&mut self, number: usize) {
         let to = self.pick(&SITES);
+        if self.is_lost(to) {
+            return;
+        }
         let talk = &mut self.traffic.talks[number];
         talk.ingress = to;
         talk.stretch += 1;
@@ -177,6 +183,12 @@ impl World {
         let now = self.now;
         let Some(state) = self.sites.get_mut(&site) else { return Ok(()) };
         let sent = state.switch.process(frame, port, tunnel, now);
+        if sent.is_empty()
+            && (state.forgetful || state.lost)
+            && let Some(seen) = packet::read(frame)
+        {
+            self.traffic.excuse(seen.number);
+        }
         if sent.is_empty() {
             let number = packet::read(frame).map(|seen| seen.number);
             self.trace(|| {
@@ -241,7 +253,8 @@ impl World {
         {
             let strict = !self.mode.lossy
                 && !self.log.is_relaxed(&talk.group)
-                && !self.unplanned.contains(&talk.group);
+                && !self.excuses.may_shuffle(&talk.group)
+                && self.excuses.is_watched_since(&talk.group, sending.at);
             let ingress = if sending.way == Way::Out { talk.ingress } else { talk.server_ingress };
             if strict && !self.dead_once.contains(&ingress) {
                 self.checks.order.leaves(seen.number, &sending)?;
@@ -257,11 +270,11 @@ impl World {
         let (number, arrived) = (sending.talk, *sending);
         self.checks.once.arrives(seen.number, &arrived)?;
         let talk = &mut self.traffic.talks[number];
-        let first = talk.known_as.replace(seen.source).is_none();
+        talk.known_as = Some(seen.source);
         if talk.protocol == Protocol::Tcp && !talk.open {
             return self.answer(number, packet::SYN | packet::ACK);
         }
-        if first {
+        if !std::mem::replace(&mut talk.served, true) {
             self.after(5_000, Happening::Server(number));
         }
         Ok(())
@@ -275,9 +288,8 @@ impl World {
         let (number, arrived) = (sending.talk, *sending);
         self.checks.once.arrives(seen.number, &arrived)?;
         let talk = &mut self.traffic.talks[number];
-        let opens = !talk.open;
         talk.open = true;
-        if opens {
+        if !std::mem::replace(&mut talk.served, true) {
             self.after(5_000, Happening::Server(number));
         }
         Ok(())

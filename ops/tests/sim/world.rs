@@ -15,12 +15,16 @@ use switchctl::ofp::Message;
 use transfer::core::{ToSource, ToTarget};
 
 use crate::checks::Checks;
+use crate::excuse::Excuses;
 use crate::fault::{Fault, Plan};
 use crate::log::Log;
 use crate::mutation::Mutation;
 use crate::schedule::Schedule;
 use crate::switch::Switch;
 use crate::traffic::Traffic;
+
+/// Silence after which a stream breaks.
+pub(crate) const IDLE: u64 = 800_000;
 
 pub(crate) const SITES: [SiteId; 3] = [SiteId(1), SiteId(2), SiteId(3)];
 
@@ -57,6 +61,9 @@ pub(crate) enum Happening {
     Roam(usize),
     Fault(Fault),
     Heal(Fault),
+    StreamIdle(MoveId, u64),
+    Elastic(SiteId),
+    FailOver(SiteId),
 }
 
 /// Queues that keep the order of what is put in.
@@ -86,6 +93,10 @@ pub(crate) struct Process {
 pub(crate) struct Place {
     pub(crate) process: Option<Process>,
     pub(crate) connection: u64,
+    /// The process does nothing until then.
+    pub(crate) stopped_until: u64,
+    /// It is there because of the load, and may be ended when it is empty.
+    pub(crate) extra: bool,
 }
 
 pub(crate) struct Life {
@@ -108,6 +119,12 @@ pub(crate) struct SiteState {
     pub(crate) workers: BTreeMap<WorkerId, Place>,
     /// Placement is not reached until then.
     pub(crate) cut_off_until: u64,
+    /// The agent does nothing until then.
+    pub(crate) stopped_until: u64,
+    /// The switch lost its rules, and does not follow the agent's yet.
+    pub(crate) forgetful: bool,
+    /// Gone for good.
+    pub(crate) lost: bool,
 }
 
 /// A stream of a move, from source to target.
@@ -118,6 +135,8 @@ pub(crate) struct Stream {
     pub(crate) life: u32,
     /// The connection, and the target agent's life; none while it is not open.
     pub(crate) open: Option<(u64, u32)>,
+    /// Nothing arrives before.
+    pub(crate) stalled_until: u64,
 }
 
 /// What makes runs differ.
@@ -127,6 +146,8 @@ pub(crate) struct Mode {
     pub(crate) lossy: bool,
     /// Faults happen.
     pub(crate) faults: bool,
+    /// Workers hold few packets.
+    pub(crate) tight: bool,
     /// Print what happens.
     pub(crate) trace: bool,
 }
@@ -150,8 +171,7 @@ pub(crate) struct World {
     /// The operator acts and faults happen until then.
     pub(crate) busy_until: u64,
     pub(crate) counter: u64,
-    /// Groups whose flows were lost with a worker or were served without their source's word: their packets may be lost.
-    pub(crate) unplanned: BTreeSet<GroupId>,
+    pub(crate) excuses: Excuses,
     /// Sites whose lease ended: moves do not wait for their markers, so order is not kept for what enters there.
     pub(crate) dead_once: BTreeSet<SiteId>,
 }
@@ -200,7 +220,7 @@ impl World {
             checks: Checks::default(),
             busy_until: 0,
             counter: 0,
-            unplanned: BTreeSet::new(),
+            excuses: Excuses::default(),
             dead_once: BTreeSet::new(),
             rng,
         };
@@ -216,6 +236,7 @@ impl World {
             }
             self.after(100, Happening::AgentStart(site));
             self.after(1_000, Happening::Report(site));
+            self.after(150_000, Happening::Elastic(site));
         }
         self.after(50_000, Happening::Brain);
     }
@@ -354,6 +375,9 @@ impl World {
             H::Client(flow) => self.client_sends(flow)?,
             H::Server(flow) => self.server_sends(flow)?,
             H::Roam(flow) => self.roam(flow),
+            H::StreamIdle(id, number) => self.stream_idle(id, number),
+            H::Elastic(site) => self.elastic(site),
+            H::FailOver(site) => self.fail_over(site),
             H::Fault(fault) => self.strike(fault),
             H::Heal(fault) => self.recover(fault),
         }

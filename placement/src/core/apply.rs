@@ -562,14 +562,20 @@ impl Cluster {
             return self.ended_as(id, |outcome| *outcome == MoveOutcome::TakenBack);
         };
         match proof {
-            Proof::NeverCut => check_party(present, by, present.from, "the source")?,
+            Proof::NeverGiven => check_party(present, by, present.from, "the source")?,
+            Proof::Fenced => {
+                check_party(present, by, present.from, "the source")?;
+                if self.sites.get(&present.to).is_some_and(|site| site.alive) {
+                    return Err(Rejected::TargetAlive { group: present.group, site: present.to });
+                }
+            }
             Proof::NeverAccepted if by == present.from || by == present.to => {}
             Proof::NeverAccepted => {
                 return Err(Rejected::NotParty { move_id: id, by, right: parties(present) });
             }
         }
         check_switching(present, "abort it instead")?;
-        if present.take_over && by != present.to {
+        if present.take_over && by != present.to && proof != Proof::Fenced {
             // The target may serve its shadow by now, whatever the source knows.
             return Err(Rejected::TakenOver { move_id: id, to: present.to });
         }

@@ -149,10 +149,13 @@ pub enum Command {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Proof {
-    /// The source's worker was disarmed before it cut. By the source.
-    NeverCut,
+    /// The token was never given away, and no longer can be. By the source.
+    #[serde(rename = "never_cut")]
+    NeverGiven,
     /// The target did not accept the token and never will. By the target, or by the source in its words.
     NeverAccepted,
+    /// The target is dead and fenced: whatever it had accepted, it does not serve. By an operator, in the name of the source.
+    Fenced,
 }
 
 /// Moves in one command: so many numbers fit between two log indexes.
@@ -369,6 +372,14 @@ pub enum Rejected {
         /// Its owner.
         site: SiteId,
     },
+    /// Only from targets that are dead.
+    #[error("site {site}, target of the move of {group}, is alive: it can say itself what it has")]
+    TargetAlive {
+        /// The group.
+        group: GroupId,
+        /// The target.
+        site: SiteId,
+    },
     /// A command names a group twice, with two targets.
     #[error("group {group} is given to two sites: name each group once")]
     Twice {
@@ -541,6 +552,7 @@ impl Command {
     #[must_use]
     pub fn site(&self) -> Option<SiteId> {
         match self {
+            Self::TakeBack { proof: Proof::Fenced, .. } => None,
             Self::Switch { by, .. } | Self::Served { by, .. } | Self::TakeBack { by, .. } => Some(*by),
             Self::Abort { by, .. } => *by,
             Self::PutSite(_)

@@ -168,12 +168,31 @@ fn abort_and_switching_race_and_the_first_in_the_log_wins() {
 fn taking_back_skips_the_epoch_that_the_target_might_have_seen() {
     let mut log = log();
     let id = log.start(0, 1);
-    assert!(matches!(log.refused(take_back(id, 0, Proof::NeverCut)), Rejected::Phase { .. }));
+    assert!(matches!(log.refused(take_back(id, 0, Proof::NeverGiven)), Rejected::Phase { .. }));
     log.ok(switch(id, 0));
-    assert!(matches!(log.refused(take_back(id, 1, Proof::NeverCut)), Rejected::NotParty { .. }));
+    assert!(matches!(log.refused(take_back(id, 1, Proof::NeverGiven)), Rejected::NotParty { .. }));
     assert!(matches!(log.refused(take_back(id, 2, Proof::NeverAccepted)), Rejected::NotParty { .. }));
     for _ in 0..2 {
-        log.ok(take_back(id, 0, Proof::NeverCut));
+        log.ok(take_back(id, 0, Proof::NeverGiven));
+    }
+    assert_eq!((log.group(0).owner, log.group(0).epoch), (SiteId(0), Epoch(3)));
+    assert!(matches!(log.refused(served(id, 1)), Rejected::Ended { .. }));
+}
+
+#[test]
+fn a_move_to_a_dead_target_that_may_serve_is_taken_back_when_that_is_fenced() {
+    let mut log = log();
+    let id = log.start(0, 1);
+    assert!(matches!(
+        log.refused(take_back(id, 0, Proof::Fenced)),
+        Rejected::Phase { .. } | Rejected::TargetAlive { .. }
+    ));
+    log.ok(switch(id, 0));
+    assert!(matches!(log.refused(take_back(id, 0, Proof::Fenced)), Rejected::TargetAlive { .. }));
+    log.ok(Command::SetAlive { site: SiteId(1), alive: false });
+    assert_eq!(take_back(id, 0, Proof::Fenced).site(), None, "a site may not say this");
+    for _ in 0..2 {
+        log.ok(take_back(id, 0, Proof::Fenced));
     }
     assert_eq!((log.group(0).owner, log.group(0).epoch), (SiteId(0), Epoch(3)));
     assert!(matches!(log.refused(served(id, 1)), Rejected::Ended { .. }));
@@ -188,7 +207,7 @@ fn only_a_dead_source_is_taken_over_and_then_only_the_target_can_say_no() {
     log.ok(Command::SetAlive { site: SiteId(0), alive: false });
     log.ok(Command::TakeOver { move_id: id });
     assert!(log.cluster.moves[&id].take_over);
-    assert!(matches!(log.refused(take_back(id, 0, Proof::NeverCut)), Rejected::TakenOver { .. }));
+    assert!(matches!(log.refused(take_back(id, 0, Proof::NeverGiven)), Rejected::TakenOver { .. }));
     assert!(matches!(log.refused(take_back(id, 0, Proof::NeverAccepted)), Rejected::TakenOver { .. }));
     log.ok(take_back(id, 1, Proof::NeverAccepted));
 }
@@ -304,7 +323,7 @@ fn any_site() -> impl Strategy<Value = SiteId> {
 
 /// Commands in which a move is named by how recent it is; [`resolve`] puts its number there.
 fn any_command() -> impl Strategy<Value = Command> {
-    let proof = prop_oneof![Just(Proof::NeverCut), Just(Proof::NeverAccepted)];
+    let proof = prop_oneof![Just(Proof::NeverGiven), Just(Proof::NeverAccepted), Just(Proof::Fenced)];
     let admin = prop_oneof![3 => Just(Admin::Active), 1 => Just(Admin::Cordoned), 1 => Just(Admin::Draining)];
     let recent = || (0u64..3).prop_map(MoveId);
     let wishes = || proptest::collection::vec((0u8..5, any_site()), 0..3);

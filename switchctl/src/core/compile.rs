@@ -139,6 +139,9 @@ pub struct SitePlan {
     pub services: BTreeMap<ServiceId, NatSlices>,
     /// The groups. Those without an entry are dropped by the switch.
     pub groups: BTreeMap<GroupId, GroupPlan>,
+    /// Groups that are no more, with the local worker that still relays what comes for them by tunnel. No group with clients in
+    /// common has a local worker.
+    pub relayed: BTreeMap<GroupId, WorkerId>,
 }
 
 /// The cookie of a group's rules: service (6 bits), low 32 bits of the epoch, 26 bits of a hash of the prefix.
@@ -168,8 +171,9 @@ pub fn compile(plan: &SitePlan) -> RuleSet {
     compiler.classify_tunnels();
     compiler.classify_workers();
     compiler.guard_pools();
-    compiler.steer(TABLE_INSIDE, TABLE_OUTSIDE, |group| plan.target(group));
-    compiler.steer(TABLE_LOCAL_INSIDE, TABLE_LOCAL_OUTSIDE, |group| plan.local_target(group));
+    let entry = |(id, group): (&GroupId, &GroupPlan)| (*id, (group.epoch, plan.target(group)));
+    compiler.steer(TABLE_INSIDE, TABLE_OUTSIDE, &plan.groups.iter().map(entry).collect());
+    compiler.steer(TABLE_LOCAL_INSIDE, TABLE_LOCAL_OUTSIDE, &plan.local_targets());
     compiler.rules
 }
 
@@ -191,8 +195,21 @@ impl SitePlan {
     }
 
     fn local_target(&self, group: &GroupPlan) -> Target {
-        let port = group.local.and_then(|worker| self.ports.workers.get(&worker));
-        port.map_or(Target::Nowhere, |&port| Target::Worker(port))
+        group.local.map_or(Target::Nowhere, |worker| self.worker_target(worker))
+    }
+
+    fn worker_target(&self, worker: WorkerId) -> Target {
+        self.ports.workers.get(&worker).map_or(Target::Nowhere, |&port| Target::Worker(port))
+    }
+
+    /// Where what comes by tunnel goes. What has no worker here is left out, so that nothing stands between a group that is no more
+    /// and the worker that relays for it.
+    fn local_targets(&self) -> Entries {
+        let entry = |(id, group): (&GroupId, &GroupPlan)| (*id, (group.epoch, self.local_target(group)));
+        let relayed =
+            self.relayed.iter().map(|(id, &worker)| (*id, (Epoch::default(), self.worker_target(worker))));
+        let all = self.groups.iter().map(entry).chain(relayed);
+        all.filter(|(_, (_, target))| *target != Target::Nowhere).collect()
     }
 
     /// Whether groups may merge into a rule for this prefix: outside slices exist only inside the client
@@ -212,11 +229,14 @@ struct Merged {
     target: Target,
 }
 
+/// Where each group goes, with its epoch.
+type Entries = BTreeMap<GroupId, (Epoch, Target)>;
+
 /// Merges siblings with the same target, from the leaves up.
-fn aggregate(plan: &SitePlan, target: impl Fn(&GroupPlan) -> Target) -> Vec<Merged> {
+fn aggregate(plan: &SitePlan, entries: &Entries) -> Vec<Merged> {
     let mut stack: Vec<Merged> = Vec::new();
-    for (&group, entry) in &plan.groups {
-        stack.push(Merged { group, epoch: entry.epoch, target: target(entry) });
+    for (&group, &(epoch, target)) in entries {
+        stack.push(Merged { group, epoch, target });
         while let [.., low, high] = stack.as_slice()
             && let Some(merged) = merge(plan, low, high)
         {
@@ -336,11 +356,11 @@ impl Compiler<'_> {
         self.add(TABLE_OUTSIDE, PRIORITY_LEAVE, from_worker, leave);
     }
 
-    fn steer(&mut self, inside: u8, outside: u8, target: impl Fn(&GroupPlan) -> Target) {
+    fn steer(&mut self, inside: u8, outside: u8, entries: &Entries) {
         let plan = self.plan;
         // Per shared address: its lowest block that has a plan, and the rule for what has no ports.
         let mut shared: BTreeMap<Prefix, (u16, Rule)> = BTreeMap::new();
-        for merged in aggregate(plan, target) {
+        for merged in aggregate(plan, entries) {
             let prefix = &merged.group.prefix;
             let priority = PRIORITY + u16::from(prefix.len());
             self.add(inside, priority, tagged().ip_src(prefix), self.rule(&merged, inside, Side::Inside));

@@ -24,6 +24,7 @@ pub(crate) fn plan(steer: SiteId, local: Option<u16>) -> SitePlan {
         ports: Ports::conventional([PEER], [WorkerId(0), WorkerId(1)]),
         services: BTreeMap::new(),
         groups: BTreeMap::from([(group(), entry)]),
+        relayed: BTreeMap::new(),
     }
 }
 

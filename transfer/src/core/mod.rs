@@ -10,7 +10,7 @@ mod target;
 
 use std::sync::Arc;
 
-use flow::{Batch, Epoch, GroupId, HoldTimes, MoveId, SiteId, Token};
+use flow::{Batch, Epoch, GroupId, HoldTimes, Micros, MoveId, SiteId, Token};
 
 pub use source::{Source, SourceAction, SourceInput};
 pub use target::{Target, TargetAction, TargetInput};
@@ -66,6 +66,8 @@ pub enum ToTarget {
         /// Rounds of copying.
         rounds: u32,
     },
+    /// Whether the target is there; it answers [`ToSource::Alive`] at once.
+    Probe,
 }
 
 /// From target to source.
@@ -99,6 +101,8 @@ pub enum ToSource {
     },
     /// The target has not heard of the move yet; offer again in a moment.
     Unknown,
+    /// Answer to [`ToTarget::Probe`]: agent and worker of the target are there.
+    Alive,
 }
 
 /// How a move ended, by the log.
@@ -112,11 +116,35 @@ pub enum Ending {
     TakenBack(Epoch),
 }
 
+/// What the source's worker was found to do with the group when the machine was made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Found {
+    /// It serves.
+    Serving,
+    /// It has cut: its table is frozen, and the target may have the token.
+    Cut,
+    /// It died after the flip, perhaps after its cut. A target that accepts a copy from nothing does not serve; then another
+    /// worker does, without the flows.
+    Lost,
+}
+
+/// How long a source waits for its target. Each is documented in the configuration reference; their order is checked where
+/// they are read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Waits {
+    /// Longest wait for markers: then the source cuts without them, if the target is there.
+    pub marker: Micros,
+    /// A target that was not heard of for so long before the flip is committed: the move is aborted.
+    pub prepare: Micros,
+    /// A target that was not heard of for so long after that: the group is taken back, unless it may have the token.
+    pub take_back: Micros,
+}
+
 /// Why taking back is safe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Proof {
-    /// The source's worker never gave the token away, and no longer can.
-    NeverCut,
+    /// The token was never given away, and no longer can be.
+    NeverGiven,
     /// The target said that it never accepted, and never will.
     NeverAccepted,
 }

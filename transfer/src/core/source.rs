@@ -4,13 +4,16 @@
 //! Offering ─Accept→ Copying ─small→ (Switch proposed) ─Switching→ Draining ─Cut→ HandedOver ─Ended→ over
 //!     └──────── refused or too long: abort is proposed; after Switching: Disarming, then taken back ────┘
 //! ```
+//!
+//! The token goes only to a target that is there: the flip is proposed, and a cut without all markers asked for, when the target
+//! was heard of a moment ago. Who stays silent is given up; only a target that may have the token is waited for.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 
 use flow::{Batch, Epoch, Micros, SiteId, Token};
 
-use super::{Ending, MoveSpec, Proof, ToSource, ToTarget};
+use super::{Ending, Found, MoveSpec, Proof, ToSource, ToTarget, Waits};
 
 /// Records per chunk: from here on larger chunks gain less than 1 %.
 const CHUNK_RECORDS: usize = 16_384;
@@ -22,10 +25,10 @@ const ROUNDS_MAX: u32 = 8;
 const BACKLOG_SMALL: usize = 1;
 /// Between two rounds while the flip is being committed.
 const ROUND_INTERVAL: Micros = Micros(25_000);
-/// How long the target may stay away before switching: then the move is aborted.
-const PREPARE_BOUND: Micros = Micros(30_000_000);
-/// How long the target may stay away after switching while the source has not cut: then it is taken back.
-const TAKE_BACK_BOUND: Micros = Micros(10_000_000);
+/// Between two probes whether the target is there.
+const PROBE_INTERVAL: Micros = Micros(250_000);
+/// A target is there when it was heard of for so long ago at most: three probes may be lost.
+const THERE_BOUND: Micros = Micros(1_000_000);
 /// Between two offers to a target that has not heard of the move.
 const OFFER_INTERVAL: Micros = Micros(50_000);
 
@@ -61,8 +64,13 @@ pub enum SourceInput {
     },
     /// The worker refused what it was asked.
     Refused(String),
-    /// The log says: switching, with these ingresses.
-    Switching(Vec<SiteId>),
+    /// The log says: switching.
+    Switching {
+        /// Whose markers are awaited.
+        ingresses: Vec<SiteId>,
+        /// When they flip, from now.
+        flip_in: Micros,
+    },
     /// The log says: over.
     Ended(Ending),
 }
@@ -76,8 +84,10 @@ pub enum SourceAction {
     CopyStart,
     /// Worker: export what changed.
     CopyRound,
-    /// Worker: cut when these ingresses' markers are in; if it has cut, export once more.
+    /// Worker: cut when these ingresses' markers are in, however long that takes; if it has cut, export once more.
     Arm(Vec<SiteId>),
+    /// Worker: cut now, whichever of these markers are missing.
+    CutLate(Vec<SiteId>),
     /// Worker: do not cut.
     Disarm,
     /// Worker: forget the flows, relay for a while.
@@ -116,19 +126,33 @@ enum State {
 #[derive(Debug)]
 pub struct Source {
     spec: MoveSpec,
+    waits: Waits,
     state: State,
     session: u64,
     peer: bool,
     accepted: bool,
     /// The worker has cut: its table is frozen, and a new session exports it whole.
     frozen: bool,
+    /// The worker died: see [`Found::Lost`].
+    lost: bool,
+    /// The token may be with the target.
+    given: bool,
     switching: Option<Vec<SiteId>>,
+    /// When the ingresses flip, or have.
+    flip_at: Micros,
     switch_proposed: bool,
+    /// Cut without the missing markers then, if the target is there.
+    cut_late_at: Option<Micros>,
     flows: u64,
     rounds: u32,
     started_at: Micros,
-    /// Since when the target has been away.
-    away_since: Option<Micros>,
+    /// When the target was heard of last, or the machine was made.
+    heard: Micros,
+    /// It has been heard of.
+    known_there: bool,
+    /// The bound for a silent target counts from then at the earliest.
+    waiting_since: Micros,
+    probe_at: Option<Micros>,
     offer_at: Option<Micros>,
     pending: Batch,
     next_sequence: u64,
@@ -140,22 +164,37 @@ pub struct Source {
 impl Source {
     /// A machine for a move that the log has in preparation or (then with [`SourceInput::Switching`] to follow) in
     /// switching. `incarnation` differs with every start of the agent, so that sessions of two lives are not taken
-    /// for one. `frozen`: the worker says that it has cut.
+    /// for one.
     #[must_use]
-    pub fn new(spec: MoveSpec, incarnation: u32, flows: u64, frozen: bool, now: Micros) -> Self {
+    pub fn new(
+        spec: MoveSpec,
+        waits: Waits,
+        incarnation: u32,
+        flows: u64,
+        found: Found,
+        now: Micros,
+    ) -> Self {
         Self {
             spec,
+            waits,
             state: State::Offering,
             session: u64::from(incarnation) << 16,
             peer: false,
             accepted: false,
-            frozen,
+            frozen: found == Found::Cut,
+            lost: found == Found::Lost,
+            given: found != Found::Serving,
             switching: None,
+            flip_at: now,
             switch_proposed: false,
+            cut_late_at: None,
             flows,
             rounds: 0,
             started_at: now,
-            away_since: Some(now),
+            heard: now,
+            known_there: false,
+            waiting_since: now,
+            probe_at: None,
             offer_at: None,
             pending: Batch::default(),
             next_sequence: 0,
@@ -184,16 +223,19 @@ impl Source {
         }
         match input {
             SourceInput::PeerUp => self.peer_up(),
-            SourceInput::PeerDown => self.peer_down(now),
+            SourceInput::PeerDown => self.peer_down(),
             SourceInput::Peer(message) => self.peer_said(message, now),
             SourceInput::Records(batch) => self.collect(batch),
             SourceInput::RoundEnd { dirty, flows } => self.round_ended(dirty, flows, now),
             SourceInput::Cut { token, missing } => self.cut(token, missing, now),
             SourceInput::Disarmed { cut } => self.disarmed(cut),
             SourceInput::Refused(reason) => self.give_up(&reason, false),
-            SourceInput::Switching(ingresses) => self.switching(ingresses),
+            SourceInput::Switching { ingresses, flip_in } => {
+                self.switching(ingresses, now.plus(flip_in), now)
+            }
             SourceInput::Ended(ending) => self.ended(ending),
         }
+        self.cut_late_if_there(now);
     }
 
     /// Lets time pass.
@@ -207,7 +249,11 @@ impl Source {
         if self.offer_at.is_some_and(|at| at <= now) {
             self.offer();
         }
-        if self.away_bound().is_some_and(|at| at <= now) {
+        if self.probe_at.is_some_and(|at| at <= now) {
+            self.probe(now);
+        }
+        self.cut_late_if_there(now);
+        if self.silent_bound().is_some_and(|at| at <= now) {
             self.give_up("the target site was not reachable", false);
         }
     }
@@ -217,7 +263,17 @@ impl Source {
     pub fn poll_timeout(&self) -> Option<Micros> {
         let round =
             if let State::Resting { next_round_at } = self.state { Some(next_round_at) } else { None };
-        [round, self.offer_at, self.away_bound()].into_iter().flatten().min()
+        // A target that is not there is looked at again when it was heard.
+        let cut = self.cut_late_at.filter(|at| self.is_there(*at));
+        [round, self.offer_at, self.probe_at, cut, self.silent_bound()].into_iter().flatten().min()
+    }
+
+    /// How long a target that may have the token has been silent, when that is what the move waits for.
+    #[must_use]
+    pub fn silent_with_token(&self, now: Micros) -> Option<Micros> {
+        let waits = self.given && !matches!(self.state, State::Deciding | State::Over);
+        let silent = now.since(self.heard);
+        (waits && silent >= self.waits.take_back).then_some(silent)
     }
 
     /// The next thing to do.
@@ -225,14 +281,40 @@ impl Source {
         self.actions.pop_front()
     }
 
-    /// When a target that stays away is given up; never once it may have the token.
-    fn away_bound(&self) -> Option<Micros> {
+    /// When a target that is silent is given up; never once it may have the token.
+    fn silent_bound(&self) -> Option<Micros> {
         match self.state {
-            State::HandedOver | State::Disarming { .. } | State::Deciding | State::Over => None,
-            State::Offering | State::Copying | State::Resting { .. } | State::Draining => {
-                let bound = if self.switching.is_some() { TAKE_BACK_BOUND } else { PREPARE_BOUND };
-                self.away_since.filter(|_| !self.frozen).map(|since| since.plus(bound))
+            State::Disarming { .. } | State::Deciding | State::Over => None,
+            State::Offering
+            | State::Copying
+            | State::Resting { .. }
+            | State::Draining
+            | State::HandedOver => {
+                let bound = if self.switching.is_some() { self.waits.take_back } else { self.waits.prepare };
+                (!self.given).then(|| self.heard.max(self.waiting_since).plus(bound))
             }
+        }
+    }
+
+    /// Whether the target was heard of a moment ago.
+    fn is_there(&self, now: Micros) -> bool {
+        self.peer && self.accepted && self.known_there && now.since(self.heard) <= THERE_BOUND
+    }
+
+    fn probe(&mut self, now: Micros) {
+        self.probe_at = None;
+        if self.peer && self.accepted && !matches!(self.state, State::Disarming { .. } | State::Deciding) {
+            self.probe_at = Some(now.plus(PROBE_INTERVAL));
+            self.send(ToTarget::Probe);
+        }
+    }
+
+    /// Some ingress has not flipped in time: its agent may be dead, so its marker is not waited for any longer.
+    fn cut_late_if_there(&mut self, now: Micros) {
+        if self.cut_late_at.is_some_and(|at| at <= now) && self.is_there(now) {
+            self.cut_late_at = None;
+            let ingresses = self.switching.clone().unwrap_or_default();
+            self.actions.push_back(SourceAction::CutLate(ingresses));
         }
     }
 
@@ -242,11 +324,11 @@ impl Source {
         self.offer();
     }
 
-    fn peer_down(&mut self, now: Micros) {
+    fn peer_down(&mut self) {
         self.peer = false;
         self.accepted = false;
         self.offer_at = None;
-        self.away_since.get_or_insert(now);
+        self.probe_at = None;
     }
 
     fn offer(&mut self) {
@@ -257,23 +339,30 @@ impl Source {
     }
 
     fn peer_said(&mut self, message: ToSource, now: Micros) {
+        // Who has not heard of the move yet is no target.
+        if message != ToSource::Unknown {
+            (self.heard, self.known_there) = (now, true);
+        }
         match message {
             ToSource::Unknown => self.offer_at = Some(now.plus(OFFER_INTERVAL)),
-            ToSource::Accept { session, next } if session == self.session => self.accepted(next),
+            ToSource::Accept { session, next } if session == self.session => self.accepted(next, now),
             ToSource::Ack { session, next } if session == self.session => self.acknowledged(next),
             ToSource::Mismatch { session } if session == self.session => self.restart(),
             ToSource::Refuse { reason } => self.give_up(&reason, true),
             // About a session that is over, or told for information: the log will say the same.
-            ToSource::Accept { .. } | ToSource::Ack { .. } | ToSource::Mismatch { .. } | ToSource::Joined => {
-            }
+            ToSource::Accept { .. }
+            | ToSource::Ack { .. }
+            | ToSource::Mismatch { .. }
+            | ToSource::Joined
+            | ToSource::Alive => {}
         }
     }
 
-    fn accepted(&mut self, next: u64) {
+    fn accepted(&mut self, next: u64, now: Micros) {
         self.accepted = true;
-        self.away_since = None;
+        self.probe_at.get_or_insert(now.plus(PROBE_INTERVAL));
         if self.state == State::Offering {
-            return self.begin();
+            return self.begin(now);
         }
         self.acknowledged(next);
         let first = self.unacked.front().map_or(self.next_sequence, |&(sequence, _)| sequence);
@@ -284,7 +373,7 @@ impl Source {
             self.send(ToTarget::Chunk { session: self.session, sequence, batch });
         }
         if let Some(handover) = self.handover.clone() {
-            self.send(handover);
+            self.hand_over(handover);
         }
     }
 
@@ -295,8 +384,13 @@ impl Source {
     }
 
     /// The first export of a session: everything.
-    fn begin(&mut self) {
-        if self.frozen {
+    fn begin(&mut self, now: Micros) {
+        if std::mem::take(&mut self.lost) {
+            self.given = false;
+            let ingresses = self.switching.clone().unwrap_or_default();
+            self.drain(ingresses, now);
+        } else if self.frozen {
+            // It exports once more, whenever that is: there is nothing left to wait for.
             self.state = State::Draining;
             self.actions.push_back(SourceAction::Arm(self.switching.clone().unwrap_or_default()));
         } else {
@@ -318,6 +412,7 @@ impl Source {
         self.pending = Batch::default();
         self.unacked.clear();
         self.handover = None;
+        self.cut_late_at = None;
         self.offer();
     }
 
@@ -351,11 +446,10 @@ impl Source {
         self.flows = flows;
         self.rounds += 1;
         if let Some(ingresses) = self.switching.clone() {
-            self.state = State::Draining;
-            return self.actions.push_back(SourceAction::Arm(ingresses));
+            return self.drain(ingresses, now);
         }
         let small = dirty <= DIRTY_SMALL || self.rounds >= ROUNDS_MAX;
-        if small && self.unacked.len() <= BACKLOG_SMALL && !self.switch_proposed {
+        if small && self.unacked.len() <= BACKLOG_SMALL && !self.switch_proposed && self.is_there(now) {
             self.switch_proposed = true;
             self.actions.push_back(SourceAction::ProposeSwitch);
         }
@@ -366,20 +460,28 @@ impl Source {
         }
     }
 
-    fn switching(&mut self, ingresses: Vec<SiteId>) {
+    fn switching(&mut self, ingresses: Vec<SiteId>, flip_at: Micros, now: Micros) {
         if self.switching.is_some() {
             return;
         }
         self.switching = Some(ingresses.clone());
+        self.flip_at = flip_at;
+        // Another, shorter bound begins.
+        self.waiting_since = now;
         if let State::Resting { .. } = self.state {
-            self.state = State::Draining;
-            self.actions.push_back(SourceAction::Arm(ingresses));
+            self.drain(ingresses, now);
         }
-        // The bound for a target that is away starts anew: it is another, shorter one.
+    }
+
+    fn drain(&mut self, ingresses: Vec<SiteId>, now: Micros) {
+        self.state = State::Draining;
+        self.cut_late_at = Some(self.flip_at.max(now).plus(self.waits.marker));
+        self.actions.push_back(SourceAction::Arm(ingresses));
     }
 
     fn cut(&mut self, token: Token, missing: Vec<SiteId>, now: Micros) {
         self.frozen = true;
+        self.cut_late_at = None;
         if self.state != State::Draining {
             // The worker had been armed in another life or session: this session exports it once more.
             return if self.state == State::Copying {
@@ -397,7 +499,14 @@ impl Source {
             rounds: self.rounds,
         };
         self.handover = Some(handover.clone());
-        self.send_if_accepted(handover);
+        if self.peer && self.accepted {
+            self.hand_over(handover);
+        }
+    }
+
+    fn hand_over(&mut self, handover: ToTarget) {
+        self.given = true;
+        self.send(handover);
     }
 
     /// The target will not take the group (`refused`: by its own word), or was away for too long.
@@ -418,10 +527,10 @@ impl Source {
     fn disarmed(&mut self, cut: bool) {
         let State::Disarming { refused } = self.state else { return };
         self.frozen = cut;
-        match (cut, refused) {
-            (false, _) => self.propose_take_back(Proof::NeverCut),
+        match (cut && self.given, refused) {
+            (false, _) => self.propose_take_back(Proof::NeverGiven),
             (true, true) => self.propose_take_back(Proof::NeverAccepted),
-            // It cut in the meantime, and the target may have the token: only the target can tell.
+            // Only the target can tell.
             (true, false) => self.restart_after_cut(),
         }
     }
@@ -463,6 +572,8 @@ mod tests {
 
     const NOW: Micros = Micros(1_000);
     const SESSION: u64 = 7 << 16;
+    const WAITS: Waits =
+        Waits { marker: Micros(2_000_000), prepare: Micros(30_000_000), take_back: Micros(3_000_000) };
 
     fn spec() -> MoveSpec {
         MoveSpec {
@@ -503,6 +614,10 @@ mod tests {
         SourceInput::RoundEnd { dirty, flows: 3 }
     }
 
+    fn switching() -> SourceInput {
+        SourceInput::Switching { ingresses: vec![SiteId(1)], flip_in: Micros(0) }
+    }
+
     fn offer(session: u64) -> SourceAction {
         SourceAction::Send(ToTarget::Offer { session, flows: 3 })
     }
@@ -512,7 +627,7 @@ mod tests {
     }
 
     fn offered() -> Source {
-        let mut source = Source::new(spec(), 7, 3, false, NOW);
+        let mut source = Source::new(spec(), WAITS, 7, 3, Found::Serving, NOW);
         assert_eq!(feed(&mut source, [SourceInput::PeerUp]), [offer(SESSION)]);
         source
     }
@@ -527,10 +642,7 @@ mod tests {
 
     fn handed_over() -> Source {
         let mut source = resting();
-        let inputs = [
-            SourceInput::Switching(vec![SiteId(1)]),
-            SourceInput::Cut { token: token(), missing: Vec::new() },
-        ];
+        let inputs = [switching(), SourceInput::Cut { token: token(), missing: Vec::new() }];
         let did = feed(&mut source, inputs);
         assert_eq!(did[0], SourceAction::Arm(vec![SiteId(1)]));
         assert!(matches!(did[1], SourceAction::Send(ToTarget::Handover { chunks: 1, .. })));
@@ -567,7 +679,7 @@ mod tests {
     fn a_round_in_hand_ends_before_the_worker_is_armed() {
         let mut source = offered();
         feed(&mut source, [accept(0), round(10_000)]);
-        assert_eq!(feed(&mut source, [SourceInput::Switching(vec![SiteId(1)])]), []);
+        assert_eq!(feed(&mut source, [switching()]), []);
         assert_eq!(feed(&mut source, [round(10_000)]), [SourceAction::Arm(vec![SiteId(1)])]);
     }
 
@@ -617,19 +729,19 @@ mod tests {
     #[test]
     fn a_worker_that_refuses_to_cut_leaves_the_group_with_the_source() {
         let mut source = resting();
-        feed(&mut source, [SourceInput::Switching(vec![SiteId(1)])]);
+        feed(&mut source, [switching()]);
         assert_eq!(feed(&mut source, [SourceInput::Refused("why".into())]), [SourceAction::Disarm]);
-        let proposed = [SourceAction::ProposeTakeBack(Proof::NeverCut)];
+        let proposed = [SourceAction::ProposeTakeBack(Proof::NeverGiven)];
         assert_eq!(feed(&mut source, [SourceInput::Disarmed { cut: false }]), proposed);
     }
 
     #[test]
     fn a_target_that_is_away_is_given_up_only_without_the_token() {
         let mut source = resting();
-        feed(&mut source, [SourceInput::Switching(vec![SiteId(1)]), SourceInput::PeerDown]);
-        source.handle_timeout(NOW.plus(TAKE_BACK_BOUND));
+        feed(&mut source, [switching(), SourceInput::PeerDown]);
+        source.handle_timeout(NOW.plus(WAITS.take_back));
         assert_eq!(actions(&mut source), [SourceAction::Disarm]);
-        let proposed = [SourceAction::ProposeTakeBack(Proof::NeverCut)];
+        let proposed = [SourceAction::ProposeTakeBack(Proof::NeverGiven)];
         assert_eq!(feed(&mut source, [SourceInput::Disarmed { cut: false }]), proposed);
 
         let mut source = handed_over();
@@ -638,14 +750,99 @@ mod tests {
         assert_eq!(actions(&mut source), []);
     }
 
+    fn alive() -> SourceInput {
+        SourceInput::Peer(ToSource::Alive)
+    }
+
     #[test]
-    fn a_cut_that_won_the_race_against_disarming_is_handed_over_after_all() {
+    fn a_cut_without_all_markers_needs_a_target_that_is_there() {
         let mut source = resting();
-        feed(&mut source, [SourceInput::Switching(vec![SiteId(1)]), SourceInput::PeerDown]);
-        source.handle_timeout(NOW.plus(TAKE_BACK_BOUND));
+        feed(&mut source, [switching()]);
+        let late = NOW.plus(WAITS.marker);
+        source.handle_timeout(late);
+        assert!(!actions(&mut source).contains(&SourceAction::CutLate(vec![SiteId(1)])));
+        source.handle(alive(), late);
+        assert_eq!(actions(&mut source), [SourceAction::CutLate(vec![SiteId(1)])]);
+        source.handle(alive(), late);
+        assert_eq!(actions(&mut source), [], "it is asked for once");
+    }
+
+    #[test]
+    fn a_target_that_falls_silent_after_the_flip_never_gets_the_token() {
+        let mut source = resting();
+        feed(&mut source, [switching()]);
+        let mut at = NOW;
+        let mut did = Vec::new();
+        while let Some(next) = source.poll_timeout().filter(|next| *next <= NOW.plus(WAITS.take_back)) {
+            at = at.max(next);
+            source.handle_timeout(at);
+            did.extend(actions(&mut source));
+        }
+        let probes = did.iter().filter(|did| **did == SourceAction::Send(ToTarget::Probe)).count();
+        assert!(probes >= 8, "{probes}");
+        assert_eq!(did.last(), Some(&SourceAction::Disarm));
+        assert!(!did.iter().any(|did| matches!(did, SourceAction::CutLate(_))));
+    }
+
+    #[test]
+    fn the_flip_is_proposed_to_a_target_that_is_there_only() {
+        let mut source = offered();
+        feed(&mut source, [accept(0)]);
+        let later = NOW.plus(Micros(THERE_BOUND.0 + 1));
+        source.handle(round(0), later);
+        assert_eq!(actions(&mut source), []);
+        source.handle(alive(), later);
+        source.handle_timeout(later.plus(ROUND_INTERVAL));
+        source.handle(round(0), later.plus(ROUND_INTERVAL));
+        assert!(actions(&mut source).contains(&SourceAction::ProposeSwitch));
+    }
+
+    #[test]
+    fn a_token_that_never_left_is_no_reason_to_wait_for_the_target() {
+        let mut source = resting();
+        feed(&mut source, [switching(), SourceInput::PeerDown]);
+        let cut = SourceInput::Cut { token: token(), missing: Vec::new() };
+        assert_eq!(feed(&mut source, [cut]), []);
+        source.handle_timeout(NOW.plus(WAITS.take_back));
+        assert_eq!(actions(&mut source), [SourceAction::Disarm]);
+        let proposed = [SourceAction::ProposeTakeBack(Proof::NeverGiven)];
+        assert_eq!(feed(&mut source, [SourceInput::Disarmed { cut: true }]), proposed);
+    }
+
+    #[test]
+    fn a_source_that_waits_for_a_silent_target_with_the_token_says_so() {
+        let source = handed_over();
+        assert_eq!(source.silent_with_token(NOW), None);
+        let later = NOW.plus(WAITS.take_back);
+        assert_eq!(source.silent_with_token(later), Some(WAITS.take_back));
+    }
+
+    #[test]
+    fn a_group_whose_worker_died_is_served_again_when_the_target_accepts_a_copy_from_nothing() {
+        let mut source = Source::new(spec(), WAITS, 7, 3, Found::Lost, NOW);
+        feed(&mut source, [switching(), SourceInput::PeerUp]);
+        assert_eq!(feed(&mut source, [accept(0)]), [SourceAction::Arm(vec![SiteId(1)])]);
+        source.handle(alive(), NOW.plus(WAITS.marker));
+        source.handle_timeout(NOW.plus(WAITS.marker));
+        assert!(actions(&mut source).contains(&SourceAction::CutLate(vec![SiteId(1)])));
+    }
+
+    #[test]
+    fn a_cut_that_won_the_race_against_disarming_is_taken_back_if_its_token_never_left() {
+        let mut source = resting();
+        feed(&mut source, [switching(), SourceInput::PeerDown]);
+        source.handle_timeout(NOW.plus(WAITS.take_back));
         actions(&mut source);
-        assert_eq!(feed(&mut source, [SourceInput::Disarmed { cut: true }]), []);
-        assert_eq!(feed(&mut source, [SourceInput::PeerUp]), [offer(SESSION + 1)]);
+        let proposed = [SourceAction::ProposeTakeBack(Proof::NeverGiven)];
+        assert_eq!(feed(&mut source, [SourceInput::Disarmed { cut: true }]), proposed);
+    }
+
+    #[test]
+    fn a_cut_of_another_life_is_handed_over_after_all() {
+        let mut source = Source::new(spec(), WAITS, 7, 3, Found::Cut, NOW);
+        feed(&mut source, [switching(), SourceInput::PeerUp, accept(0)]);
+        assert_eq!(feed(&mut source, [SourceInput::Refused("why".into())]), [SourceAction::Disarm]);
+        assert_eq!(feed(&mut source, [SourceInput::Disarmed { cut: true }]), [offer(SESSION + 1)]);
     }
 
     #[test]

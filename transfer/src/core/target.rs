@@ -188,6 +188,11 @@ impl Target {
                     self.join_when_complete();
                 }
             }
+            ToTarget::Probe => {
+                if self.is_prepared() {
+                    self.send(ToSource::Alive);
+                }
+            }
         }
     }
 

@@ -5,7 +5,9 @@ use std::sync::Arc;
 use axum::extract::State;
 use axum::http::StatusCode;
 use flow::{GroupId, SiteId};
-use placement::core::{Admin, Cluster, Command, Group, MOVES_PER_COMMAND_MAX, Service, Site, SiteSpec};
+use placement::core::{
+    Admin, Cluster, Command, Group, MOVES_PER_COMMAND_MAX, Move, MovePhase, Proof, Service, Site, SiteSpec,
+};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use utoipa::ToSchema;
@@ -134,6 +136,8 @@ pub(super) async fn cordon(
 pub struct FailOver {
     /// Groups that have a new owner.
     pub reassigned: u64,
+    /// Groups that were on their way to it, and are served by their former owners again.
+    pub taken_back: u64,
     /// Groups that stay with it: they have no standby, or one that takes no groups.
     pub left: Vec<String>,
 }
@@ -141,7 +145,8 @@ pub struct FailOver {
 /// Groups of [`FailOver::left`] that are named.
 const LEFT_SHOWN_MAX: usize = 1_000;
 
-/// Gives the groups of a site that is lost to their standbys, without their flows. Only for a site that holds no lease; who
+/// Gives the groups of a site that is lost to their standbys, without their flows, and takes back those that were on their way to
+/// it and that it may have served already, with their flows as of the cut. Only for a site that holds no lease; who
 /// calls this knows that it does not forward either, or fences it: a site that only lost its agent still serves its groups.
 #[utoipa::path(post, path = "/v1/sites/{name}/fail-over", tag = "sites", params(("name" = String, Path)),
     responses((status = 200, body = FailOver), (status = 404, body = ProblemBody), (status = 409, body = ProblemBody),
@@ -157,19 +162,30 @@ pub(super) async fn fail_over(
         let detail = format!("site {} is alive: drain it instead", site.name);
         return Err(Problem::new(StatusCode::CONFLICT, detail));
     }
+    let (taken_back, mut revision) = take_back(&api, &actor, &cluster, site.id).await?;
     let takes = |id: SiteId| cluster.sites.get(&id).is_some_and(Site::takes_groups);
     let owned: Vec<&Group> = cluster.groups.values().filter(|group| group.owner == site.id).collect();
     let target = |group: &Group| group.standby.filter(|&to| group.move_id.is_none() && takes(to));
     let groups: Vec<(GroupId, SiteId)> =
         owned.iter().filter_map(|group| Some((group.id, target(group)?))).collect();
-    let mut revision = cluster.revision;
     for some in groups.chunks(MOVES_PER_COMMAND_MAX) {
         let command = Command::Reassign { groups: some.to_vec() };
         revision = api.write(&actor, command, false).await?.revision;
     }
     let left = owned.iter().filter(|group| target(group).is_none()).map(|group| group.id.to_string());
     let left = left.take(LEFT_SHOWN_MAX).collect();
-    Ok(Answer::ok(revision, FailOver { reassigned: groups.len() as u64, left }))
+    Ok(Answer::ok(revision, FailOver { reassigned: groups.len() as u64, taken_back, left }))
+}
+
+/// Ends the moves to a lost site after their flip: how many, and the revision after them.
+async fn take_back(api: &Api, actor: &str, cluster: &Cluster, site: SiteId) -> Result<(u64, u64), Problem> {
+    let lost = |mv: &&Move| mv.to == site && mv.phase == MovePhase::Switching;
+    let mut done = (0, cluster.revision);
+    for mv in cluster.moves.values().filter(lost) {
+        let command = Command::TakeBack { move_id: mv.id, by: mv.from, proof: Proof::Fenced };
+        done = (done.0 + 1, api.write(actor, command, false).await?.revision);
+    }
+    Ok(done)
 }
 
 /// All services.

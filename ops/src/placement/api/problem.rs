@@ -186,6 +186,7 @@ fn judge(rejected: &Rejected) -> (StatusCode, Option<String>) {
         | R::TargetClosed { .. }
         | R::SourceDead { .. }
         | R::SourceAlive { .. }
+        | R::TargetAlive { .. }
         | R::Forbidden { .. }
         | R::SameDomain { .. }
         | R::NotOnTrial { .. }

@@ -1,13 +1,13 @@
 //! What placement has committed, and what follows from it at this site.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
-use dataplane::control::Request;
+use dataplane::control::{GroupStatus, Request};
 use flow::nat::NatSlices;
 use flow::{Epoch, GroupId, Micros, MoveId, SiteId, WorkerId};
 use placement::core::{Change, Group, Move, MoveOutcome, MovePhase, Service};
 use switchctl::OldPath;
-use transfer::core::{Ending, Source, SourceInput, Target, TargetInput, ToSource};
+use transfer::core::{Ending, Found, Source, SourceInput, Target, TargetInput, ToSource};
 
 use super::{Agent, Incoming, Marker, Outgoing, Output, service_spec, spec_of};
 
@@ -170,7 +170,8 @@ impl Agent {
             self.start_target(mv, now);
         }
         if mv.phase == MovePhase::Switching {
-            self.feed_source(mv.id, SourceInput::Switching(mv.ingresses.clone()), now);
+            let flip_in = self.flips.get(&mv.id).map_or(Micros(0), |at| at.since(now));
+            self.feed_source(mv.id, SourceInput::Switching { ingresses: mv.ingresses.clone(), flip_in }, now);
             self.feed_target(mv.id, TargetInput::Switching, now);
         }
         if mv.take_over {
@@ -184,8 +185,10 @@ impl Agent {
         let lost = mv.phase == MovePhase::Switching && !self.local.contains_key(&mv.group);
         let worker = if lost { self.least_loaded() } else { self.local.get(&mv.group).copied() };
         let Some(worker) = worker else { return };
+        let found = if lost { Found::Lost } else { Found::Serving };
         let flows = self.loads.get(&mv.group).map_or(0, |load| load.flows);
-        let machine = Source::new(spec_of(mv), self.next_incarnation(), flows, lost, now);
+        let machine =
+            Source::new(spec_of(mv), self.bounds.waits(), self.next_incarnation(), flows, found, now);
         self.add_source(mv.id, machine, worker, mv.to);
         if let Some(out) = self.outgoing.get_mut(&mv.id) {
             out.lost = lost;
@@ -202,7 +205,8 @@ impl Agent {
     fn start_target(&mut self, mv: &Move, now: Micros) {
         // A worker that still relays for the group gets stragglers: they must not meet one that knows nothing yet.
         // One that does not answer for a moment may have joined already, so nobody else gets its part meanwhile.
-        let worker = match self.local.get(&mv.group).copied() {
+        let known = self.local.get(&mv.group).copied().or_else(|| self.relays_part_of(&mv.group));
+        let worker = match known {
             Some(worker) if self.is_ready(worker) => Some(worker),
             Some(worker) if self.workers.contains_key(&worker) => None,
             _ => self.least_loaded(),
@@ -267,7 +271,7 @@ impl Agent {
     /// A group of this site that no worker has gets one.
     pub(super) fn place(&mut self, id: GroupId) {
         let Some(group) = self.groups.get(&id).copied() else { return };
-        if group.owner != self.site || self.local.contains_key(&id) || !self.is_settled() {
+        if group.owner != self.site || !self.is_settled() {
             return;
         }
         let flipped = |id: MoveId| self.moves.get(&id).is_some_and(|mv| mv.phase == MovePhase::Switching);
@@ -275,10 +279,25 @@ impl Agent {
             // The target may serve by now: see [`Self::start_source`].
             return;
         }
+        if let Some(&worker) = self.local.get(&id) {
+            // It may only relay: the group was given away, and came back without a move.
+            if self.served.get(&id) != Some(&group.epoch) && self.is_idle(&id) && self.is_ready(worker) {
+                self.serve(worker, id, group.epoch);
+            }
+            return;
+        }
         if let Some(worker) = self.least_loaded() {
             self.set_local(id, Some(worker));
             self.serve(worker, id, group.epoch);
         }
+    }
+
+    /// Nothing is being done about the group at this site.
+    fn is_idle(&self, id: &GroupId) -> bool {
+        let of_orphan =
+            |parts: &BTreeMap<WorkerId, GroupStatus>| parts.values().any(|part| part.group == *id);
+        let moves = self.groups.get(id).is_some_and(|group| group.move_id.is_some());
+        !moves && !self.is_moving(id) && !self.is_to_change(id) && !self.orphans.values().any(of_orphan)
     }
 
     /// Tells a worker to serve; the site is not ready before it has said that it does.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use flow::{Epoch, GroupId, Micros, MoveId, WorkerId};
 use switchctl::OldPath;
-use transfer::core::{Ending, MoveSpec, Source, SourceInput, Target, TargetInput};
+use transfer::core::{Ending, Found, MoveSpec, Source, SourceInput, Target, TargetInput, Waits};
 
 use super::super::elastic::{Views, WorkerView};
 use super::{Agent, LocalMove, Marker, Worker};
@@ -29,6 +29,12 @@ impl Agent {
         MoveSpec { id, group, from: self.site, to: self.site, epoch, relaxed: false }
     }
 
+    /// Inside a site the only marker is that of its own switch. Before it has come the switch still delivers to the old worker, which
+    /// would get its own relayed packets back; so it is waited for, however long.
+    pub(super) fn local_waits(&self) -> Waits {
+        Waits { marker: Micros(u64::MAX), ..self.bounds.waits() }
+    }
+
     pub(super) fn move_locally(&mut self, group: GroupId, to: WorkerId, now: Micros) {
         let Some(&from) = self.local.get(&group) else { return };
         let Some(state) = self.groups.get(&group).copied() else { return };
@@ -42,7 +48,12 @@ impl Agent {
         let spec = self.local_spec(group, id, state.epoch);
         let flows = self.loads.get(&group).map_or(0, |load| load.flows);
         let incarnation = self.next_incarnation();
-        self.add_source(id, Source::new(spec, incarnation, flows, false, now), from, self.site);
+        self.add_source(
+            id,
+            Source::new(spec, self.local_waits(), incarnation, flows, Found::Serving, now),
+            from,
+            self.site,
+        );
         self.add_target(id, Target::new(spec, None), to, now);
         self.feed_source(id, SourceInput::PeerUp, now);
     }
@@ -69,7 +80,7 @@ impl Agent {
         let old = OldPath::Local(old);
         self.markers
             .insert(id, Marker { group: spec.group, epoch: spec.epoch, old, tag: self.tag + 1, at: None });
-        self.feed_source(id, SourceInput::Switching(vec![self.site]), now);
+        self.feed_source(id, SourceInput::Switching { ingresses: vec![self.site], flip_in: Micros(0) }, now);
         self.feed_target(id, TargetInput::Switching, now);
     }
 
@@ -278,5 +289,8 @@ impl Agent {
         };
         self.plan_dirty |= before != worker;
         self.unserved.remove(&group);
+        if before != worker {
+            self.served.remove(&group);
+        }
     }
 }

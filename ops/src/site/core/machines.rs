@@ -18,6 +18,12 @@ impl Agent {
         wire_len: u64,
         now: Micros,
     ) {
+        // A target whose worker does not answer is not there.
+        if message == ToTarget::Probe
+            && self.incoming.get(&id).is_some_and(|incoming| !self.is_ready(incoming.worker))
+        {
+            return;
+        }
         if !self.expects(id, from) || !self.incoming.contains_key(&id) {
             // Not heard of it yet, or long over: the source offers again or hears of the end.
             return self.outputs.push_back(Output::ToSource(id, ToSource::Unknown));
@@ -87,14 +93,19 @@ impl Agent {
             SourceAction::CopyRound => Request::CopyRound { group, move_id: id },
             SourceAction::Arm(awaited) => {
                 self.serve_lost(id, worker, group);
-                let bound_us = self.bounds.marker_us + self.flips.get(&id).map_or(0, |at| at.since(now).0);
-                Request::Arm { group, move_id: id, epoch: spec.epoch, target: spec.to, awaited, bound_us }
+                self.arm_request(id, &spec, awaited, u64::MAX)
             }
+            SourceAction::CutLate(awaited) => self.arm_request(id, &spec, awaited, 0),
             SourceAction::Disarm => Request::Disarm { group, move_id: id },
             SourceAction::Forget => self.forget_request(group, id, spec.epoch, spec.to),
             SourceAction::Serve(epoch) => Request::Serve { group, epoch },
         };
         self.outputs.push_back(Output::Worker(worker, request));
+    }
+
+    fn arm_request(&self, move_id: MoveId, spec: &MoveSpec, awaited: Vec<SiteId>, bound_us: u64) -> Request {
+        let MoveSpec { group, epoch, to: target, .. } = *spec;
+        Request::Arm { group, move_id, epoch, target, awaited, bound_us }
     }
 
     /// The target has accepted a copy from nothing, so it does not serve: this site goes on under its epoch.
@@ -143,7 +154,7 @@ impl Agent {
             return self.end_local(id, Ending::TakenBack(spec.epoch), now);
         }
         let proof = match proof {
-            Proof::NeverCut => placement::core::Proof::NeverCut,
+            Proof::NeverGiven => placement::core::Proof::NeverGiven,
             Proof::NeverAccepted => placement::core::Proof::NeverAccepted,
         };
         self.outputs.push_back(Output::Propose(Command::TakeBack { move_id: id, by: self.site, proof }));

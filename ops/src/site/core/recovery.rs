@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use dataplane::control::{GroupStatus, Phase, Request};
 use flow::{GroupId, Micros, MoveId, WorkerId};
 use placement::core::{Group, Move, MovePhase};
-use transfer::core::{Source, SourceInput, Target};
+use transfer::core::{Found, Source, SourceInput, Target};
 
 use super::{Agent, BALANCE_INTERVAL, GATHER_BOUND, Output, spec_of};
 
@@ -16,7 +16,7 @@ impl Agent {
             return;
         }
         let ready = |id: &WorkerId| self.workers.get(id).is_some_and(|worker| worker.ready);
-        let all = self.expected.iter().all(ready);
+        let all = self.expected.iter().all(ready) && self.workers.values().all(|w| w.ready || !w.up);
         let waited = self.started.is_some_and(|at| at.plus(GATHER_BOUND) <= now);
         let some = self.workers.values().any(|worker| worker.ready);
         if !(all || waited && some) {
@@ -95,7 +95,14 @@ impl Agent {
     fn resume(&mut self, worker: WorkerId, status: &GroupStatus, mv: &Move, now: Micros) {
         if mv.from == self.site && !self.outgoing.contains_key(&mv.id) {
             let frozen = status.phase == Phase::Relaying;
-            let machine = Source::new(spec_of(mv), self.next_incarnation(), status.flows, frozen, now);
+            let machine = Source::new(
+                spec_of(mv),
+                self.bounds.waits(),
+                self.next_incarnation(),
+                status.flows,
+                found(frozen),
+                now,
+            );
             self.set_local(mv.group, Some(worker));
             self.add_source(mv.id, machine, worker, mv.to);
             let flipped = self.markers.contains_key(&mv.id) || self.flips.contains_key(&mv.id);
@@ -135,7 +142,14 @@ impl Agent {
             (Some((from, status)), None, Some((to, _))) => {
                 let incarnation = self.next_incarnation();
                 let spec = self.local_spec(status.group, id, status.epoch);
-                let machine = Source::new(spec, incarnation, status.flows, relays.is_some(), now);
+                let machine = Source::new(
+                    spec,
+                    self.local_waits(),
+                    incarnation,
+                    status.flows,
+                    found(relays.is_some()),
+                    now,
+                );
                 self.add_source(id, machine, from, self.site);
                 self.add_target(id, Target::new(spec, None), to, now);
                 self.feed_source(id, SourceInput::PeerUp, now);
@@ -182,4 +196,9 @@ impl Agent {
     fn is_elsewhere(&self, group: &GroupId, than: WorkerId, answers: bool) -> bool {
         self.local.get(group).is_some_and(|worker| *worker != than && self.is_ready(*worker) == answers)
     }
+}
+
+/// What a worker that relays has done.
+fn found(relays: bool) -> Found {
+    if relays { Found::Cut } else { Found::Serving }
 }

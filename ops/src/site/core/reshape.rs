@@ -12,6 +12,7 @@ use std::ops::Bound;
 use dataplane::control::{GroupStatus, Phase, Request};
 use flow::{Epoch, GroupId, Micros, WorkerId};
 use placement::core::{Change, Group};
+use switchctl::SitePlan;
 
 use super::{Agent, Output};
 
@@ -25,7 +26,7 @@ impl Agent {
     /// Placement has split or merged the group.
     pub(super) fn group_gone(&mut self, id: GroupId) {
         if self.wanted.remove(&id).is_none() && !self.is_held(&id) {
-            self.drop_group(&id);
+            self.leave_group(&id);
         }
     }
 
@@ -45,10 +46,49 @@ impl Agent {
         self.local.contains_key(id) && self.groups.get(id).is_some_and(|group| group.owner == self.site)
     }
 
+    /// The group is no more. A worker that still relays for it keeps its place, or the switch would drop what comes by old paths.
+    fn leave_group(&mut self, id: &GroupId) {
+        let relays = self.local.get(id).copied();
+        self.drop_group(id);
+        self.set_local(*id, relays);
+    }
+
+    /// Who relays for groups that are no more, with the groups.
+    fn relayed(&self) -> impl Iterator<Item = (GroupId, WorkerId)> {
+        let gone = self.local.iter().filter(|(id, _)| !self.groups.contains_key(*id));
+        gone.map(|(id, worker)| (*id, *worker))
+    }
+
+    /// The worker that relays for a group of before which has clients in common with this one.
+    pub(super) fn relays_part_of(&self, id: &GroupId) -> Option<WorkerId> {
+        let overlaps =
+            |(gone, _): &(GroupId, WorkerId)| gone.service == id.service && gone.prefix.overlaps(&id.prefix);
+        self.relayed().find(overlaps).map(|(_, worker)| worker)
+    }
+
+    /// Delivers stragglers of groups that are no more to the workers that relay for them. Where something that took their place has a
+    /// worker here too, the rules of the two would be of one priority; then only what has none gets that of before.
+    pub(super) fn plan_relayed(&self, plan: &mut SitePlan) {
+        for (gone, worker) in self.relayed() {
+            let heirs = self.overlapping(&gone);
+            let has_worker = |id: &GroupId| plan.groups.get(id).is_some_and(|heir| heir.local.is_some());
+            if !heirs.iter().any(has_worker) {
+                plan.relayed.insert(gone, worker);
+                continue;
+            }
+            for part in heirs.iter().filter(|heir| gone.prefix.covers(&heir.prefix)) {
+                if let Some(plan) = plan.groups.get_mut(part) {
+                    plan.local.get_or_insert(worker);
+                }
+            }
+        }
+    }
+
     fn drop_group(&mut self, id: &GroupId) {
         self.groups.remove(id);
         self.steer.remove(id);
         self.set_local(*id, None);
+        self.served.remove(id);
         self.loads.remove(id);
         self.means.remove(id);
         self.settled_at.remove(id);
@@ -171,6 +211,10 @@ impl Agent {
         let in_local_move =
             status.move_id.is_some_and(|id| id.is_local()) && status.phase != Phase::Tombstone;
         let serves = matches!(status.phase, Phase::Serving | Phase::Copying | Phase::Draining);
+        if status.phase == Phase::Relaying && !in_local_move {
+            self.adopt_relayed(worker, status);
+            return false;
+        }
         if !serves && !in_local_move {
             return false;
         }
@@ -192,6 +236,22 @@ impl Agent {
             self.outputs.push_back(Output::Worker(worker, forget));
         }
         true
+    }
+
+    /// A worker gave the group away, and it was split or merged since: it is taken back if it is this site's, or forgotten.
+    fn adopt_relayed(&mut self, worker: WorkerId, status: &GroupStatus) {
+        if status.move_id.is_some_and(|id| self.moves.contains_key(&id)) {
+            return;
+        }
+        let over = self.overlapping(&status.group);
+        let heirs = || over.iter().filter_map(|id| self.groups.get(id));
+        let Some(epoch) = heirs().map(|heir| heir.epoch).max() else { return };
+        let owner = heirs().map(|heir| heir.owner).find(|owner| *owner != self.site).unwrap_or(self.site);
+        if owner == self.site && !over.iter().any(|id| self.is_held(id)) {
+            return self.act_on(status.group, epoch);
+        }
+        let forget = self.forget_request(status.group, status.move_id.unwrap_or_default(), epoch, owner);
+        self.outputs.push_back(Output::Worker(worker, forget));
     }
 
     /// The group as a worker has it takes the place of what placement wants, which waits.
@@ -218,7 +278,7 @@ impl Agent {
     pub(super) fn drop_gone(&mut self, gone: &[GroupId]) {
         for id in gone {
             if !self.is_to_change(id) {
-                self.drop_group(id);
+                self.leave_group(id);
             }
         }
     }

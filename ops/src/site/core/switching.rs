@@ -68,6 +68,7 @@ impl Agent {
             ports: self.ports.clone(),
             services: BTreeMap::new(),
             groups: BTreeMap::new(),
+            relayed: BTreeMap::new(),
         }
     }
 
@@ -79,11 +80,14 @@ impl Agent {
             let epoch = if steer == state.owner { state.epoch } else { state.epoch.next() };
             (*id, GroupPlan { epoch, steer, local: self.local.get(id).copied() })
         };
-        SitePlan {
+        let mut plan = SitePlan {
             site: self.site,
             ports: self.ports.clone(),
             services: self.slices.clone(),
             groups: self.groups.iter().map(group).collect(),
-        }
+            relayed: BTreeMap::new(),
+        };
+        self.plan_relayed(&mut plan);
+        plan
     }
 }

@@ -3,9 +3,9 @@
 use std::collections::BTreeSet;
 
 use dataplane::control::{Event, GroupStatus, Phase, Request, Stats};
-use flow::{GroupId, Micros, MoveId, WorkerId};
+use flow::{Epoch, GroupId, Micros, MoveId, WorkerId};
 use placement::core::Command;
-use transfer::core::{SourceInput, TargetInput};
+use transfer::core::{MoveSpec, SourceInput, TargetInput};
 
 use super::{Agent, Output, Worker, service_spec};
 
@@ -105,18 +105,24 @@ impl Agent {
             }
             Event::Joined { move_id, flows, hold, .. } => {
                 self.counts.hold_us_max = self.counts.hold_us_max.max(hold.us_max);
+                if let Some(incoming) = self.incoming.get(&move_id) {
+                    let MoveSpec { group, epoch, .. } = *incoming.machine.spec();
+                    self.served.insert(group, epoch);
+                }
                 self.feed_target_of(worker, move_id, TargetInput::Joined { flows, hold }, now);
             }
             Event::Mismatch { move_id, .. } => {
                 self.feed_target_of(worker, move_id, TargetInput::Mismatch, now)
             }
             Event::Gone { group, move_id } => self.gone(worker, group, move_id),
-            Event::Serving { group, .. } => {
+            Event::Serving { group, epoch } => {
+                self.note_served(worker, group, epoch);
                 if self.unserved.get(&group) == Some(&worker) {
                     self.unserved.remove(&group);
                 }
             }
-            Event::Hello { .. } | Event::Abandoned { .. } | Event::ServicesSet => {}
+            Event::Abandoned { group, move_id, joined: true } => self.joined_in_vain(worker, group, move_id),
+            Event::Hello { .. } | Event::Abandoned { joined: false, .. } | Event::ServicesSet => {}
         }
     }
 
@@ -150,6 +156,20 @@ impl Agent {
         let coming = self.incoming.values().any(|incoming| incoming.machine.spec().group == group);
         if !owned && !coming && self.local.get(&group) == Some(&worker) {
             self.set_local(group, None);
+        }
+    }
+
+    fn note_served(&mut self, worker: WorkerId, group: GroupId, epoch: Epoch) {
+        if self.local.get(&group) == Some(&worker) {
+            self.served.insert(group, epoch);
+        }
+    }
+
+    /// The worker serves what was taken back meanwhile: an operator said that this site was fenced. It forgets that.
+    fn joined_in_vain(&mut self, worker: WorkerId, id: GroupId, move_id: MoveId) {
+        if let Some(group) = self.groups.get(&id).filter(|group| group.owner != self.site) {
+            let forget = self.forget_request(id, move_id, group.epoch, group.owner);
+            self.outputs.push_back(Output::Worker(worker, forget));
         }
     }
 
@@ -197,6 +217,9 @@ impl Agent {
             if !relays || !self.local.contains_key(&status.group) {
                 self.set_local(status.group, Some(worker));
             }
+            if matches!(status.phase, Phase::Serving | Phase::Copying | Phase::Draining) {
+                self.note_served(worker, status.group, status.epoch);
+            }
             if self.synced {
                 self.reconcile(worker, status, now);
             }
@@ -227,7 +250,11 @@ impl Agent {
         let stale = self.local.iter().filter(|(group, at)| **at == worker && !has.contains(group));
         let stale: Vec<_> = stale.map(|(group, _)| *group).collect();
         for group in stale {
-            let owned = self.groups.get(&group).is_none_or(|g| g.owner == self.site);
+            let owned = match self.groups.get(&group) {
+                Some(known) => known.owner == self.site,
+                // What is no more is relayed, or waits for what placement wants.
+                None => !self.known || self.is_to_change(&group),
+            };
             if !owned && !self.is_moving(&group) {
                 self.set_local(group, None);
             }

@@ -1,0 +1,188 @@
+//! The agent between placement, workers and switch: what it asks of whom, when what it finds is not what it left.
+
+use dataplane::control::{Event, GroupStatus, Phase, Request};
+use flow::nat::NatSpec;
+use flow::{Epoch, GroupId, Micros, MoveId, ServiceId, SiteId, WorkerId};
+use placement::core::{Admin, Change, Group, Ordering, Service, Site, Timeouts};
+use switchctl::Ports;
+
+use super::{Agent, Bounds, Input, Output};
+
+const HERE: SiteId = SiteId(1);
+const THERE: SiteId = SiteId(2);
+const WORKERS: [WorkerId; 2] = [WorkerId(0), WorkerId(1)];
+const NOW: Micros = Micros(1_000_000);
+
+fn group(text: &str, owner: SiteId, epoch: u64) -> Group {
+    let id = text.parse().unwrap();
+    Group { id, owner, epoch: Epoch(epoch), move_id: None, changed: 0, standby: None }
+}
+
+fn whole() -> GroupId {
+    "1:100.64.0.0/27".parse().unwrap()
+}
+
+fn service() -> Service {
+    Service {
+        id: ServiceId::new(1).unwrap(),
+        name: "nat".into(),
+        nat: NatSpec {
+            clients: vec!["100.64.0.0/25".parse().unwrap()],
+            pool: vec!["198.51.100.0/30".parse().unwrap()],
+            ports_per_subscriber: 1_008,
+            first_port: 1_024,
+            port_key: 7,
+        },
+        timeouts: Timeouts::default(),
+        ordering: Ordering::Strict,
+        group_len: 27,
+    }
+}
+
+fn site(id: SiteId) -> Change {
+    Change::Site(Site {
+        id,
+        name: format!("site-{id}"),
+        latitude: None,
+        longitude: None,
+        endpoint: "x:1".into(),
+        capacity_pps: 1,
+        capacity_flows: None,
+        capacity_bps: None,
+        failure_domain: None,
+        admin: Admin::Active,
+        alive: true,
+    })
+}
+
+fn agent(expected: &[WorkerId]) -> Agent {
+    let ports = Ports::conventional([THERE], [WorkerId(0), WorkerId(1), WorkerId(2)]);
+    Agent::new(HERE, 1, ports, expected.iter().copied(), Bounds::default())
+}
+
+fn outputs(agent: &mut Agent) -> Vec<Output> {
+    std::iter::from_fn(|| agent.poll_output()).collect()
+}
+
+fn feed(agent: &mut Agent, input: Input) -> Vec<Output> {
+    agent.handle(input, NOW);
+    outputs(agent)
+}
+
+fn say(agent: &mut Agent, reset: bool, changes: Vec<Change>) -> Vec<Output> {
+    feed(agent, Input::Placement { revision: 1, wall_ms: 1, reset, changes })
+}
+
+fn status(agent: &mut Agent, worker: WorkerId, groups: Vec<GroupStatus>) -> Vec<Output> {
+    let services = vec![ServiceId::new(1).unwrap()];
+    feed(agent, Input::Worker(worker, Event::Status { services, groups }))
+}
+
+fn at(group: GroupId, epoch: u64, phase: Phase) -> GroupStatus {
+    let move_id = (phase != Phase::Serving).then_some(MoveId(9));
+    GroupStatus { group, epoch: Epoch(epoch), move_id, phase, flows: 3 }
+}
+
+fn world(groups: Vec<Group>) -> Vec<Change> {
+    let services = [site(HERE), site(THERE), Change::Service(service())];
+    services.into_iter().chain(groups.into_iter().map(Change::Group)).collect()
+}
+
+/// An agent whose first worker says that it has this.
+fn settled(groups: Vec<Group>, first: Vec<GroupStatus>) -> (Agent, Vec<Output>) {
+    let mut agent = agent(&WORKERS);
+    let mut did = say(&mut agent, true, world(groups));
+    for worker in WORKERS {
+        did.extend(feed(&mut agent, Input::WorkerUp { worker, boot: 1 }));
+    }
+    // The second time is after all were heard.
+    for _ in 0..2 {
+        for worker in WORKERS {
+            let groups = if worker == WORKERS[0] { first.clone() } else { Vec::new() };
+            did.extend(status(&mut agent, worker, groups));
+        }
+    }
+    (agent, did)
+}
+
+fn requests(outputs: &[Output]) -> Vec<(WorkerId, Request)> {
+    let request = |output: &Output| match output {
+        Output::Worker(worker, request) => Some((*worker, request.clone())),
+        _ => None,
+    };
+    outputs.iter().filter_map(request).collect()
+}
+
+#[test]
+fn a_site_that_relays_for_a_group_still_does_when_the_group_is_split() {
+    let tombstone = at(whole(), 1, Phase::Tombstone);
+    let (mut agent, _) = settled(vec![group("1:100.64.0.0/27", THERE, 2)], vec![tombstone]);
+    assert_eq!(agent.plan().groups[&whole()].local, Some(WORKERS[0]));
+    let halves = [group("1:100.64.0.0/28", THERE, 2), group("1:100.64.0.16/28", THERE, 2)];
+    let split = [Change::GroupGone(whole())].into_iter().chain(halves.map(Change::Group)).collect();
+    say(&mut agent, false, split);
+    assert_eq!(agent.plan().relayed.get(&whole()), Some(&WORKERS[0]));
+    feed(&mut agent, Input::Worker(WORKERS[0], Event::Gone { group: whole(), move_id: MoveId(9) }));
+    assert!(agent.plan().relayed.is_empty() && agent.leftovers().is_empty(), "{:?}", agent.leftovers());
+}
+
+#[test]
+fn what_was_given_away_and_split_while_no_agent_listened_is_forgotten() {
+    let halves = vec![group("1:100.64.0.0/28", THERE, 2), group("1:100.64.0.16/28", THERE, 2)];
+    let (_, did) = settled(halves, vec![at(whole(), 1, Phase::Relaying)]);
+    let forgets = |request: &(WorkerId, Request)| match &request.1 {
+        Request::Forget { group, epoch, target, .. } => {
+            (request.0, *group, *epoch, *target) == (WORKERS[0], whole(), Epoch(2), THERE)
+        }
+        _ => false,
+    };
+    assert!(requests(&did).iter().any(forgets), "{did:?}");
+}
+
+#[test]
+fn what_was_taken_back_and_split_while_no_agent_listened_is_served_again() {
+    let halves = vec![group("1:100.64.0.0/28", HERE, 3), group("1:100.64.0.16/28", HERE, 3)];
+    let (_, did) = settled(halves, vec![at(whole(), 1, Phase::Relaying)]);
+    let serves = (WORKERS[0], Request::Serve { group: whole(), epoch: Epoch(3) });
+    assert!(requests(&did).contains(&serves), "{did:?}");
+}
+
+#[test]
+fn a_group_that_comes_back_without_a_move_is_served_by_the_worker_that_relayed_for_it() {
+    let (mut agent, _) =
+        settled(vec![group("1:100.64.0.0/27", THERE, 2)], vec![at(whole(), 1, Phase::Tombstone)]);
+    let did = say(&mut agent, false, vec![Change::Group(group("1:100.64.0.0/27", HERE, 3))]);
+    let serves = (WORKERS[0], Request::Serve { group: whole(), epoch: Epoch(3) });
+    assert!(requests(&did).contains(&serves), "{did:?}");
+    assert!(!agent.is_serving_all());
+    feed(&mut agent, Input::Worker(WORKERS[0], Event::Serving { group: whole(), epoch: Epoch(3) }));
+    assert!(agent.is_serving_all());
+}
+
+#[test]
+fn a_worker_that_answers_is_heard_before_rules_are_made_although_nobody_expected_it() {
+    let extra = WorkerId(2);
+    let mut agent = agent(&WORKERS);
+    say(&mut agent, true, world(vec![group("1:100.64.0.0/27", HERE, 1)]));
+    for worker in [WORKERS[0], WORKERS[1], extra] {
+        feed(&mut agent, Input::WorkerUp { worker, boot: 1 });
+    }
+    for worker in WORKERS {
+        let did = status(&mut agent, worker, Vec::new());
+        assert!(!did.iter().any(|output| matches!(output, Output::Rules(..))), "{did:?}");
+    }
+    assert!(!agent.is_synced());
+    status(&mut agent, extra, vec![at(whole(), 1, Phase::Serving)]);
+    assert!(agent.is_synced());
+    assert_eq!(agent.plan().groups[&whole()].local, Some(extra));
+}
+
+#[test]
+fn what_was_served_in_vain_is_forgotten_when_the_group_was_taken_back() {
+    let (mut agent, _) = settled(vec![group("1:100.64.0.0/27", THERE, 3)], Vec::new());
+    let abandoned = Event::Abandoned { group: whole(), move_id: MoveId(9), joined: true };
+    let did = feed(&mut agent, Input::Worker(WORKERS[0], abandoned));
+    let forgets =
+        |request: &(WorkerId, Request)| matches!(request.1, Request::Forget { epoch: Epoch(3), .. });
+    assert!(requests(&did).iter().any(forgets), "{did:?}");
+}

@@ -1,0 +1,27 @@
+//! I9: counters add up, and what a worker keeps is bounded: whatever came in was sent, is held, was a marker, or was dropped for a
+//! reason that is counted. Source: part 1.1, I8 (memory); docs/operations.md, the counters of a worker.
+
+use dataplane::control::Counters;
+use flow::{SiteId, WorkerId};
+
+use crate::world::{Checked, Violation};
+
+/// Bytes that held packets may take: what the workers of the simulation are made with.
+pub(crate) const HOLD_BYTES_MAX: usize = 1 << 20;
+/// The last packet may go over by its own length.
+const PACKET_LEN_MAX: u64 = 10_000;
+
+pub(crate) fn check(site: SiteId, worker: WorkerId, counters: &Counters) -> Checked {
+    let lost = counters.unaccounted();
+    if lost != 0 {
+        return Err(Violation::new(
+            9,
+            format!("worker {site}/{worker} has lost {lost} packets: {counters:?}"),
+        ));
+    }
+    if counters.held_bytes_now > HOLD_BYTES_MAX as u64 + PACKET_LEN_MAX {
+        let what = format!("worker {site}/{worker} holds {} bytes", counters.held_bytes_now);
+        return Err(Violation::new(9, what));
+    }
+    Ok(())
+}
