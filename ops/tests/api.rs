@@ -15,6 +15,7 @@ use placement::node::{Node, NodeConfig, NodeId, Transport, TransportError};
 use reqwest::{Method, RequestBuilder, StatusCode};
 use serde_json::{Value, json};
 use tempfile::TempDir;
+use tokio_util::sync::CancellationToken;
 
 /// Reaches nobody: the node is alone.
 struct Alone;
@@ -52,7 +53,7 @@ impl World {
         let node = Arc::new(Node::start(config, Arc::new(Alone)).await.unwrap());
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let base = format!("http://{}", listener.local_addr().unwrap());
-        api::serve_on(listener, node.clone()).unwrap();
+        api::serve_on(listener, node.clone(), CancellationToken::new()).unwrap();
         let http = reqwest::Client::builder().no_proxy().build().unwrap();
         Self { node, base, http, _directory: directory }
     }
@@ -668,7 +669,9 @@ async fn a_node_without_a_leader_says_so() {
     let world = World::empty().await;
     assert_eq!(world.get("/livez").await.status, 200);
     let ready = world.get("/readyz").await;
-    assert_eq!((ready.status.as_u16(), ready.body), (503, json!("[-] a leader is known\n")));
+    let lacks = "[-] leader: none is known\n[-] quorum: no majority has answered the leader since this node \
+                 started, or it knows no leader\n";
+    assert_eq!((ready.status.as_u16(), ready.body), (503, json!(lacks)));
     let refused = reply(world.request(Method::POST, "/v1/sites/ams/drain")).await;
     assert_problem(&refused, 503, None, "no leader is known");
     assert_eq!(refused.headers["retry-after"], "1");
@@ -685,7 +688,9 @@ async fn a_node_without_a_leader_says_so() {
 async fn health_metrics_and_requests_that_make_no_sense() {
     let world = World::new().await;
     assert_eq!(world.get("/readyz").await.body, "ok\n");
-    assert_eq!(world.get("/readyz?verbose").await.body, "[+] a leader is known\n[+] the node runs\n");
+    let verbose = "[+] leader: node 1\n[+] quorum: a majority answered the leader 0.0 s ago, 0.2 s are allowed\n\
+                   [+] part: the node takes part\n";
+    assert_eq!(world.get("/readyz?verbose").await.body, verbose);
     let metrics = world.get("/metrics").await;
     assert!(metrics.headers["content-type"].to_str().unwrap().starts_with("text/plain"));
     assert!(metrics.body.as_str().unwrap().contains("limosa_raft_is_leader 1"));

@@ -3,6 +3,7 @@
 //! [`core`] is pure. [`node`] runs it under Raft, [`client`] is for those who ask. Bytes travel by
 //! [`node::Transport`], which somebody else provides.
 
+mod claims;
 pub mod client;
 mod clock;
 pub mod core;
@@ -10,6 +11,7 @@ pub mod geo;
 pub mod likeness;
 pub mod node;
 pub mod pack;
+mod promise;
 pub mod raft;
 pub mod solver;
 pub mod store;

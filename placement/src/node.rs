@@ -12,12 +12,13 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
 use flow::{GroupId, Micros, SiteId};
-use openraft::async_runtime::Instant;
 use openraft::async_runtime::watch::WatchReceiver;
 use openraft::errors::{ClientWriteError, LinearizableReadError, RaftError};
 use openraft::{BasicNode, ReadPolicy, ServerState, Snapshot, SnapshotPolicy};
 use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
 
+use crate::claims::Claims;
 use crate::clock::{Clock, wall_ms};
 use crate::core::assess::{self, Assessment};
 use crate::core::delay::{DEMAND_AGE_MAX, Locate, Model};
@@ -28,7 +29,7 @@ use crate::core::witness::{self, Finding};
 use crate::core::{Cluster, Command, Outcome, Probe, Proposal, Rejected, SiteReport};
 use crate::geo::{Geo, GeoError};
 use crate::raft::{
-    Changes, Network, PeerRequest, PeerResponse, Raft, Shared, SnapshotChunk, StateMachine, ask,
+    Changes, Ledger, Network, Note, PeerRequest, PeerResponse, Raft, Shared, SnapshotChunk, StateMachine, ask,
 };
 use crate::solver::InstanceError;
 use crate::store::{Store, StoreError};
@@ -91,6 +92,9 @@ pub struct NodeConfig {
     pub id: NodeId,
     /// Its directory, for itself.
     pub dir: PathBuf,
+    /// The other nodes that the transport reaches. While the directory is empty they are asked what this node
+    /// promised; later the voters are.
+    pub peers: BTreeSet<NodeId>,
     /// Raft's waits.
     pub raft: RaftTimings,
     /// The leader's waits.
@@ -110,6 +114,7 @@ impl NodeConfig {
         Self {
             id,
             dir,
+            peers: BTreeSet::new(),
             raft: RaftTimings::default(),
             brain: BrainTimings::default(),
             geo: None,
@@ -261,6 +266,8 @@ pub enum Role {
     Follower,
     /// Stands for election.
     Candidate,
+    /// Leads by its own account only: no quorum answers it.
+    Isolated,
     /// Follows without a vote.
     Learner,
     /// Has stopped.
@@ -287,7 +294,7 @@ pub struct RaftStatus {
     pub id: NodeId,
     /// Its part.
     pub role: Role,
-    /// Who leads, if known.
+    /// Who leads, if known, and if a quorum followed it lately.
     pub leader: Option<NodeId>,
     /// The term.
     pub term: u64,
@@ -297,8 +304,17 @@ pub struct RaftStatus {
     pub applied: Option<u64>,
     /// Last index in a snapshot.
     pub snapshot: Option<u64>,
-    /// On the leader: time since a quorum answered.
+    /// Time since a quorum answered the leader, by the leader's last word; nothing if none was ever heard.
     pub quorum_ack_ms: Option<u64>,
+    /// That time is below [`RaftStatus::quorum_age_max_ms`]: the group can decide.
+    #[serde(default)]
+    pub quorum: bool,
+    /// An older answer of a quorum proves nothing: another leader may have been elected since.
+    #[serde(default)]
+    pub quorum_age_max_ms: u64,
+    /// The node takes part: enough others have said that it has all that it promised to them.
+    #[serde(default)]
+    pub proven: bool,
     /// The revision of the state.
     pub revision: u64,
     /// Who belongs.
@@ -405,6 +421,15 @@ struct Inner {
     raft: Raft,
     shared: Arc<Shared>,
     transport: Arc<dyn Transport>,
+    ledger: Arc<Ledger>,
+    /// Beyond this a quorum's answer is old.
+    quorum_age_max: Duration,
+    /// What the leader said of its quorum last: when, in whose name, and how long before a quorum had answered it.
+    led: Mutex<Option<(Micros, NodeId, u64)>>,
+    /// Enough others have said that this node has all that it promised.
+    proven: watch::Sender<bool>,
+    /// Why this node may never take part again.
+    condemned: watch::Sender<Option<String>>,
     clock: Clock,
     mind: Mutex<Mind>,
     /// The last report of each site, and when it came.
@@ -436,10 +461,12 @@ impl Node {
         let machine = StateMachine::open(store.clone())
             .map_err(|source| StartError::State { id: config.id, source })?;
         let shared = machine.shared();
-        let network = Network { transport: transport.clone() };
+        let ledger = Arc::new(Ledger::new(store.clone()));
+        let network = Network { transport: transport.clone(), ledger: ledger.clone() };
         let raft = Raft::new(config.id, Arc::new(raft_config), network, store, machine)
             .await
             .map_err(|error| StartError::Raft(error.to_string()))?;
+        let _ = ledger.metrics.set(raft.metrics());
         let geo = geo.map(Arc::new);
         let places = geo.clone().map(|geo| geo as Arc<dyn Locate>);
         let inner = Arc::new(Inner {
@@ -451,6 +478,11 @@ impl Node {
             raft,
             shared,
             transport,
+            ledger,
+            quorum_age_max: config.raft.election_max,
+            led: Mutex::new(None),
+            proven: watch::Sender::new(false),
+            condemned: watch::Sender::new(None),
             clock: Clock::start(),
             mind: Mutex::new(Mind::follows(Model::new(places), Micros(0))),
             finding: Mutex::new(None),
@@ -460,8 +492,88 @@ impl Node {
             incoming: Mutex::new(None),
             counters: Counters::default(),
         });
-        tokio::spawn(think(Arc::downgrade(&inner)));
-        Ok(Self { inner })
+        let node = Self { inner };
+        let others = node.others(&config.peers);
+        let needed = enough(&others);
+        if needed == 0 {
+            node.take_part_in_raft();
+        }
+        tokio::spawn(prove(Arc::downgrade(&node.inner), others, needed, config.raft));
+        tokio::spawn(think(Arc::downgrade(&node.inner)));
+        Ok(node)
+    }
+
+    /// Whom to ask what this node promised: the voters that it knows, or else those that were named.
+    fn others(&self, named: &BTreeSet<NodeId>) -> BTreeSet<NodeId> {
+        let metrics = self.inner.raft.metrics().borrow_watched().clone();
+        let voters: BTreeSet<NodeId> = metrics.membership_config.membership().voter_ids().collect();
+        let all = if voters.is_empty() { named } else { &voters };
+        all.iter().copied().filter(|&id| id != self.inner.id).collect()
+    }
+
+    /// From now on it votes, follows, and stands for election.
+    fn take_part_in_raft(&self) {
+        self.inner.raft.runtime_config().elect(true);
+        self.inner.proven.send_replace(true);
+    }
+
+    /// Learns what others know of promises. A node that has less than it promised takes no part any more.
+    fn learn(&self, claims: &Claims) {
+        let ledger = &self.inner.ledger;
+        ledger.witness.learn_all(claims);
+        let claim = ledger.witness.of(self.inner.id);
+        // What is on disk is looked up afterwards: it only grows, so it has all that anybody may know.
+        if let Some(missing) = claim.missing_in(&ledger.store.promised()) {
+            self.condemn(format!(
+                "the others know that {missing}: its directory is older than it was, or another one. Remove node \
+                 {id} from the group (`limosa raft remove {id}`), take its directory away, and add a node with a \
+                 number that was never used before (`limosa raft add`)",
+                id = self.inner.id
+            ));
+        }
+    }
+
+    fn condemn(&self, reason: String) {
+        let first = self.inner.condemned.send_if_modified(|known| {
+            let first = known.is_none();
+            known.get_or_insert_with(|| reason.clone());
+            first
+        });
+        if !first {
+            return;
+        }
+        tracing::error!(id = self.inner.id, reason, "this node takes no part any more");
+        self.inner.raft.runtime_config().elect(false);
+        let node = self.clone();
+        tokio::spawn(async move { node.shutdown().await });
+    }
+
+    /// Why this node takes part in nothing any more, as soon as that is so: its disk failed, or it has less than it
+    /// promised. Also after [`Node::shutdown`].
+    pub async fn stopped(&self) -> String {
+        let mut condemned = self.inner.condemned.subscribe();
+        let mut metrics = self.inner.raft.metrics();
+        loop {
+            if let Some(reason) = self.why_stopped() {
+                return reason;
+            }
+            tokio::select! {
+                _ = condemned.changed() => {}
+                // When the sender is gone Raft has ended without a word.
+                changed = metrics.changed() => if changed.is_err() {
+                    return self.why_stopped().unwrap_or_else(|| "raft has ended".into());
+                },
+            }
+        }
+    }
+
+    fn why_stopped(&self) -> Option<String> {
+        let condemned = self.inner.condemned.borrow().clone();
+        condemned.or_else(|| {
+            let metrics = self.inner.raft.metrics();
+            let state = metrics.borrow_watched().running_state.clone();
+            state.err().map(|fatal| fatal.to_string())
+        })
     }
 
     /// Stops Raft. The log thread ends when the last handle is gone.
@@ -627,20 +739,37 @@ impl Node {
             voter: voters.contains(id),
             matched: matched(id),
         };
-        let stopped = metrics.running_state.as_ref().err().map(ToString::to_string);
+        let stopped = self.why_stopped();
+        let age = self.quorum_age();
+        let quorum = stopped.is_none() && age.is_some_and(|age| age <= self.inner.quorum_age_max);
         RaftStatus {
             id: self.inner.id,
-            role: if stopped.is_some() { Role::Stopped } else { role(metrics.state) },
-            leader: metrics.current_leader,
+            role: if stopped.is_some() { Role::Stopped } else { role(metrics.state, quorum) },
+            leader: metrics.current_leader.filter(|_| quorum),
             term: metrics.current_term,
             last_log: metrics.last_log_index,
             applied: metrics.last_applied.map(|id| id.index),
             snapshot: metrics.snapshot.map(|id| id.index),
-            quorum_ack_ms: metrics.last_quorum_acked.map(|at| millis(at.elapsed())),
+            quorum_ack_ms: age.map(millis),
+            quorum,
+            quorum_age_max_ms: millis(self.inner.quorum_age_max),
+            proven: *self.inner.proven.borrow(),
             revision: self.cluster().revision,
             members: membership.nodes().map(member).collect(),
             stopped,
         }
+    }
+
+    /// Time since a quorum answered the leader. A follower counts what the leader said of it, and the time since.
+    fn quorum_age(&self) -> Option<Duration> {
+        if let Some(age) = self.inner.ledger.quorum_ack() {
+            return Some(age);
+        }
+        let (at, from, age_ms) = (*lock(&self.inner.led))?;
+        (self.leader() == Some(from)).then(|| {
+            let since = self.inner.clock.now().since(at);
+            Duration::from_micros(since.0).saturating_add(Duration::from_millis(age_ms))
+        })
     }
 
     /// Counts since the start of the process.
@@ -727,6 +856,16 @@ impl Node {
     /// # Errors
     /// [`ProposeError::Membership`] when the node has a log already.
     pub async fn initialize(&self, members: BTreeMap<NodeId, String>) -> Result<(), ProposeError> {
+        // The directory may be empty because it was lost.
+        let mut proven = self.inner.proven.subscribe();
+        let wait = proven.wait_for(|proven| *proven);
+        if !tokio::time::timeout(self.inner.deadline, wait).await.is_ok_and(|proven| proven.is_ok()) {
+            return Err(ProposeError::Membership(format!(
+                "node {} has not heard from enough of its peers that it never belonged to a group: start them, \
+                 and see that they reach each other",
+                self.inner.id
+            )));
+        }
         let members: BTreeMap<NodeId, BasicNode> =
             members.into_iter().map(|(id, address)| (id, BasicNode::new(address))).collect();
         self.inner.raft.initialize(members).await.map_err(|error| ProposeError::Membership(error.to_string()))
@@ -813,8 +952,18 @@ impl Node {
 
     async fn answer_peer(&self, request: PeerRequest, attached: Bytes) -> PeerResponse {
         let raft = &self.inner.raft;
+        if self.inner.condemned.borrow().is_some() && !matches!(request, PeerRequest::Claims(_)) {
+            return PeerResponse::Failed(format!("node {} takes no part any more", self.inner.id));
+        }
+        if is_rafts(&request) && !*self.inner.proven.borrow() {
+            return PeerResponse::Failed(format!(
+                "node {} asks first what it promised, and takes part when enough have answered",
+                self.inner.id
+            ));
+        }
         match request {
             PeerRequest::Append(rpc) => {
+                self.note(rpc.vote.leader_id.node_id, attached);
                 raft.append_entries(rpc).await.map_or_else(|e| failed(&e), PeerResponse::Append)
             }
             PeerRequest::Vote(rpc) => raft.vote(rpc).await.map_or_else(|e| failed(&e), PeerResponse::Vote),
@@ -828,6 +977,30 @@ impl Node {
                 .map_or_else(|e| failed(&e), PeerResponse::TransferLeader),
             PeerRequest::Propose(proposal) => PeerResponse::Propose(self.propose_here(proposal).await),
             PeerRequest::ReadIndex => PeerResponse::ReadIndex(self.read_index().await),
+            PeerRequest::Claims(claims) => {
+                self.learn(&claims);
+                let ledger = &self.inner.ledger;
+                PeerResponse::Claims(ledger.witness.told(&ledger.store.promised()))
+            }
+        }
+    }
+
+    /// Takes what a leader wrote beside its entries; those of earlier releases write nothing.
+    fn note(&self, from: NodeId, attached: Bytes) {
+        if attached.is_empty() {
+            return;
+        }
+        match wire::decode::<Note>(attached, wire::MESSAGE_LEN_MAX) {
+            Ok(note) => {
+                self.learn(&note.claims);
+                if let Some(age) = note.quorum_ack_ms {
+                    *lock(&self.inner.led) = Some((self.inner.clock.now(), from, age));
+                }
+            }
+            Err(error) => {
+                count(&self.inner.counters.unreadable);
+                tracing::debug!(from, %error, "unreadable note of a leader");
+            }
         }
     }
 
@@ -1056,10 +1229,15 @@ impl Node {
 async fn think(inner: std::sync::Weak<Inner>) {
     let mut tick = tokio::time::interval(TICK);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut word = QuorumWord::default();
     loop {
         tick.tick().await;
         let Some(inner) = inner.upgrade() else { return };
         let node = Node { inner };
+        if node.why_stopped().is_some() {
+            return;
+        }
+        word.look(&node.status(), node.inner.clock.now());
         let brain = node.clone();
         // A round of the solver may take longer than a message should wait.
         let Ok(wishes) = tokio::task::spawn_blocking(move || brain.wishes()).await else { return };
@@ -1076,6 +1254,37 @@ async fn think(inner: std::sync::Weak<Inner>) {
     }
 }
 
+/// Says once that there is no quorum, and once that there is one again.
+#[derive(Default)]
+struct QuorumWord {
+    missed: bool,
+    /// When there was one last, or when this began to look.
+    seen: Option<Micros>,
+}
+
+impl QuorumWord {
+    fn look(&mut self, status: &RaftStatus, now: Micros) {
+        // Who belongs to no group yet lacks nothing.
+        if status.quorum || status.members.is_empty() {
+            self.seen = Some(now);
+        }
+        if status.quorum && self.missed {
+            self.missed = false;
+            tracing::info!(leader = status.leader, term = status.term, "there is a quorum again");
+        }
+        let since = now.since(*self.seen.get_or_insert(now));
+        // A node that has just started is given the time of an election.
+        if !self.missed && !status.quorum && since >= Micros::from_millis(status.quorum_age_max_ms) {
+            self.missed = true;
+            tracing::warn!(
+                last_ms = status.quorum_ack_ms,
+                term = status.term,
+                "no quorum: nothing is decided until a majority of the members reach each other"
+            );
+        }
+    }
+}
+
 /// The node in whose name a message is; `None` for those in nobody's.
 fn speaks_for(request: &PeerRequest) -> Option<NodeId> {
     match request {
@@ -1083,7 +1292,57 @@ fn speaks_for(request: &PeerRequest) -> Option<NodeId> {
         PeerRequest::Vote(rpc) | PeerRequest::PreVote(rpc) => Some(rpc.vote.leader_id.node_id),
         PeerRequest::Snapshot(chunk) => Some(chunk.vote.leader_id.node_id),
         PeerRequest::TransferLeader(rpc) => Some(rpc.from_leader().leader_id.node_id),
-        PeerRequest::Propose(_) | PeerRequest::ReadIndex => None,
+        PeerRequest::Propose(_) | PeerRequest::ReadIndex | PeerRequest::Claims(_) => None,
+    }
+}
+
+/// Whether answering it is a part in Raft.
+fn is_rafts(request: &PeerRequest) -> bool {
+    speaks_for(request).is_some()
+}
+
+/// How many others make a quorum with this node.
+fn enough(others: &BTreeSet<NodeId>) -> usize {
+    others.len().div_ceil(2)
+}
+
+/// Asks the others what this node promised, until all have answered. It takes part as soon as enough have, if it has all
+/// that they know of.
+async fn prove(
+    inner: std::sync::Weak<Inner>,
+    mut others: BTreeSet<NodeId>,
+    needed: usize,
+    timings: RaftTimings,
+) {
+    let mut heard = 0;
+    while !others.is_empty() {
+        let Some(inner) = inner.upgrade() else { return };
+        let node = Node { inner };
+        let ledger = &node.inner.ledger;
+        let request = wire::encode(&PeerRequest::Claims(ledger.witness.told(&ledger.store.promised())));
+        let ask_one = async |id: NodeId| {
+            let answer = ask(node.inner.transport.as_ref(), id, request.clone());
+            let answer = tokio::time::timeout(timings.election_min, answer).await.ok()?.ok()?;
+            if let PeerResponse::Claims(claims) = answer {
+                node.learn(&claims);
+            } else {
+                tracing::info!(id, "an earlier release knows nothing of promises, so it cannot say any");
+            }
+            Some(id)
+        };
+        let answers = futures::future::join_all(others.iter().map(|&id| ask_one(id))).await;
+        for id in answers.into_iter().flatten() {
+            others.remove(&id);
+            heard += 1;
+        }
+        if node.why_stopped().is_some() {
+            return;
+        }
+        if heard >= needed && !*node.inner.proven.borrow() {
+            node.take_part_in_raft();
+        }
+        drop(node);
+        tokio::time::sleep(timings.heartbeat).await;
     }
 }
 
@@ -1099,6 +1358,10 @@ fn raft_config(config: &NodeConfig) -> Result<openraft::Config, StartError> {
         max_in_snapshot_log_to_keep: config.snapshot_every / 10,
         // A node that was cut off must not depose a leader that works.
         enable_pre_vote: Some(true),
+        // Not before it is known that it has all that it promised.
+        enable_elect: false,
+        // Who led before it stopped may have been succeeded meanwhile: it leads again when it is elected.
+        enable_leader_restore: Some(false),
         ..openraft::Config::default()
     };
     raft.validate().map_err(|error| StartError::Timings(error.to_string()))
@@ -1108,8 +1371,9 @@ fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
-fn role(state: ServerState) -> Role {
+fn role(state: ServerState, quorum: bool) -> Role {
     match state {
+        ServerState::Leader if !quorum => Role::Isolated,
         ServerState::Leader => Role::Leader,
         ServerState::Follower => Role::Follower,
         ServerState::Candidate => Role::Candidate,

@@ -4,12 +4,15 @@ use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::future::Future;
 use std::io;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
+use std::time::Duration;
 
 use bytes::Bytes;
 use flow::GroupId;
 use futures::{Stream, StreamExt};
-use openraft::alias::{LogIdOf, SnapshotMetaOf, SnapshotOf, StoredMembershipOf, VoteOf};
+use openraft::alias::{LogIdOf, SnapshotMetaOf, SnapshotOf, StoredMembershipOf, VoteOf, WatchReceiverOf};
+use openraft::async_runtime::Instant;
+use openraft::async_runtime::watch::WatchReceiver;
 use openraft::errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Unreachable};
 use openraft::network::{RPCOption, RaftNetworkFactory, RaftNetworkV2};
 use openraft::raft::{
@@ -17,11 +20,12 @@ use openraft::raft::{
     TransferLeaderResponse, VoteRequest, VoteResponse,
 };
 use openraft::storage::{EntryResponder, RaftStateMachine};
-use openraft::{BasicNode, EntryPayload, RaftSnapshotBuilder, Snapshot};
+use openraft::{BasicNode, EntryPayload, RaftMetrics, RaftSnapshotBuilder, ServerState, Snapshot};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
+use crate::claims::{Claim, Claims, Witness};
 use crate::core::{Change, Cluster, Group, Outcome, Proposal, Rejected};
 use crate::node::{NodeId, ProposeError, Transport};
 use crate::pack;
@@ -135,6 +139,14 @@ impl Changes {
 }
 
 impl State {
+    /// An entry at or before what is applied would make another history of this state.
+    fn check_next(&self, id: LogIdOf<TypeConfig>) -> io::Result<()> {
+        if self.applied.is_none_or(|applied| applied < id && applied.index < id.index) {
+            return Ok(());
+        }
+        Err(io::Error::other(format!("entry {id} does not follow {:?}, which is applied", self.applied)))
+    }
+
     fn apply(&mut self, index: u64, proposal: &Proposal) -> Result<Outcome, Rejected> {
         // Copies the cluster only while a reader holds the last one.
         let applied = Arc::make_mut(&mut self.cluster).apply(index, proposal);
@@ -237,6 +249,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
             let (entry, responder) = entry?;
             let (answer, revision) = {
                 let mut state = self.shared.write();
+                state.check_next(entry.log_id)?;
                 state.applied = Some(entry.log_id);
                 let answer = match &entry.payload {
                     EntryPayload::Normal(proposal) => Some(state.apply(entry.log_id.index, proposal)),
@@ -287,6 +300,46 @@ pub(crate) enum PeerRequest {
     Propose(Proposal),
     /// Which log index must be applied before a read is up to date?
     ReadIndex,
+    /// What do you know that we all have promised? This is what I know.
+    Claims(Claims),
+}
+
+/// Beside what a leader sends to have appended; those who do not know it need not read it.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct Note {
+    /// What the leader knows that all have promised.
+    pub(crate) claims: Claims,
+    /// Time since a quorum answered the leader, in milliseconds.
+    pub(crate) quorum_ack_ms: Option<u64>,
+}
+
+/// What connections of this node have in common.
+pub(crate) struct Ledger {
+    pub(crate) store: Store,
+    pub(crate) witness: Arc<Witness>,
+    /// Raft's figures, once it runs.
+    pub(crate) metrics: OnceLock<WatchReceiverOf<TypeConfig, RaftMetrics<TypeConfig>>>,
+}
+
+impl Ledger {
+    pub(crate) fn new(store: Store) -> Self {
+        Self { witness: store.witness(), store, metrics: OnceLock::new() }
+    }
+
+    /// Time since a quorum answered this node as the leader.
+    pub(crate) fn quorum_ack(&self) -> Option<Duration> {
+        let metrics = self.metrics.get()?.borrow_watched();
+        if metrics.state != ServerState::Leader {
+            return None;
+        }
+        let alone = metrics.membership_config.membership().voter_ids().eq([metrics.id]);
+        if alone { Some(Duration::ZERO) } else { metrics.last_quorum_acked.map(|at| at.elapsed()) }
+    }
+
+    fn note(&self) -> Note {
+        let quorum_ack_ms = self.quorum_ack().map(|age| u64::try_from(age.as_millis()).unwrap_or(u64::MAX));
+        Note { claims: self.witness.told(&self.store.promised()), quorum_ack_ms }
+    }
 }
 
 /// A part of a snapshot; its bytes are attached. The receiver installs them with the last part.
@@ -308,6 +361,7 @@ pub(crate) enum PeerResponse {
     TransferLeader(TransferLeaderResponse<TypeConfig>),
     Propose(Result<Outcome, ProposeError>),
     ReadIndex(Result<u64, ProposeError>),
+    Claims(Claims),
     Failed(String),
 }
 
@@ -317,13 +371,14 @@ const CHUNK_LEN: usize = 1 << 20;
 /// Makes connections for Raft.
 pub(crate) struct Network {
     pub(crate) transport: Arc<dyn Transport>,
+    pub(crate) ledger: Arc<Ledger>,
 }
 
 impl RaftNetworkFactory<TypeConfig> for Network {
     type Network = Peer;
 
     async fn new_client(&mut self, target: NodeId, _node: &BasicNode) -> Peer {
-        Peer { target, transport: self.transport.clone() }
+        Peer { target, transport: self.transport.clone(), ledger: self.ledger.clone() }
     }
 }
 
@@ -331,6 +386,7 @@ impl RaftNetworkFactory<TypeConfig> for Network {
 pub(crate) struct Peer {
     target: NodeId,
     transport: Arc<dyn Transport>,
+    ledger: Arc<Ledger>,
 }
 
 /// Sends a request to a node and reads its answer.
@@ -393,9 +449,17 @@ impl RaftNetworkV2<TypeConfig> for Peer {
         rpc: AppendEntriesRequest<TypeConfig>,
         option: RPCOption,
     ) -> Result<AppendEntriesResponse<TypeConfig>, RPCError<TypeConfig>> {
-        let PeerResponse::Append(answer) = self.ask(&PeerRequest::Append(rpc), &option).await? else {
+        let (vote, end) = (rpc.vote, rpc.entries.last().map(|entry| entry.log_id).or(rpc.prev_log_id));
+        let request = wire::encode_with(&PeerRequest::Append(rpc), wire::encode(&self.ledger.note()));
+        let PeerResponse::Append(answer) = self.send(request, &option).await? else {
             return Err(unexpected());
         };
+        let last = match &answer {
+            AppendEntriesResponse::Success => end,
+            AppendEntriesResponse::PartialSuccess(last) => *last,
+            AppendEntriesResponse::Conflict | AppendEntriesResponse::HigherVote(_) => return Ok(answer),
+        };
+        self.ledger.witness.learn(self.target, &Claim { vote: Some(vote), last });
         Ok(answer)
     }
 
@@ -404,9 +468,13 @@ impl RaftNetworkV2<TypeConfig> for Peer {
         rpc: VoteRequest<TypeConfig>,
         option: RPCOption,
     ) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
+        let vote = rpc.vote;
         let PeerResponse::Vote(answer) = self.ask(&PeerRequest::Vote(rpc), &option).await? else {
             return Err(unexpected());
         };
+        if answer.vote_granted {
+            self.ledger.witness.learn(self.target, &Claim { vote: Some(vote), last: None });
+        }
         Ok(answer)
     }
 
@@ -467,7 +535,13 @@ impl Peer {
                 return Err(unexpected());
             };
             match answer {
-                Some(answer) => return Ok(answer),
+                Some(answer) => {
+                    if answer.vote == vote {
+                        let last = snapshot.meta.last_log_id;
+                        self.ledger.witness.learn(self.target, &Claim { vote: Some(vote), last });
+                    }
+                    return Ok(answer);
+                }
                 None if end < total => offset = end,
                 None => return Err(unexpected()),
             }

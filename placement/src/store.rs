@@ -3,12 +3,19 @@
 //! One thread writes; what has queued up meanwhile goes into one durable commit. An entry can be read as soon
 //! as it was handed over, from memory until it is on disk. When the disk fails, the failure goes to Raft, which
 //! stops: this node votes no more, and nothing is cut away to make it start again.
+//!
+//! A damaged database is refused when it is opened, and one that has less than this node promised (see
+//! [`crate::promise`]) too. What is committed is never cut away, whoever asks.
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;
+use std::fs::{DirBuilder, File, OpenOptions, Permissions};
+use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::ops::{Bound, RangeBounds};
-use std::path::Path;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 
 use bytes::Bytes;
@@ -16,10 +23,13 @@ use openraft::RaftLogReader;
 use openraft::alias::{EntryOf, LogIdOf, SnapshotMetaOf, VoteOf};
 use openraft::entry::RaftEntry;
 use openraft::storage::{IOFlushed, LogState, RaftLogStorage};
-use redb::{Database, Durability, ReadableDatabase, ReadableTable, TableDefinition};
+use redb::backends::FileBackend;
+use redb::{Database, Durability, ReadableDatabase, ReadableTable, StorageBackend, TableDefinition};
 use serde::de::DeserializeOwned;
 use tokio::sync::oneshot;
 
+use crate::claims::{Claims, Witness};
+use crate::promise::{FILE_MODE, Promise, PromiseFile};
 use crate::raft::TypeConfig;
 use crate::wire;
 
@@ -29,6 +39,8 @@ const VOTE: &str = "vote";
 const COMMITTED: &str = "committed";
 const PURGED: &str = "purged";
 const NODE: &str = "node";
+const INCARNATION: &str = "incarnation";
+const CLAIMS: &str = "claims";
 const SNAPSHOT_META: &str = "snapshot_meta";
 const SNAPSHOT: &str = "snapshot";
 
@@ -36,6 +48,11 @@ const SNAPSHOT: &str = "snapshot";
 const READ_LEN_MAX: usize = 1 << 20;
 /// Jobs that one commit takes at most.
 const BATCH_LEN_MAX: usize = 1024;
+/// The database and the promise in a node's directory.
+const DATABASE_FILE: &str = "raft.redb";
+const PROMISE_FILE: &str = "promise";
+/// Mode of a node's directory: what is in it is for its user alone.
+const DIR_MODE: u32 = 0o700;
 
 /// Why a store could not be opened.
 #[derive(Debug, thiserror::Error)]
@@ -47,6 +64,20 @@ pub enum StoreError {
         path: String,
         /// Why.
         source: io::Error,
+    },
+    /// The directory must not be used any more: it has less than its node promised to the others.
+    #[error(
+        "{path}: {found}. Node {node} must not go on with it, for it may have less than it promised to the \
+         others. Remove the node from the group (`limosa raft remove {node}`), take its directory away, and \
+         add a node with a number that was never used before (`limosa raft add`)"
+    )]
+    Damaged {
+        /// The file.
+        path: String,
+        /// What is wrong with it.
+        found: String,
+        /// Whose it is.
+        node: u64,
     },
     /// The directory is another node's: its votes are not this node's.
     #[error("directory belongs to node {stored}, not to node {given}: a node id is never reused")]
@@ -65,32 +96,49 @@ pub struct Store {
     /// Entries that were handed over and are not on disk yet.
     pending: Arc<Mutex<BTreeMap<u64, Bytes>>>,
     jobs: mpsc::Sender<Job>,
+    /// What is on disk and may be counted on.
+    promised: Arc<Mutex<Promise>>,
+    witness: Arc<Witness>,
+    /// The end of what is committed: it is never cut away.
+    committed: Arc<Mutex<Option<LogIdOf<TypeConfig>>>>,
 }
 
 enum Job {
     Append {
         entries: Vec<(u64, Bytes)>,
+        last: Option<LogIdOf<TypeConfig>>,
         flushed: IOFlushed<TypeConfig>,
     },
     Put {
         values: Vec<(&'static str, Bytes)>,
+        promise: Promised,
         done: oneshot::Sender<io::Result<()>>,
     },
     /// Losing it is harmless, so it waits for the next durable commit.
     Committed(Bytes),
     Truncate {
-        from: u64,
+        to: Option<LogIdOf<TypeConfig>>,
         done: oneshot::Sender<io::Result<()>>,
     },
     Purge {
-        through: u64,
-        id: Bytes,
+        through: LogIdOf<TypeConfig>,
         done: oneshot::Sender<io::Result<()>>,
     },
 }
 
+/// What a value promises to the others.
+#[derive(Clone, Copy)]
+enum Promised {
+    Vote(VoteOf<TypeConfig>),
+    /// A snapshot has everything up to here.
+    Snapshot(Option<LogIdOf<TypeConfig>>),
+}
+
 fn disk(error: impl Into<redb::Error>) -> io::Error {
     let error = error.into();
+    if let redb::Error::Corrupted(what) = &error {
+        return damaged("database", what);
+    }
     if let redb::Error::Io(error) = error { error } else { io::Error::other(error.to_string()) }
 }
 
@@ -103,36 +151,60 @@ fn decode<T: DeserializeOwned>(what: &str, bytes: Bytes) -> io::Result<T> {
 }
 
 impl Store {
-    /// Opens the store of a node, or makes it.
+    /// Opens the store of a node, or makes it. The whole database is looked through before it is used.
     ///
     /// # Errors
     /// [`StoreError`].
     pub fn open(dir: &Path, node: u64) -> Result<Self, StoreError> {
-        let path = dir.join("raft.redb");
-        let failed = |source| StoreError::Io { path: path.display().to_string(), source };
-        std::fs::create_dir_all(dir).map_err(failed)?;
-        let database = Arc::new(Database::create(&path).map_err(disk).map_err(failed)?);
-        create_tables(&database).map_err(failed)?;
-        let pending = Arc::new(Mutex::new(BTreeMap::new()));
-        let (jobs, queue) = mpsc::channel();
-        let writer = Writer { database: database.clone(), pending: pending.clone() };
-        let thread = std::thread::Builder::new().name("raft-store".into());
-        thread.spawn(move || writer.run(&queue)).map_err(failed)?;
-        let store = Self { database, pending, jobs };
-        store
-            .claim(node)
-            .map_err(failed)?
-            .map_or(Ok(store), |stored| Err(StoreError::OtherNode { stored, given: node }))
+        Self::open_on(dir, node, |file| FileBackend::new(file).map_err(disk))
     }
 
-    /// Writes the node's id on first use; the stored one if it is another.
-    fn claim(&self, node: u64) -> io::Result<Option<u64>> {
-        if let Some(stored) = self.get::<u64>(NODE)? {
-            return Ok((stored != node).then_some(stored));
+    /// The same on what somebody makes of the file.
+    fn open_on<B: StorageBackend>(
+        dir: &Path,
+        node: u64,
+        backend: impl FnOnce(File) -> io::Result<B>,
+    ) -> Result<Self, StoreError> {
+        let paths = Paths { database: dir.join(DATABASE_FILE), promise: dir.join(PROMISE_FILE), node };
+        let failed = |source| StoreError::Io { path: paths.database.display().to_string(), source };
+        DirBuilder::new().recursive(true).mode(DIR_MODE).create(dir).map_err(failed)?;
+        std::fs::set_permissions(dir, Permissions::from_mode(DIR_MODE)).map_err(failed)?;
+        let database = paths.open_database(backend)?;
+        let found = guarded(|| Found::in_database(&database, node)).map_err(|e| paths.unreadable(e))?;
+        if found.node != node {
+            return Err(StoreError::OtherNode { stored: found.node, given: node });
         }
-        let (done, _) = oneshot::channel();
-        self.submit(Job::Put { values: vec![(NODE, wire::encode(&node))], done })?;
-        Ok(None)
+        let (file, promise) = paths.open_promise(&found)?;
+        Self::start(database, file, promise, found).map_err(failed)
+    }
+
+    fn start(database: Database, file: PromiseFile, promise: Promise, found: Found) -> io::Result<Self> {
+        let database = Arc::new(database);
+        let pending = Arc::new(Mutex::new(BTreeMap::new()));
+        let promised = Arc::new(Mutex::new(promise));
+        let witness = Arc::new(Witness::new(found.claims));
+        let (jobs, queue) = mpsc::channel();
+        let writer = Writer {
+            database: database.clone(),
+            pending: pending.clone(),
+            file,
+            promised: promised.clone(),
+            witness: witness.clone(),
+        };
+        let thread = std::thread::Builder::new().name("raft-store".into());
+        thread.spawn(move || writer.run(&queue))?;
+        let committed = Arc::new(Mutex::new(found.committed.max(found.snapshot)));
+        Ok(Self { database, pending, jobs, promised, witness, committed })
+    }
+
+    /// What is on disk and may be counted on.
+    pub(crate) fn promised(&self) -> Promise {
+        *lock(&self.promised)
+    }
+
+    /// What this node knows of the promises of all.
+    pub(crate) fn witness(&self) -> Arc<Witness> {
+        self.witness.clone()
     }
 
     fn submit(&self, job: Job) -> io::Result<()> {
@@ -144,21 +216,18 @@ impl Store {
             .unwrap_or_else(|_| Err(io::Error::other("the store's writer has stopped after a disk error")))
     }
 
-    async fn put(&self, values: Vec<(&'static str, Bytes)>) -> io::Result<()> {
+    async fn put(&self, values: Vec<(&'static str, Bytes)>, promise: Promised) -> io::Result<()> {
         let (done, wait) = oneshot::channel();
-        self.submit(Job::Put { values, done })?;
+        self.submit(Job::Put { values, promise, done })?;
         self.wait(wait).await
     }
 
     fn bytes(&self, key: &str) -> io::Result<Option<Bytes>> {
-        let read = self.database.begin_read().map_err(disk)?;
-        let table = read.open_table(META).map_err(disk)?;
-        let value = table.get(key).map_err(disk)?;
-        Ok(value.map(|value| Bytes::copy_from_slice(value.value())))
+        guarded(|| bytes_of(&self.database, key))
     }
 
     fn get<T: DeserializeOwned>(&self, key: &str) -> io::Result<Option<T>> {
-        self.bytes(key)?.map(|bytes| decode(key, bytes)).transpose()
+        guarded(|| value_of(&self.database, key))
     }
 
     pub(crate) async fn save_snapshot(
@@ -166,7 +235,10 @@ impl Store {
         meta: &SnapshotMetaOf<TypeConfig>,
         data: Bytes,
     ) -> io::Result<()> {
-        self.put(vec![(SNAPSHOT_META, wire::encode(meta)), (SNAPSHOT, data)]).await
+        let values = vec![(SNAPSHOT_META, wire::encode(meta)), (SNAPSHOT, data)];
+        self.put(values, Promised::Snapshot(meta.last_log_id)).await?;
+        self.raise_committed(meta.last_log_id);
+        Ok(())
     }
 
     pub(crate) fn snapshot(&self) -> io::Result<Option<(SnapshotMetaOf<TypeConfig>, Bytes)>> {
@@ -175,8 +247,22 @@ impl Store {
         Ok(Some((meta, data)))
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<u64, Bytes>> {
-        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
+    fn raise_committed(&self, id: Option<LogIdOf<TypeConfig>>) {
+        let mut committed = lock(&self.committed);
+        *committed = (*committed).max(id);
+    }
+
+    /// Refuses what would put something else in the place of what is committed. Only a group that has lost its
+    /// memory asks for that.
+    fn check_kept(&self, from: u64) -> io::Result<()> {
+        let committed = *lock(&self.committed);
+        match committed.filter(|committed| committed.index >= from) {
+            None => Ok(()),
+            Some(committed) => Err(io::Error::other(format!(
+                "a leader wants the log replaced from {from} on, but all up to {committed} is committed: \
+                 the leader's group has lost a part of its log. Nothing was changed"
+            ))),
+        }
     }
 
     /// Encoded entries in order, until about `len_max` bytes.
@@ -185,9 +271,17 @@ impl Store {
         if is_empty(range) {
             return Ok(Vec::new());
         }
+        guarded(|| self.entries_in(range, len_max))
+    }
+
+    fn entries_in(
+        &self,
+        range: (Bound<u64>, Bound<u64>),
+        len_max: usize,
+    ) -> io::Result<Vec<EntryOf<TypeConfig>>> {
         // Memory first: what is written meanwhile is then found in both places, never in neither.
         let pending: BTreeMap<u64, Bytes> =
-            self.lock().range(range).map(|(&at, entry)| (at, entry.clone())).collect();
+            lock(&self.pending).range(range).map(|(&at, entry)| (at, entry.clone())).collect();
         let mut entries = Vec::new();
         let mut len = 0;
         let mut add = |entry: Bytes| {
@@ -217,10 +311,199 @@ impl Store {
     }
 
     fn last_on_disk(&self) -> io::Result<Option<Bytes>> {
-        let read = self.database.begin_read().map_err(disk)?;
-        let table = read.open_table(LOG).map_err(disk)?;
-        Ok(table.last().map_err(disk)?.map(|(_, entry)| Bytes::copy_from_slice(entry.value())))
+        guarded(|| last_of(&self.database))
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The database panics on some kinds of damage; that is an error as others are.
+fn guarded<T>(work: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| Err(damaged("database", said(&*panic))))
+}
+
+fn said(panic: &(dyn std::any::Any + Send)) -> &str {
+    let text = panic.downcast_ref::<&str>().copied();
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("it cannot be read")
+}
+
+fn bytes_of(database: &Database, key: &str) -> io::Result<Option<Bytes>> {
+    let read = database.begin_read().map_err(disk)?;
+    let table = read.open_table(META).map_err(disk)?;
+    let value = table.get(key).map_err(disk)?;
+    Ok(value.map(|value| Bytes::copy_from_slice(value.value())))
+}
+
+fn value_of<T: DeserializeOwned>(database: &Database, key: &str) -> io::Result<Option<T>> {
+    bytes_of(database, key)?.map(|bytes| decode(key, bytes)).transpose()
+}
+
+fn last_of(database: &Database) -> io::Result<Option<Bytes>> {
+    let read = database.begin_read().map_err(disk)?;
+    let table = read.open_table(LOG).map_err(disk)?;
+    Ok(table.last().map_err(disk)?.map(|(_, entry)| Bytes::copy_from_slice(entry.value())))
+}
+
+/// The files of a node.
+struct Paths {
+    database: PathBuf,
+    promise: PathBuf,
+    node: u64,
+}
+
+impl Paths {
+    fn damaged(&self, path: &Path, found: impl Into<String>) -> StoreError {
+        StoreError::Damaged { path: path.display().to_string(), found: found.into(), node: self.node }
+    }
+
+    /// Damage is for ever; all else may be mended.
+    fn unreadable(&self, error: io::Error) -> StoreError {
+        if error.kind() == io::ErrorKind::InvalidData {
+            return self.damaged(&self.database, error.to_string());
+        }
+        StoreError::Io { path: self.database.display().to_string(), source: error }
+    }
+
+    /// Opens the database and checks every page of it.
+    fn open_database<B: StorageBackend>(
+        &self,
+        backend: impl FnOnce(File) -> io::Result<B>,
+    ) -> Result<Database, StoreError> {
+        let len = std::fs::metadata(&self.database).map(|metadata| metadata.len()).unwrap_or_default();
+        if len == 0 && self.promise.exists() {
+            return Err(self.damaged(&self.database, "it is gone or empty, but the promise beside it is not"));
+        }
+        let open = || {
+            let mut options = OpenOptions::new();
+            options.read(true).write(true).create(true).truncate(false).mode(FILE_MODE);
+            let file = options.open(&self.database)?;
+            // Those of earlier releases were open to all.
+            file.set_permissions(Permissions::from_mode(FILE_MODE))?;
+            let mut builder = Database::builder();
+            builder.set_check_integrity_on_open(len > 0);
+            builder.create_with_backend(backend(file)?).map_err(disk)
+        };
+        guarded(open).map_err(|error| self.unreadable(error))
+    }
+
+    /// The promise beside the database; makes it where there is nothing to promise yet.
+    fn open_promise(&self, found: &Found) -> Result<(PromiseFile, Promise), StoreError> {
+        let failed = |source| StoreError::Io { path: self.promise.display().to_string(), source };
+        if !self.promise.exists() {
+            if found.has_history() && !found.earlier {
+                return Err(self.damaged(&self.promise, "it is gone, but the database beside it is not"));
+            }
+            let promise = found.promise();
+            return Ok((PromiseFile::create(&self.promise, &promise).map_err(failed)?, promise));
+        }
+        let (file, promise) = PromiseFile::open(&self.promise).map_err(|error| {
+            if error.kind() == io::ErrorKind::InvalidData {
+                self.damaged(&self.promise, error.to_string())
+            } else {
+                failed(error)
+            }
+        })?;
+        if (promise.node, promise.incarnation) != (found.node, found.incarnation) {
+            return Err(self.damaged(&self.promise, "it is not of the database beside it"));
+        }
+        match found.lacks(&promise) {
+            Some(what) => Err(self.damaged(&self.database, format!("it is older than it was: {what}"))),
+            None => Ok((file, promise)),
+        }
+    }
+}
+
+/// What is in a database when it is opened.
+struct Found {
+    node: u64,
+    incarnation: u64,
+    /// It is of a release that made no promises.
+    earlier: bool,
+    vote: Option<VoteOf<TypeConfig>>,
+    last: Option<LogIdOf<TypeConfig>>,
+    purged: Option<LogIdOf<TypeConfig>>,
+    committed: Option<LogIdOf<TypeConfig>>,
+    snapshot: Option<LogIdOf<TypeConfig>>,
+    /// Ids of the log by index.
+    log: BTreeMap<u64, LogIdOf<TypeConfig>>,
+    claims: Claims,
+}
+
+impl Found {
+    /// Reads everything once, so that what cannot be read is found now.
+    fn in_database(database: &Database, node: u64) -> io::Result<Self> {
+        let earlier = create_tables(database, node)?;
+        let purged: Option<LogIdOf<TypeConfig>> = value_of(database, PURGED)?;
+        let log = log_ids(database)?;
+        let last = log.last_key_value().map(|(_, id)| *id);
+        if let Some((first, _)) = log.first_key_value()
+            && purged.is_some_and(|purged| purged.index + 1 < *first)
+        {
+            return Err(damaged("log", format!("it begins at {first}, not behind {purged:?}")));
+        }
+        let snapshot: Option<SnapshotMetaOf<TypeConfig>> = value_of(database, SNAPSHOT_META)?;
+        if snapshot.is_some() && bytes_of(database, SNAPSHOT)?.is_none() {
+            return Err(damaged(SNAPSHOT, "missing"));
+        }
+        Ok(Self {
+            node: value_of(database, NODE)?.unwrap_or(node),
+            incarnation: value_of(database, INCARNATION)?.unwrap_or_default(),
+            earlier,
+            vote: value_of(database, VOTE)?,
+            last,
+            purged,
+            committed: value_of::<Option<LogIdOf<TypeConfig>>>(database, COMMITTED)?.flatten(),
+            snapshot: snapshot.and_then(|meta| meta.last_log_id),
+            log,
+            claims: value_of(database, CLAIMS)?.unwrap_or_default(),
+        })
+    }
+
+    fn has_history(&self) -> bool {
+        self.vote.is_some() || self.end().is_some()
+    }
+
+    /// The end of log and snapshot.
+    fn end(&self) -> Option<LogIdOf<TypeConfig>> {
+        self.last.max(self.purged).max(self.snapshot)
+    }
+
+    fn promise(&self) -> Promise {
+        let (node, incarnation) = (self.node, self.incarnation);
+        Promise { node, incarnation, vote: self.vote, last: self.end(), dropped: None }
+    }
+
+    /// What was promised and is not there.
+    fn lacks(&self, promise: &Promise) -> Option<String> {
+        if self.vote < promise.vote {
+            let vote = promise.vote.map(|vote| vote.to_string()).unwrap_or_default();
+            return Some(format!("the vote {vote} is not in it"));
+        }
+        let last = promise.last?;
+        let covered = self.purged.max(self.snapshot).is_some_and(|id| id.index >= last.index);
+        let there = covered || self.log.get(&last.index) == Some(&last);
+        (!there).then(|| format!("log entry {last} is not in it"))
+    }
+}
+
+/// The ids of all entries; each is decoded, and none may be missing between two.
+fn log_ids(database: &Database) -> io::Result<BTreeMap<u64, LogIdOf<TypeConfig>>> {
+    let read = database.begin_read().map_err(disk)?;
+    let table = read.open_table(LOG).map_err(disk)?;
+    let mut ids: BTreeMap<u64, LogIdOf<TypeConfig>> = BTreeMap::new();
+    for stored in table.range::<u64>(..).map_err(disk)? {
+        let (at, entry) = stored.map_err(disk)?;
+        let entry: EntryOf<TypeConfig> = decode("log entry", Bytes::copy_from_slice(entry.value()))?;
+        let (at, id) = (at.value(), entry.log_id());
+        let before = ids.last_key_value().map(|(before, _)| *before);
+        if at != id.index || before.is_some_and(|before| before + 1 != at) {
+            return Err(damaged("log", format!("entry {id} is at {at}, behind {before:?}")));
+        }
+        ids.insert(at, id);
+    }
+    Ok(ids)
 }
 
 fn is_empty((start, end): (Bound<u64>, Bound<u64>)) -> bool {
@@ -246,25 +529,42 @@ fn check_dense(entries: Vec<EntryOf<TypeConfig>>) -> io::Result<Vec<EntryOf<Type
     }
 }
 
-fn create_tables(database: &Database) -> io::Result<()> {
+/// Makes the tables, and says on first use whose they are. Whether they are of a release that made no promises.
+fn create_tables(database: &Database, node: u64) -> io::Result<bool> {
     let write = database.begin_write().map_err(disk)?;
-    write.open_table(LOG).map_err(disk)?;
-    write.open_table(META).map_err(disk)?;
-    write.commit().map_err(disk)
+    let earlier = {
+        write.open_table(LOG).map_err(disk)?;
+        let mut meta = write.open_table(META).map_err(disk)?;
+        let has = |key: &str| Ok::<_, io::Error>(meta.get(key).map_err(disk)?.is_some());
+        let (named, drawn) = (has(NODE)?, has(INCARNATION)?);
+        if !named {
+            meta.insert(NODE, wire::encode(&node).as_ref()).map_err(disk)?;
+        }
+        if !drawn {
+            let incarnation: u64 = RandomState::new().hash_one(node);
+            meta.insert(INCARNATION, wire::encode(&incarnation).as_ref()).map_err(disk)?;
+        }
+        named && !drawn
+    };
+    write.commit().map_err(disk)?;
+    Ok(earlier)
 }
 
 /// The thread that writes.
 struct Writer {
     database: Arc<Database>,
     pending: Arc<Mutex<BTreeMap<u64, Bytes>>>,
+    file: PromiseFile,
+    promised: Arc<Mutex<Promise>>,
+    witness: Arc<Witness>,
 }
 
 impl Writer {
-    fn run(self, queue: &mpsc::Receiver<Job>) {
+    fn run(mut self, queue: &mpsc::Receiver<Job>) {
         while let Ok(first) = queue.recv() {
             let mut batch = vec![first];
             batch.extend(queue.try_iter().take(BATCH_LEN_MAX - 1));
-            let result = self.write(&batch);
+            let result = self.keep(&batch);
             if result.is_ok() {
                 self.forget_pending(&batch);
             }
@@ -278,11 +578,31 @@ impl Writer {
                 return;
             }
         }
+        // Nobody waits for what is known of others, so it may not be on disk yet.
+        if let Err(error) = self.keep(&[]) {
+            tracing::warn!(%error, "the last news of other nodes' promises is not on disk");
+        }
+    }
+
+    /// Writes a batch so that the promise never says more than the database has: it is taken back before a log is
+    /// cut back, and given after everything else.
+    fn keep(&mut self, batch: &[Job]) -> io::Result<()> {
+        let present = *lock(&self.promised);
+        let (lowest, next) = promises(present, batch);
+        if lowest != present {
+            self.file.write(&lowest)?;
+        }
+        guarded(|| self.write(batch))?;
+        if next != present {
+            self.file.write(&next)?;
+            *lock(&self.promised) = next;
+        }
+        Ok(())
     }
 
     fn write(&self, batch: &[Job]) -> io::Result<()> {
         let mut write = self.database.begin_write().map_err(disk)?;
-        if batch.iter().all(|job| matches!(job, Job::Committed(_))) {
+        if !batch.is_empty() && batch.iter().all(|job| matches!(job, Job::Committed(_))) {
             write.set_durability(Durability::None).map_err(|error| io::Error::other(error.to_string()))?;
         }
         {
@@ -301,21 +621,24 @@ impl Writer {
                         }
                     }
                     Job::Committed(id) => drop(meta.insert(COMMITTED, id.as_ref()).map_err(disk)?),
-                    Job::Truncate { from, .. } => {
-                        log.retain_in::<u64, _>(from.., |_, _| false).map_err(disk)?
+                    Job::Truncate { to, .. } => {
+                        log.retain_in::<u64, _>(behind(*to).., |_, _| false).map_err(disk)?
                     }
-                    Job::Purge { through, id, .. } => {
-                        log.retain_in::<u64, _>(..=through, |_, _| false).map_err(disk)?;
-                        meta.insert(PURGED, id.as_ref()).map_err(disk)?;
+                    Job::Purge { through, .. } => {
+                        log.retain_in::<u64, _>(..=through.index, |_, _| false).map_err(disk)?;
+                        meta.insert(PURGED, wire::encode(through).as_ref()).map_err(disk)?;
                     }
                 }
+            }
+            if let Some(claims) = self.witness.unwritten() {
+                meta.insert(CLAIMS, wire::encode(&claims).as_ref()).map_err(disk)?;
             }
         }
         write.commit().map_err(disk)
     }
 
     fn forget_pending(&self, batch: &[Job]) {
-        let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut pending = lock(&self.pending);
         for job in batch {
             let Job::Append { entries, .. } = job else { continue };
             for (index, entry) in entries {
@@ -326,6 +649,38 @@ impl Writer {
             }
         }
     }
+}
+
+/// The first index behind an id.
+fn behind(id: Option<LogIdOf<TypeConfig>>) -> u64 {
+    id.map_or(0, |id| id.index + 1)
+}
+
+fn raise_vote(highest: &mut Option<VoteOf<TypeConfig>>, vote: VoteOf<TypeConfig>) {
+    if highest.is_none_or(|highest| highest < vote) {
+        *highest = Some(vote);
+    }
+}
+
+/// What may be promised while a batch is being written, and when it is on disk.
+fn promises(present: Promise, batch: &[Job]) -> (Promise, Promise) {
+    let (mut lowest, mut next) = (present, present);
+    for job in batch {
+        match job {
+            Job::Append { last, .. } => last.iter().for_each(|last| next.reach(*last)),
+            Job::Put { promise: Promised::Vote(vote), .. } => raise_vote(&mut next.vote, *vote),
+            Job::Put { promise: Promised::Snapshot(id), .. } => id.iter().for_each(|id| next.reach(*id)),
+            Job::Truncate { to, .. } => {
+                next.cut_back(*to);
+                lowest.cut_back(*to);
+            }
+            Job::Purge { through, .. } => next.reach(*through),
+            Job::Committed(_) => {}
+        }
+    }
+    // What one batch appends and cuts back again was promised to nobody.
+    lowest.dropped = lowest.dropped.max(next.dropped);
+    (lowest, next)
 }
 
 fn answer(job: Job, result: &io::Result<()>) {
@@ -366,7 +721,7 @@ impl RaftLogStorage<TypeConfig> for Store {
 
     async fn get_log_state(&mut self) -> Result<LogState<TypeConfig>, io::Error> {
         let last_purged_log_id: Option<LogIdOf<TypeConfig>> = self.get(PURGED)?;
-        let waiting = self.lock().last_key_value().map(|(_, entry)| entry.clone());
+        let waiting = lock(&self.pending).last_key_value().map(|(_, entry)| entry.clone());
         let last = match waiting {
             Some(entry) => Some(entry),
             None => self.last_on_disk()?,
@@ -383,10 +738,11 @@ impl RaftLogStorage<TypeConfig> for Store {
     }
 
     async fn save_vote(&mut self, vote: &VoteOf<TypeConfig>) -> Result<(), io::Error> {
-        self.put(vec![(VOTE, wire::encode(vote))]).await
+        self.put(vec![(VOTE, wire::encode(vote))], Promised::Vote(*vote)).await
     }
 
     async fn save_committed(&mut self, committed: Option<LogIdOf<TypeConfig>>) -> Result<(), io::Error> {
+        self.raise_committed(committed);
         self.submit(Job::Committed(wire::encode(&committed)))
     }
 
@@ -399,77 +755,35 @@ impl RaftLogStorage<TypeConfig> for Store {
         I: IntoIterator<Item = EntryOf<TypeConfig>> + Send,
         I::IntoIter: Send,
     {
-        let entries: Vec<(u64, Bytes)> =
-            entries.into_iter().map(|entry| (entry.index(), wire::encode(&entry))).collect();
-        self.lock().extend(entries.iter().cloned());
-        self.submit(Job::Append { entries, flushed: callback })
+        let mut last = None;
+        let mut encode = |entry: EntryOf<TypeConfig>| {
+            last = last.max(Some(entry.log_id()));
+            (entry.index(), wire::encode(&entry))
+        };
+        let entries: Vec<(u64, Bytes)> = entries.into_iter().map(&mut encode).collect();
+        if let Some((first, _)) = entries.first() {
+            self.check_kept(*first)?;
+        }
+        lock(&self.pending).extend(entries.iter().cloned());
+        self.submit(Job::Append { entries, last, flushed: callback })
     }
 
     async fn truncate_after(&mut self, last_log_id: Option<LogIdOf<TypeConfig>>) -> Result<(), io::Error> {
-        let from = last_log_id.map_or(0, |id| id.index + 1);
-        self.lock().split_off(&from);
+        let from = behind(last_log_id);
+        self.check_kept(from)?;
+        lock(&self.pending).split_off(&from);
         let (done, wait) = oneshot::channel();
-        self.submit(Job::Truncate { from, done })?;
+        self.submit(Job::Truncate { to: last_log_id, done })?;
         self.wait(wait).await
     }
 
     async fn purge(&mut self, log_id: LogIdOf<TypeConfig>) -> Result<(), io::Error> {
         let (done, wait) = oneshot::channel();
-        self.submit(Job::Purge { through: log_id.index, id: wire::encode(&log_id), done })?;
+        self.submit(Job::Purge { through: log_id, done })?;
         self.wait(wait).await
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::raft::StateMachine;
-    use openraft::StorageError;
-    use openraft::testing::log::{StoreBuilder, Suite};
-    use tempfile::TempDir;
-
-    struct Builder;
-
-    impl StoreBuilder<TypeConfig, Store, StateMachine, TempDir> for Builder {
-        async fn build(&self) -> Result<(TempDir, Store, StateMachine), StorageError<TypeConfig>> {
-            let dir = TempDir::new().unwrap();
-            let store = Store::open(dir.path(), 1).unwrap();
-            let machine = StateMachine::open(store.clone()).unwrap();
-            Ok((dir, store, machine))
-        }
-    }
-
-    #[tokio::test(flavor = "multi_thread")]
-    async fn it_passes_the_suite_of_openraft() {
-        Suite::test_all(Builder).await.unwrap();
-    }
-
-    #[tokio::test]
-    async fn damage_is_an_error_and_nothing_is_cut_away() {
-        let dir = TempDir::new().unwrap();
-        let mut store = Store::open(dir.path(), 1).unwrap();
-        let write = store.database.begin_write().unwrap();
-        write.open_table(LOG).unwrap().insert(7, [1, 2, 3].as_slice()).unwrap();
-        write.commit().unwrap();
-        let kind = |error: io::Error| error.kind();
-        assert_eq!(store.get_log_state().await.map_err(kind).err(), Some(io::ErrorKind::InvalidData));
-        assert_eq!(store.try_get_log_entries(..).await.map_err(kind).err(), Some(io::ErrorKind::InvalidData));
-        assert!(store.last_on_disk().unwrap().is_some());
-    }
-
-    #[test]
-    fn a_directory_belongs_to_one_node_for_ever() {
-        let dir = TempDir::new().unwrap();
-        let store = Store::open(dir.path(), 1).unwrap();
-        drop(store);
-        // The writer lets go of the file a moment after its last handle is gone.
-        let again = (0..100).find_map(|_| match Store::open(dir.path(), 2) {
-            Err(StoreError::Io { .. }) => {
-                std::thread::sleep(std::time::Duration::from_millis(10));
-                None
-            }
-            other => Some(other),
-        });
-        assert!(matches!(again, Some(Err(StoreError::OtherNode { stored: 1, given: 2 }))));
-    }
-}
+#[path = "store_tests.rs"]
+mod tests;

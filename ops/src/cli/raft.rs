@@ -11,7 +11,8 @@ use super::{Context, Exit, Failure};
 /// What can be done with the placement nodes.
 #[derive(Clone, Debug, Subcommand)]
 pub enum Verb {
-    /// Show the node that is asked, and whom it knows. Exit code 6 if no leader is known or the node has stopped.
+    /// Show the node that is asked, and whom it knows. Exit code 6 if no leader is known, no majority answered it
+    /// lately, or the node has stopped.
     Status,
     /// Make a new group of nodes. On one node, once.
     Initialize {
@@ -90,6 +91,18 @@ fn status(context: &Context, answer: &Answer) -> Result<Exit, Failure> {
     print(context, answer, &status);
     if let Some(reason) = &status.stopped {
         let message = format!("node {} has stopped: {reason}", status.id);
+        return Err(Failure::new(Exit::Degraded, message));
+    }
+    if !status.quorum && !status.members.is_empty() {
+        let age = status.quorum_ack_ms.map_or("it knows of none since it started".into(), |ms| {
+            format!("the last that it knows of is {:.1} s old", ms as f64 / 1e3)
+        });
+        let message = format!(
+            "node {} knows no quorum: no majority of its members answered a leader within {:.1} s, {age}; see \
+             that a majority runs and that they reach each other",
+            status.id,
+            status.quorum_age_max_ms as f64 / 1e3
+        );
         return Err(Failure::new(Exit::Degraded, message));
     }
     if status.leader.is_none() {

@@ -18,8 +18,19 @@ pub fn text(node: &Node) -> prometheus::Result<String> {
     let status = node.status();
     let cluster = node.cluster();
     let counts = node.metrics();
-    gauge("limosa_raft_has_leader", "1 if a leader is known", status.leader.is_some().into())?;
+    gauge(
+        "limosa_raft_has_leader",
+        "1 if a leader is known that a quorum followed lately",
+        status.leader.is_some().into(),
+    )?;
     gauge("limosa_raft_is_leader", "1 if this node leads", (status.role == Role::Leader).into())?;
+    gauge("limosa_raft_has_quorum", "1 if a quorum answered the leader lately", status.quorum.into())?;
+    let age = Gauge::new(
+        "limosa_raft_quorum_ack_age_seconds",
+        "Time since a quorum answered the leader, as far as this node knows; +Inf if never",
+    )?;
+    age.set(status.quorum_ack_ms.map_or(f64::INFINITY, |ms| ms as f64 / 1e3));
+    registry.register(Box::new(age))?;
     gauge("limosa_raft_term", "Term", status.term)?;
     gauge("limosa_raft_log_index", "Last index of the log", status.last_log.unwrap_or(0))?;
     gauge("limosa_raft_applied_index", "Last index applied", status.applied.unwrap_or(0))?;

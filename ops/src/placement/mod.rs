@@ -20,23 +20,25 @@ use crate::net::{QuicTransport, endpoint};
 /// Runs a placement node until the token is cancelled.
 ///
 /// # Errors
-/// When keys, addresses or the log cannot be had.
+/// When keys, addresses or the log cannot be had, and when the node has stopped for good, as when its disk failed:
+/// whoever looks after the process may start it again.
 pub async fn run(config: PlacementConfig, stop: CancellationToken) -> anyhow::Result<()> {
     let endpoint = endpoint(config.listen, &config.tls)?;
     let transport = Arc::new(QuicTransport::new(&endpoint, &config.tls.cluster, &config.peers));
     let node =
         Node::start(node_config(&config), transport).await.context("the placement node cannot start")?;
     let node = Arc::new(node);
-    let server = api::serve(config.api, node.clone()).await?;
+    let server = api::serve(config.api, node.clone(), stop.clone()).await?;
     tracing::info!(id = config.id, listen = %config.listen, api = %config.api, "the placement node runs");
-    tokio::select! {
-        () = stop.cancelled() => {}
-        () = accept(endpoint.clone(), node.clone()) => {}
-    }
+    let end = tokio::select! {
+        () = stop.cancelled() => Ok(()),
+        () = accept(endpoint.clone(), node.clone()) => Ok(()),
+        reason = node.stopped() => Err(anyhow::anyhow!("the placement node has stopped: {reason}")),
+    };
     server.abort();
     node.shutdown().await;
     endpoint.close().await;
-    Ok(())
+    end
 }
 
 fn node_config(config: &PlacementConfig) -> NodeConfig {
@@ -47,6 +49,7 @@ fn node_config(config: &PlacementConfig) -> NodeConfig {
     node.raft.election_max = heartbeat * 8;
     node.brain.lease = Micros::from_millis(config.lease_ms);
     node.geo.clone_from(&config.locations);
+    node.peers = config.peers.iter().map(|peer| peer.id).collect();
     node
 }
 

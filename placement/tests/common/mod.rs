@@ -101,11 +101,18 @@ pub struct Group {
     pub wires: Arc<Wires>,
     dirs: TempDir,
     pub snapshot_every: u64,
+    /// Whom a node with an empty directory asks.
+    pub peers: BTreeSet<NodeId>,
 }
 
 impl Group {
     pub fn new() -> Self {
-        Self { wires: Arc::default(), dirs: TempDir::new().unwrap(), snapshot_every: 10_000 }
+        Self {
+            wires: Arc::default(),
+            dirs: TempDir::new().unwrap(),
+            snapshot_every: 10_000,
+            peers: BTreeSet::new(),
+        }
     }
 
     /// Three nodes that have elected a leader.
@@ -122,7 +129,7 @@ impl Group {
         group
     }
 
-    fn dir(&self, id: NodeId) -> PathBuf {
+    pub fn dir(&self, id: NodeId) -> PathBuf {
         self.dirs.path().join(id.to_string())
     }
 
@@ -134,6 +141,7 @@ impl Group {
                 election_max: Duration::from_millis(600),
             },
             snapshot_every: self.snapshot_every,
+            peers: self.peers.clone(),
             deadline: Duration::from_secs(2),
             ..NodeConfig::new(id, self.dir(id))
         };
@@ -152,6 +160,34 @@ impl Group {
     pub async fn stop(&self, id: NodeId) {
         let node = self.wires.nodes.lock().unwrap().remove(&id).unwrap();
         node.shutdown().await;
+    }
+
+    /// Copies what is in a stopped node's directory, and what is given in its place later.
+    pub fn copy_of(&self, id: NodeId) -> TempDir {
+        let copy = TempDir::new().unwrap();
+        copy_files(&self.dir(id), copy.path());
+        copy
+    }
+
+    /// Puts a copy in the place of a stopped node's directory.
+    pub fn put_back(&self, id: NodeId, copy: &TempDir) {
+        std::fs::remove_dir_all(self.dir(id)).unwrap();
+        std::fs::create_dir(self.dir(id)).unwrap();
+        copy_files(copy.path(), &self.dir(id));
+    }
+
+    /// Waits until a stopped node has let go of its directory.
+    pub async fn let_go(&self, id: NodeId) {
+        let path = self.dir(id);
+        for _ in 0..1500 {
+            if placement::store::Store::open(&path, id).is_ok() {
+                // The store that was opened just now lets go in its own time.
+                tokio::time::sleep(Duration::from_millis(200)).await;
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        panic!("node {id} does not let go of its directory");
     }
 
     pub fn node(&self, id: NodeId) -> Node {
@@ -178,6 +214,13 @@ impl Group {
 
     fn statuses(&self) -> Vec<RaftStatus> {
         self.wires.nodes.lock().unwrap().values().map(Node::status).collect()
+    }
+}
+
+fn copy_files(from: &std::path::Path, to: &std::path::Path) {
+    for entry in std::fs::read_dir(from).unwrap() {
+        let path = entry.unwrap().path();
+        std::fs::copy(&path, to.join(path.file_name().unwrap())).unwrap();
     }
 }
 

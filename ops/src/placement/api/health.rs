@@ -5,7 +5,7 @@ use std::sync::Arc;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
-use placement::node::Node;
+use placement::node::RaftStatus;
 use serde::Deserialize;
 
 use super::Api;
@@ -13,10 +13,14 @@ use super::extract::Params;
 use super::problem::Problem;
 use crate::placement::metrics;
 
-/// Whether this process answers.
-#[utoipa::path(get, path = "/livez", tag = "health", responses((status = 200, body = String)))]
-pub(super) async fn livez() -> &'static str {
-    "ok\n"
+/// Whether this process can go on. One that has stopped for good ends, so that it is started again.
+#[utoipa::path(get, path = "/livez", tag = "health",
+    responses((status = 200, body = String), (status = 503, body = String)))]
+pub(super) async fn livez(State(api): State<Arc<Api>>) -> (StatusCode, String) {
+    match api.node.status().stopped {
+        None => (StatusCode::OK, "ok\n".into()),
+        Some(reason) => (StatusCode::SERVICE_UNAVAILABLE, format!("[-] the node has stopped: {reason}\n")),
+    }
 }
 
 #[derive(Deserialize)]
@@ -33,7 +37,7 @@ pub(super) async fn readyz(
     State(api): State<Arc<Api>>,
     Params(params): Params<ReadyParams>,
 ) -> (StatusCode, String) {
-    let checks = checks(&api.node);
+    let checks = checks(&api);
     let ready = checks.iter().all(|(_, holds)| *holds);
     let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     if ready && params.verbose.is_none() {
@@ -43,9 +47,41 @@ pub(super) async fn readyz(
     (status, shown.map(|(what, holds)| format!("[{}] {what}\n", if *holds { '+' } else { '-' })).collect())
 }
 
-fn checks(node: &Node) -> [(&'static str, bool); 2] {
-    let status = node.status();
-    [("a leader is known", status.leader.is_some()), ("the node runs", status.stopped.is_none())]
+/// What is checked, from evidence that is no older than an election may take.
+fn checks(api: &Api) -> Vec<(String, bool)> {
+    let status = api.node.status();
+    let leader = status.leader.map_or_else(|| "none is known".into(), |id| format!("node {id}"));
+    let mut checks = vec![
+        (format!("leader: {leader}"), status.leader.is_some()),
+        (format!("quorum: {}", quorum(&status)), status.quorum),
+        (format!("part: {}", part(&status)), status.proven && status.stopped.is_none()),
+    ];
+    if api.stops.is_cancelled() {
+        checks.push(("stop: it was told to stop".into(), false));
+    }
+    checks
+}
+
+/// When a quorum was heard of last.
+pub(super) fn quorum(status: &RaftStatus) -> String {
+    let allowed = status.quorum_age_max_ms as f64 / 1e3;
+    match status.quorum_ack_ms {
+        Some(age) => {
+            format!(
+                "a majority answered the leader {:.1} s ago, {allowed:.1} s are allowed",
+                age as f64 / 1e3
+            )
+        }
+        None => "no majority has answered the leader since this node started, or it knows no leader".into(),
+    }
+}
+
+fn part(status: &RaftStatus) -> String {
+    match &status.stopped {
+        Some(reason) => format!("the node has stopped: {reason}"),
+        None if !status.proven => "too few others have said yet what this node promised to them".into(),
+        None => "the node takes part".into(),
+    }
 }
 
 /// Metrics for Prometheus.

@@ -33,6 +33,7 @@ use placement::core::{Cluster, Command, Proposal, Site};
 use placement::node::Node;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
 use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -49,6 +50,8 @@ struct Api {
     node: Arc<Node>,
     replays: moves::Replays,
     description: String,
+    /// The process was told to stop, and may still hand over.
+    stops: CancellationToken,
 }
 
 impl Api {
@@ -155,10 +158,10 @@ pub fn openapi() -> serde_json::Result<String> {
 ///
 /// # Errors
 /// When the description cannot be written as JSON.
-pub fn router(node: Arc<Node>) -> anyhow::Result<Router> {
+pub fn router(node: Arc<Node>, stops: CancellationToken) -> anyhow::Result<Router> {
     let (router, description) = parts();
     let description = description.to_pretty_json()?;
-    let api = Arc::new(Api { node, replays: moves::Replays::default(), description });
+    let api = Arc::new(Api { node, replays: moves::Replays::default(), description, stops });
     Ok(router
         .fallback(|| async { Problem::not_found("there is no such path: see /v1/openapi.json") })
         .method_not_allowed_fallback(|| async {
@@ -197,17 +200,25 @@ fn host_is_local(headers: &HeaderMap) -> bool {
 ///
 /// # Errors
 /// When the address cannot be bound.
-pub async fn serve(address: SocketAddr, node: Arc<Node>) -> anyhow::Result<JoinHandle<()>> {
+pub async fn serve(
+    address: SocketAddr,
+    node: Arc<Node>,
+    stops: CancellationToken,
+) -> anyhow::Result<JoinHandle<()>> {
     let listener = TcpListener::bind(address).await.with_context(|| format!("api = {address}"))?;
-    serve_on(listener, node)
+    serve_on(listener, node, stops)
 }
 
 /// Serves the API on a listener that is bound already.
 ///
 /// # Errors
 /// When the description cannot be written as JSON.
-pub fn serve_on(listener: TcpListener, node: Arc<Node>) -> anyhow::Result<JoinHandle<()>> {
-    let router = router(node)?;
+pub fn serve_on(
+    listener: TcpListener,
+    node: Arc<Node>,
+    stops: CancellationToken,
+) -> anyhow::Result<JoinHandle<()>> {
+    let router = router(node, stops)?;
     Ok(tokio::spawn(async move {
         if let Err(error) = axum::serve(listener, router).await {
             tracing::error!(%error, "the API listener ended");
