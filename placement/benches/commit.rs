@@ -73,7 +73,7 @@ fn million() -> Cluster {
 
 fn snapshots(c: &mut Criterion) {
     let cluster = million();
-    let bytes = wire::encode_cluster(cluster.clone());
+    let bytes = wire::encode_cluster(&cluster);
     eprintln!(
         "snapshot of {GROUPS} groups: {} bytes, {:.2} each",
         bytes.len(),
@@ -81,7 +81,7 @@ fn snapshots(c: &mut Criterion) {
     );
     let mut bench = c.benchmark_group("snapshot/1M-groups");
     bench.sample_size(10);
-    bench.bench_function("write", |b| b.iter(|| wire::encode_cluster(cluster.clone())));
+    bench.bench_function("write", |b| b.iter(|| wire::encode_cluster(&cluster)));
     bench.bench_function("read", |b| {
         b.iter(|| wire::decode_cluster(bytes.clone()).expect("what was written"))
     });

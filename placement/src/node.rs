@@ -3,7 +3,7 @@
 //! Whoever carries bytes calls [`Node::handle_peer`] for what placement nodes send and [`Node::handle_client`]
 //! for what agents send, and passes the name that the connection's certificate gave.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -29,7 +29,8 @@ use crate::core::witness::{self, Finding};
 use crate::core::{Cluster, Command, Outcome, Probe, Proposal, Rejected, SiteReport};
 use crate::geo::{Geo, GeoError};
 use crate::raft::{
-    Changes, Ledger, Network, Note, PeerRequest, PeerResponse, Raft, Shared, SnapshotChunk, StateMachine, ask,
+    Changes, Ledger, Network, Note, Page, PeerRequest, PeerResponse, Raft, Shared, SnapshotChunk,
+    StateMachine, ask,
 };
 use crate::solver::InstanceError;
 use crate::store::{Store, StoreError};
@@ -406,7 +407,27 @@ impl Mind {
             Self::Follows { .. } => None,
         }
     }
+
+    fn leader_mut(&mut self) -> Option<&mut Brain> {
+        match self {
+            Self::Leads(brain) => Some(brain),
+            Self::Follows { .. } => None,
+        }
+    }
+
+    fn hear(&mut self, report: &SiteReport, at: Micros) {
+        match self {
+            Self::Leads(brain) => brain.handle_report(report, at),
+            Self::Follows { model, heard, .. } => {
+                heard.get_or_insert(at);
+                model.handle_report(report, at);
+            }
+        }
+    }
 }
+
+/// Reports that may wait for a busy mind: some seconds of a few hundred sites.
+const LATE_REPORTS_MAX: usize = 1024;
 
 /// A node that follows forgets what is old this often.
 const TIDY: Micros = Micros(10_000_000);
@@ -433,12 +454,16 @@ struct Inner {
     clock: Clock,
     mind: Mutex<Mind>,
     /// The last report of each site, and when it came.
-    heard: Mutex<BTreeMap<SiteId, (Micros, Box<SiteReport>)>>,
+    heard: Mutex<BTreeMap<SiteId, (Micros, Arc<SiteReport>)>>,
+    /// Reports that came in while the mind was busy, oldest first.
+    late: Mutex<VecDeque<(Micros, Arc<SiteReport>)>>,
     /// What this node found of the last round that another published, if it could be looked at.
     finding: Mutex<Option<Finding>>,
     /// Not before this is another round looked at.
     check_at: AtomicU64,
     assessing: tokio::sync::Mutex<()>,
+    /// Held while somebody is told everything, which takes memory and a core.
+    telling_all: tokio::sync::Mutex<()>,
     /// A snapshot that is coming in, with its sender's last index.
     incoming: Mutex<Option<(Option<u64>, BytesMut)>>,
     counters: Counters,
@@ -455,9 +480,21 @@ impl Node {
     /// # Errors
     /// [`StartError`].
     pub async fn start(config: NodeConfig, transport: Arc<dyn Transport>) -> Result<Self, StartError> {
+        // Whether the timings can work is said before anything is made.
+        raft_config(&config)?;
+        let (dir, id) = (config.dir.clone(), config.id);
+        let store = tokio::task::spawn_blocking(move || Store::open(&dir, id)).await;
+        let store = store.map_err(|error| StartError::Raft(error.to_string()))??;
+        Self::start_on(config, transport, store).await
+    }
+
+    async fn start_on(
+        config: NodeConfig,
+        transport: Arc<dyn Transport>,
+        store: Store,
+    ) -> Result<Self, StartError> {
         let raft_config = raft_config(&config)?;
         let geo = config.geo.as_deref().map(Geo::open).transpose()?;
-        let store = Store::open(&config.dir, config.id)?;
         let machine = StateMachine::open(store.clone())
             .map_err(|source| StartError::State { id: config.id, source })?;
         let shared = machine.shared();
@@ -489,6 +526,8 @@ impl Node {
             check_at: AtomicU64::new(0),
             heard: Mutex::new(BTreeMap::new()),
             assessing: tokio::sync::Mutex::new(()),
+            telling_all: tokio::sync::Mutex::new(()),
+            late: Mutex::new(VecDeque::new()),
             incoming: Mutex::new(None),
             counters: Counters::default(),
         });
@@ -647,27 +686,40 @@ impl Node {
         }
     }
 
-    /// Changes after `since`, as soon as there are some; none after `wait`. 0 asks for all there is.
-    pub async fn changes_since(&self, since: u64, wait: Duration) -> Changes {
-        self.news_since(since, wait, false).await.0
+    /// Changes after `since`, as soon as there are some; none after `wait`. 0 asks for all there is, which comes in
+    /// pages: see [`Node::rest`].
+    pub async fn page_since(&self, since: u64, wait: Duration) -> Page {
+        let none = || Page { changes: nothing_new(since), next: None };
+        self.news(since, wait, move |shared| shared.page_since(since)).await.unwrap_or_else(none)
+    }
+
+    /// The groups behind the last one of a page of everything. When all are there, the changes since the revision of
+    /// the first page make of them the present state: a group that has changed meanwhile comes twice.
+    pub async fn rest(&self, revision: u64, after: GroupId) -> Page {
+        let shared = self.inner.shared.clone();
+        let page = tokio::task::spawn_blocking(move || shared.rest(revision, after)).await;
+        page.unwrap_or_else(|_| Page { changes: nothing_new(revision), next: Some(after) })
     }
 
     async fn news_since(&self, since: u64, wait: Duration, as_table: bool) -> (Changes, Bytes) {
+        let news = self.news(since, wait, move |shared| shared.changes_since(since, as_table)).await;
+        news.unwrap_or_else(|| (nothing_new(since), Bytes::new()))
+    }
+
+    /// Waits for a later revision, and has news of it made away from the threads that carry messages; who starts from
+    /// nothing one after another.
+    async fn news<T: Send + 'static>(
+        &self,
+        since: u64,
+        wait: Duration,
+        make: impl FnOnce(&Shared) -> Option<T> + Send + 'static,
+    ) -> Option<T> {
         let mut revision = self.inner.shared.subscribe();
-        let news = async {
-            loop {
-                revision.mark_unchanged();
-                if let Some(news) = self.inner.shared.changes_since(since, as_table) {
-                    return news;
-                }
-                if revision.changed().await.is_err() {
-                    std::future::pending::<()>().await;
-                }
-            }
-        };
-        let none = Changes { revision: since, reset: false, changes: Vec::new() };
-        let none = (none, Bytes::new());
-        tokio::time::timeout(wait.min(WATCH_WAIT_MAX), news).await.unwrap_or(none)
+        let later = revision.wait_for(|&revision| revision > since);
+        tokio::time::timeout(wait.min(WATCH_WAIT_MAX), later).await.ok()?.ok()?;
+        let _turn = if since == 0 { Some(self.inner.telling_all.lock().await) } else { None };
+        let shared = self.inner.shared.clone();
+        tokio::task::spawn_blocking(move || make(&shared)).await.ok()?
     }
 
     /// The candidates of a group with the terms of their delay. Only the leader knows; `Ok(None)` for an unknown
@@ -675,12 +727,14 @@ impl Node {
     ///
     /// # Errors
     /// [`ProposeError::NotLeader`].
-    pub fn explain(&self, group: &GroupId) -> Result<Option<Explanation>, ProposeError> {
-        let cluster = self.cluster();
-        match lock(&self.inner.mind).leader() {
-            Some(brain) => Ok(brain.explain(&cluster, group, self.inner.clock.now())),
-            None => Err(ProposeError::NotLeader { leader: self.leader() }),
-        }
+    pub async fn explain(&self, group: GroupId) -> Result<Option<Explanation>, ProposeError> {
+        let (cluster, node) = (self.cluster(), self.clone());
+        let work = move || match lock(&node.inner.mind).leader() {
+            Some(brain) => Ok(brain.explain(&cluster, &group, node.inner.clock.now())),
+            None => Err(ProposeError::NotLeader { leader: node.leader() }),
+        };
+        let explained = tokio::task::spawn_blocking(work).await;
+        explained.unwrap_or_else(|error| Err(ProposeError::Stopped(error.to_string())))
     }
 
     /// How far the present placement is from the best. Only the leader knows; `None` without sites. One at a time; other
@@ -922,6 +976,40 @@ impl Node {
         transfer.transfer_leader(to).await.map_err(|fatal| ProposeError::Stopped(fatal.to_string()))
     }
 
+    /// Hands the lead, if this node has it, to the voter that has most of the log, and waits until that one leads, for
+    /// the time of an election at most. Whether nobody has to wait for an election when this node stops.
+    pub async fn hand_over(&self) -> bool {
+        let status = self.status();
+        if status.role != Role::Leader {
+            return true;
+        }
+        let others = status.members.iter().filter(|member| member.voter && member.id != status.id);
+        let Some(heir) = others.filter(|member| member.matched.is_some()).max_by_key(|member| member.matched)
+        else {
+            return false;
+        };
+        if let Err(error) = self.transfer(heir.id).await {
+            tracing::warn!(%error, to = heir.id, "the lead cannot be handed over");
+            return false;
+        }
+        let mut metrics = self.inner.raft.metrics();
+        let led = async {
+            while self.leader().is_none_or(|leader| leader == self.inner.id) {
+                if metrics.changed().await.is_err() {
+                    return false;
+                }
+            }
+            true
+        };
+        let done = tokio::time::timeout(self.inner.quorum_age_max, led).await.unwrap_or(false);
+        if done {
+            tracing::info!(to = heir.id, "the lead is handed over");
+        } else {
+            tracing::warn!(to = heir.id, "the lead was not taken over in time: the others have to elect");
+        }
+        done
+    }
+
     /// Takes a snapshot now.
     ///
     /// # Errors
@@ -1027,8 +1115,12 @@ impl Node {
             incoming.take().map(|(_, whole)| whole.freeze()).unwrap_or_default()
         };
         // Raft counts on a snapshot that can be read: look before it is installed.
-        if let Err(error) = wire::decode_cluster(whole.clone()) {
-            return PeerResponse::Failed(error.to_string());
+        let copy = whole.clone();
+        let readable = tokio::task::spawn_blocking(move || wire::decode_cluster(copy).map(drop)).await;
+        match readable {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => return PeerResponse::Failed(error.to_string()),
+            Err(error) => return PeerResponse::Failed(error.to_string()),
         }
         let snapshot = Snapshot { meta: chunk.meta, snapshot: whole };
         let installed = self.inner.raft.install_full_snapshot(chunk.vote, snapshot).await;
@@ -1091,35 +1183,52 @@ impl Node {
         Err(ProposeError::Forbidden { who: caller.to_string(), right })
     }
 
+    /// Takes a report, and never waits for a round of the solver: while one goes on, the report waits for its end.
     fn report(&self, report: Box<SiteReport>) -> Result<Vec<Probe>, ProposeError> {
         count(&self.inner.counters.reports);
         let now = self.inner.clock.now();
-        let mut mind = lock(&self.inner.mind);
-        self.take_part(&mut mind, now);
-        let done = match &mut *mind {
-            Mind::Leads(brain) => {
-                brain.handle_report(&report, now);
-                Ok(brain.probes(&report, now))
-            }
-            // It knows now what it needs to lead well from the start, but the lease is the leader's to give.
-            Mind::Follows { model, heard, .. } => {
-                heard.get_or_insert(now);
-                model.handle_report(&report, now);
+        let report: Arc<SiteReport> = report.into();
+        lock(&self.inner.heard).insert(report.site, (now, report.clone()));
+        let Ok(mut mind) = self.inner.mind.try_lock() else {
+            self.keep_for_later(report, now);
+            return if self.inner.raft.is_leader() {
+                Ok(Vec::new())
+            } else {
                 Err(ProposeError::NotLeader { leader: self.leader() })
-            }
+            };
         };
-        drop(mind);
-        lock(&self.inner.heard).insert(report.site, (now, report));
-        done
+        self.take_part(&mut mind, now);
+        self.take_late(&mut mind);
+        mind.hear(&report, now);
+        match mind.leader_mut() {
+            Some(brain) => Ok(brain.probes(&report, now)),
+            // It knows now what it needs to lead well from the start, but the lease is the leader's to give.
+            None => Err(ProposeError::NotLeader { leader: self.leader() }),
+        }
+    }
+
+    /// The oldest goes when there are too many: sites report again.
+    fn keep_for_later(&self, report: Arc<SiteReport>, now: Micros) {
+        let mut late = lock(&self.inner.late);
+        if late.len() == LATE_REPORTS_MAX {
+            late.pop_front();
+        }
+        late.push_back((now, report));
+    }
+
+    /// Hears what came in while the mind was busy.
+    fn take_late(&self, mind: &mut Mind) {
+        let late = std::mem::take(&mut *lock(&self.inner.late));
+        late.iter().for_each(|(at, report)| mind.hear(report, *at));
     }
 
     /// What sites reported last, those that have fallen silent left out.
     #[must_use]
-    pub fn reports(&self) -> Vec<SiteReport> {
+    pub fn reports(&self) -> Vec<Arc<SiteReport>> {
         let now = self.inner.clock.now();
         let heard = lock(&self.inner.heard);
         let fresh = heard.values().filter(|(at, _)| now.since(*at) < DEMAND_AGE_MAX);
-        fresh.map(|(_, report)| SiteReport::clone(report)).collect()
+        fresh.map(|(_, report)| report.clone()).collect()
     }
 
     /// Looks every few seconds whether there is another file of places.
@@ -1182,6 +1291,7 @@ impl Node {
         self.refresh_places(now);
         let mut mind = lock(&self.inner.mind);
         self.take_part(&mut mind, now);
+        self.take_late(&mut mind);
         let cluster = self.cluster();
         let brain = match &mut *mind {
             Mind::Leads(brain) => brain,
@@ -1341,9 +1451,15 @@ async fn prove(
         if heard >= needed && !*node.inner.proven.borrow() {
             node.take_part_in_raft();
         }
+        // The rest may be gone for long; what they know is still of use when they come back.
+        let pause = if heard >= needed { timings.election_max } else { timings.heartbeat };
         drop(node);
-        tokio::time::sleep(timings.heartbeat).await;
+        tokio::time::sleep(pause).await;
     }
+}
+
+fn nothing_new(since: u64) -> Changes {
+    Changes { revision: since, reset: false, changes: Vec::new() }
 }
 
 fn raft_config(config: &NodeConfig) -> Result<openraft::Config, StartError> {
@@ -1399,3 +1515,7 @@ fn write_error(
         RaftError::Fatal(fatal) => ProposeError::Stopped(fatal.to_string()),
     }
 }
+
+#[cfg(test)]
+#[path = "node_tests.rs"]
+mod tests;

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::future::Future;
 use std::io;
+use std::ops::Bound;
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -54,6 +55,10 @@ impl fmt::Display for Proposal {
 
 /// Changes that are kept for watchers, at most.
 const HISTORY_LEN_MAX: usize = 65_536;
+/// Bytes of changes in one answer, beyond its first revision or change: little work, and little of a slow link.
+pub(crate) const ANSWER_LEN_MAX: usize = 1 << 19;
+/// Changes in one answer, beyond its first revision, whatever their length.
+const ANSWER_CHANGES_MAX: usize = 8_192;
 
 /// What watchers and readers share with the state machine.
 pub(crate) struct Shared {
@@ -65,7 +70,7 @@ pub(crate) struct Shared {
 struct State {
     cluster: Arc<Cluster>,
     /// Changes by revision, oldest first.
-    history: VecDeque<(u64, Vec<Change>)>,
+    history: VecDeque<(u64, Arc<[Change]>)>,
     history_len: usize,
     /// The revision before the oldest change in the history.
     floor: u64,
@@ -106,27 +111,115 @@ impl Shared {
         self.revision.subscribe()
     }
 
-    /// What a watcher at `since` lacks. Nothing when this node is behind the watcher: it must not be taken
-    /// back in time. Who starts from nothing may have the groups as a table instead of one change for each.
+    /// What a watcher at `since` lacks, up to a length; it asks again for the rest. Nothing when this node is behind
+    /// the watcher: it must not be taken back in time. Who starts from nothing gets all at once, and may have the
+    /// groups as a table instead of one change for each. Takes a while: not for threads that others wait for.
     pub(crate) fn changes_since(&self, since: u64, as_table: bool) -> Option<(Changes, Bytes)> {
+        let cluster = match self.news(since)? {
+            News::Later(revisions) => return Some((cut(revisions), Bytes::new())),
+            News::All(cluster) => cluster,
+        };
+        let (changes, groups) = if as_table {
+            (cluster.snapshot_changes_without_groups(), pack::pack(&cluster.groups))
+        } else {
+            (cluster.snapshot_changes(), Bytes::new())
+        };
+        Some((Changes { revision: cluster.revision, reset: true, changes }, groups))
+    }
+
+    /// The same for those who take everything page by page: the first page of all has no groups but those that
+    /// have room; [`Shared::rest`] has the others.
+    pub(crate) fn page_since(&self, since: u64) -> Option<Page> {
+        let cluster = match self.news(since)? {
+            News::Later(revisions) => return Some(Page { changes: cut(revisions), next: None }),
+            News::All(cluster) => cluster,
+        };
+        let changes = cluster.snapshot_changes_without_groups();
+        let len = changes.iter().map(len_of).sum();
+        let changes = Changes { revision: cluster.revision, reset: true, changes };
+        Some(add_groups(&cluster, changes, Bound::Unbounded, len))
+    }
+
+    /// Groups behind one, for a watcher who began at a revision. Those that have changed meanwhile come as they are
+    /// now, and again with the changes since that revision, which it has to ask for when this is done.
+    pub(crate) fn rest(&self, revision: u64, after: GroupId) -> Page {
+        let changes = Changes { revision, reset: false, changes: Vec::new() };
+        add_groups(&self.cluster(), changes, Bound::Excluded(after), 0)
+    }
+
+    /// What there is, without looking into it: this holds what applying entries waits for.
+    fn news(&self, since: u64) -> Option<News> {
         let state = self.read();
-        let revision = state.cluster.revision;
-        if revision <= since {
+        if state.cluster.revision <= since {
             return None;
         }
         if since == 0 || since < state.floor {
-            let cluster = &state.cluster;
-            let (changes, groups) = if as_table {
-                (cluster.snapshot_changes_without_groups(), pack::pack(&cluster.groups))
-            } else {
-                (cluster.snapshot_changes(), Bytes::new())
-            };
-            return Some((Changes { revision, reset: true, changes }, groups));
+            return Some(News::All(state.cluster.clone()));
         }
         let start = state.history.partition_point(|(at, _)| *at <= since);
-        let changes = state.history.range(start..).flat_map(|(_, changes)| changes.clone()).collect();
-        Some((Changes { revision, reset: false, changes }, Bytes::new()))
+        let mut count = 0;
+        let within = |(_, changes): &&(u64, Arc<[Change]>)| {
+            let first = count == 0;
+            count += changes.len();
+            first || count <= ANSWER_CHANGES_MAX
+        };
+        let revisions: Vec<_> = state.history.range(start..).take_while(within).cloned().collect();
+        // Whoever has all of them is at the last revision, which need not have changes of its own.
+        let all = start + revisions.len() == state.history.len();
+        Some(News::Later(Later { revisions, end: all.then_some(state.cluster.revision) }))
     }
+}
+
+enum News {
+    All(Arc<Cluster>),
+    Later(Later),
+}
+
+struct Later {
+    revisions: Vec<(u64, Arc<[Change]>)>,
+    /// The present revision, if these are all that lead to it.
+    end: Option<u64>,
+}
+
+/// Changes, and where the rest begins if they are not all.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Page {
+    /// As many as one answer takes.
+    pub changes: Changes,
+    /// The last group of the page; groups behind it are still to come.
+    pub next: Option<GroupId>,
+}
+
+/// Bytes of a change in an answer.
+fn len_of(change: &Change) -> usize {
+    wire::encode(change).len()
+}
+
+/// Whole revisions, until they are as long as an answer may be.
+fn cut(later: Later) -> Changes {
+    let (mut len, mut revision, mut changes) = (0, 0, Vec::new());
+    let mut rest = later.revisions.into_iter().peekable();
+    while let Some((at, of_revision)) = rest.next_if(|_| len < ANSWER_LEN_MAX) {
+        len += of_revision.iter().map(len_of).sum::<usize>();
+        changes.extend(of_revision.iter().cloned());
+        revision = at;
+    }
+    let whole = rest.peek().is_none();
+    Changes { revision: later.end.filter(|_| whole).unwrap_or(revision), reset: false, changes }
+}
+
+/// Adds groups until a page is full.
+fn add_groups(cluster: &Cluster, mut changes: Changes, from: Bound<GroupId>, mut len: usize) -> Page {
+    let mut rest = cluster.groups.range((from, Bound::Unbounded)).peekable();
+    let mut next = None;
+    // At least one, so that every page leads on.
+    while let Some((id, group)) = rest.next_if(|_| next.is_none() || len < ANSWER_LEN_MAX) {
+        let change = Change::Group(*group);
+        len += len_of(&change);
+        changes.changes.push(change);
+        next = Some(*id);
+    }
+    Page { changes, next: next.filter(|_| rest.peek().is_some()) }
 }
 
 impl Changes {
@@ -152,7 +245,7 @@ impl State {
         let applied = Arc::make_mut(&mut self.cluster).apply(index, proposal);
         if !applied.changes.is_empty() {
             self.history_len += applied.changes.len();
-            self.history.push_back((index, applied.changes));
+            self.history.push_back((index, applied.changes.into()));
         }
         while self.history_len > HISTORY_LEN_MAX {
             let Some((at, dropped)) = self.history.pop_front() else { break };
@@ -212,6 +305,11 @@ impl StateMachine {
     }
 }
 
+/// Work that takes a while, away from the threads that carry Raft's messages.
+async fn aside<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| Err(io::Error::other(error)))
+}
+
 impl RaftSnapshotBuilder<TypeConfig> for StateMachine {
     type SnapshotData = Bytes;
 
@@ -224,7 +322,7 @@ impl RaftSnapshotBuilder<TypeConfig> for StateMachine {
             };
             (state.cluster.clone(), meta)
         };
-        let data = wire::encode_cluster(Arc::unwrap_or_clone(cluster));
+        let data = aside(move || Ok(wire::encode_cluster(&cluster))).await?;
         self.store.save_snapshot(&meta, data.clone()).await?;
         Ok(Snapshot { meta, snapshot: data })
     }
@@ -280,11 +378,14 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         snapshot: Bytes,
     ) -> Result<(), io::Error> {
         self.store.save_snapshot(meta, snapshot.clone()).await?;
-        self.take(meta, snapshot)
+        let (machine, meta) = (self.clone(), meta.clone());
+        aside(move || machine.take(&meta, snapshot)).await
     }
 
     async fn get_current_snapshot(&mut self) -> Result<Option<SnapshotOf<TypeConfig, Bytes>>, io::Error> {
-        Ok(self.store.snapshot()?.map(|(meta, snapshot)| Snapshot { meta, snapshot }))
+        let store = self.store.clone();
+        let snapshot = aside(move || store.snapshot()).await?;
+        Ok(snapshot.map(|(meta, snapshot)| Snapshot { meta, snapshot }))
     }
 }
 
@@ -548,3 +649,7 @@ impl Peer {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "raft_tests.rs"]
+mod tests;

@@ -160,7 +160,7 @@ impl Store {
     }
 
     /// The same on what somebody makes of the file.
-    fn open_on<B: StorageBackend>(
+    pub(crate) fn open_on<B: StorageBackend>(
         dir: &Path,
         node: u64,
         backend: impl FnOnce(File) -> io::Result<B>,
@@ -786,4 +786,4 @@ impl RaftLogStorage<TypeConfig> for Store {
 
 #[cfg(test)]
 #[path = "store_tests.rs"]
-mod tests;
+pub(crate) mod tests;

@@ -283,9 +283,16 @@ async fn the_files_of_a_node_are_for_its_user_alone() {
 
 /// A disk that takes nothing more once it is full.
 #[derive(Debug)]
-struct Disk {
+pub(crate) struct Disk {
     file: FileBackend,
     full: Arc<AtomicBool>,
+}
+
+impl Disk {
+    /// A disk with a file on it; it is full as long as the flag is set.
+    pub(crate) fn new(file: File, full: Arc<AtomicBool>) -> io::Result<Self> {
+        Ok(Self { file: FileBackend::new(file).map_err(disk)?, full })
+    }
 }
 
 impl StorageBackend for Disk {
@@ -321,8 +328,7 @@ impl StorageBackend for Disk {
 async fn a_full_disk_stops_the_store_and_with_space_it_has_all_that_it_acknowledged() {
     let dir = killed(4).await;
     let full = Arc::new(AtomicBool::new(false));
-    let wrap = |file| Ok(Disk { file: FileBackend::new(file).map_err(disk)?, full: full.clone() });
-    let mut store = Store::open_on(dir.path(), 1, wrap).unwrap();
+    let mut store = Store::open_on(dir.path(), 1, |file| Disk::new(file, full.clone())).unwrap();
     append(&mut store, vec![entry(3, 5)]).await.unwrap();
     full.store(true, Ordering::Relaxed);
     assert!(append(&mut store, vec![entry(3, 6)]).await.is_err());

@@ -97,9 +97,8 @@ fn encode_needing<T: Serialize>(value: &T, attached: Bytes, critical: u64) -> By
 
 /// Bytes of the whole state; its groups as a table beside the body, some bytes for each.
 #[must_use]
-pub fn encode_cluster(mut cluster: Cluster) -> Bytes {
-    let groups = std::mem::take(&mut cluster.groups);
-    encode_with_groups(&cluster, pack::pack(&groups))
+pub fn encode_cluster(cluster: &Cluster) -> Bytes {
+    encode_with_groups(&cluster.without_groups(), pack::pack(&cluster.groups))
 }
 
 /// The state of bytes, also of those of releases that had groups in the body.
@@ -179,7 +178,7 @@ mod tests {
         let cluster = Cluster { revision: 9, groups: [(id, group)].into(), ..Cluster::default() };
         let earlier = encode(&cluster);
         assert_eq!(decode_cluster(earlier).unwrap(), cluster);
-        let now = encode_cluster(cluster.clone());
+        let now = encode_cluster(&cluster);
         // Who does not know of the table must not take the state for one without groups.
         assert_eq!(Envelope::decode(now.clone()).unwrap().critical, GROUPS_BESIDE);
         assert_eq!(decode_cluster(now).unwrap(), cluster);

@@ -125,7 +125,7 @@ fn no_kept_message_between_nodes_is_misread() {
 
 #[test]
 fn no_kept_snapshot_is_misread() {
-    let whole = wire::encode_cluster(Cluster { groups: some_groups(), ..cluster() });
+    let whole = wire::encode_cluster(&Cluster { groups: some_groups(), ..cluster() });
     let body = serde_json::to_vec(&Cluster { policy: Policy::default(), ..cluster() }).unwrap();
     let seeds = [after(0, &whole), after(0, &wire::encode(&cluster())), after(1, &after(0, &body))];
     replay("cluster", targets::cluster, &seeds);

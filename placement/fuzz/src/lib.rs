@@ -79,7 +79,7 @@ pub fn cluster(bytes: &[u8]) {
         envelope(body, &if groups.is_empty() { Vec::new() } else { table_of(groups) })
     };
     if let Ok(read) = wire::decode_cluster(snapshot) {
-        assert_eq!(wire::decode_cluster(wire::encode_cluster(read.clone())), Ok(read));
+        assert_eq!(wire::decode_cluster(wire::encode_cluster(&read)), Ok(read));
     }
 }
 
@@ -108,7 +108,7 @@ pub fn commands(bytes: &[u8]) {
             state.apply(command);
         }
     }
-    let snapshot = wire::encode_cluster(state.cluster.clone());
+    let snapshot = wire::encode_cluster(&state.cluster);
     assert_eq!(wire::decode_cluster(snapshot), Ok(state.cluster));
 }
 

@@ -504,6 +504,25 @@ pub enum Change {
 }
 
 impl Cluster {
+    /// A copy without the groups, which are most of it.
+    #[must_use]
+    pub fn without_groups(&self) -> Self {
+        Self {
+            revision: self.revision,
+            sites: self.sites.clone(),
+            services: self.services.clone(),
+            groups: BTreeMap::new(),
+            moves: self.moves.clone(),
+            policy: self.policy.clone(),
+            policy_version: self.policy_version,
+            policies: self.policies.clone(),
+            trial: self.trial.clone(),
+            audit: self.audit.clone(),
+            finished: self.finished.clone(),
+            round: self.round.clone(),
+        }
+    }
+
     /// All there is, as changes: for watchers that start from nothing. Groups come after the sites and
     /// services that they name, moves last.
     #[must_use]

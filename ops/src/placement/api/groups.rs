@@ -13,7 +13,7 @@ use utoipa::ToSchema;
 use super::extract::{Actor, Answer, Body, Consistency, Params, ReadParams, Segments};
 use super::problem::{Problem, ProblemBody};
 use super::view::{ExplanationView, GroupView, Groups};
-use super::{Api, limited, site_by};
+use super::{Api, aside, limited, site_by};
 
 /// Groups of a page, if not said otherwise.
 const PAGE: usize = 1_000;
@@ -44,9 +44,14 @@ pub(super) async fn list(
     Params(params): Params<ListParams>,
 ) -> Result<Answer<Groups>, Problem> {
     let cluster = api.read(params.consistency, Consistency::Stale).await?;
+    // A filter may have to pass by all groups.
+    aside(move || page(&cluster, params)).await?
+}
+
+fn page(cluster: &Cluster, params: ListParams) -> Result<Answer<Groups>, Problem> {
     let limit = limited(params.limit, PAGE, PAGE_MAX)?;
-    let site = params.site.map(|name| site_by(&cluster, &name).map(|site| site.id)).transpose()?;
-    let service = params.service.map(|name| service_by(&cluster, &name)).transpose()?;
+    let site = params.site.map(|name| site_by(cluster, &name).map(|site| site.id)).transpose()?;
+    let service = params.service.map(|name| service_by(cluster, &name)).transpose()?;
     let after = params.cursor.map(|cursor| from_cursor(&cursor)).transpose()?;
     let start = after.map_or(Bound::Unbounded, Bound::Excluded);
     let wanted = |group: &&Group| {
@@ -56,7 +61,7 @@ pub(super) async fn list(
         cluster.groups.range((start, Bound::Unbounded)).map(|(_, group)| group).filter(wanted).peekable();
     let page: Vec<&Group> = rest.by_ref().take(limit).collect();
     let next = rest.peek().and_then(|_| page.last()).map(|last| to_cursor(&last.id));
-    let groups = page.into_iter().map(|group| GroupView::of(&cluster, group)).collect();
+    let groups = page.into_iter().map(|group| GroupView::of(cluster, group)).collect();
     Ok(Answer::ok(cluster.revision, Groups { groups, next }))
 }
 
@@ -69,11 +74,11 @@ fn service_by(cluster: &Cluster, name: &str) -> Result<ServiceId, Problem> {
 }
 
 /// A cursor is the last group of its page in hexadecimal, so that nobody is tempted to make one.
-fn to_cursor(last: &GroupId) -> String {
+pub(super) fn to_cursor(last: &GroupId) -> String {
     last.to_string().bytes().map(|byte| format!("{byte:02x}")).collect()
 }
 
-fn from_cursor(cursor: &str) -> Result<GroupId, Problem> {
+pub(super) fn from_cursor(cursor: &str) -> Result<GroupId, Problem> {
     let byte = |pair: &[u8]| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok();
     let bytes: Option<Vec<u8>> = cursor.as_bytes().chunks(2).map(byte).collect();
     let group = bytes.and_then(|bytes| String::from_utf8(bytes).ok()).and_then(|text| text.parse().ok());
@@ -195,7 +200,7 @@ pub(super) async fn explain(
 ) -> Result<Answer<ExplanationView>, Problem> {
     let cluster = api.node.cluster();
     let id = target(&cluster, &params.group)?;
-    let explanation = api.node.explain(&id)?.ok_or_else(|| unknown(&id))?;
+    let explanation = api.node.explain(id).await?.ok_or_else(|| unknown(&id))?;
     Ok(Answer::ok(cluster.revision, ExplanationView::of(&cluster, &explanation)))
 }
 

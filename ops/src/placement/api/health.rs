@@ -8,9 +8,9 @@ use axum::response::IntoResponse;
 use placement::node::RaftStatus;
 use serde::Deserialize;
 
-use super::Api;
 use super::extract::Params;
 use super::problem::Problem;
+use super::{Api, aside};
 use crate::placement::metrics;
 
 /// Whether this process can go on. One that has stopped for good ends, so that it is started again.
@@ -87,7 +87,8 @@ fn part(status: &RaftStatus) -> String {
 /// Metrics for Prometheus.
 #[utoipa::path(get, path = "/metrics", tag = "health", responses((status = 200, body = String)))]
 pub(super) async fn scrape(State(api): State<Arc<Api>>) -> Result<impl IntoResponse, Problem> {
-    let text = metrics::text(&api.node)
+    let text = aside(move || metrics::text(&api.node))
+        .await?
         .map_err(|error| Problem::new(StatusCode::INTERNAL_SERVER_ERROR, format!("metrics: {error}")))?;
     Ok(([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text))
 }

@@ -66,17 +66,30 @@ impl Api {
     /// Proposes a command and gives the state with its effect; a dry run tries it on a copy of the state.
     async fn write(&self, actor: &str, command: Command, dry_run: bool) -> Result<Arc<Cluster>, Problem> {
         if dry_run {
-            let mut copy = Cluster::clone(&*self.node.linearizable().await?);
-            let revision = copy.revision;
+            let cluster = self.node.linearizable().await?;
             let proposal = Proposal { actor: actor.to_owned(), at_ms: crate::clock::wall_ms(), command };
-            copy.apply(revision + 1, &proposal).result?;
-            copy.revision = revision;
-            return Ok(Arc::new(copy));
+            return aside(move || tried(&cluster, &proposal)).await?;
         }
         self.node.propose(actor, command).await?;
         // This node may follow: what it has just proposed must show.
         Ok(self.node.linearizable().await?)
     }
+}
+
+/// The state as a proposal would make it.
+fn tried(cluster: &Cluster, proposal: &Proposal) -> Result<Arc<Cluster>, Problem> {
+    let mut copy = cluster.clone();
+    copy.apply(cluster.revision + 1, proposal).result?;
+    copy.revision = cluster.revision;
+    Ok(Arc::new(copy))
+}
+
+/// Does what takes a while with many groups away from the threads that carry Raft's messages.
+async fn aside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Problem> {
+    let failed = |error: tokio::task::JoinError| {
+        Problem::new(StatusCode::INTERNAL_SERVER_ERROR, format!("the work for this answer failed: {error}"))
+    };
+    tokio::task::spawn_blocking(work).await.map_err(failed)
 }
 
 /// A site by its name, or else its number.

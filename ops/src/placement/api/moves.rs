@@ -9,13 +9,14 @@ use axum::extract::State;
 use axum::http::{HeaderMap, HeaderName, StatusCode};
 use flow::{GroupId, MoveId, SiteId};
 use placement::core::{Cluster, Command, MoveReason, Outcome};
+use placement::raft::Changes;
 use serde::Deserialize;
 use utoipa::ToSchema;
 
 use super::extract::{Actor, Answer, Body, Consistency, Params, ReadParams, Segments, text};
 use super::problem::{Problem, ProblemBody};
 use super::view::{Audit, ChangeView, ChangesView, MoveView, Moves, StartedMove, StartedMoves};
-use super::{Api, limited, site_by};
+use super::{Api, groups, limited, site_by};
 
 /// Moves or audit entries, if not said otherwise.
 const LEN: usize = 100;
@@ -205,22 +206,39 @@ pub(super) struct ChangesParams {
     since: u64,
     #[serde(default)]
     wait_ms: u64,
+    cursor: Option<String>,
 }
 
-/// What has changed since a revision, as soon as there is something.
+/// What has changed since a revision, as soon as there is something. An answer is some hundred kilobytes at most, cut
+/// between two revisions; all there is comes in pages.
 #[utoipa::path(get, path = "/v1/changes", tag = "watch",
     params(("since" = Option<u64>, Query, description = "`revision` of the answer before; 0 for all there is"),
-        ("wait_ms" = Option<u64>, Query, description = "longest wait; at most 60000 counts")),
+        ("wait_ms" = Option<u64>, Query, description = "longest wait; at most 60000 counts"),
+        ("cursor" = Option<String>, Query, description = "`next` of the answer before, in place of `since`; opaque")),
     responses((status = 200, body = ChangesView), (status = 400, body = ProblemBody)))]
 pub(super) async fn changes(
     State(api): State<Arc<Api>>,
     Params(params): Params<ChangesParams>,
-) -> Answer<ChangesView> {
-    let changes = api.node.changes_since(params.since, Duration::from_millis(params.wait_ms)).await;
+) -> Result<Answer<ChangesView>, Problem> {
+    let page = match params.cursor {
+        Some(cursor) => {
+            let (revision, after) = from_cursor(&cursor)?;
+            api.node.rest(revision, after).await
+        }
+        None => api.node.page_since(params.since, Duration::from_millis(params.wait_ms)).await,
+    };
     let cluster = api.node.cluster();
-    let view = changes.changes.into_iter().map(|change| ChangeView::of(&cluster, change)).collect();
-    let view = ChangesView { revision: changes.revision, reset: changes.reset, changes: view };
-    Answer::ok(view.revision, view)
+    let Changes { revision, reset, changes } = page.changes;
+    let changes = changes.into_iter().map(|change| ChangeView::of(&cluster, change)).collect();
+    let next = page.next.map(|after| format!("{revision}.{}", groups::to_cursor(&after)));
+    Ok(Answer::ok(revision, ChangesView { revision, reset, changes, next }))
+}
+
+/// The revision that a watcher began at, and the last group that it has.
+fn from_cursor(cursor: &str) -> Result<(u64, GroupId), Problem> {
+    let wrong = || Problem::bad("cursor", format!("cursor is {cursor:?}: give `next` of the answer before"));
+    let (revision, after) = cursor.split_once('.').ok_or_else(wrong)?;
+    Ok((revision.parse().map_err(|_| wrong())?, groups::from_cursor(after)?))
 }
 
 /// Who did what, newest first.

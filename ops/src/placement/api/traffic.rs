@@ -8,9 +8,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use utoipa::ToSchema;
 
-use super::Api;
 use super::extract::{Answer, Params};
 use super::problem::{Problem, ProblemBody};
+use super::{Api, aside};
 
 /// The query of [`traffic`].
 #[derive(Deserialize)]
@@ -44,9 +44,10 @@ pub(super) async fn traffic(
     Params(params): Params<TrafficParams>,
 ) -> Result<Answer<TrafficView>, Problem> {
     let cluster = api.node.cluster();
-    let state = if params.state { Some(state(&cluster)?) } else { None };
-    let reports = api.node.reports();
-    Ok(Answer::ok(cluster.revision, TrafficView { at_ms: crate::clock::wall_ms(), state, reports }))
+    let reports = api.node.reports().iter().map(|report| SiteReport::clone(report)).collect();
+    let (at_ms, revision) = (crate::clock::wall_ms(), cluster.revision);
+    let state = if params.state { Some(aside(move || state(&cluster)).await??) } else { None };
+    Ok(Answer::ok(revision, TrafficView { at_ms, state, reports }))
 }
 
 fn state(cluster: &Cluster) -> Result<Value, Problem> {

@@ -606,13 +606,17 @@ impl ChangeView {
 /// Changes after a revision.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct ChangesView {
-    /// Give this as `since` next.
+    /// Give this as `since` next, if there is no `next`.
     pub revision: u64,
-    /// They are all there is: forget what is not among them.
+    /// They are all there is, with what `next` leads to: forget what is not among them.
     pub reset: bool,
     /// In order.
     #[schema(value_type = Vec<Object>)]
     pub changes: Vec<ChangeView>,
+    /// More of all there is: give this as `cursor` next. Groups that have changed meanwhile come as they are now, and
+    /// again with the changes since `revision`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<String>,
 }
 
 /// Who did what.

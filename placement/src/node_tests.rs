@@ -1,0 +1,82 @@
+use std::sync::atomic::AtomicBool;
+
+use super::*;
+use crate::store::tests::Disk;
+use tempfile::TempDir;
+
+/// Nobody else is there.
+struct Alone;
+
+#[async_trait]
+impl Transport for Alone {
+    async fn call(&self, to: NodeId, _: Bytes) -> Result<Bytes, TransportError> {
+        Err(TransportError::Unreachable { to, reason: "there is nobody".into() })
+    }
+}
+
+async fn leader(dir: &TempDir, full: &Arc<AtomicBool>) -> Node {
+    let mut config = NodeConfig::new(1, dir.path().to_owned());
+    config.raft.heartbeat = Duration::from_millis(30);
+    config.raft.election_min = Duration::from_millis(100);
+    config.raft.election_max = Duration::from_millis(200);
+    let store = Store::open_on(dir.path(), 1, |file| Disk::new(file, full.clone())).unwrap();
+    let node = Node::start_on(config, Arc::new(Alone), store).await.unwrap();
+    node.initialize([(1, "node-1".to_owned())].into()).await.unwrap();
+    for _ in 0..1000 {
+        if node.status().role == Role::Leader {
+            return node;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("it does not lead: {:?}", node.status());
+}
+
+/// A round of the solver holds the mind for seconds when there are many groups.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_report_does_not_wait_for_a_busy_mind_and_is_heard_afterwards() {
+    let dir = TempDir::new().unwrap();
+    let node = leader(&dir, &Arc::default()).await;
+    let (held, wait_held) = std::sync::mpsc::channel();
+    let (release, wait_release) = std::sync::mpsc::channel::<()>();
+    let holder = node.clone();
+    let thread = std::thread::spawn(move || {
+        let _mind = lock(&holder.inner.mind);
+        held.send(()).unwrap();
+        wait_release.recv().unwrap();
+    });
+    wait_held.recv().unwrap();
+    let report = SiteReport { site: SiteId(7), ..SiteReport::default() };
+    assert_eq!(node.report(Box::new(report.clone())), Ok(Vec::new()));
+    assert_eq!(node.reports().len(), 1);
+    assert_eq!(lock(&node.inner.late).len(), 1);
+    for _ in 0..LATE_REPORTS_MAX + 5 {
+        node.report(Box::new(report.clone())).unwrap();
+    }
+    assert_eq!(lock(&node.inner.late).len(), LATE_REPORTS_MAX, "they are bounded");
+    release.send(()).unwrap();
+    thread.join().unwrap();
+    for _ in 0..1000 {
+        if lock(&node.inner.late).is_empty() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("nobody takes the reports that wait");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_whose_disk_is_full_stops_for_good_and_says_why() {
+    let dir = TempDir::new().unwrap();
+    let full = Arc::default();
+    let node = leader(&dir, &full).await;
+    assert_eq!(node.status().stopped, None);
+    full.store(true, Ordering::Relaxed);
+    let command = Command::SetAlive { site: SiteId(1), alive: true };
+    assert!(node.propose("alice", command).await.is_err());
+    full.store(false, Ordering::Relaxed);
+    let reason = tokio::time::timeout(Duration::from_secs(60), node.stopped()).await.unwrap();
+    assert!(!reason.is_empty());
+    let status = node.status();
+    assert_eq!((status.role, status.leader, status.quorum), (Role::Stopped, None, false));
+    assert!(status.stopped.is_some());
+}
