@@ -10,4 +10,5 @@ pub mod lab;
 pub mod net;
 pub mod placement;
 pub mod run;
+pub mod signals;
 pub mod site;

@@ -1,15 +1,15 @@
-//! `limosa run`: the processes of a deployment, each until SIGTERM or SIGINT.
+//! `limosa run`: the processes of a deployment, each until SIGTERM or SIGINT; see [`crate::signals`] for others.
 
 use std::io::Read;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use clap::{Args, ValueEnum};
 use tokio_util::sync::CancellationToken;
-use tracing_subscriber::EnvFilter;
 
-use crate::config::{PlacementConfig, SiteConfig, SwitchConfig, WorkerConfig};
+use crate::config::{ConfigError, PlacementConfig, SiteConfig, SwitchConfig, WorkerConfig};
+use crate::signals::{self, Configuration, Log};
 
 /// Which process, and its configuration.
 #[derive(Args, Debug)]
@@ -41,32 +41,41 @@ enum Process {
 /// # Errors
 /// When the configuration or a resource at fault is named in the message.
 pub fn run(run: Run) -> anyhow::Result<()> {
-    let filter =
-        EnvFilter::try_from_env("LIMOSA_LOG").unwrap_or_else(|_| EnvFilter::new("info,openraft=warn"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
+    let log = Log::start();
+    let path = run.config;
     match run.process {
         Process::Worker => {
-            let config = WorkerConfig::read(&run.config)?;
-            let stop = stop_flag(run.with_parent)?;
+            let config = WorkerConfig::read(&path)?;
+            let stop = stop_flag(log, checked(path, WorkerConfig::read), run.with_parent)?;
             Ok(dataplane::process::run(&config.worker, &stop)?)
         }
         Process::Switch => {
-            let config = SwitchConfig::read(&run.config)?;
-            let stop = stop_flag(run.with_parent)?;
+            let config = SwitchConfig::read(&path)?;
+            let stop = stop_flag(log, checked(path, SwitchConfig::read), run.with_parent)?;
             Ok(switchctl::softswitch::run(&config.switch, &stop)?)
         }
         Process::Site => {
-            let config = SiteConfig::read(&run.config)?;
-            with_runtime(run.with_parent, |stop| crate::site::shell::run(config, stop))
+            let config = SiteConfig::read(&path)?;
+            let signals = checked(path, SiteConfig::read);
+            with_runtime(log, signals, run.with_parent, |stop| crate::site::shell::run(config, stop))
         }
         Process::Placement => {
-            let config = PlacementConfig::read(&run.config)?;
-            with_runtime(run.with_parent, |stop| crate::placement::run(config, stop))
+            let config = PlacementConfig::read(&path)?;
+            let signals = checked(path, PlacementConfig::read);
+            with_runtime(log, signals, run.with_parent, |stop| crate::placement::run(config, stop))
         }
     }
 }
 
+/// The file of a process, which is read again as it was at the start.
+fn checked<C: 'static>(path: PathBuf, read: fn(&Path) -> Result<C, ConfigError>) -> Configuration {
+    let file = path.clone();
+    Configuration::new(path, move || read(&file).map(drop).map_err(Into::into))
+}
+
 fn with_runtime<F: Future<Output = anyhow::Result<()>>>(
+    log: Log,
+    configuration: Configuration,
     with_parent: bool,
     process: impl FnOnce(CancellationToken) -> F,
 ) -> anyhow::Result<()> {
@@ -80,24 +89,17 @@ fn with_runtime<F: Future<Output = anyhow::Result<()>>>(
         });
     }
     let signalled = stop.clone();
-    runtime.spawn(async move {
-        signal().await;
-        signalled.cancel();
-    });
+    signals::hear(log, configuration, move || signalled.cancel())?;
     let result = runtime.block_on(process(stop));
     runtime.shutdown_timeout(std::time::Duration::from_millis(500));
     result
 }
 
 /// A flag that a signal sets, for processes with one thread of their own.
-fn stop_flag(with_parent: bool) -> anyhow::Result<Arc<AtomicBool>> {
+fn stop_flag(log: Log, configuration: Configuration, with_parent: bool) -> anyhow::Result<Arc<AtomicBool>> {
     let stop = Arc::new(AtomicBool::new(false));
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let signalled = stop.clone();
-    std::thread::spawn(move || {
-        runtime.block_on(signal());
-        signalled.store(true, Ordering::Relaxed);
-    });
+    signals::hear(log, configuration, move || signalled.store(true, Ordering::Relaxed))?;
     if with_parent {
         let orphaned = stop.clone();
         std::thread::spawn(move || {

@@ -1,5 +1,7 @@
 //! Metrics of a placement node, made from its state at each scrape.
 
+use std::collections::BTreeMap;
+
 use placement::core::{Cluster, Round};
 use placement::node::{Node, Role};
 use prometheus::{Counter, Gauge, GaugeVec, IntCounter, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
@@ -37,6 +39,7 @@ pub fn text(node: &Node) -> prometheus::Result<String> {
     gauge("limosa_config_revision", "Revision of the replicated state", cluster.revision)?;
     gauge("limosa_groups", "Flow groups", cluster.groups.len() as u64)?;
     gauge("limosa_migrations_in_progress", "Moves in hand", cluster.moves.len() as u64)?;
+    crate::signals::metrics(&registry)?;
     let counter = |name: &str, help: &str, value: u64| -> prometheus::Result<()> {
         let counter = IntCounter::new(name, help)?;
         counter.inc_by(value);
@@ -70,8 +73,10 @@ pub fn text(node: &Node) -> prometheus::Result<String> {
     let owned = IntGaugeVec::new(Opts::new("limosa_site_groups", "Groups by owner"), &["site"])?;
     let alive =
         IntGaugeVec::new(Opts::new("limosa_site_alive", "1 while the site holds its lease"), &["site"])?;
+    let mut counts: BTreeMap<_, usize> = BTreeMap::new();
+    cluster.groups.values().for_each(|group| *counts.entry(group.owner).or_default() += 1);
     for site in cluster.sites.values() {
-        let count = cluster.groups.values().filter(|group| group.owner == site.id).count();
+        let count = counts.get(&site.id).copied().unwrap_or_default();
         owned.with_label_values(&[&site.name]).set(i64::try_from(count).unwrap_or(i64::MAX));
         alive.with_label_values(&[&site.name]).set(site.alive.into());
     }

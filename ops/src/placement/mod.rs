@@ -17,7 +17,7 @@ use transfer::quic::{CALL_LEN_MAX, Connection, Endpoint, StreamKind};
 use crate::config::PlacementConfig;
 use crate::net::{QuicTransport, endpoint};
 
-/// Runs a placement node until the token is cancelled.
+/// Runs a placement node until the token is cancelled; then it hands the lead over, if it has it, and ends.
 ///
 /// # Errors
 /// When keys, addresses or the log cannot be had, and when the node has stopped for good, as when its disk failed:
@@ -30,11 +30,15 @@ pub async fn run(config: PlacementConfig, stop: CancellationToken) -> anyhow::Re
     let node = Arc::new(node);
     let server = api::serve(config.api, node.clone(), stop.clone()).await?;
     tracing::info!(id = config.id, listen = %config.listen, api = %config.api, "the placement node runs");
+    let accepting = tokio::spawn(accept(endpoint.clone(), node.clone()));
     let end = tokio::select! {
-        () = stop.cancelled() => Ok(()),
-        () = accept(endpoint.clone(), node.clone()) => Ok(()),
+        () = stop.cancelled() => {
+            node.hand_over().await;
+            Ok(())
+        }
         reason = node.stopped() => Err(anyhow::anyhow!("the placement node has stopped: {reason}")),
     };
+    accepting.abort();
     server.abort();
     node.shutdown().await;
     endpoint.close().await;

@@ -82,6 +82,8 @@ struct State {
     /// Whether the fail mode is secure, where it is looked at.
     fail_mode: Option<bool>,
     local_moves: Vec<super::core::LocalMove>,
+    /// The agent was told to stop.
+    stopping: bool,
 }
 
 impl State {
@@ -368,7 +370,12 @@ impl SiteMetrics {
     /// The text for Prometheus.
     #[must_use]
     pub fn text(&self) -> String {
-        prometheus::TextEncoder::new().encode_to_string(&self.registry.gather()).unwrap_or_default()
+        let reloads = Registry::new();
+        let mut families = self.registry.gather();
+        if crate::signals::metrics(&reloads).is_ok() {
+            families.extend(reloads.gather());
+        }
+        prometheus::TextEncoder::new().encode_to_string(&families).unwrap_or_default()
     }
 
     /// The last moves between workers, as of the last report.
@@ -392,7 +399,15 @@ impl SiteMetrics {
                 .fail_mode
                 .map(|secure| ("the bridge keeps its rules without the agent (fail mode)", secure)),
         );
+        if state.stopping {
+            checks.push(("the agent goes on (it was told to stop, and ends with its moves)", false));
+        }
         checks
+    }
+
+    /// From now on the site is not ready: the agent was told to stop.
+    pub fn stops(&self) {
+        self.state().stopping = true;
     }
 }
 

@@ -26,6 +26,11 @@ const RETRY: Duration = Duration::from_millis(200);
 pub struct Incoming(Arc<Mutex<BTreeMap<MoveId, mpsc::UnboundedSender<ToSource>>>>);
 
 impl Incoming {
+    /// Whether no move comes in.
+    pub fn is_empty(&self) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
+    }
+
     /// Sends an answer on the newest stream of a move; if there is none, the source will ask again.
     pub fn answer(&self, id: MoveId, message: ToSource) {
         let streams = self.0.lock().unwrap_or_else(PoisonError::into_inner);

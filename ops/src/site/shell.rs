@@ -36,6 +36,12 @@ const REPORT_INTERVAL: Duration = Duration::from_millis(500);
 /// Longest wait of one watch for changes.
 const WATCH_WAIT: Duration = Duration::from_secs(5);
 
+/// How long an agent that was told to stop waits for the moves in hand to end. Most take a second; what takes longer goes
+/// on from the log with the next start.
+const STOP_WAIT: Duration = Duration::from_secs(10);
+/// Between two looks whether moves have ended.
+const STOP_LOOK: Duration = Duration::from_millis(100);
+
 /// The outside slices of each service, for those who encode and decode.
 pub type Slices = Arc<BTreeMap<ServiceId, NatSlices>>;
 
@@ -62,7 +68,8 @@ struct Stream {
     stop: CancellationToken,
 }
 
-/// Runs the agent of a site until the token is cancelled.
+/// Runs the agent of a site until the token is cancelled and the moves in hand have ended, or were waited for long
+/// enough.
 ///
 /// # Errors
 /// When keys, addresses or sockets cannot be had; what fails later is tried again.
@@ -82,7 +89,10 @@ pub async fn run(config: SiteConfig, stop: CancellationToken) -> anyhow::Result<
     let server =
         crate::site::http::serve(config.metrics, metrics.clone(), switch.clone(), fleet.page()).await?;
     let mut shell = Shell::new(&config, &endpoint, client, switch, inputs.clone(), metrics, fleet);
-    shell.spawn_helpers(&config, endpoint.clone(), switch_events, inputs, stop.clone());
+    // Moves in hand need the helpers until the very end.
+    let end = CancellationToken::new();
+    let _ends_with_this = end.clone().drop_guard();
+    shell.spawn_helpers(&config, endpoint.clone(), switch_events, inputs, end);
     tracing::info!(site = %config.name, listen = %config.listen, "the agent runs");
     shell.run(&mut queue, &mut hook_ends, &stop).await;
     server.abort();
@@ -179,10 +189,20 @@ impl Shell {
     ) {
         let mut report = tokio::time::interval(REPORT_INTERVAL);
         report.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut looks = 0;
+        let mut look = tokio::time::interval(STOP_LOOK);
+        look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             let wait = self.agent.poll_timeout().map_or(Duration::from_secs(1), |at| self.until(at));
             tokio::select! {
-                () = stop.cancelled() => return,
+                _ = look.tick(), if stop.is_cancelled() => {
+                    self.metrics.stops();
+                    looks += 1;
+                    if self.may_stop(looks) {
+                        return;
+                    }
+                }
+                () = stop.cancelled(), if !stop.is_cancelled() => look.reset_immediately(),
                 input = queue.recv() => {
                     let Some(input) = input else { return };
                     self.take(input);
@@ -203,6 +223,19 @@ impl Shell {
                 }
             }
         }
+    }
+
+    /// Whether no move is in hand here any more, or they were waited for long enough.
+    fn may_stop(&self, looks: u32) -> bool {
+        let (out, comes_in) = (self.outgoing.len(), !self.incoming.is_empty());
+        if out == 0 && !comes_in {
+            return true;
+        }
+        let late = STOP_LOOK * looks >= STOP_WAIT;
+        if late {
+            tracing::warn!(out, comes_in, "moves are still in hand: the next start goes on with them");
+        }
+        late
     }
 
     fn look_at_workers(&mut self) {

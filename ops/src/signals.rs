@@ -1,0 +1,260 @@
+//! What signals do to a process of a deployment; none but SIGTERM and SIGINT end it.
+//!
+//! A thread of its own hears them, so that also a process whose other threads are stuck can be ended: the first
+//! SIGTERM or SIGINT asks the process to hand over and end, the second ends it at once. SIGHUP reads the
+//! configuration again, SIGUSR1 makes the log say more, SIGUSR2 makes it say what it said at first.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tracing_subscriber::{EnvFilter, reload};
+
+use crate::clock::wall_ms;
+
+/// What the log says unless `LIMOSA_LOG` says otherwise.
+const FILTER: &str = "info,openraft=warn";
+/// What it says after one, two and more SIGUSR1.
+const LOUDER: [&str; 2] = ["debug,openraft=info", "trace,openraft=debug"];
+/// Exit status of a process that was told a second time to end: it has not handed over.
+const ENDED_AT_ONCE: i32 = 1;
+
+/// The log's filter, which can be changed while the process runs.
+pub struct Log {
+    handle: reload::Handle<EnvFilter, tracing_subscriber::Registry>,
+    /// How often it was made to say more.
+    louder: usize,
+}
+
+impl Log {
+    /// Begins to log to standard error.
+    #[must_use]
+    pub fn start() -> Self {
+        use tracing_subscriber::layer::SubscriberExt;
+        use tracing_subscriber::util::SubscriberInitExt;
+        let (filter, handle) = reload::Layer::new(at_first());
+        let text = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(false);
+        tracing_subscriber::registry().with(filter).with(text).init();
+        Self { handle, louder: 0 }
+    }
+
+    fn louder(&mut self) {
+        let at = self.louder.min(LOUDER.len() - 1);
+        self.louder = at + 1;
+        self.set(EnvFilter::new(LOUDER[at]), LOUDER[at]);
+    }
+
+    fn as_at_first(&mut self) {
+        self.louder = 0;
+        self.set(at_first(), "as at the start");
+    }
+
+    fn set(&self, filter: EnvFilter, said: &str) {
+        match self.handle.reload(filter) {
+            Ok(()) => tracing::info!(filter = said, "the log has another filter"),
+            Err(error) => tracing::warn!(%error, "the log keeps its filter"),
+        }
+    }
+}
+
+fn at_first() -> EnvFilter {
+    EnvFilter::try_from_env("LIMOSA_LOG").unwrap_or_else(|_| EnvFilter::new(FILTER))
+}
+
+type Hook = Box<dyn Fn() -> anyhow::Result<()> + Send>;
+
+/// What is to be read again beside the configuration file, such as certificates.
+static HOOKS: Mutex<Vec<(&'static str, Hook)>> = Mutex::new(Vec::new());
+static RELOAD_FAILED: AtomicBool = AtomicBool::new(false);
+static RELOADED_MS: AtomicU64 = AtomicU64::new(0);
+
+/// Has something read again with each SIGHUP, once the configuration file was found to be right. What a hook refuses
+/// stays as it was.
+pub fn on_reload(what: &'static str, hook: impl Fn() -> anyhow::Result<()> + Send + 'static) {
+    HOOKS.lock().unwrap_or_else(PoisonError::into_inner).push((what, Box::new(hook)));
+}
+
+/// Whether the last reading of the configuration was successful, and when the last successful one was, in
+/// milliseconds since 1970.
+fn last_reload() -> (bool, u64) {
+    (!RELOAD_FAILED.load(Ordering::Relaxed), RELOADED_MS.load(Ordering::Relaxed))
+}
+
+/// Metrics of what SIGHUP brought.
+///
+/// # Errors
+/// When a name is registered twice.
+pub fn metrics(registry: &prometheus::Registry) -> prometheus::Result<()> {
+    let (reloaded, reloaded_ms) = last_reload();
+    let gauge = |name: &str, help: &str, value: f64| -> prometheus::Result<()> {
+        let gauge = prometheus::Gauge::new(name, help)?;
+        gauge.set(value);
+        registry.register(Box::new(gauge))
+    };
+    gauge(
+        "limosa_config_last_reload_successful",
+        "1 unless the last SIGHUP found a wrong configuration",
+        f64::from(u8::from(reloaded)),
+    )?;
+    gauge(
+        "limosa_config_last_reload_success_timestamp_seconds",
+        "When the configuration was read last without an error",
+        reloaded_ms as f64 / 1e3,
+    )
+}
+
+/// The configuration file of a process, as it is in force and as it may be now.
+pub struct Configuration {
+    path: PathBuf,
+    in_force: toml::Table,
+    /// Reads and checks the file as at the start.
+    check: Box<dyn Fn() -> anyhow::Result<()> + Send>,
+}
+
+impl Configuration {
+    /// The file that was just read; `check` reads it as at the start.
+    #[must_use]
+    pub fn new(path: PathBuf, check: impl Fn() -> anyhow::Result<()> + Send + 'static) -> Self {
+        RELOADED_MS.store(wall_ms(), Ordering::Relaxed);
+        let in_force = table(&path).unwrap_or_default();
+        Self { path, in_force, check: Box::new(check) }
+    }
+
+    /// Reads the file again. What is wrong is said and changes nothing; what cannot change while the process runs is
+    /// named.
+    fn reload(&self) {
+        let file = self.path.display();
+        let result = (self.check)().and_then(|()| run_hooks());
+        RELOAD_FAILED.store(result.is_err(), Ordering::Relaxed);
+        if let Err(error) = result {
+            tracing::warn!(%file, error = format!("{error:#}"), "the configuration is refused, the former one stays");
+            return;
+        }
+        RELOADED_MS.store(wall_ms(), Ordering::Relaxed);
+        let now = table(&self.path).unwrap_or_default();
+        let changed: Vec<String> = changed_keys(&self.in_force, &now).into_iter().collect();
+        if changed.is_empty() {
+            tracing::info!(%file, "the configuration was read again");
+        } else {
+            let keys = changed.join(", ");
+            tracing::warn!(%file, keys, "the configuration was read again; what has changed needs a restart");
+        }
+    }
+}
+
+fn run_hooks() -> anyhow::Result<()> {
+    let hooks = HOOKS.lock().unwrap_or_else(PoisonError::into_inner);
+    hooks.iter().try_for_each(|(what, hook)| hook().map_err(|error| error.context(*what)))
+}
+
+fn table(path: &std::path::Path) -> Option<toml::Table> {
+    std::fs::read_to_string(path).ok()?.parse().ok()
+}
+
+/// Keys whose values differ, those of tables with the table's name in front.
+fn changed_keys(old: &toml::Table, new: &toml::Table) -> BTreeSet<String> {
+    let mut changed = BTreeSet::new();
+    for key in old.keys().chain(new.keys()) {
+        match (old.get(key), new.get(key)) {
+            (Some(toml::Value::Table(old)), Some(toml::Value::Table(new))) => {
+                changed.extend(changed_keys(old, new).into_iter().map(|inner| format!("{key}.{inner}")));
+            }
+            (old, new) if old != new => drop(changed.insert(key.clone())),
+            _ => {}
+        }
+    }
+    changed
+}
+
+/// Hears signals from now on. `stop` is called with the first one that ends the process.
+///
+/// # Errors
+/// When signals cannot be heard; then the process must not start, for it could not be ended in order.
+pub fn hear(
+    mut log: Log,
+    configuration: Configuration,
+    stop: impl Fn() + Send + 'static,
+) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
+    let mut signals = {
+        let _within = runtime.enter();
+        Signals::new()?
+    };
+    let listen = async move {
+        let mut stopping = false;
+        loop {
+            match signals.next().await {
+                Heard::Stop if stopping => {
+                    tracing::warn!("told a second time to stop: this process ends at once");
+                    std::process::exit(ENDED_AT_ONCE);
+                }
+                Heard::Stop => {
+                    stopping = true;
+                    tracing::info!(
+                        "told to stop: this process hands over and ends; a second time ends it at once"
+                    );
+                    stop();
+                }
+                Heard::Reload => configuration.reload(),
+                Heard::Louder => log.louder(),
+                Heard::AsAtFirst => log.as_at_first(),
+            }
+        }
+    };
+    std::thread::Builder::new().name("signals".into()).spawn(move || runtime.block_on(listen))?;
+    Ok(())
+}
+
+enum Heard {
+    Stop,
+    Reload,
+    Louder,
+    AsAtFirst,
+}
+
+struct Signals {
+    term: Signal,
+    int: Signal,
+    hup: Signal,
+    usr1: Signal,
+    usr2: Signal,
+}
+
+impl Signals {
+    fn new() -> std::io::Result<Self> {
+        Ok(Self {
+            term: signal(SignalKind::terminate())?,
+            int: signal(SignalKind::interrupt())?,
+            hup: signal(SignalKind::hangup())?,
+            usr1: signal(SignalKind::user_defined1())?,
+            usr2: signal(SignalKind::user_defined2())?,
+        })
+    }
+
+    async fn next(&mut self) -> Heard {
+        tokio::select! {
+            _ = self.term.recv() => Heard::Stop,
+            _ = self.int.recv() => Heard::Stop,
+            _ = self.hup.recv() => Heard::Reload,
+            _ = self.usr1.recv() => Heard::Louder,
+            _ = self.usr2.recv() => Heard::AsAtFirst,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_that_have_changed_are_named_with_their_tables() {
+        let table = |text: &str| text.parse::<toml::Table>().unwrap();
+        let old = table("id = 1\nlisten = 'a'\n[tls]\nkey = 'k'\ncertificate = 'c'\n[moves]\ncut_ms = 1\n");
+        let new = table("id = 1\nlisten = 'b'\nlease_ms = 9\n[tls]\nkey = 'k'\ncertificate = 'd'\n");
+        let changed: Vec<_> = changed_keys(&old, &new).into_iter().collect();
+        assert_eq!(changed, ["lease_ms", "listen", "moves", "tls.certificate"]);
+        assert!(changed_keys(&old, &old).is_empty());
+    }
+}

@@ -1,0 +1,327 @@
+//! The life of processes: what signals do to them, how they end, and what they say when they cannot work.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+use std::fs::File;
+use std::net::{TcpListener, UdpSocket};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// Longest wait for anything: a busy machine is slow, and what never comes is a fault.
+const BOUND_S: u32 = 60;
+
+fn limosa() -> Command {
+    Command::new(env!("CARGO_BIN_EXE_limosa"))
+}
+
+/// Waits until something is there.
+fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    for _ in 0..BOUND_S * 20 {
+        if let Some(found) = look() {
+            return found;
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    panic!("{what} did not come about");
+}
+
+/// A process of a deployment and what it logs.
+struct Process {
+    child: Child,
+    log: PathBuf,
+}
+
+impl Process {
+    fn start(kind: &str, config: &Path) -> Self {
+        let log = config.with_extension("log");
+        let child = limosa()
+            .args(["run", kind, "--config"])
+            .arg(config)
+            .stdin(Stdio::null())
+            .stderr(File::create(&log).unwrap())
+            .spawn()
+            .unwrap();
+        Self { child, log }
+    }
+
+    fn send(&self, signal: Signal) {
+        kill(Pid::from_raw(i32::try_from(self.child.id()).unwrap()), signal).unwrap();
+    }
+
+    fn said(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap()
+    }
+
+    fn until_said(&self, text: &str) {
+        until(&format!("{text:?} in {}", self.log.display()), || self.said().contains(text).then_some(()));
+    }
+
+    fn runs(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_none()
+    }
+
+    fn ended(&mut self) -> ExitStatus {
+        until("the end of a process", || self.child.try_wait().unwrap())
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn free_port() -> u16 {
+    UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+fn free_tcp_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+/// Placement nodes on this machine.
+struct Nodes {
+    directory: TempDir,
+    quic: Vec<u16>,
+    api: Vec<u16>,
+    heartbeat_ms: u64,
+    processes: Vec<Option<Process>>,
+}
+
+impl Nodes {
+    /// So many nodes that make one group.
+    fn start(count: usize, heartbeat_ms: u64) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let mut certs = limosa();
+        certs.args(["dev", "certs", "--cluster", "life", "--site", "home", "--directory"]);
+        certs.arg(directory.path().join("certs"));
+        for id in 1..=count {
+            certs.args(["--placement", &id.to_string()]);
+        }
+        assert!(certs.stdout(Stdio::null()).status().unwrap().success());
+        let mut nodes = Self {
+            directory,
+            quic: (0..count).map(|_| free_port()).collect(),
+            api: (0..count).map(|_| free_tcp_port()).collect(),
+            heartbeat_ms,
+            processes: (0..count).map(|_| None).collect(),
+        };
+        (1..=count).for_each(|id| nodes.run(id));
+        let members: Vec<String> =
+            (1..=count).map(|id| format!("{id}=127.0.0.1:{}", nodes.quic[id - 1])).collect();
+        until("a group", || {
+            let mut command = nodes.raft(1);
+            command.arg("initialize").args(&members).output().unwrap().status.success().then_some(())
+        });
+        until("a leader that all know", || (1..=count).all(|id| nodes.leader(id).is_some()).then_some(()));
+        nodes
+    }
+
+    fn config(&self, id: usize) -> PathBuf {
+        self.directory.path().join(format!("placement-{id}.toml"))
+    }
+
+    fn text(&self, id: usize) -> String {
+        let others = (1..=self.quic.len()).filter(|other| *other != id);
+        let peer = |other| format!("{{ id = {other}, address = \"127.0.0.1:{}\" }}", self.quic[other - 1]);
+        format!(
+            "cluster = \"life\"\nid = {id}\nlisten = \"127.0.0.1:{}\"\napi = \"127.0.0.1:{}\"\n\
+             directory = \"node-{id}\"\nheartbeat_ms = {}\npeers = [{}]\n\
+             tls = {{ certificate = \"certs/placement-{id}.pem\", key = \"certs/placement-{id}.key\", \
+             authority = \"certs/authority.pem\" }}\n",
+            self.quic[id - 1],
+            self.api[id - 1],
+            self.heartbeat_ms,
+            others.map(peer).collect::<Vec<_>>().join(", ")
+        )
+    }
+
+    fn run(&mut self, id: usize) {
+        std::fs::write(self.config(id), self.text(id)).unwrap();
+        self.processes[id - 1] = Some(Process::start("placement", &self.config(id)));
+    }
+
+    fn process(&mut self, id: usize) -> &mut Process {
+        self.processes[id - 1].as_mut().unwrap()
+    }
+
+    /// `limosa raft` at one node.
+    fn raft(&self, id: usize) -> Command {
+        let mut command = limosa();
+        command.args(["--api", &format!("http://127.0.0.1:{}", self.api[id - 1]), "-o", "json", "raft"]);
+        command
+    }
+
+    fn page(&self, id: usize, path: &str) -> Option<(u16, String)> {
+        let url = format!("http://127.0.0.1:{}{path}", self.api[id - 1]);
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+            let client = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(10)).build();
+            let answer = client.unwrap().get(url).send().await.ok()?;
+            Some((answer.status().as_u16(), answer.text().await.ok()?))
+        })
+    }
+
+    /// Who leads, by one node.
+    fn leader(&self, id: usize) -> Option<usize> {
+        let (_, text) = self.page(id, "/v1/raft")?;
+        let status: Value = serde_json::from_str(&text).ok()?;
+        usize::try_from(status["leader"].as_u64()?).ok()
+    }
+
+    fn has_metric(&self, id: usize, line: &str) -> bool {
+        self.page(id, "/metrics").is_some_and(|(_, text)| text.lines().any(|found| found == line))
+    }
+}
+
+/// Heartbeats that are so far apart that an election takes longer than any wait here would notice by chance.
+const SLOW_HEARTBEAT_MS: u64 = 3_000;
+
+#[test]
+fn the_leader_hands_over_when_it_is_told_to_stop_and_nobody_waits_for_an_election() {
+    let mut nodes = Nodes::start(3, SLOW_HEARTBEAT_MS);
+    let leader = nodes.leader(1).unwrap();
+    nodes.process(leader).send(Signal::SIGTERM);
+    assert!(nodes.process(leader).ended().success());
+    let said = nodes.process(leader).said();
+    assert!(said.contains("the lead is handed over"), "{said}");
+    let other = leader % 3 + 1;
+    let next = until("another leader", || nodes.leader(other).filter(|next| *next != leader));
+    assert!((1..=3).contains(&next));
+}
+
+#[test]
+fn a_second_sigterm_ends_a_process_at_once() {
+    let mut nodes = Nodes::start(3, SLOW_HEARTBEAT_MS);
+    let leader = nodes.leader(1).unwrap();
+    for id in (1..=3).filter(|&id| id != leader) {
+        // Nobody takes the lead over.
+        nodes.process(id).send(Signal::SIGSTOP);
+    }
+    nodes.process(leader).send(Signal::SIGTERM);
+    nodes.process(leader).until_said("told to stop");
+    assert!(nodes.process(leader).runs());
+    let (status, text) = nodes.page(leader, "/readyz").unwrap();
+    assert_eq!(status, 503);
+    assert!(text.contains("[-] stop: it was told to stop"), "{text}");
+    nodes.process(leader).send(Signal::SIGTERM);
+    assert_eq!(nodes.process(leader).ended().code(), Some(1));
+    assert!(nodes.process(leader).said().contains("a second time"));
+}
+
+#[test]
+fn the_last_of_three_says_that_there_is_no_quorum() {
+    let mut nodes = Nodes::start(3, 100);
+    assert_eq!(nodes.page(1, "/readyz"), Some((200, "ok\n".into())));
+    assert!(nodes.has_metric(1, "limosa_raft_has_leader 1"));
+    for id in [2, 3] {
+        nodes.process(id).send(Signal::SIGKILL);
+        nodes.process(id).ended();
+    }
+    let text = until("readyz fails", || {
+        nodes.page(1, "/readyz").filter(|(status, _)| *status == 503).map(|(_, text)| text)
+    });
+    assert!(text.contains("[-] leader: none is known") && text.contains("[-] quorum:"), "{text}");
+    assert!(nodes.has_metric(1, "limosa_raft_has_leader 0"));
+    assert!(nodes.has_metric(1, "limosa_raft_has_quorum 0"));
+    let answer = nodes.raft(1).arg("status").output().unwrap();
+    assert_eq!(answer.status.code(), Some(6), "{}", String::from_utf8_lossy(&answer.stderr));
+    nodes.process(1).until_said("no quorum");
+    assert_eq!(nodes.process(1).said().matches("no quorum").count(), 1, "it is said once");
+    nodes.run(2);
+    until("readyz holds again", || nodes.page(1, "/readyz").filter(|(status, _)| *status == 200));
+}
+
+#[test]
+fn a_placement_node_that_may_never_take_part_again_ends_and_says_why() {
+    let mut nodes = Nodes::start(3, 100);
+    let gone = nodes.leader(1).unwrap() % 3 + 1;
+    nodes.process(gone).send(Signal::SIGKILL);
+    nodes.process(gone).ended();
+    std::fs::remove_dir_all(nodes.directory.path().join(format!("node-{gone}"))).unwrap();
+    nodes.run(gone);
+    assert_eq!(nodes.process(gone).ended().code(), Some(1));
+    let said = nodes.process(gone).said();
+    assert!(said.contains(&format!("limosa raft remove {gone}")), "{said}");
+    let path = nodes.directory.path().join(format!("node-{gone}/raft.redb"));
+    std::fs::write(&path, vec![0; 65_536]).unwrap();
+    nodes.run(gone);
+    assert_eq!(nodes.process(gone).ended().code(), Some(1));
+    let said = nodes.process(gone).said();
+    assert!(said.contains("raft.redb") && !said.contains("panicked"), "{said}");
+}
+
+#[test]
+fn a_wrong_configuration_is_refused_while_the_process_runs_and_what_needs_a_restart_is_named() {
+    let mut nodes = Nodes::start(1, 100);
+    let (path, text) = (nodes.config(1), nodes.text(1));
+    assert!(nodes.has_metric(1, "limosa_config_last_reload_successful 1"));
+    std::fs::write(&path, text.replace("heartbeat_ms = 100", "heartbeat_ms = 1")).unwrap();
+    nodes.process(1).send(Signal::SIGHUP);
+    nodes.process(1).until_said("the configuration is refused, the former one stays");
+    assert!(nodes.process(1).said().contains("use 20 to 5000"), "{}", nodes.process(1).said());
+    assert!(nodes.has_metric(1, "limosa_config_last_reload_successful 0"));
+    std::fs::write(&path, text.replace("heartbeat_ms = 100", "heartbeat_ms = 120")).unwrap();
+    nodes.process(1).send(Signal::SIGHUP);
+    nodes.process(1).until_said("what has changed needs a restart");
+    assert!(nodes.process(1).said().contains("keys=\"heartbeat_ms\""), "{}", nodes.process(1).said());
+    assert!(nodes.has_metric(1, "limosa_config_last_reload_successful 1"));
+    assert_eq!(nodes.leader(1), Some(1), "it went on");
+    nodes.process(1).send(Signal::SIGTERM);
+    assert!(nodes.process(1).ended().success());
+}
+
+#[test]
+fn signals_that_are_not_to_end_a_process_end_none() {
+    let mut nodes = Nodes::start(1, 100);
+    let dir = nodes.directory.path().to_owned();
+    let write = |name: &str, text: String| {
+        let path = dir.join(name);
+        std::fs::write(&path, text).unwrap();
+        path
+    };
+    let switch = "site = 1\nname = \"home\"\ncontrol = \"switch.control\"\ninside = \"inside.packets\"\n\
+                  outside = \"outside.packets\"\ndirectory = \".\"\nworkers = [1]\n";
+    let worker = "site = 1\nworker = 1\ndirectory = \".\"\nswitch = \"worker-1.packets\"\n";
+    let site = format!(
+        "cluster = \"life\"\nsite = 1\nname = \"home\"\nlisten = \"127.0.0.1:{}\"\nmetrics = \"127.0.0.1:{}\"\n\
+         switch = \"switch.control\"\nplacement = [{{ id = 1, address = \"127.0.0.1:{}\" }}]\n\
+         workers = {{ directory = \".\", expected = [1] }}\n\
+         tls = {{ certificate = \"certs/site-home.pem\", key = \"certs/site-home.key\", \
+         authority = \"certs/authority.pem\" }}\n",
+        free_port(),
+        free_tcp_port(),
+        nodes.quic[0]
+    );
+    let mut others = [
+        Process::start("switch", &write("switch.toml", switch.into())),
+        Process::start("worker", &write("worker.toml", worker.into())),
+        Process::start("site", &write("site.toml", site)),
+    ];
+    others[0].until_said("switch runs");
+    others[2].until_said("the agent runs");
+    // A worker says nothing at its start but is there when its socket is.
+    until("the worker's socket", || dir.join("worker-1.control").exists().then_some(()));
+    for process in others.iter_mut().chain([nodes.process(1)]) {
+        for (signal, said) in [
+            (Signal::SIGUSR1, "filter=\"debug,openraft=info\""),
+            (Signal::SIGUSR1, "filter=\"trace,openraft=debug\""),
+            (Signal::SIGUSR2, "filter=\"as at the start\""),
+            (Signal::SIGHUP, "the configuration was read again"),
+        ] {
+            process.send(signal);
+            process.until_said(said);
+        }
+        assert!(process.runs());
+        process.send(Signal::SIGTERM);
+        assert!(process.ended().success(), "{}", process.said());
+    }
+}
