@@ -1,13 +1,15 @@
 //! The driver of one switch on a socket: connects, connects again, and carries commands and events.
 
+use std::collections::VecDeque;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
 use flow::Micros;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::Instant;
 
 use crate::core::driver::{Answer, Driver, Event, Output, Proof, Query, QueryId};
@@ -101,6 +103,10 @@ pub enum QueryError {
     Unavailable,
 }
 
+/// Commands that may wait for the session. It takes them at once, except while it connects or nobody reads its events.
+const COMMANDS_MAX: usize = 1_024;
+
+#[derive(Debug)]
 enum Command {
     Rules(Arc<RuleSet>, u64),
     Packets(Vec<PacketOut>),
@@ -108,11 +114,77 @@ enum Command {
     Resync(oneshot::Sender<Answer>),
 }
 
+/// Commands on their way from handles, which never wait, to the session.
+#[derive(Debug, Default)]
+struct Mailbox {
+    commands: Mutex<VecDeque<Command>>,
+    arrived: Notify,
+    closed: AtomicBool,
+}
+
+impl Mailbox {
+    fn lock(&self) -> std::sync::MutexGuard<'_, VecDeque<Command>> {
+        self.commands.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn push(&self, command: Command) {
+        let mut commands = self.lock();
+        if commands.len() >= COMMANDS_MAX {
+            make_room(&mut commands);
+        }
+        commands.push_back(command);
+        drop(commands);
+        self.arrived.notify_one();
+    }
+
+    /// The next command; `None` once all handles are gone and their commands taken. Nothing is lost when this is dropped.
+    async fn next(&self) -> Option<Command> {
+        loop {
+            if let Some(command) = self.lock().pop_front() {
+                return Some(command);
+            }
+            if self.closed.load(Ordering::Acquire) {
+                return None;
+            }
+            self.arrived.notified().await;
+        }
+    }
+}
+
+/// Of rules only the last are wanted. If that is not enough the older half goes: packets are sent again once the switch
+/// is there, and who asked hears that there is no answer.
+fn make_room(commands: &mut VecDeque<Command>) {
+    let last = commands.iter().rposition(|command| matches!(command, Command::Rules(..)));
+    let mut at = 0..;
+    commands.retain(|command| at.next() == last || !matches!(command, Command::Rules(..)));
+    let excess = commands.len().saturating_sub(COMMANDS_MAX / 2);
+    if excess > 0 && commands.len() >= COMMANDS_MAX - 1 {
+        tracing::warn!(excess, "the switch does not keep up: packets and questions to it are dropped");
+        let mut left = excess;
+        commands.retain(|command| {
+            let kept = left == 0 || matches!(command, Command::Rules(..));
+            left -= usize::from(!kept);
+            kept
+        });
+    }
+}
+
+/// Ends the session when the last handle is dropped.
+#[derive(Debug)]
+struct Closer(Arc<Mailbox>);
+
+impl Drop for Closer {
+    fn drop(&mut self) {
+        self.0.closed.store(true, Ordering::Release);
+        self.0.arrived.notify_one();
+    }
+}
+
 /// Commands one switch. Clones command the same; when the last is dropped the session ends, and the switch
 /// keeps its rules.
 #[derive(Clone, Debug)]
 pub struct SwitchHandle {
-    commands: mpsc::UnboundedSender<Command>,
+    commands: Arc<Closer>,
 }
 
 impl SwitchHandle {
@@ -169,11 +241,8 @@ impl SwitchHandle {
         answered.await.ok()
     }
 
-    /// The task lives as long as a handle does, so this fails only while the runtime shuts down.
     fn command(&self, command: Command) {
-        if self.commands.send(command).is_err() {
-            tracing::debug!("the session has ended with its runtime");
-        }
+        self.commands.0.push(command);
     }
 }
 
@@ -182,13 +251,13 @@ impl SwitchHandle {
 pub struct Session {
     target: SwitchAddr,
     options: SessionOptions,
-    commands: mpsc::UnboundedReceiver<Command>,
+    commands: Arc<Mailbox>,
     events: mpsc::Sender<SwitchEvent>,
     driver: Driver,
     answers: Vec<(QueryId, oneshot::Sender<Answer>)>,
     next_query: u64,
     started: Instant,
-    settled: (mpsc::UnboundedSender<u64>, mpsc::UnboundedReceiver<u64>),
+    settled: (mpsc::Sender<u64>, mpsc::Receiver<u64>),
 }
 
 /// Why a connection was left.
@@ -204,22 +273,22 @@ impl Session {
     /// nobody reads hold up the session, not the switch.
     #[must_use]
     pub fn spawn(target: SwitchAddr, options: SessionOptions) -> (SwitchHandle, mpsc::Receiver<SwitchEvent>) {
-        let (commands, command_source) = mpsc::unbounded_channel();
+        let commands = Arc::new(Mailbox::default());
         let (events, event_source) = mpsc::channel(1_024);
         let driver = Driver::new(options.in_force.proof());
         let session = Self {
             target,
             options,
-            commands: command_source,
+            commands: commands.clone(),
             events,
             driver,
             answers: Vec::new(),
             next_query: 0,
             started: Instant::now(),
-            settled: mpsc::unbounded_channel(),
+            settled: mpsc::channel(SETTLED_MAX),
         };
         tokio::spawn(session.run());
-        (SwitchHandle { commands }, event_source)
+        (SwitchHandle { commands: Arc::new(Closer(commands)) }, event_source)
     }
 
     async fn run(mut self) {
@@ -253,7 +322,7 @@ impl Session {
         loop {
             tokio::select! {
                 () = tokio::time::sleep_until(until) => return Some(()),
-                command = self.commands.recv() => self.command(command?),
+                command = self.commands.next() => self.command(command?),
             }
             self.tell(&mut BytesMut::new()).await;
         }
@@ -311,7 +380,7 @@ impl Session {
                     }
                     Err(_) => return Left::Lost,
                 },
-                command = self.commands.recv() => match command {
+                command = self.commands.next() => match command {
                     Some(command) => self.command(command),
                     None => return Left::Unwanted,
                 },
@@ -379,20 +448,19 @@ impl Session {
         }
     }
 
-    fn settle(&self, number: u64) {
-        let settled = self.settled.0.clone();
+    fn settle(&mut self, number: u64) {
         let InForce::Control(path) = self.options.in_force.clone() else {
-            // Both ends of this channel are the session's.
-            let _ = settled.send(number);
-            return;
+            return self.driver.handle_settled(number, self.now());
         };
+        let settled = self.settled.0.clone();
         tokio::spawn(async move {
             // Unanswered, the rule is reported late rather than never.
             if let Err(error) = ovs::revalidator_wait(&path).await {
                 tracing::warn!(%error, path = %path.display(), "ovs-vswitchd did not confirm its datapath");
                 tokio::time::sleep(OVS_WAIT_INSTEAD).await;
             }
-            let _ = settled.send(number);
+            // Who waited may have gone.
+            let _ = settled.send(number).await;
         });
     }
 }
@@ -403,5 +471,53 @@ async fn write_or_flush(writer: &mut (impl AsyncWriteExt + Unpin), bytes: &[u8])
     if bytes.is_empty() { writer.flush().await.map(|()| 0) } else { writer.write(bytes).await }
 }
 
+/// Confirmations that wait for the session; more wait in the tasks that asked for them, of which the driver has few.
+const SETTLED_MAX: usize = 16;
 /// What is waited instead when it cannot be asked: its revalidators run at least twice a second.
 const OVS_WAIT_INSTEAD: Duration = Duration::from_millis(1_000);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rules(tag: u64) -> Command {
+        Command::Rules(Arc::default(), tag)
+    }
+
+    async fn taken(mailbox: &Mailbox) -> Vec<Command> {
+        let mut taken = Vec::new();
+        while !mailbox.lock().is_empty() {
+            taken.extend(mailbox.next().await);
+        }
+        taken
+    }
+
+    #[tokio::test]
+    async fn commands_are_taken_in_order_until_the_last_handle_is_gone() {
+        let mailbox = Arc::new(Mailbox::default());
+        let closer = Closer(mailbox.clone());
+        for command in [rules(1), Command::Packets(Vec::new()), rules(2)] {
+            mailbox.push(command);
+        }
+        drop(closer);
+        assert!(matches!(mailbox.next().await, Some(Command::Rules(_, 1))));
+        assert!(matches!(mailbox.next().await, Some(Command::Packets(_))));
+        assert!(matches!(mailbox.next().await, Some(Command::Rules(_, 2))));
+        assert!(mailbox.next().await.is_none());
+    }
+
+    #[tokio::test]
+    async fn a_session_that_takes_nothing_keeps_the_newest_rules_and_a_bounded_rest() {
+        let mailbox = Mailbox::default();
+        (0..10 * COMMANDS_MAX as u64).for_each(|tag| mailbox.push(rules(tag)));
+        let left = taken(&mailbox).await;
+        assert!(left.len() <= COMMANDS_MAX);
+        assert!(matches!(left.last(), Some(Command::Rules(_, tag)) if *tag == 10 * COMMANDS_MAX as u64 - 1));
+
+        mailbox.push(rules(7));
+        (0..10 * COMMANDS_MAX).for_each(|_| mailbox.push(Command::Packets(Vec::new())));
+        let left = taken(&mailbox).await;
+        assert!(left.len() <= COMMANDS_MAX);
+        assert!(left.iter().any(|command| matches!(command, Command::Rules(_, 7))));
+    }
+}
