@@ -86,35 +86,55 @@ impl Client {
         if self.members.is_empty() {
             return Err(ClientError::NoMembers);
         }
-        let request = wire::encode(&ClientRequest::Report(Box::new(report)));
-        let wait = self.deadline.min(CALL_WAIT);
-        let calls = self.members.iter().map(|&member| self.call(member, request.clone(), wait));
-        let mut last = String::from("nobody answered");
-        for (at, answer) in futures::future::join_all(calls).await.into_iter().enumerate() {
-            let probes = match answer {
-                Ok(ClientResponse::Done(Ok(_))) => Vec::new(),
-                Ok(ClientResponse::Probes(probes)) => probes,
-                Ok(ClientResponse::Done(Err(error @ ProposeError::Forbidden { .. }))) => {
-                    return Err(ClientError::Refused(error));
-                }
-                Ok(ClientResponse::Done(Err(error))) => {
-                    last = error.to_string();
-                    continue;
-                }
-                Ok(ClientResponse::Changes(_)) => {
-                    last = format!("node {} answered something else", self.members[at]);
-                    continue;
-                }
-                Ok(ClientResponse::Unreadable(error)) | Err(error) => {
-                    last = error;
-                    continue;
-                }
-            };
-            self.leader.store(at, Ordering::Relaxed);
-            return Ok(probes);
+        let request = Self::encode_report(report);
+        let calls = self.members.iter().map(|&member| self.report_to(member, request.clone()));
+        let mut last = None;
+        for answer in futures::future::join_all(calls).await {
+            match answer {
+                Ok(_) | Err(ClientError::Refused(_)) => return answer,
+                Err(error) => last = Some(error),
+            }
         }
-        let ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
-        Err(ClientError::Timeout { ms, last })
+        Err(last.unwrap_or(ClientError::NoMembers))
+    }
+
+    /// The nodes, in the order of preference.
+    #[must_use]
+    pub fn members(&self) -> &[NodeId] {
+        &self.members
+    }
+
+    /// A report as [`Self::report_to`] sends it, encoded once for all nodes.
+    #[must_use]
+    pub fn encode_report(report: SiteReport) -> Bytes {
+        wire::encode(&ClientRequest::Report(Box::new(report)))
+    }
+
+    /// Sends a report to one node. It is the leader that takes it; others learn from it and say that they do not lead.
+    ///
+    /// # Errors
+    /// [`ClientError::Refused`] when the report is not this site's to send, else [`ClientError::Timeout`].
+    pub async fn report_to(&self, member: NodeId, report: Bytes) -> Result<Vec<Probe>, ClientError> {
+        let wait = self.deadline.min(CALL_WAIT);
+        let last = match self.call(member, report, wait).await {
+            Ok(ClientResponse::Done(Ok(_))) => return Ok(self.taken(member, Vec::new())),
+            Ok(ClientResponse::Probes(probes)) => return Ok(self.taken(member, probes)),
+            Ok(ClientResponse::Done(Err(error @ ProposeError::Forbidden { .. }))) => {
+                return Err(ClientError::Refused(error));
+            }
+            Ok(ClientResponse::Done(Err(error))) => error.to_string(),
+            Ok(ClientResponse::Changes(_)) => format!("node {member} answered something else"),
+            Ok(ClientResponse::Unreadable(error)) | Err(error) => error,
+        };
+        Err(ClientError::Timeout { ms: u64::try_from(wait.as_millis()).unwrap_or(u64::MAX), last })
+    }
+
+    /// Who takes a report leads.
+    fn taken(&self, member: NodeId, probes: Vec<Probe>) -> Vec<Probe> {
+        if let Some(at) = self.members.iter().position(|&id| id == member) {
+            self.leader.store(at, Ordering::Relaxed);
+        }
+        probes
     }
 
     async fn to_leader(&self, request: ClientRequest, deadline: Duration) -> Result<Outcome, ClientError> {
