@@ -13,14 +13,16 @@ use flow::{Batch, Epoch, GroupId, Micros, MoveId, SiteId, Token, WorkerId};
 use limosa::certs;
 use limosa::clock::Clock;
 use limosa::config::Tls;
-use limosa::net;
+use limosa::keys;
 use transfer::codec::{ChunkHeader, Decoder, Encoder};
 use transfer::name::NodeName;
-use transfer::quic::{Endpoint, StreamKind};
+use transfer::quic::{Endpoint, Limits, StreamKind};
 use transfer::wire::FRAME_LEN_MAX;
 
 const RUNS: usize = 5;
 const CHUNK: usize = 16_384;
+/// Chunks that wait between two steps.
+const QUEUED: usize = 1_024;
 const MOVE: MoveId = MoveId(1);
 const EPOCH: Epoch = Epoch(2);
 
@@ -139,8 +141,8 @@ fn run(
     let mut to = Site::new(2, slices, flows);
     let clock = Clock::start();
     to.prepare(flows);
-    let (encoded, to_send) = tokio::sync::mpsc::unbounded_channel::<Vec<u8>>();
-    let (received, to_decode) = mpsc::channel::<Vec<u8>>();
+    let (encoded, to_send) = tokio::sync::mpsc::channel::<Vec<u8>>(QUEUED);
+    let (received, to_decode) = mpsc::sync_channel::<Vec<u8>>(QUEUED);
     runtime.spawn(carry(ends.clone(), to_send, received));
     let exporting = std::thread::spawn({
         let slices = slices.clone();
@@ -161,7 +163,7 @@ fn run(
 }
 
 /// Exports everything, cuts at once, and gives the token.
-fn export(from: &mut Site, slices: &NatSlices, out: &tokio::sync::mpsc::UnboundedSender<Vec<u8>>) -> Token {
+fn export(from: &mut Site, slices: &NatSlices, out: &tokio::sync::mpsc::Sender<Vec<u8>>) -> Token {
     let (group, target) = (from.group, SiteId(2));
     from.ask(Request::CopyStart { group, move_id: MoveId(2) });
     let mut encoder = Encoder::new().expect("zstd");
@@ -171,7 +173,7 @@ fn export(from: &mut Site, slices: &NatSlices, out: &tokio::sync::mpsc::Unbounde
         let header = ChunkHeader { group, epoch: EPOCH.next(), sequence };
         sequence += 1;
         let chunk = encoder.encode(&header, &mut std::mem::take(pending), Some(slices)).expect("it encodes");
-        let _ = out.send(chunk);
+        let _ = out.blocking_send(chunk);
     };
     let mut armed = false;
     loop {
@@ -192,7 +194,7 @@ fn export(from: &mut Site, slices: &NatSlices, out: &tokio::sync::mpsc::Unbounde
                 }
                 Event::Cut { token, .. } => {
                     flush(&mut pending);
-                    let _ = out.send(Vec::new());
+                    let _ = out.blocking_send(Vec::new());
                     return Token { epoch: EPOCH, ..token };
                 }
                 _ => {}
@@ -203,13 +205,14 @@ fn export(from: &mut Site, slices: &NatSlices, out: &tokio::sync::mpsc::Unbounde
 
 async fn carry(
     (from, to): (Endpoint, Endpoint),
-    mut chunks: tokio::sync::mpsc::UnboundedReceiver<Vec<u8>>,
-    received: mpsc::Sender<Vec<u8>>,
+    mut chunks: tokio::sync::mpsc::Receiver<Vec<u8>>,
+    received: mpsc::SyncSender<Vec<u8>>,
 ) {
     let address = to.local_address().expect("it is bound");
     let accepting = tokio::spawn(async move {
-        let connection = to.accept().await.expect("a peer");
-        let (_, mut frames) = connection.accept(FRAME_LEN_MAX).await.expect("a stream");
+        let connection = to.listen().accept().await.expect("a peer");
+        let stream = connection.accept().await.expect("a stream");
+        let (_, mut frames) = stream.begin(FRAME_LEN_MAX).await.expect("its kind");
         while let Ok(Some(chunk)) = frames.receiver.next().await {
             let last = chunk.is_empty();
             if received.send(chunk).is_err() || last {
@@ -238,7 +241,8 @@ fn endpoints(directory: &std::path::Path) -> (Endpoint, Endpoint) {
             key: stem.with_extension("key"),
             authority: directory.join("authority.pem"),
         };
-        net::endpoint("127.0.0.1:0".parse().expect("an address"), &tls).expect("an endpoint")
+        let listen = "127.0.0.1:0".parse().expect("an address");
+        keys::endpoint(listen, &tls, node, Limits::site()).expect("an endpoint").0
     };
     (end(&nodes[0]), end(&nodes[1]))
 }

@@ -6,6 +6,7 @@ pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod demo;
+pub mod keys;
 pub mod lab;
 pub mod net;
 pub mod placement;

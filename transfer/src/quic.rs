@@ -2,35 +2,60 @@
 //!
 //! A connection carries bidirectional streams. The first byte of a stream says what it is ([`StreamKind`]): one
 //! request and one answer, or a move. 0-RTT and datagrams are off, connections do not migrate: nodes have
-//! fixed addresses.
+//! fixed addresses. Who dials opens the streams; the other side only answers on them.
+//!
+//! What strangers and peers may take is bounded here: handshakes by [`Listener`], connections and streams by
+//! [`Limits`], memory for frames by [`Limits::buffered_max`].
+
+mod counts;
+mod frames;
+mod listener;
 
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
-use quinn::{IdleTimeout, RecvStream, SendStream, TransportConfig, VarInt};
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use quinn::{ConnectionError, IdleTimeout, TransportConfig, VarInt};
+use rustls::pki_types::CertificateDer;
 
 use crate::name::NodeName;
-use crate::tls;
+use crate::tls::{self, Identity};
+
+pub use counts::{Counts, Notices, Outcome};
+pub use frames::{FrameReceiver, FrameSender, Frames};
+pub use listener::Listener;
 
 /// Application protocol: a version that cannot talk to this one gets another name.
 const ALPN: &[u8] = b"limosa/1";
 /// Silence after which a peer counts as gone; keep-alives are a quarter of it apart.
 const IDLE: Duration = Duration::from_secs(4);
-/// How long a connection attempt may take.
-const CONNECT_BOUND: Duration = Duration::from_secs(5);
-/// Streams that a peer may have open at once: moves, and requests.
-const STREAMS_MAX: u32 = 1_024;
-/// One stream's window: 10 Gbit/s at 13 ms, 1 Gbit/s at 134 ms.
-const STREAM_WINDOW: u32 = 16 << 20;
-/// All streams of one connection together.
-const CONNECTION_WINDOW: u32 = 64 << 20;
-/// Handshakes under way at once, and what they may buffer.
+/// How long a connection attempt may take, on either side: five round trips of the worst path, with losses.
+const HANDSHAKE_BOUND: Duration = Duration::from_secs(5);
+/// How long a stream may take to say what it is: its first byte travels with the packet that opens it.
+const KIND_BOUND: Duration = Duration::from_secs(5);
+/// Incoming handshakes that quinn keeps for the listener, which takes them at once, and what they may buffer.
 const INCOMING_MAX: usize = 256;
 /// Most bytes of one request or answer.
 pub const CALL_LEN_MAX: usize = 16 << 20;
+
+/// Why a connection or a stream was closed, on the wire.
+mod code {
+    use quinn::VarInt;
+
+    /// Nothing is wrong.
+    pub(super) const BYE: VarInt = VarInt::from_u32(0);
+    /// The peer is not the node that was asked for.
+    pub(super) const WRONG_PEER: VarInt = VarInt::from_u32(1);
+    /// This node does not serve the peer; the reason is for people.
+    pub(super) const REFUSED: VarInt = VarInt::from_u32(2);
+    /// The peer has made a newer connection.
+    pub(super) const REPLACED: VarInt = VarInt::from_u32(3);
+    /// A stream of a kind that is not known or not served here.
+    pub(super) const STREAM_KIND: VarInt = VarInt::from_u32(16);
+    /// A stream that broke a rule of its kind, or a bound.
+    pub(super) const STREAM_REFUSED: VarInt = VarInt::from_u32(17);
+}
 
 /// What a stream is, by its first byte.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,8 +67,56 @@ pub enum StreamKind {
     Move = 2,
 }
 
+/// What peers may take of a node that listens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Connections of all peers.
+    pub connections_max: usize,
+    /// Connections of one peer: one in use and one that its former process left. One more closes the oldest.
+    pub connections_per_peer: usize,
+    /// Streams that a peer may have open at once on one connection.
+    pub streams: u32,
+    /// Bytes on their way or unread, of one stream and of one connection.
+    pub stream_window: u32,
+    /// See [`Self::stream_window`].
+    pub connection_window: u32,
+    /// Bytes of frames of one peer, over all its streams, that are being read or worked on.
+    pub buffered_max: usize,
+}
+
+impl Limits {
+    /// Of a site: up to 254 others, each with a stream per move to here. A stream's window is for 10 Gbit/s at 13 ms or 1
+    /// Gbit/s at 134 ms; 128 MiB are 32 moves' chunks of 4 MiB, and usual ones have a tenth of it.
+    #[must_use]
+    pub const fn site() -> Self {
+        Self {
+            connections_max: 1_024,
+            connections_per_peer: 2,
+            streams: 1_024,
+            stream_window: 16 << 20,
+            connection_window: 64 << 20,
+            buffered_max: 128 << 20,
+        }
+    }
+
+    /// Of a placement node: an agent has one report and one watch open, and a proposal for each move that goes on; a Raft peer
+    /// one request per follower and forwarded writes. Signs of life must not wait behind proposals. The longest requests
+    /// are a snapshot's pieces.
+    #[must_use]
+    pub const fn placement() -> Self {
+        Self {
+            connections_max: 1_024,
+            connections_per_peer: 2,
+            streams: 256,
+            stream_window: 8 << 20,
+            connection_window: 16 << 20,
+            buffered_max: 4 * CALL_LEN_MAX,
+        }
+    }
+}
+
 /// Why a connection or a stream failed. Try again with backoff, except for the first two.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 pub enum QuicError {
     /// Key, certificate or authority are of no use.
     #[error("TLS: {0}")]
@@ -62,7 +135,7 @@ pub enum QuicError {
         /// The address.
         address: SocketAddr,
         /// Why.
-        source: std::io::Error,
+        source: Arc<std::io::Error>,
     },
     /// No connection.
     #[error("cannot connect to {address}: {reason}")]
@@ -72,6 +145,9 @@ pub enum QuicError {
         /// Why.
         reason: String,
     },
+    /// One of the two does not take the other's certificate, or does not serve it: an operator has to act.
+    #[error("{0}")]
+    Refused(String),
     /// The stream ended or broke.
     #[error("stream: {0}")]
     Stream(String),
@@ -85,11 +161,16 @@ pub enum QuicError {
     },
 }
 
-/// A node's own end: it connects and accepts.
+/// A node's own end: it connects, and accepts through a [`Listener`].
 #[derive(Clone, Debug)]
 pub struct Endpoint {
     inner: quinn::Endpoint,
     cluster: String,
+    limits: Limits,
+    /// Replaced when certificates are renewed; held only to copy it.
+    client: Arc<RwLock<quinn::ClientConfig>>,
+    counts: Arc<Counts>,
+    notices: Arc<Notices>,
 }
 
 /// A connection to an authenticated peer.
@@ -97,26 +178,16 @@ pub struct Endpoint {
 pub struct Connection {
     inner: quinn::Connection,
     peer: NodeName,
+    /// Of an accepted connection.
+    seat: Option<Arc<listener::Seat>>,
 }
 
-/// Both directions of a stream, in frames: a big-endian `u32` length, then that many bytes.
+/// A stream that the peer has opened and of which nothing was read yet.
 #[derive(Debug)]
-pub struct Frames {
-    /// Outgoing.
-    pub sender: FrameSender,
-    /// Incoming.
-    pub receiver: FrameReceiver,
-}
-
-/// Outgoing frames.
-#[derive(Debug)]
-pub struct FrameSender(SendStream);
-
-/// Incoming frames.
-#[derive(Debug)]
-pub struct FrameReceiver {
-    stream: RecvStream,
-    max: usize,
+pub struct Arriving {
+    sender: quinn::SendStream,
+    receiver: quinn::RecvStream,
+    seat: Option<Arc<listener::Seat>>,
 }
 
 impl Endpoint {
@@ -127,24 +198,31 @@ impl Endpoint {
     pub fn bind(
         address: SocketAddr,
         cluster: &str,
-        chain: Vec<CertificateDer<'static>>,
-        key: PrivateKeyDer<'static>,
-        authority: &[CertificateDer<'static>],
+        identity: &Identity,
+        limits: Limits,
     ) -> Result<Self, QuicError> {
-        let (client, server) = tls::configs(cluster, chain, key, authority, ALPN)?;
-        let transport = Arc::new(transport());
-        let unusable = |error: &dyn std::fmt::Display| tls::TlsError::Config(error.to_string());
-        let server = QuicServerConfig::try_from(server).map_err(|error| unusable(&error))?;
-        let mut server = quinn::ServerConfig::with_crypto(Arc::new(server));
-        server.transport_config(transport.clone()).migration(false).max_incoming(INCOMING_MAX);
-        server.incoming_buffer_size(64 << 10).incoming_buffer_size_total(4 << 20);
-        let client = QuicClientConfig::try_from(client).map_err(|error| unusable(&error))?;
-        let mut client = quinn::ClientConfig::new(Arc::new(client));
-        client.transport_config(transport);
-        let mut inner =
-            quinn::Endpoint::server(server, address).map_err(|source| QuicError::Bind { address, source })?;
-        inner.set_default_client_config(client);
-        Ok(Self { inner, cluster: cluster.to_owned() })
+        let (client, server) = configs(cluster, identity, &limits)?;
+        let inner = quinn::Endpoint::server(server, address)
+            .map_err(|source| QuicError::Bind { address, source: Arc::new(source) })?;
+        Ok(Self {
+            inner,
+            cluster: cluster.to_owned(),
+            limits,
+            client: Arc::new(RwLock::new(client)),
+            counts: Arc::default(),
+            notices: Arc::default(),
+        })
+    }
+
+    /// From now on handshakes use this key material; connections that are there stay.
+    ///
+    /// # Errors
+    /// [`QuicError::Tls`]; then nothing has changed.
+    pub fn renew(&self, identity: &Identity) -> Result<(), QuicError> {
+        let (client, server) = configs(&self.cluster, identity, &self.limits)?;
+        *self.client.write().unwrap_or_else(PoisonError::into_inner) = client;
+        self.inner.set_server_config(Some(server));
+        Ok(())
     }
 
     /// The bound address.
@@ -158,72 +236,137 @@ impl Endpoint {
     /// Connects to a node and makes sure that it is that node.
     ///
     /// # Errors
-    /// [`QuicError::Connect`] and [`QuicError::WrongPeer`].
+    /// [`QuicError::Connect`], [`QuicError::Refused`] and [`QuicError::WrongPeer`].
     pub async fn connect(&self, address: SocketAddr, wanted: &NodeName) -> Result<Connection, QuicError> {
         let failed = |reason: String| QuicError::Connect { address, reason };
+        let config = self.client.read().unwrap_or_else(PoisonError::into_inner).clone();
         // The name in the handshake is a placeholder: the certificate's URI name is what counts.
-        let connecting = self.inner.connect(address, "limosa").map_err(|error| failed(error.to_string()))?;
-        let inner = tokio::time::timeout(CONNECT_BOUND, connecting)
+        let connecting = self.inner.connect_with(config, address, "limosa");
+        let connecting = connecting.map_err(|error| failed(error.to_string()))?;
+        let inner = tokio::time::timeout(HANDSHAKE_BOUND, connecting)
             .await
-            .map_err(|_| failed(format!("no answer in {} s", CONNECT_BOUND.as_secs())))?
-            .map_err(|error| failed(error.to_string()))?;
-        let connection = Connection::identify(inner, &self.cluster)?;
+            .map_err(|_| failed(format!("no answer in {} s", HANDSHAKE_BOUND.as_secs())))?
+            .map_err(|error| refusal(&error).unwrap_or_else(|| failed(error.to_string())))?;
+        let connection = Connection::identify(inner, &self.cluster, None)?;
         if connection.peer == *wanted {
             return Ok(connection);
         }
-        connection.inner.close(VarInt::from_u32(1), b"wrong peer");
+        connection.inner.close(code::WRONG_PEER, format!("{wanted} was asked for").as_bytes());
         Err(QuicError::WrongPeer { found: connection.peer.to_string(), wanted: wanted.to_string() })
     }
 
-    /// The next peer that connects; `None` when the endpoint is closed. A peer that fails its handshake is not
-    /// reported.
-    pub async fn accept(&self) -> Option<Connection> {
-        loop {
-            let incoming = self.inner.accept().await?;
-            let Ok(connecting) = incoming.accept() else { continue };
-            let handshake = tokio::time::timeout(CONNECT_BOUND, connecting).await;
-            match handshake.ok().and_then(Result::ok).map(|inner| Connection::identify(inner, &self.cluster))
-            {
-                Some(Ok(connection)) => return Some(connection),
-                Some(Err(error)) => tracing::warn!(%error, "a peer was refused"),
-                None => tracing::debug!("a handshake failed"),
-            }
-        }
+    /// Takes what peers begin; to be called once.
+    #[must_use]
+    pub fn listen(&self) -> Listener {
+        Listener::new(self.clone())
+    }
+
+    /// What became of handshakes, connections and streams of peers.
+    #[must_use]
+    pub fn counts(&self) -> &Arc<Counts> {
+        &self.counts
+    }
+
+    /// Decides which refusals are worth a line in the log.
+    #[must_use]
+    pub fn notices(&self) -> &Arc<Notices> {
+        &self.notices
+    }
+
+    /// Connections that are there or being made, in both directions.
+    #[must_use]
+    pub fn open_connections(&self) -> usize {
+        self.inner.open_connections()
     }
 
     /// Closes all connections.
     pub async fn close(&self) {
-        self.inner.close(VarInt::from_u32(0), b"bye");
+        self.inner.close(code::BYE, b"bye");
         let _ = tokio::time::timeout(Duration::from_millis(200), self.inner.wait_idle()).await;
     }
 }
 
-fn transport() -> TransportConfig {
+fn configs(
+    cluster: &str,
+    identity: &Identity,
+    limits: &Limits,
+) -> Result<(quinn::ClientConfig, quinn::ServerConfig), QuicError> {
+    let (client, server) = tls::configs(cluster, identity, ALPN)?;
+    let unusable = |error: &dyn std::fmt::Display| tls::TlsError::Config(error.to_string());
+    let server = QuicServerConfig::try_from(server).map_err(|error| unusable(&error))?;
+    let mut server = quinn::ServerConfig::with_crypto(Arc::new(server));
+    let streams = VarInt::from_u32(limits.streams);
+    server.transport_config(Arc::new(transport(limits, streams))).migration(false).max_incoming(INCOMING_MAX);
+    server.incoming_buffer_size(64 << 10).incoming_buffer_size_total(4 << 20);
+    let client = QuicClientConfig::try_from(client).map_err(|error| unusable(&error))?;
+    let mut client = quinn::ClientConfig::new(Arc::new(client));
+    client.transport_config(Arc::new(transport(limits, VarInt::from_u32(0))));
+    Ok((client, server))
+}
+
+fn transport(limits: &Limits, streams: VarInt) -> TransportConfig {
     let mut config = TransportConfig::default();
     config
         .max_idle_timeout(IdleTimeout::try_from(IDLE).ok())
         .keep_alive_interval(Some(IDLE / 4))
-        .max_concurrent_bidi_streams(VarInt::from_u32(STREAMS_MAX))
+        .max_concurrent_bidi_streams(streams)
         .max_concurrent_uni_streams(VarInt::from_u32(0))
-        .stream_receive_window(VarInt::from_u32(STREAM_WINDOW))
-        .receive_window(VarInt::from_u32(CONNECTION_WINDOW))
-        .send_window(u64::from(CONNECTION_WINDOW))
+        .stream_receive_window(VarInt::from_u32(limits.stream_window))
+        .receive_window(VarInt::from_u32(limits.connection_window))
+        .send_window(u64::from(limits.connection_window))
         .datagram_receive_buffer_size(None);
     config
 }
 
+/// What an operator has to mend, if the connection ended for that: a certificate that one side does not take, or a node
+/// that the other does not serve.
+fn refusal(error: &ConnectionError) -> Option<QuicError> {
+    /// TLS alerts are 0x100 and up (RFC 9001, section 4.8).
+    const ALERTS: std::ops::Range<u64> = 0x100..0x200;
+    let is_alert = |code: quinn::TransportErrorCode| ALERTS.contains(&u64::from(code));
+    #[expect(clippy::wildcard_enum_match_arm, reason = "all other ends come and go by themselves")]
+    let text = match error {
+        ConnectionError::TransportError(error) if is_alert(error.code) => {
+            format!("this node refuses the peer: {}", plain(&error.reason))
+        }
+        ConnectionError::ConnectionClosed(close) if is_alert(close.error_code) => {
+            format!("the peer refuses this node: {}", plain(&String::from_utf8_lossy(&close.reason)))
+        }
+        ConnectionError::ApplicationClosed(close)
+            if [code::REFUSED, code::WRONG_PEER].contains(&close.error_code) =>
+        {
+            format!("the peer refuses this node: {}", plain(&String::from_utf8_lossy(&close.reason)))
+        }
+        _ => return None,
+    };
+    Some(QuicError::Refused(text))
+}
+
+/// What a peer wrote, short and without control characters, since it goes to the log.
+fn plain(text: &str) -> String {
+    text.trim_start_matches("other error: ").chars().filter(|letter| !letter.is_control()).take(300).collect()
+}
+
 impl Connection {
-    fn identify(inner: quinn::Connection, cluster: &str) -> Result<Self, QuicError> {
-        let chain = inner.peer_identity().and_then(|any| any.downcast::<Vec<CertificateDer<'static>>>().ok());
-        let leaf = chain.as_ref().and_then(|chain| chain.first()).ok_or(tls::TlsError::NoCertificate)?;
-        let peer = tls::name_in_cluster(leaf, cluster)?;
-        Ok(Self { inner, peer })
+    fn identify(
+        inner: quinn::Connection,
+        cluster: &str,
+        seat: Option<Arc<listener::Seat>>,
+    ) -> Result<Self, QuicError> {
+        let peer = peer_name(&inner, cluster)?;
+        Ok(Self { inner, peer, seat })
     }
 
     /// Who the peer is.
     #[must_use]
     pub fn peer(&self) -> &NodeName {
         &self.peer
+    }
+
+    /// Where the peer is.
+    #[must_use]
+    pub fn remote_address(&self) -> SocketAddr {
+        self.inner.remote_address()
     }
 
     /// The present estimate of the round trip.
@@ -244,14 +387,24 @@ impl Connection {
         self.inner.close_reason().is_some()
     }
 
-    /// Waits until the connection has ended.
-    pub async fn closed(&self) {
-        self.inner.closed().await;
+    /// Waits until the connection has ended, and says why; [`QuicError::Refused`] is for an operator.
+    pub async fn closed(&self) -> QuicError {
+        let error = self.inner.closed().await;
+        refusal(&error).unwrap_or_else(|| QuicError::Stream(error.to_string()))
     }
 
     /// Ends the connection.
     pub fn close(&self) {
-        self.inner.close(VarInt::from_u32(0), b"bye");
+        self.inner.close(code::BYE, b"bye");
+    }
+
+    /// Ends the connection of a peer that this node does not serve, and tells it why. The log has a line about it once in
+    /// a while.
+    pub fn refuse(&self, reason: &str) {
+        self.inner.close(code::REFUSED, reason.as_bytes());
+        if let Some(seat) = &self.seat {
+            seat.refused(&self.inner, &self.peer.to_string(), reason);
+        }
     }
 
     /// Sends one request and waits for its answer.
@@ -270,70 +423,63 @@ impl Connection {
     /// # Errors
     /// [`QuicError::Stream`].
     pub async fn open(&self, kind: StreamKind, frame_len_max: usize) -> Result<Frames, QuicError> {
-        let (mut sender, stream) = self.inner.open_bi().await.map_err(stream_error)?;
+        let (mut sender, receiver) = self.inner.open_bi().await.map_err(stream_error)?;
         sender.write_all(&[kind as u8]).await.map_err(stream_error)?;
-        Ok(Frames { sender: FrameSender(sender), receiver: FrameReceiver { stream, max: frame_len_max } })
+        Ok(Frames {
+            sender: FrameSender::new(sender),
+            receiver: FrameReceiver::new(receiver, frame_len_max, None),
+        })
     }
 
-    /// The next stream that the peer opens, with its kind.
+    /// The next stream that the peer opens. It is read by [`Arriving::begin`], in a task of its own: a stream that says
+    /// nothing keeps nobody waiting.
     ///
     /// # Errors
-    /// [`QuicError::Stream`] when the connection has ended or the kind is unknown.
-    pub async fn accept(&self, frame_len_max: usize) -> Result<(StreamKind, Frames), QuicError> {
-        let (sender, mut stream) = self.inner.accept_bi().await.map_err(stream_error)?;
+    /// [`QuicError::Stream`] when the connection has ended.
+    pub async fn accept(&self) -> Result<Arriving, QuicError> {
+        let (sender, receiver) = self.inner.accept_bi().await.map_err(stream_error)?;
+        Ok(Arriving { sender, receiver, seat: self.seat.clone() })
+    }
+}
+
+fn peer_name(inner: &quinn::Connection, cluster: &str) -> Result<NodeName, tls::TlsError> {
+    let chain = inner.peer_identity().and_then(|any| any.downcast::<Vec<CertificateDer<'static>>>().ok());
+    let leaf = chain.as_ref().and_then(|chain| chain.first()).ok_or(tls::TlsError::NoCertificate)?;
+    tls::name_in_cluster(leaf, cluster)
+}
+
+impl Arriving {
+    /// Reads what the stream is. One of an unknown kind, or that does not say so in time, is refused; its connection and
+    /// other streams are left alone.
+    ///
+    /// # Errors
+    /// [`QuicError::Stream`].
+    pub async fn begin(mut self, frame_len_max: usize) -> Result<(StreamKind, Frames), QuicError> {
         let mut kind = [0];
-        stream.read_exact(&mut kind).await.map_err(stream_error)?;
-        let kind = match kind[0] {
-            1 => StreamKind::Call,
-            2 => StreamKind::Move,
-            other => return Err(QuicError::Stream(format!("kind {other} is not known"))),
+        let read = tokio::time::timeout(KIND_BOUND, self.receiver.read_exact(&mut kind)).await;
+        let kind = match (read, kind[0]) {
+            (Ok(Ok(())), 1) => StreamKind::Call,
+            (Ok(Ok(())), 2) => StreamKind::Move,
+            (Ok(Ok(())), other) => return Err(self.refuse(format!("kind {other} is not known"))),
+            (Ok(Err(error)), _) => return Err(stream_error(error)),
+            (Err(_), _) => {
+                return Err(self.refuse(format!("it said nothing in {} s", KIND_BOUND.as_secs())));
+            }
         };
-        Ok((
-            kind,
-            Frames { sender: FrameSender(sender), receiver: FrameReceiver { stream, max: frame_len_max } },
-        ))
+        let sender = FrameSender::new(self.sender);
+        Ok((kind, Frames { sender, receiver: FrameReceiver::new(self.receiver, frame_len_max, self.seat) }))
+    }
+
+    fn refuse(mut self, reason: String) -> QuicError {
+        let _ = self.sender.reset(code::STREAM_KIND);
+        let _ = self.receiver.stop(code::STREAM_KIND);
+        if let Some(seat) = &self.seat {
+            seat.counts().add(Outcome::StreamRefused);
+        }
+        QuicError::Stream(reason)
     }
 }
 
 fn stream_error(error: impl std::fmt::Display) -> QuicError {
     QuicError::Stream(error.to_string())
-}
-
-impl FrameSender {
-    /// Sends one frame.
-    ///
-    /// # Errors
-    /// [`QuicError::Stream`].
-    pub async fn send(&mut self, bytes: &[u8]) -> Result<(), QuicError> {
-        let len = u32::try_from(bytes.len()).map_err(stream_error)?;
-        self.0.write_all(&len.to_be_bytes()).await.map_err(stream_error)?;
-        self.0.write_all(bytes).await.map_err(stream_error)
-    }
-
-    /// Says that nothing more will come.
-    pub fn finish(&mut self) {
-        let _ = self.0.finish();
-    }
-}
-
-impl FrameReceiver {
-    /// The next frame; `None` at the end of the stream.
-    ///
-    /// # Errors
-    /// [`QuicError::Stream`], and [`QuicError::FrameTooLong`] before anything is allocated.
-    pub async fn next(&mut self) -> Result<Option<Vec<u8>>, QuicError> {
-        let mut len = [0; 4];
-        match self.stream.read_exact(&mut len).await {
-            Ok(()) => {}
-            Err(quinn::ReadExactError::FinishedEarly(0)) => return Ok(None),
-            Err(error) => return Err(stream_error(error)),
-        }
-        let len = u32::from_be_bytes(len) as usize;
-        if len > self.max {
-            return Err(QuicError::FrameTooLong { len, max: self.max });
-        }
-        let mut bytes = vec![0; len];
-        self.stream.read_exact(&mut bytes).await.map_err(stream_error)?;
-        Ok(Some(bytes))
-    }
 }

@@ -260,6 +260,12 @@ impl Cluster {
         Ok(())
     }
 
+    /// The process of a part, if it runs.
+    #[must_use]
+    pub fn process_id(&self, part: Part) -> Option<u32> {
+        self.children.get(&part).map(Child::id)
+    }
+
     /// Parts that have ended by themselves since the last look, which none should.
     pub fn ended(&mut self) -> Vec<Part> {
         let ended: Vec<_> = self

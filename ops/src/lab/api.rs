@@ -31,9 +31,12 @@ pub(super) struct Answer {
     pub(super) text: String,
 }
 
+/// Questions that wait for the thread, which takes them at once.
+const QUESTIONS_MAX: usize = 64;
+
 /// Asks the daemons of one site.
 #[derive(Clone)]
-pub(super) struct Api(mpsc::UnboundedSender<Question>);
+pub(super) struct Api(mpsc::Sender<Question>);
 
 impl Api {
     /// Starts the thread, which ends when the last copy of this is dropped.
@@ -41,7 +44,7 @@ impl Api {
     /// # Errors
     /// The namespace is gone.
     pub(super) fn start(namespace: &Namespace) -> anyhow::Result<Self> {
-        let (sender, mut questions) = mpsc::unbounded_channel::<Question>();
+        let (sender, mut questions) = mpsc::channel::<Question>(QUESTIONS_MAX);
         let namespace = namespace.clone();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         std::thread::Builder::new().name("api".into()).spawn(move || {
@@ -74,7 +77,7 @@ impl Api {
         let (answer, answered) = oneshot::channel();
         let url = format!("http://{address}{path}");
         let question = Question { method, url, body, if_match, answer };
-        self.0.send(question).ok().context("the namespace is gone")?;
+        self.0.send(question).await.ok().context("the namespace is gone")?;
         answered.await.context("the namespace is gone")?
     }
 

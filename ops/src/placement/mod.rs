@@ -11,11 +11,17 @@ use bytes::Bytes;
 use flow::Micros;
 use placement::node::{Caller, Node, NodeConfig};
 use tokio_util::sync::CancellationToken;
-use transfer::name::Role;
-use transfer::quic::{CALL_LEN_MAX, Connection, Endpoint, StreamKind};
+use transfer::name::{NodeName, Role};
+use transfer::quic::{CALL_LEN_MAX, Connection, Frames, Limits, Listener, StreamKind};
 
 use crate::config::PlacementConfig;
-use crate::net::{QuicTransport, endpoint};
+use crate::keys;
+use crate::net::QuicTransport;
+
+/// How long a request may take to arrive once its stream is open.
+const REQUEST_BOUND: Duration = Duration::from_secs(12);
+/// How long a peer may take to read an answer: it waits no longer for one itself.
+const ANSWER_BOUND: Duration = Duration::from_secs(12);
 
 /// Runs a placement node until the token is cancelled; then it hands the lead over, if it has it, and ends.
 ///
@@ -23,14 +29,18 @@ use crate::net::{QuicTransport, endpoint};
 /// When keys, addresses or the log cannot be had, and when the node has stopped for good, as when its disk failed:
 /// whoever looks after the process may start it again.
 pub async fn run(config: PlacementConfig, stop: CancellationToken) -> anyhow::Result<()> {
-    let endpoint = endpoint(config.listen, &config.tls)?;
+    let name = NodeName::placement(&config.tls.cluster, config.id);
+    let (endpoint, keys) = keys::endpoint(config.listen, &config.tls, &name, Limits::placement())?;
     let transport = Arc::new(QuicTransport::new(&endpoint, &config.tls.cluster, &config.peers));
     let node =
         Node::start(node_config(&config), transport).await.context("the placement node cannot start")?;
     let node = Arc::new(node);
     let server = api::serve(config.api, node.clone(), stop.clone()).await?;
     tracing::info!(id = config.id, listen = %config.listen, api = %config.api, "the placement node runs");
-    let accepting = tokio::spawn(accept(endpoint.clone(), node.clone()));
+    let reloaded = keys.clone();
+    crate::signals::on_reload("certificates", move || Ok(reloaded.reload()?));
+    let accepting = tokio::spawn(accept(endpoint.listen(), node.clone()));
+    let watching = tokio::spawn(keys.watch());
     let end = tokio::select! {
         () = stop.cancelled() => {
             node.hand_over().await;
@@ -39,6 +49,7 @@ pub async fn run(config: PlacementConfig, stop: CancellationToken) -> anyhow::Re
         reason = node.stopped() => Err(anyhow::anyhow!("the placement node has stopped: {reason}")),
     };
     accepting.abort();
+    watching.abort();
     server.abort();
     node.shutdown().await;
     endpoint.close().await;
@@ -57,25 +68,35 @@ fn node_config(config: &PlacementConfig) -> NodeConfig {
     node
 }
 
-async fn accept(endpoint: Endpoint, node: Arc<Node>) {
-    while let Some(connection) = endpoint.accept().await {
+async fn accept(mut listener: Listener, node: Arc<Node>) {
+    while let Some(connection) = listener.accept().await {
         tokio::spawn(serve(connection, node.clone()));
     }
 }
 
+/// Each stream has a task, of which there are as many at once as a peer may have streams.
 async fn serve(connection: Connection, node: Arc<Node>) {
-    while let Ok((kind, mut frames)) = connection.accept(CALL_LEN_MAX).await {
-        if kind != StreamKind::Call {
-            continue;
-        }
+    while let Ok(stream) = connection.accept().await {
         let (node, role) = (node.clone(), connection.peer().role.clone());
         tokio::spawn(async move {
-            let Ok(Some(request)) = frames.receiver.next().await else { return };
-            let answer = answer(&node, role, request.into()).await;
-            if frames.sender.send(&answer).await.is_ok() {
-                frames.sender.finish();
+            match stream.begin(CALL_LEN_MAX).await {
+                Ok((StreamKind::Call, frames)) => call(frames, role, &node).await,
+                Ok((StreamKind::Move, frames)) => frames.refuse(),
+                Err(error) => tracing::debug!(%error, "a stream did not begin"),
             }
         });
+    }
+}
+
+async fn call(mut frames: Frames, role: Role, node: &Node) {
+    let Ok(Ok(Some(request))) = tokio::time::timeout(REQUEST_BOUND, frames.receiver.next()).await else {
+        return frames.refuse();
+    };
+    let answer = answer(node, role, request.into()).await;
+    match tokio::time::timeout(ANSWER_BOUND, frames.sender.send(&answer)).await {
+        Ok(Ok(())) => frames.sender.finish(),
+        Ok(Err(_)) => {}
+        Err(_) => frames.refuse(),
     }
 }
 

@@ -496,6 +496,11 @@ impl Agent {
     pub fn expects(&self, id: MoveId, from: SiteId) -> bool {
         self.moves.get(&id).is_some_and(|m| m.from == from && m.to == self.site)
     }
+
+    /// The source of each move to here that the log knows: who may speak about it, and is answered.
+    pub fn sources(&self) -> impl Iterator<Item = (MoveId, SiteId)> {
+        self.moves.values().filter(|m| m.to == self.site).map(|m| (m.id, m.from))
+    }
 }
 
 fn as_text<S: serde::Serializer>(group: &GroupId, serializer: S) -> Result<S::Ok, S::Error> {

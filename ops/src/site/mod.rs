@@ -7,6 +7,7 @@ pub mod http;
 pub mod metrics;
 pub mod moves;
 pub mod prober;
+pub mod reports;
 pub mod shell;
 pub mod switch;
 pub mod workers;

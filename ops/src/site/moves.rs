@@ -5,11 +5,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use flow::{Batch, MoveId, SiteId};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
+use tokio::task::AbortHandle;
 use transfer::codec::{self, ChunkHeader, Decoder, Encoder};
 use transfer::core::{MoveSpec, ToSource, ToTarget};
 use transfer::name::Role;
-use transfer::quic::{Connection, Endpoint, FrameReceiver, FrameSender, Frames, StreamKind};
+use transfer::quic::{Connection, FrameReceiver, FrameSender, Frames, Listener, StreamKind};
 use transfer::wire::{FRAME_LEN_MAX, Frame, decode_answer, encode_answer};
 
 use super::core::Input;
@@ -20,33 +21,102 @@ use crate::net::Link;
 
 /// Between two attempts to open a stream.
 const RETRY: Duration = Duration::from_millis(200);
+/// How long a stream waits for a connection that is being made, before the agent hears that there is none.
+const CONNECTION_WAIT: Duration = Duration::from_secs(2);
 
-/// Answers to sources, by move.
+/// Answers that may wait for one stream. There is one per chunk or offer, and a source that reads none is one that hangs.
+const ANSWERS_MAX: usize = 1_024;
+/// Messages that may wait for one stream: as many chunks are a group of 60 million flows. A target that reads none of
+/// them is one that hangs, and its stream is made anew.
+const MESSAGES_MAX: usize = 4_096;
+/// How long a stream of a move may take to say of which.
+const NUMBER_BOUND: Duration = Duration::from_secs(5);
+
+/// Answers to sources, by move and site. A move names its two sites: nobody else is answered about it.
 #[derive(Clone, Default)]
-pub struct Incoming(Arc<Mutex<BTreeMap<MoveId, mpsc::UnboundedSender<ToSource>>>>);
+pub struct Incoming(Arc<Mutex<Registry>>);
+
+#[derive(Default)]
+struct Registry {
+    /// The site that gives the group away, of each move to here that is known.
+    sources: BTreeMap<MoveId, SiteId>,
+    streams: BTreeMap<(MoveId, SiteId), mpsc::Sender<ToSource>>,
+}
+
+impl Registry {
+    fn check(&self, id: MoveId, peer: SiteId) -> Result<(), NotTheSource> {
+        match self.sources.get(&id) {
+            Some(&source_site) if source_site != peer => Err(NotTheSource { id, source_site, peer }),
+            Some(_) | None => Ok(()),
+        }
+    }
+}
+
+/// A site opened a stream of a move that is not from it.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("move {id} is from site {source_site}, not from site {peer}")]
+pub struct NotTheSource {
+    id: MoveId,
+    source_site: SiteId,
+    peer: SiteId,
+}
 
 impl Incoming {
-    /// Whether no move comes in.
-    pub fn is_empty(&self) -> bool {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
+    fn lock(&self) -> std::sync::MutexGuard<'_, Registry> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Sends an answer on the newest stream of a move; if there is none, the source will ask again.
-    pub fn answer(&self, id: MoveId, message: ToSource) {
-        let streams = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(stream) = streams.get(&id) {
-            let _ = stream.send(message);
+    /// Whether no move comes in.
+    pub fn is_empty(&self) -> bool {
+        self.lock().streams.is_empty()
+    }
+
+    /// These are the moves to here and their sources, by the committed state. Streams of others end.
+    pub fn learn(&self, sources: BTreeMap<MoveId, SiteId>) {
+        let mut registry = self.lock();
+        registry.streams.retain(|(id, peer), _| sources.get(id).is_none_or(|source| source == peer));
+        registry.sources = sources;
+    }
+
+    /// Whether a site may speak about a move: it is the source, or the move is not known here yet.
+    ///
+    /// # Errors
+    /// [`NotTheSource`].
+    pub fn check(&self, id: MoveId, peer: SiteId) -> Result<(), NotTheSource> {
+        self.lock().check(id, peer)
+    }
+
+    /// Sends an answer to a site on its newest stream of a move; if there is none, the source will ask again. A stream
+    /// with too many answers ends, and the source makes a new one.
+    pub fn answer(&self, id: MoveId, peer: SiteId, message: ToSource) {
+        let mut registry = self.lock();
+        if let Some(stream) = registry.streams.get(&(id, peer))
+            && stream.try_send(message).is_err()
+        {
+            registry.streams.remove(&(id, peer));
         }
     }
 
-    fn open(&self, id: MoveId, sender: mpsc::UnboundedSender<ToSource>) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(id, sender);
+    /// The site that has to be answered about a move: its source, by the committed state.
+    #[must_use]
+    pub fn source(&self, id: MoveId) -> Option<SiteId> {
+        self.lock().sources.get(&id).copied()
     }
 
-    fn close(&self, id: MoveId, sender: &mpsc::UnboundedSender<ToSource>) {
-        let mut streams = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if streams.get(&id).is_some_and(|held| held.same_channel(sender)) {
-            streams.remove(&id);
+    /// Registers a stream for answers, in the place of the peer's former one.
+    fn open(&self, id: MoveId, peer: SiteId) -> Result<mpsc::Receiver<ToSource>, NotTheSource> {
+        let (sender, queue) = mpsc::channel(ANSWERS_MAX);
+        let mut registry = self.lock();
+        registry.check(id, peer)?;
+        registry.streams.insert((id, peer), sender);
+        Ok(queue)
+    }
+
+    /// Forgets a stream that has ended, unless a newer one has taken its place.
+    fn close(&self, id: MoveId, peer: SiteId) {
+        let mut registry = self.lock();
+        if registry.streams.get(&(id, peer)).is_some_and(mpsc::Sender::is_closed) {
+            registry.streams.remove(&(id, peer));
         }
     }
 }
@@ -96,11 +166,44 @@ pub struct Outgoing {
     pub rate: Arc<RateLimit>,
     /// Counts bytes.
     pub metrics: Arc<SiteMetrics>,
+    /// Told when messages had no room: the stream is made anew, and the machines agree again on what is there.
+    pub overflow: Arc<Notify>,
+}
+
+/// The agent's end of a stream to a target; dropping it ends the stream.
+pub struct Stream {
+    messages: mpsc::Sender<ToTarget>,
+    overflow: Arc<Notify>,
+    task: AbortHandle,
+}
+
+impl Stream {
+    /// Starts to keep a stream open. `outgoing` gets what tells it that there was no room.
+    #[must_use]
+    pub fn start(outgoing: impl FnOnce(Arc<Notify>) -> Outgoing) -> Self {
+        let (messages, queue) = mpsc::channel(MESSAGES_MAX);
+        let overflow = Arc::new(Notify::new());
+        let task = tokio::spawn(outgoing(overflow.clone()).run(queue)).abort_handle();
+        Self { messages, overflow, task }
+    }
+
+    /// Sends a message; never waits.
+    pub fn send(&self, message: ToTarget) {
+        if self.messages.try_send(message).is_err() {
+            self.overflow.notify_one();
+        }
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
 }
 
 impl Outgoing {
     /// Keeps a stream open and carries messages both ways, for as long as it is let.
-    pub async fn run(self, mut messages: mpsc::UnboundedReceiver<ToTarget>) {
+    async fn run(self, mut messages: mpsc::Receiver<ToTarget>) {
         loop {
             match self.talk(&mut messages).await {
                 Ok(()) => return,
@@ -113,8 +216,8 @@ impl Outgoing {
         }
     }
 
-    async fn talk(&self, messages: &mut mpsc::UnboundedReceiver<ToTarget>) -> anyhow::Result<()> {
-        let connection = self.link.get().await?;
+    async fn talk(&self, messages: &mut mpsc::Receiver<ToTarget>) -> anyhow::Result<()> {
+        let connection = self.link.ready(CONNECTION_WAIT).await?;
         let Frames { mut sender, mut receiver } = connection.open(StreamKind::Move, FRAME_LEN_MAX).await?;
         sender.send(&self.spec.id.0.to_be_bytes()).await?;
         // What was said on the former stream is said again when the target accepts.
@@ -134,7 +237,11 @@ impl Outgoing {
             }
             anyhow::bail!("the target closed the stream")
         };
-        tokio::select! { result = write => result, result = read => result }
+        tokio::select! {
+            result = write => result,
+            result = read => result,
+            () = self.overflow.notified() => anyhow::bail!("{MESSAGES_MAX} messages wait for the target"),
+        }
     }
 
     async fn encode(&self, message: ToTarget) -> anyhow::Result<Vec<u8>> {
@@ -172,16 +279,19 @@ impl Outgoing {
 
 /// Accepts connections of peer sites and the streams of their moves.
 pub async fn accept(
-    endpoint: Endpoint,
+    mut listener: Listener,
     sites: BTreeMap<String, SiteId>,
     incoming: Incoming,
     inputs: mpsc::Sender<Input>,
     slices: watch::Receiver<Slices>,
 ) {
-    while let Some(connection) = endpoint.accept().await {
-        let Role::Site(name) = &connection.peer().role else { continue };
+    while let Some(connection) = listener.accept().await {
+        let Role::Site(name) = &connection.peer().role else {
+            connection.refuse("this is the agent of a site, which only agents of other sites connect to");
+            continue;
+        };
         let Some(&site) = sites.get(name) else {
-            tracing::warn!(name, "a site connected that is not among the peers of the configuration");
+            connection.refuse("it is not among the peers in the configuration of this site");
             continue;
         };
         let receiver =
@@ -201,32 +311,50 @@ struct Receiver {
 
 impl Receiver {
     async fn streams(self, connection: Connection) {
-        while let Ok((kind, frames)) = connection.accept(FRAME_LEN_MAX).await {
-            if kind == StreamKind::Move {
-                tokio::spawn(self.clone().stream(frames));
-            }
+        while let Ok(stream) = connection.accept().await {
+            let receiver = self.clone();
+            // At most as many at once as a peer may have streams.
+            tokio::spawn(async move {
+                match stream.begin(FRAME_LEN_MAX).await {
+                    Ok((StreamKind::Move, frames)) => receiver.stream(frames).await,
+                    Ok((StreamKind::Call, frames)) => frames.refuse(),
+                    Err(error) => tracing::debug!(site = %receiver.site, %error, "a stream did not begin"),
+                }
+            });
         }
     }
 
     async fn stream(self, frames: Frames) {
         if let Err(error) = self.talk(frames).await {
-            tracing::debug!(site = %self.site, %error, "the stream of a move ended");
+            if error.is::<NotTheSource>() {
+                tracing::warn!(site = %self.site, %error, "a stream is refused");
+            } else {
+                tracing::debug!(site = %self.site, %error, "the stream of a move ended");
+            }
         }
     }
 
-    async fn talk(&self, frames: Frames) -> anyhow::Result<()> {
-        let Frames { sender, mut receiver } = frames;
-        let first = receiver.next().await?.unwrap_or_default();
-        let id =
-            first.try_into().map_err(|_| anyhow::anyhow!("a stream of a move starts with its number"))?;
+    async fn talk(&self, mut frames: Frames) -> anyhow::Result<()> {
+        let first = tokio::time::timeout(NUMBER_BOUND, frames.receiver.next()).await;
+        let Ok(Ok(Some(Ok(id)))) = first.map(|first| first.map(|first| first.map(<[u8; 8]>::try_from)))
+        else {
+            frames.refuse();
+            anyhow::bail!("a stream of a move starts with its number");
+        };
         let id = MoveId(u64::from_be_bytes(id));
-        let (answers, queue) = mpsc::unbounded_channel();
-        self.incoming.open(id, answers.clone());
+        let answers = match self.incoming.open(id, self.site) {
+            Ok(answers) => answers,
+            Err(error) => {
+                frames.refuse();
+                return Err(error.into());
+            }
+        };
+        let Frames { sender, mut receiver } = frames;
         let result = tokio::select! {
-            result = write_answers(sender, queue) => result,
+            result = write_answers(sender, answers) => result,
             result = self.read(id, &mut receiver) => result,
         };
-        self.incoming.close(id, &answers);
+        self.incoming.close(id, self.site);
         result
     }
 
@@ -234,6 +362,7 @@ impl Receiver {
         while let Some(bytes) = receiver.next().await? {
             let wire_len = bytes.len() as u64;
             let message = self.decode(bytes).await?;
+            self.incoming.check(move_id, self.site)?;
             self.inputs.send(Input::FromSource { move_id, from: self.site, message, wire_len }).await?;
         }
         Ok(())
@@ -273,19 +402,120 @@ impl Receiver {
     }
 }
 
-async fn write_answers(
-    mut sender: FrameSender,
-    mut queue: mpsc::UnboundedReceiver<ToSource>,
-) -> anyhow::Result<()> {
+/// Until there are none any more: then another stream has taken the place of this one, or it is refused.
+async fn write_answers(mut sender: FrameSender, mut queue: mpsc::Receiver<ToSource>) -> anyhow::Result<()> {
     while let Some(answer) = queue.recv().await {
         sender.send(&encode_answer(&answer)).await?;
     }
-    Ok(())
+    sender.refuse();
+    anyhow::bail!("nobody answers on this stream any more")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    use transfer::name::NodeName;
+    use transfer::quic::{Endpoint, Limits};
+
+    const MOVE: MoveId = MoveId(7);
+    const SOURCE: SiteId = SiteId(1);
+    const THIRD: SiteId = SiteId(3);
+
+    #[tokio::test]
+    async fn answers_about_a_move_go_to_its_source_and_to_nobody_else() {
+        let incoming = Incoming::default();
+        // Before the move is known here anybody may ask, and is answered alone.
+        let mut third = incoming.open(MOVE, THIRD).unwrap();
+        let mut source = incoming.open(MOVE, SOURCE).unwrap();
+        incoming.answer(MOVE, SOURCE, ToSource::Unknown);
+        assert_eq!(source.recv().await, Some(ToSource::Unknown));
+        assert!(third.try_recv().is_err());
+        // Once it is, the other's stream ends, and it gets no new one.
+        incoming.learn(BTreeMap::from([(MOVE, SOURCE)]));
+        assert_eq!(third.recv().await, None);
+        let refused = incoming.open(MOVE, THIRD).unwrap_err();
+        assert_eq!(refused.to_string(), "move 7 is from site 1, not from site 3");
+        assert_eq!(incoming.source(MOVE), Some(SOURCE));
+        incoming.answer(MOVE, SOURCE, ToSource::Joined);
+        assert_eq!(source.recv().await, Some(ToSource::Joined));
+    }
+
+    #[tokio::test]
+    async fn a_source_that_reads_no_answers_is_disconnected_and_may_come_again() {
+        let incoming = Incoming::default();
+        let mut queue = incoming.open(MOVE, SOURCE).unwrap();
+        (0..=ANSWERS_MAX).for_each(|_| incoming.answer(MOVE, SOURCE, ToSource::Joined));
+        let mut answers = 0;
+        while queue.recv().await.is_some() {
+            answers += 1;
+        }
+        assert_eq!(answers, ANSWERS_MAX);
+        assert!(incoming.open(MOVE, SOURCE).is_ok());
+    }
+
+    struct Sites {
+        endpoints: BTreeMap<&'static str, Endpoint>,
+        _directory: tempfile::TempDir,
+    }
+
+    impl Sites {
+        fn new() -> Self {
+            let directory = tempfile::tempdir().unwrap();
+            let nodes = ["source", "target", "third"].map(|name| (name, NodeName::site("c", name)));
+            crate::certs::write(directory.path(), &nodes.clone().map(|(_, node)| node)).unwrap();
+            let endpoint = |(name, node): (&'static str, NodeName)| {
+                let stem = directory.path().join(crate::certs::file_stem(&node));
+                let tls = crate::config::Tls {
+                    cluster: "c".into(),
+                    certificate: stem.with_extension("pem"),
+                    key: stem.with_extension("key"),
+                    authority: directory.path().join("authority.pem"),
+                };
+                let listen = "127.0.0.1:0".parse().unwrap();
+                (name, crate::keys::endpoint(listen, &tls, &node, Limits::site()).unwrap().0)
+            };
+            Self { endpoints: nodes.into_iter().map(endpoint).collect(), _directory: directory }
+        }
+
+        /// A stream from a site to the target that says that it is of the move.
+        async fn open(&self, from: &str) -> (Connection, Frames) {
+            let address = self.endpoints["target"].local_address().unwrap();
+            let target = NodeName::site("c", "target");
+            let connection = self.endpoints[from].connect(address, &target).await.unwrap();
+            let mut frames = connection.open(StreamKind::Move, FRAME_LEN_MAX).await.unwrap();
+            frames.sender.send(&MOVE.0.to_be_bytes()).await.unwrap();
+            (connection, frames)
+        }
+    }
+
+    #[tokio::test]
+    async fn a_third_site_that_opens_a_stream_with_the_number_of_others_move_is_refused() {
+        let sites = Sites::new();
+        let incoming = Incoming::default();
+        incoming.learn(BTreeMap::from([(MOVE, SOURCE)]));
+        let (inputs, mut queue) = mpsc::channel(8);
+        let (_slices, slices) = watch::channel(Slices::default());
+        let names = BTreeMap::from([("source".to_owned(), SOURCE), ("third".to_owned(), THIRD)]);
+        let listener = sites.endpoints["target"].listen();
+        tokio::spawn(accept(listener, names, incoming.clone(), inputs, slices));
+
+        let (_connection, mut source) = sites.open("source").await;
+        let offer = Frame::Offer { session: 1, flows: 0, schemas: (codec::SCHEMA_MIN, codec::SCHEMA) };
+        source.sender.send(&offer.encode()).await.unwrap();
+        assert!(matches!(queue.recv().await, Some(Input::FromSource { from: SOURCE, .. })));
+
+        let (connection, mut third) = sites.open("third").await;
+        let refused = third.receiver.next().await;
+        assert!(refused.is_err(), "{refused:?}");
+        assert!(!connection.is_closed());
+        let _ = third.sender.send(&offer.encode()).await;
+
+        incoming.answer(MOVE, SOURCE, ToSource::Joined);
+        let answer = source.receiver.next().await.unwrap().unwrap();
+        assert_eq!(decode_answer(&answer).unwrap(), ToSource::Joined);
+        assert!(queue.try_recv().is_err(), "nothing of the third site's came through");
+    }
 
     #[test]
     fn the_rate_limit_lets_a_small_move_pass_and_spreads_a_large_one() {

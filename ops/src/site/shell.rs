@@ -14,20 +14,22 @@ use placement::core::Command;
 use switchctl::session::{Session, SessionOptions, SwitchEvent};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
-use transfer::core::{ToSource, ToTarget};
+use transfer::core::ToSource;
 use transfer::name::NodeName;
-use transfer::quic::Endpoint;
+use transfer::quic::{Endpoint, Limits};
 
 use super::core::{Agent, Input, Output};
 use super::elastic::HookEnd;
 use super::fleet::Fleet;
 use super::metrics::SiteMetrics;
 use super::prober::Prober;
+use super::reports::Reporter;
 use super::switch::Switch;
 use super::{moves, workers};
 use crate::clock::{Clock, wall_ms};
 use crate::config::SiteConfig;
-use crate::net::{Link, QuicTransport, endpoint};
+use crate::keys::{self, Keys};
+use crate::net::{Link, QuicTransport};
 
 /// Inputs that may wait for the core; beyond, whoever brings them waits, and exports pause.
 const INPUTS_MAX: usize = 256;
@@ -54,18 +56,16 @@ pub struct Shell {
     client: Arc<Client>,
     workers: workers::Workers,
     peers: BTreeMap<SiteId, Arc<Link>>,
-    outgoing: BTreeMap<MoveId, Stream>,
+    outgoing: BTreeMap<MoveId, moves::Stream>,
     incoming: moves::Incoming,
+    /// Who has sent the input that is being taken.
+    asking: Option<SiteId>,
     slices: watch::Sender<Slices>,
     metrics: Arc<SiteMetrics>,
     rate: Arc<moves::RateLimit>,
     prober: Arc<Prober>,
+    reporter: Reporter,
     fleet: Fleet,
-}
-
-struct Stream {
-    messages: mpsc::UnboundedSender<ToTarget>,
-    stop: CancellationToken,
 }
 
 /// Runs the agent of a site until the token is cancelled and the moves in hand have ended, or were waited for long
@@ -74,7 +74,8 @@ struct Stream {
 /// # Errors
 /// When keys, addresses or sockets cannot be had; what fails later is tried again.
 pub async fn run(config: SiteConfig, stop: CancellationToken) -> anyhow::Result<()> {
-    let endpoint = endpoint(config.listen, &config.tls)?;
+    let node = NodeName::site(&config.tls.cluster, &config.name);
+    let (endpoint, keys) = keys::endpoint(config.listen, &config.tls, &node, Limits::site())?;
     let transport = Arc::new(QuicTransport::new(&endpoint, &config.tls.cluster, &config.placement));
     let members = config.placement.iter().map(|node| node.id).collect();
     let client = Arc::new(Client::new(transport, members));
@@ -89,10 +90,12 @@ pub async fn run(config: SiteConfig, stop: CancellationToken) -> anyhow::Result<
     let server =
         crate::site::http::serve(config.metrics, metrics.clone(), switch.clone(), fleet.page()).await?;
     let mut shell = Shell::new(&config, &endpoint, client, switch, inputs.clone(), metrics, fleet);
+    let reloaded = keys.clone();
+    crate::signals::on_reload("certificates", move || Ok(reloaded.reload()?));
     // Moves in hand need the helpers until the very end.
     let end = CancellationToken::new();
     let _ends_with_this = end.clone().drop_guard();
-    shell.spawn_helpers(&config, endpoint.clone(), switch_events, inputs, end);
+    shell.spawn_helpers(&config, &endpoint, keys, switch_events, inputs, end);
     tracing::info!(site = %config.name, listen = %config.listen, "the agent runs");
     shell.run(&mut queue, &mut hook_ends, &stop).await;
     server.abort();
@@ -120,6 +123,7 @@ impl Shell {
             let name = NodeName::site(&config.tls.cluster, &peer.name);
             (peer.site, Arc::new(Link::new(endpoint.clone(), peer.address, name)))
         };
+        let prober = Arc::new(Prober::new(config.probe.clone()));
         Self {
             agent: Agent::new(
                 config.site,
@@ -132,14 +136,16 @@ impl Shell {
             workers: workers::Workers::new(config.site, inputs.clone()),
             inputs,
             switch,
-            client,
             peers: config.peers.iter().map(link).collect(),
             outgoing: BTreeMap::new(),
             incoming: moves::Incoming::default(),
+            asking: None,
             slices: watch::Sender::default(),
             metrics,
             rate: Arc::new(moves::RateLimit::new(config.rate_bytes_per_s)),
-            prober: Arc::new(Prober::new(config.probe.clone())),
+            reporter: Reporter::start(&client, &prober),
+            client,
+            prober,
             fleet,
         }
     }
@@ -147,7 +153,8 @@ impl Shell {
     fn spawn_helpers(
         &self,
         config: &SiteConfig,
-        endpoint: Endpoint,
+        endpoint: &Endpoint,
+        keys: Arc<Keys>,
         switch_events: mpsc::Receiver<SwitchEvent>,
         inputs: mpsc::Sender<Input>,
         stop: CancellationToken,
@@ -170,15 +177,13 @@ impl Shell {
         until(Box::pin(watch_placement(self.client.clone(), inputs.clone())));
         let sites = config.peers.iter().map(|peer| (peer.name.clone(), peer.site)).collect();
         until(Box::pin(moves::accept(
-            endpoint,
+            endpoint.listen(),
             sites,
             self.incoming.clone(),
             inputs,
             self.slices.subscribe(),
         )));
-        for link in self.peers.values() {
-            until(Box::pin(keep(link.clone())));
-        }
+        until(Box::pin(keys.watch()));
     }
 
     async fn run(
@@ -219,7 +224,7 @@ impl Shell {
                 Some(end) = hook_ends.recv() => self.fleet.hook_ended(end, self.clock.now()),
                 _ = report.tick() => {
                     self.look_at_workers();
-                    self.report().await;
+                    self.report();
                 }
             }
         }
@@ -249,21 +254,29 @@ impl Shell {
     }
 
     fn take(&mut self, input: Input) {
-        let services = matches!(input, Input::Placement { .. });
+        let decided = matches!(input, Input::Placement { .. });
         if let Input::Worker(worker, Event::Stats(stats)) = &input {
             self.metrics.worker(*worker, stats);
         }
+        if let Input::FromSource { move_id, from, .. } = &input {
+            if let Err(error) = self.incoming.check(*move_id, *from) {
+                return tracing::debug!(%error, "a message about another site's move is left out");
+            }
+            self.asking = Some(*from);
+        }
         let now = self.clock.now();
         self.agent.handle(input, now);
-        if services {
+        if decided {
             let slices = self.agent.plan().services;
             self.slices.send_if_modified(|old| {
                 let changed = **old != slices;
                 *old = Arc::new(slices);
                 changed
             });
+            self.incoming.learn(self.agent.sources().collect());
         }
         self.carry_out();
+        self.asking = None;
     }
 
     fn carry_out(&mut self) {
@@ -274,13 +287,11 @@ impl Shell {
                 Output::PacketOut(packet) => self.switch.packet_out(packet),
                 Output::Connect(id, site) => self.connect(id, site),
                 Output::Hangup(id) => {
-                    if let Some(stream) = self.outgoing.remove(&id) {
-                        stream.stop.cancel();
-                    }
+                    self.outgoing.remove(&id);
                 }
                 Output::ToTarget(id, message) => {
                     if let Some(stream) = self.outgoing.get(&id) {
-                        let _ = stream.messages.send(message);
+                        stream.send(message);
                     }
                 }
                 Output::ToSource(id, message) => self.answer(id, message),
@@ -289,8 +300,11 @@ impl Shell {
         }
     }
 
+    /// Answers the source of a move, or who asks about one that is not known here yet.
     fn answer(&self, id: MoveId, message: ToSource) {
-        self.incoming.answer(id, message);
+        if let Some(peer) = self.incoming.source(id).or(self.asking) {
+            self.incoming.answer(id, peer, message);
+        }
     }
 
     fn connect(&mut self, id: MoveId, site: SiteId) {
@@ -298,21 +312,16 @@ impl Shell {
         let Some(link) = self.peers.get(&site).cloned() else {
             return tracing::error!(%site, "a move leads to a site that is not among the peers of the configuration");
         };
-        let (messages, queue) = mpsc::unbounded_channel();
-        let stop = CancellationToken::new();
-        let sender = moves::Outgoing {
+        let stream = moves::Stream::start(|overflow| moves::Outgoing {
             spec,
             link,
             inputs: self.inputs.clone(),
             slices: self.slices.subscribe(),
             rate: self.rate.clone(),
             metrics: self.metrics.clone(),
-        };
-        let cancelled = stop.clone();
-        tokio::spawn(async move {
-            tokio::select! { () = cancelled.cancelled() => {}, () = sender.run(queue) => {} }
+            overflow,
         });
-        self.outgoing.insert(id, Stream { messages, stop });
+        self.outgoing.insert(id, stream);
     }
 
     /// Until the log answers. A refusal means that the log knows better, and the watch will say what.
@@ -331,22 +340,13 @@ impl Shell {
         });
     }
 
-    async fn report(&mut self) {
+    /// Asks the workers for statistics, and tells placement of the last ones. Nothing here waits for anybody.
+    fn report(&mut self) {
         self.workers.broadcast(&Request::Stats);
-        let mut rtts = Vec::new();
-        for (&site, link) in &self.peers {
-            if let Some(rtt) = link.round_trip().await {
-                rtts.push((site, u32::try_from(rtt.as_micros()).unwrap_or(u32::MAX)));
-            }
-        }
-        let report = self.metrics.report(&self.agent, &rtts, &self.prober, REPORT_INTERVAL);
-        let (client, prober) = (self.client.clone(), self.prober.clone());
-        tokio::spawn(async move {
-            match client.report(report).await {
-                Ok(probes) => prober.ask(probes),
-                Err(error) => tracing::debug!(%error, "placement did not take the report"),
-            }
-        });
+        let us = |rtt: Duration| u32::try_from(rtt.as_micros()).unwrap_or(u32::MAX);
+        let rtts = self.peers.iter().filter_map(|(&site, link)| Some((site, us(link.round_trip()?))));
+        let rtts: Vec<_> = rtts.collect();
+        self.reporter.send(self.metrics.report(&self.agent, &rtts, &self.prober, REPORT_INTERVAL));
     }
 }
 
@@ -383,17 +383,6 @@ async fn watch_placement(client: Arc<Client>, inputs: mpsc::Sender<Input>) {
         if inputs.send(input).await.is_err() {
             return;
         }
-    }
-}
-
-/// Keeps a link connected, so that moves start at once and the round trip is known.
-async fn keep(link: Arc<Link>) {
-    loop {
-        match link.get().await {
-            Ok(connection) => connection.closed().await,
-            Err(error) => tracing::debug!(%error, "a peer site is not reached"),
-        }
-        tokio::time::sleep(Duration::from_millis(250)).await;
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -10,7 +11,7 @@ use dataplane::control::{Event, Request, VERSION};
 use flow::{SiteId, WorkerId};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 
 use super::core::Input;
 use super::shell::control_paths;
@@ -18,7 +19,40 @@ use super::shell::control_paths;
 /// Between two looks into the directory, and two attempts to connect.
 const LOOK: Duration = Duration::from_millis(100);
 
-type Senders = Arc<Mutex<BTreeMap<WorkerId, mpsc::UnboundedSender<Vec<u8>>>>>;
+/// Requests that may wait for one worker: two for each of a service's 1,048,576 groups.
+const REQUESTS_MAX: usize = 1 << 21;
+/// Bytes of them: thirty chunks of the longest kind. A worker that reads none is one that hangs.
+const REQUESTS_LEN_MAX: usize = 256 << 20;
+
+type Senders = Arc<Mutex<BTreeMap<WorkerId, Requests>>>;
+
+/// Requests on their way to one worker. Nobody waits for room: a worker that does not read is disconnected, and what it
+/// has missed is made up for when it answers again.
+#[derive(Clone, Debug)]
+struct Requests {
+    queue: mpsc::Sender<Vec<u8>>,
+    waiting_len: Arc<AtomicUsize>,
+    overflow: Arc<Notify>,
+}
+
+impl Requests {
+    fn new() -> (Self, mpsc::Receiver<Vec<u8>>) {
+        let (queue, requests) = mpsc::channel(REQUESTS_MAX);
+        (Self { queue, waiting_len: Arc::default(), overflow: Arc::default() }, requests)
+    }
+
+    fn send(&self, bytes: Vec<u8>) {
+        let len = bytes.len();
+        let before = self.waiting_len.fetch_add(len, Ordering::Relaxed);
+        if before + len > REQUESTS_LEN_MAX || self.queue.try_send(bytes).is_err() {
+            self.overflow.notify_one();
+        }
+    }
+
+    fn written(&self, len: usize) {
+        self.waiting_len.fetch_sub(len, Ordering::Relaxed);
+    }
+}
 
 /// All workers of the site.
 #[derive(Clone)]
@@ -42,8 +76,8 @@ impl Workers {
             Err(error) => return tracing::error!(%error, "a request cannot be encoded"),
         };
         let senders = self.senders.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(sender) = senders.get(&worker) {
-            let _ = sender.send(bytes);
+        if let Some(requests) = senders.get(&worker) {
+            requests.send(bytes);
         }
     }
 
@@ -91,10 +125,11 @@ impl Workers {
     async fn talk(&self, worker: WorkerId, path: &Path) -> anyhow::Result<()> {
         let (mut reader, mut writer) = UnixStream::connect(path).await?.into_split();
         writer.write_all(&encode(&Request::Hello { version: VERSION, site: self.site })?).await?;
-        let (sender, mut queue) = mpsc::unbounded_channel::<Vec<u8>>();
+        let (requests, mut queue) = Requests::new();
         let write = async {
             while let Some(bytes) = queue.recv().await {
                 writer.write_all(&bytes).await?;
+                requests.written(bytes.len());
             }
             anyhow::Ok(())
         };
@@ -106,25 +141,27 @@ impl Workers {
                 anyhow::ensure!(len > 0, "the worker closed the connection");
                 decoder.push(&buffer[..len]);
                 while let Some(event) = decoder.next()? {
-                    self.take(worker, event, &sender).await?;
+                    self.take(worker, event, &requests).await?;
                 }
             }
         };
-        tokio::select! { result = write => result, result = read => result }
+        tokio::select! {
+            result = write => result,
+            result = read => result,
+            () = requests.overflow.notified() => {
+                tracing::warn!(%worker, "the worker does not read what it is told, and is disconnected");
+                anyhow::bail!("{REQUESTS_LEN_MAX} bytes wait for it")
+            }
+        }
     }
 
-    async fn take(
-        &self,
-        worker: WorkerId,
-        event: Event,
-        sender: &mpsc::UnboundedSender<Vec<u8>>,
-    ) -> anyhow::Result<()> {
+    async fn take(&self, worker: WorkerId, event: Event, requests: &Requests) -> anyhow::Result<()> {
         #[expect(clippy::wildcard_enum_match_arm, reason = "all but the first message are for the core")]
         let input = match event {
             Event::Hello { version, worker: theirs, boot, .. } => {
                 anyhow::ensure!(version == VERSION, "worker speaks version {version}, the agent {VERSION}");
                 anyhow::ensure!(theirs == worker, "worker {theirs} listens where worker {worker} should");
-                self.senders.lock().unwrap_or_else(PoisonError::into_inner).insert(worker, sender.clone());
+                self.senders.lock().unwrap_or_else(PoisonError::into_inner).insert(worker, requests.clone());
                 Input::WorkerUp { worker, boot }
             }
             other => Input::Worker(worker, other),
