@@ -7,11 +7,12 @@ use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use prometheus::{IntCounter, IntCounterVec, IntGauge, Opts, Registry};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::time::Instant;
 use transfer::name::NodeName;
-use transfer::quic::{Endpoint, Limits};
+use transfer::quic::{Endpoint, Limits, Outcome};
 use transfer::tls::{Identity, Part, Validity};
 
 use crate::clock::wall_ms;
@@ -82,7 +83,10 @@ pub fn read(tls: &Tls, node: &NodeName) -> Result<(Identity, Validity), KeysErro
     Ok((identity, validity))
 }
 
-fn certificates(path: &Path, key: &'static str) -> Result<Vec<CertificateDer<'static>>, KeysError> {
+pub(crate) fn certificates(
+    path: &Path,
+    key: &'static str,
+) -> Result<Vec<CertificateDer<'static>>, KeysError> {
     let error = |reason: String| KeysError::Read {
         file: path.to_owned(),
         key,
@@ -159,6 +163,14 @@ impl Keys {
         }
     }
 
+    /// Registers the metrics of the key material and of what peers begin.
+    ///
+    /// # Errors
+    /// When they are registered already.
+    pub fn register(self: &Arc<Self>, registry: &Registry) -> prometheus::Result<()> {
+        registry.register(Box::new(Collector { keys: self.clone(), gauges: Gauges::new()? }))
+    }
+
     /// When the certificate in use expires, in seconds since 1970.
     #[must_use]
     pub fn expiry_s(&self) -> i64 {
@@ -214,4 +226,228 @@ fn fingerprint(files: &Tls) -> u64 {
 fn is_near_end(validity: Validity, now: i64) -> bool {
     let life = (validity.until - validity.from).max(0);
     validity.until - now < WARN_S.min(life / 3)
+}
+
+/// Metrics of key material and of what peers begin.
+struct Collector {
+    keys: Arc<Keys>,
+    gauges: Gauges,
+}
+
+struct Gauges {
+    expiry: IntGauge,
+    reloaded: IntGauge,
+    connections: IntGauge,
+    handshakes: IntCounterVec,
+    connections_ended: IntCounterVec,
+    streams_refused: IntCounter,
+}
+
+/// What may become of a handshake.
+const HANDSHAKES: [Outcome; 6] = [
+    Outcome::Accepted,
+    Outcome::Failed,
+    Outcome::TimedOut,
+    Outcome::Retried,
+    Outcome::GaveWay,
+    Outcome::Ignored,
+];
+
+impl Gauges {
+    fn new() -> prometheus::Result<Self> {
+        let labelled =
+            |name: &str, help: &str, label: &str| IntCounterVec::new(Opts::new(name, help), &[label]);
+        Ok(Self {
+            expiry: IntGauge::new(
+                "limosa_certificate_expiry_timestamp_seconds",
+                "When the certificate in use expires",
+            )?,
+            reloaded: IntGauge::new(
+                "limosa_certificate_last_reload_successful",
+                "1 if certificate, key and authority were of use when they were read last",
+            )?,
+            connections: IntGauge::new("limosa_quic_connections", "Connections to and from other nodes")?,
+            handshakes: labelled(
+                "limosa_quic_handshakes_total",
+                "Handshakes that others began, by what became of them",
+                "outcome",
+            )?,
+            connections_ended: labelled(
+                "limosa_quic_connections_refused_total",
+                "Connections of known nodes that were ended: not served here, or replaced by newer ones",
+                "reason",
+            )?,
+            streams_refused: IntCounter::new(
+                "limosa_quic_streams_refused_total",
+                "Streams of an unknown kind, silent, or beyond a bound",
+            )?,
+        })
+    }
+
+    fn all(&self) -> [&dyn prometheus::core::Collector; 6] {
+        [
+            &self.expiry,
+            &self.reloaded,
+            &self.connections,
+            &self.handshakes,
+            &self.connections_ended,
+            &self.streams_refused,
+        ]
+    }
+
+    fn update(&self, keys: &Keys) {
+        self.expiry.set(keys.expiry_s());
+        self.reloaded.set(keys.last_reload_worked().into());
+        self.connections.set(i64::try_from(keys.endpoint.open_connections()).unwrap_or(i64::MAX));
+        let counts = keys.endpoint.counts();
+        // The endpoint counts; these only show.
+        let show = |counters: &IntCounterVec, outcome: Outcome| {
+            let counter = counters.with_label_values(&[outcome.label()]);
+            counter.inc_by(counts.count(outcome).saturating_sub(counter.get()));
+        };
+        HANDSHAKES.into_iter().for_each(|outcome| show(&self.handshakes, outcome));
+        [Outcome::Refused, Outcome::Replaced]
+            .into_iter()
+            .for_each(|outcome| show(&self.connections_ended, outcome));
+        let refused = counts.count(Outcome::StreamRefused);
+        self.streams_refused.inc_by(refused.saturating_sub(self.streams_refused.get()));
+    }
+}
+
+impl prometheus::core::Collector for Collector {
+    fn desc(&self) -> Vec<&prometheus::core::Desc> {
+        self.gauges.all().into_iter().flat_map(prometheus::core::Collector::desc).collect()
+    }
+
+    fn collect(&self) -> Vec<prometheus::proto::MetricFamily> {
+        self.gauges.update(&self.keys);
+        self.gauges.all().into_iter().flat_map(prometheus::core::Collector::collect).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::certs::{self, DAYS, Order};
+
+    /// Longer than any test takes.
+    const NEVER: Duration = Duration::from_secs(120);
+
+    struct Deployment(tempfile::TempDir);
+
+    impl Deployment {
+        fn new() -> Self {
+            let deployment = Self(tempfile::tempdir().unwrap());
+            deployment.make(DAYS);
+            deployment
+        }
+
+        fn nodes() -> [NodeName; 2] {
+            [NodeName::placement("c", 1), NodeName::site("c", "ams")]
+        }
+
+        fn make(&self, days: u32) {
+            let nodes = Self::nodes();
+            let order = Order { directory: self.0.path(), cluster: "c", nodes: &nodes, days, renew: true };
+            certs::make(&order).unwrap();
+        }
+
+        fn files(&self, node: &NodeName) -> Tls {
+            let stem = self.0.path().join(certs::file_stem(node));
+            Tls {
+                cluster: "c".into(),
+                certificate: stem.with_extension("pem"),
+                key: stem.with_extension("key"),
+                authority: self.0.path().join("authority.pem"),
+            }
+        }
+
+        fn endpoint(&self, node: &NodeName) -> (Endpoint, Arc<Keys>) {
+            endpoint("127.0.0.1:0".parse().unwrap(), &self.files(node), node, Limits::placement()).unwrap()
+        }
+    }
+
+    #[test]
+    fn key_material_that_is_not_the_nodes_own_is_refused_with_file_key_and_remedy() {
+        let deployment = Deployment::new();
+        let [placement, site] = Deployment::nodes();
+        let error = |files: &Tls, node: &NodeName| read(files, node).unwrap_err().to_string();
+        let files = deployment.files(&site);
+        let wrong = error(&files, &NodeName::site("c", "sin"));
+        assert!(
+            wrong.contains("site-ams.pem (tls.certificate): it is the certificate of limosa://c/site/ams"),
+            "{wrong}"
+        );
+        assert!(wrong.contains("this node is limosa://c/site/sin"), "{wrong}");
+        let mixed = Tls { key: deployment.files(&placement).key, ..files.clone() };
+        let wrong = error(&mixed, &site);
+        assert!(wrong.contains("placement-1.key (tls.key): it is not the key of the certificate"), "{wrong}");
+        let other = Deployment::new();
+        let foreign = Tls { authority: other.files(&site).authority, ..files.clone() };
+        assert!(
+            error(&foreign, &site).contains("none of the certificates in the authority's file has signed it")
+        );
+        std::fs::write(&files.certificate, "nothing").unwrap();
+        assert!(error(&files, &site).contains("site-ams.pem: PEM certificates are wanted (tls.certificate)"));
+    }
+
+    #[tokio::test]
+    async fn files_that_change_are_used_by_new_handshakes_and_broken_ones_are_not() {
+        let deployment = Deployment::new();
+        let [placement, site] = Deployment::nodes();
+        let (server, server_keys) = deployment.endpoint(&placement);
+        let (client, client_keys) = deployment.endpoint(&site);
+        let address = server.local_address().unwrap();
+        let mut listener = server.listen();
+        tokio::spawn(async move {
+            let mut held = Vec::new();
+            while let Some(connection) = listener.accept().await {
+                held.push(connection);
+            }
+        });
+        let watching = [tokio::spawn(server_keys.clone().watch()), tokio::spawn(client_keys.clone().watch())];
+
+        // Another authority: both sides have to read it, for either refuses the other until then.
+        for file in ["authority.pem", "authority.key"] {
+            std::fs::remove_file(deployment.0.path().join(file)).unwrap();
+        }
+        let before = server_keys.expiry_s();
+        deployment.make(2 * DAYS);
+        let ends = Instant::now() + NEVER;
+        while server_keys.expiry_s() == before || client_keys.expiry_s() == before {
+            assert!(Instant::now() < ends, "the new files were not read");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        let _first = client.connect(address, &placement).await.unwrap();
+        watching.iter().for_each(tokio::task::JoinHandle::abort);
+
+        // A broken file is refused, and what was read before goes on.
+        std::fs::write(deployment.files(&placement).key, "nothing").unwrap();
+        let error = server_keys.reload().unwrap_err().to_string();
+        assert!(error.contains("placement-1.key: a PEM private key is wanted (tls.key)"), "{error}");
+        assert!(!server_keys.last_reload_worked() && client_keys.last_reload_worked());
+        let _second = client.connect(address, &placement).await.unwrap();
+        // The side that dials is done first.
+        while server.counts().count(Outcome::Accepted) < 2 {
+            assert!(Instant::now() < ends + NEVER, "the server did not let both in");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        let registry = Registry::new();
+        server_keys.register(&registry).unwrap();
+        let text = prometheus::TextEncoder::new().encode_to_string(&registry.gather()).unwrap();
+        let expiry = format!("limosa_certificate_expiry_timestamp_seconds {}", server_keys.expiry_s());
+        for line in [&expiry, "limosa_certificate_last_reload_successful 0"] {
+            assert!(text.contains(line), "{line}: {text}");
+        }
+        assert!(text.contains("limosa_quic_handshakes_total{outcome=\"accepted\"} 2"), "{text}");
+    }
+
+    #[test]
+    fn a_certificate_is_near_its_end_in_its_last_week_or_the_last_third_of_a_short_life() {
+        let day = 86_400;
+        let long = Validity { from: 0, until: 90 * day };
+        assert!(!is_near_end(long, 80 * day) && is_near_end(long, 84 * day) && is_near_end(long, 91 * day));
+        let short = Validity { from: 0, until: day };
+        assert!(!is_near_end(short, day / 2) && is_near_end(short, 3 * day / 4));
+    }
 }

@@ -1,5 +1,6 @@
 //! The command line of Limosa.
 
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -39,7 +40,7 @@ enum Command {
 
 #[derive(Subcommand)]
 enum Dev {
-    /// Make a development authority and node certificates.
+    /// Make a development authority and node certificates. What is there is kept and added to.
     Certs {
         /// The cluster's name, part of each node's name.
         #[arg(long)]
@@ -53,6 +54,12 @@ enum Dev {
         /// A placement node's number; may be repeated.
         #[arg(long)]
         placement: Vec<u64>,
+        /// Days that new certificates are good for, 1 to 825.
+        #[arg(long, default_value_t = certs::DAYS)]
+        days: u32,
+        /// Replace the certificates and keys of these nodes if they are there. The authority stays.
+        #[arg(long)]
+        renew: bool,
     },
 }
 
@@ -66,8 +73,16 @@ fn main() -> ExitCode {
         Command::Lab(options) => return lab::main(&options),
         Command::Bench(verb) => return bench::main(&verb, arguments.options.output),
         Command::Noun(noun) => return ask(noun, &arguments.options),
-        Command::Dev { command: Dev::Certs { cluster, directory, site, placement } } => {
-            make_certificates(&cluster, &directory, &site, &placement)
+        Command::Dev { command: Dev::Certs { cluster, directory, site, placement, days, renew } } => {
+            nodes(&cluster, &site, &placement).and_then(|nodes| {
+                make_certificates(&certs::Order {
+                    directory: &directory,
+                    cluster: &cluster,
+                    nodes: &nodes,
+                    days,
+                    renew,
+                })
+            })
         }
     };
     match result {
@@ -96,17 +111,21 @@ fn ask(noun: cli::Noun, options: &cli::Options) -> ExitCode {
     }
 }
 
-fn make_certificates(
-    cluster: &str,
-    directory: &std::path::Path,
-    sites: &[String],
-    placement: &[u64],
-) -> anyhow::Result<()> {
+fn nodes(cluster: &str, sites: &[String], placement: &[u64]) -> anyhow::Result<Vec<NodeName>> {
     for name in sites.iter().map(String::as_str).chain([cluster]) {
         anyhow::ensure!(is_label(name), "{name:?}: use 1 to 63 of a-z, 0-9 and '-', not starting with '-'");
     }
     let sites = sites.iter().map(|name| NodeName::site(cluster, name));
     let nodes: Vec<_> = sites.chain(placement.iter().map(|&id| NodeName::placement(cluster, id))).collect();
     anyhow::ensure!(!nodes.is_empty(), "name at least one --site or --placement");
-    certs::write(directory, &nodes)
+    Ok(nodes)
+}
+
+fn make_certificates(order: &certs::Order<'_>) -> anyhow::Result<()> {
+    let mut out = std::io::stdout().lock();
+    for made in certs::make(order)? {
+        let what = if made.kept { "kept" } else { "made" };
+        writeln!(out, "{what} {}", made.path.display())?;
+    }
+    Ok(())
 }

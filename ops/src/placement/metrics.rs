@@ -6,11 +6,11 @@ use placement::core::{Cluster, Round};
 use placement::node::{Node, Role};
 use prometheus::{Counter, Gauge, GaugeVec, IntCounter, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
 
-/// The text for Prometheus.
+/// The text for Prometheus, with what others of this process have registered.
 ///
 /// # Errors
 /// When a name is registered twice.
-pub fn text(node: &Node) -> prometheus::Result<String> {
+pub fn text(node: &Node, others: &Registry) -> prometheus::Result<String> {
     let registry = Registry::new();
     let gauge = |name: &str, help: &str, value: u64| -> prometheus::Result<()> {
         let gauge = IntGauge::new(name, help)?;
@@ -85,7 +85,9 @@ pub fn text(node: &Node) -> prometheus::Result<String> {
     let build = IntGaugeVec::new(Opts::new("limosa_build_info", "Version of this process"), &["version"])?;
     build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
     registry.register(Box::new(build))?;
-    TextEncoder::new().encode_to_string(&registry.gather())
+    let mut families = registry.gather();
+    families.extend(others.gather());
+    TextEncoder::new().encode_to_string(&families)
 }
 
 /// The last published round. All nodes show it: take the maximum over nodes, not the sum.

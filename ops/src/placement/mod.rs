@@ -35,7 +35,9 @@ pub async fn run(config: PlacementConfig, stop: CancellationToken) -> anyhow::Re
     let node =
         Node::start(node_config(&config), transport).await.context("the placement node cannot start")?;
     let node = Arc::new(node);
-    let server = api::serve(config.api, node.clone(), stop.clone()).await?;
+    let registry = prometheus::Registry::new();
+    keys.register(&registry)?;
+    let server = api::serve(config.api, node.clone(), stop.clone(), registry).await?;
     tracing::info!(id = config.id, listen = %config.listen, api = %config.api, "the placement node runs");
     let reloaded = keys.clone();
     crate::signals::on_reload("certificates", move || Ok(reloaded.reload()?));

@@ -86,6 +86,7 @@ pub async fn run(config: SiteConfig, stop: CancellationToken) -> anyhow::Result<
     let switch = Switch::new(switch, sentinel, guarded);
     let (inputs, mut queue) = mpsc::channel(INPUTS_MAX);
     let metrics = Arc::new(SiteMetrics::new(&config.name)?);
+    keys.register(metrics.registry())?;
     let (fleet, mut hook_ends) = Fleet::new(config.site, config.elastic.clone(), metrics.registry())?;
     let server =
         crate::site::http::serve(config.metrics, metrics.clone(), switch.clone(), fleet.page()).await?;

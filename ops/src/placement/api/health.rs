@@ -87,7 +87,7 @@ fn part(status: &RaftStatus) -> String {
 /// Metrics for Prometheus.
 #[utoipa::path(get, path = "/metrics", tag = "health", responses((status = 200, body = String)))]
 pub(super) async fn scrape(State(api): State<Arc<Api>>) -> Result<impl IntoResponse, Problem> {
-    let text = aside(move || metrics::text(&api.node))
+    let text = aside(move || metrics::text(&api.node, &api.registry))
         .await?
         .map_err(|error| Problem::new(StatusCode::INTERNAL_SERVER_ERROR, format!("metrics: {error}")))?;
     Ok(([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text))

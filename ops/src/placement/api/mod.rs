@@ -52,6 +52,8 @@ struct Api {
     description: String,
     /// The process was told to stop, and may still hand over.
     stops: CancellationToken,
+    /// Metrics of the process beside those of the node.
+    registry: prometheus::Registry,
 }
 
 impl Api {
@@ -167,14 +169,18 @@ pub fn openapi() -> serde_json::Result<String> {
     parts().1.to_pretty_json()
 }
 
-/// The routes over a node.
+/// The routes over a node; `/metrics` also has what is in the registry.
 ///
 /// # Errors
 /// When the description cannot be written as JSON.
-pub fn router(node: Arc<Node>, stops: CancellationToken) -> anyhow::Result<Router> {
+pub fn router(
+    node: Arc<Node>,
+    stops: CancellationToken,
+    registry: prometheus::Registry,
+) -> anyhow::Result<Router> {
     let (router, description) = parts();
     let description = description.to_pretty_json()?;
-    let api = Arc::new(Api { node, replays: moves::Replays::default(), description, stops });
+    let api = Arc::new(Api { node, replays: moves::Replays::default(), description, stops, registry });
     Ok(router
         .fallback(|| async { Problem::not_found("there is no such path: see /v1/openapi.json") })
         .method_not_allowed_fallback(|| async {
@@ -217,9 +223,10 @@ pub async fn serve(
     address: SocketAddr,
     node: Arc<Node>,
     stops: CancellationToken,
+    registry: prometheus::Registry,
 ) -> anyhow::Result<JoinHandle<()>> {
     let listener = TcpListener::bind(address).await.with_context(|| format!("api = {address}"))?;
-    serve_on(listener, node, stops)
+    serve_with(listener, router(node, stops, registry)?)
 }
 
 /// Serves the API on a listener that is bound already.
@@ -231,7 +238,10 @@ pub fn serve_on(
     node: Arc<Node>,
     stops: CancellationToken,
 ) -> anyhow::Result<JoinHandle<()>> {
-    let router = router(node, stops)?;
+    serve_with(listener, router(node, stops, prometheus::Registry::new())?)
+}
+
+fn serve_with(listener: TcpListener, router: Router) -> anyhow::Result<JoinHandle<()>> {
     Ok(tokio::spawn(async move {
         if let Err(error) = axum::serve(listener, router).await {
             tracing::error!(%error, "the API listener ended");
