@@ -5,8 +5,9 @@ use proptest::prelude::*;
 use switchctl::core::rules::PacketIn;
 use switchctl::core::rules::{ETH_IPV4, ETH_IPV6, Field, PROTO_ICMP, PROTO_TCP, PROTO_UDP};
 use switchctl::ofp::{
-    self, Aggregate, BundleControl, Command, DecodeError, Description, FlowModMsg, FlowQuery, FlowStats,
-    Message, PortDesc, PortStats, Reply, Request, TableStats,
+    self, Absent, Aggregate, AsyncConfig, BundleControl, Command, DecodeError, Description, FlowModMsg,
+    FlowQuery, FlowStats, GroupMod, Message, MeterMod, PortDesc, PortMod, PortStats, Reply, Request,
+    TableMod, TableStats,
 };
 use switchctl::{Action, Match, PacketOut, PortNo, Rule, RuleKey, Vlan};
 
@@ -64,6 +65,7 @@ fn messages() -> impl Strategy<Value = Message> {
     let bytes = || proptest::collection::vec(any::<u8>(), 0..80);
     let flow_mod = (rules(), 0usize..5, any::<u64>())
         .prop_map(|((key, rule), command, mask)| {
+            let group = mask as u32;
             let commands = [
                 Command::Add,
                 Command::Modify,
@@ -73,12 +75,23 @@ fn messages() -> impl Strategy<Value = Message> {
             ];
             Message::FlowMod(FlowModMsg {
                 cookie_mask: mask,
+                out_group: group,
+                flags: mask as u16,
+                importance: !mask as u16,
                 ..FlowModMsg::new(commands[command], key, rule)
             })
         })
         .boxed();
     let flows = proptest::collection::vec((rules(), any::<u64>()), 0..5).prop_map(|list| {
-        let flow = |((key, rule), packets)| FlowStats { key, rule, packets, bytes: packets };
+        let flow = |((key, rule), packets)| FlowStats {
+            key,
+            rule,
+            packets,
+            bytes: packets,
+            age: std::time::Duration::new(packets >> 40, 7),
+            flags: packets as u16,
+            importance: !packets as u16,
+        };
         Reply::Flows(list.into_iter().map(flow).collect())
     });
     let ports = proptest::collection::vec((any::<u32>(), any::<u64>()), 0..5).prop_map(|list| {
@@ -112,7 +125,13 @@ fn messages() -> impl Strategy<Value = Message> {
         Just(Request::PortDesc),
         any::<u32>().prop_map(|port| Request::PortStats(PortNo(port))),
         matches().prop_map(|matches| Request::Flows(FlowQuery { matches, ..FlowQuery::default() })),
-        matches().prop_map(|matches| Request::Aggregate(FlowQuery { matches, ..FlowQuery::default() })),
+        (matches(), any::<u32>()).prop_map(|(matches, out_group)| {
+            Request::Aggregate(FlowQuery { matches, out_group, ..FlowQuery::default() })
+        }),
+        any::<bool>().prop_map(|set| Request::TableFeatures { set }),
+        Just(Request::TableDesc),
+        any::<u32>().prop_map(|of| Request::Absent { kind: Absent::QueueStats, of, queue: !of }),
+        Just(Request::Absent { kind: Absent::GroupFeatures, of: 0, queue: 0 }),
     ];
     prop_oneof![
         any::<Option<u32>>().prop_map(|versions| Message::Hello { version: 5, versions }),
@@ -138,6 +157,21 @@ fn messages() -> impl Strategy<Value = Message> {
         (replies, any::<bool>()).prop_map(|(reply, more)| Message::MultipartReply { reply, more }),
         Just(Message::BarrierRequest),
         Just(Message::RoleRequest(2, 7)),
+        Just(Message::RoleStatus(3, 0, 7)),
+        Just(Message::SetAsync(AsyncConfig::initial())),
+        any::<Option<bool>>().prop_map(|bit| {
+            let mut wants = AsyncConfig::default();
+            wants.0[10] = bit.map(u32::from);
+            Message::GetAsyncReply(wants)
+        }),
+        (any::<u16>(), any::<u32>())
+            .prop_map(|(command, group)| { Message::GroupMod(GroupMod { command, group }) }),
+        (any::<u16>(), any::<u32>())
+            .prop_map(|(command, meter)| { Message::MeterMod(MeterMod { command, meter }) }),
+        any::<(u32, [u8; 6], u32, u32, u32)>().prop_map(|(port, mac, config, mask, advertise)| {
+            Message::PortMod(PortMod { port: PortNo(port), mac, config, mask, advertise })
+        }),
+        (any::<u8>(), any::<u32>()).prop_map(|(table, config)| Message::TableMod(TableMod { table, config })),
         Just(Message::BundleControl { bundle: 1, control: BundleControl::CommitRequest, flags: 3 }),
     ]
 }

@@ -48,8 +48,10 @@ fn frame() -> Vec<u8> {
 
 #[test]
 fn no_kept_openflow_message_is_misread() {
-    let flows =
-        rules().into_iter().map(|(key, rule)| FlowStats { key, rule, packets: 1, bytes: 60 }).collect();
+    let flows = rules()
+        .into_iter()
+        .map(|(key, rule)| FlowStats { key, rule, packets: 1, ..FlowStats::default() })
+        .collect();
     let mut messages = changes();
     messages.push(packet_out());
     messages.push(Message::BundleAdd { bundle: 9, flags: 3, message: Box::new(messages[1].clone()) });

@@ -66,7 +66,7 @@ fn connect(driver: &mut Driver, present: &RuleSet) {
     let (sent, xid) = names(&outputs(driver));
     assert_eq!(sent, ["hello", "FeaturesRequest", "read"]);
     let flow =
-        |(key, rule): (&RuleKey, &Rule)| FlowStats { key: *key, rule: rule.clone(), packets: 0, bytes: 0 };
+        |(key, rule): (&RuleKey, &Rule)| FlowStats { key: *key, rule: rule.clone(), ..FlowStats::default() };
     let reply = Reply::Flows(present.iter().map(flow).collect());
     driver.handle_message(xid, Message::MultipartReply { reply, more: false }, T);
 }
@@ -265,7 +265,7 @@ fn committed(proof: Proof, sentinel: Option<u64>) -> Driver {
     let (_, xid) = names(&outputs(&mut driver));
     let flow = |cookie| {
         let rule = Rule { cookie, ..Rule::default() };
-        FlowStats { key: proof.sentinel().unwrap(), rule, packets: 0, bytes: 0 }
+        FlowStats { key: proof.sentinel().unwrap(), rule, ..FlowStats::default() }
     };
     let reply = Reply::Flows(sentinel.map(flow).into_iter().collect());
     driver.handle_message(xid, Message::MultipartReply { reply, more: false }, T);
@@ -386,7 +386,7 @@ fn a_resync_reads_the_switch_and_mends_what_others_changed() {
     assert_eq!(sent, ["read"]);
     let found = rules(&[1, 9]);
     let flow =
-        |(key, rule): (&RuleKey, &Rule)| FlowStats { key: *key, rule: rule.clone(), packets: 0, bytes: 0 };
+        |(key, rule): (&RuleKey, &Rule)| FlowStats { key: *key, rule: rule.clone(), ..FlowStats::default() };
     let reply = Reply::Flows(found.iter().map(flow).collect());
     driver.handle_message(xid, Message::MultipartReply { reply, more: false }, T);
     let done = finish(&mut driver);

@@ -2,126 +2,23 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
 mod common;
+mod running;
 
 use std::io::Read;
-use std::net::UdpSocket;
-use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use common::{OWN, PEER, group, in_force, next, plan, rules};
 use flow::steer::{MarkerBody, Side, Tag, TunnelKey, TunnelRole};
 use flow::{Epoch, MoveId, WorkerId};
-use socket2::{Domain, SockAddr, Socket, Type};
-use switchctl::softswitch::{self, PortConfig, PortKind, QUEUE_FRAMES, SwitchConfig};
+use running::{Running, attach, client_frame, receive};
+use socket2::Socket;
+use switchctl::softswitch::QUEUE_FRAMES;
 use switchctl::{
-    Action, Match, OldPath, PacketOut, PortNo, Ports, Rule, RuleKey, Session, SessionOptions, SwitchAddr,
-    SwitchEvent, marker_out,
+    Action, Match, OldPath, PacketOut, PortNo, Ports, Rule, RuleKey, Session, SessionOptions, SwitchEvent,
+    marker_out,
 };
-
-/// A switch in a thread of its own, with its sockets in a directory of its own.
-struct Running {
-    directory: tempfile::TempDir,
-    stop: Arc<AtomicBool>,
-    thread: Option<JoinHandle<()>>,
-    /// The peer site's end of the tunnel.
-    peer: UdpSocket,
-    /// Where the switch receives from it.
-    tunnel: std::net::SocketAddr,
-}
-
-impl Running {
-    fn start() -> Self {
-        let directory = tempfile::tempdir().unwrap();
-        let peer = UdpSocket::bind("127.0.0.1:0").unwrap();
-        peer.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
-        // A port that was free a moment ago.
-        let tunnel = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        let mut running =
-            Self { directory, stop: Arc::new(AtomicBool::new(false)), thread: None, peer, tunnel };
-        running.run();
-        running
-    }
-
-    fn run(&mut self) {
-        let config = self.config();
-        self.stop.store(false, Ordering::Relaxed);
-        let stop = Arc::clone(&self.stop);
-        self.thread = Some(std::thread::spawn(move || softswitch::run(&config, &stop).unwrap()));
-    }
-
-    fn halt(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
-        if let Some(thread) = self.thread.take() {
-            thread.join().unwrap();
-        }
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.directory.path().join(name)
-    }
-
-    fn config(&self) -> SwitchConfig {
-        let socket = |number, name: &str| PortConfig {
-            number,
-            name: name.into(),
-            kind: PortKind::Socket { path: self.path(name) },
-        };
-        let remote = self.peer.local_addr().unwrap();
-        let tunnel = PortConfig {
-            number: Ports::tunnel(PEER),
-            name: "site2".into(),
-            kind: PortKind::Tunnel { local: self.tunnel, remote },
-        };
-        SwitchConfig {
-            site: OWN,
-            name: "test".into(),
-            control: self.path("control"),
-            control_tcp: None,
-            ports: vec![
-                socket(Ports::INSIDE, "inside"),
-                socket(Ports::OUTSIDE, "outside"),
-                socket(Ports::worker(WorkerId(0)), "worker0"),
-                socket(Ports::worker(WorkerId(1)), "worker1"),
-                tunnel,
-            ],
-            queue_frames: QUEUE_FRAMES,
-        }
-    }
-
-    fn address(&self) -> SwitchAddr {
-        SwitchAddr::Unix(self.path("control"))
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        self.halt();
-    }
-}
-
-/// Connects to a port, waiting until the switch listens.
-fn attach(path: &Path) -> Socket {
-    for _ in 0..250 {
-        let socket = Socket::new(Domain::UNIX, Type::SEQPACKET, None).unwrap();
-        if socket.connect(&SockAddr::unix(path).unwrap()).is_ok() {
-            socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
-            return socket;
-        }
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    panic!("nobody listens at {}", path.display());
-}
-
-fn receive(socket: &Socket) -> Vec<u8> {
-    let mut buffer = vec![0; 10_000];
-    let len = (&*socket).read(&mut buffer).unwrap();
-    buffer.truncate(len);
-    buffer
-}
 
 /// Frames pass. The first ones may find that the switch has not taken up the receiver's connection yet, and are dropped.
 fn passes(from: &Socket, to: &Socket) {
@@ -143,17 +40,6 @@ fn nothing_comes(socket: &Socket) {
 fn tag(frame: &[u8]) -> Option<Tag> {
     assert_eq!(frame[12..14], [0x81, 0]);
     Tag::from_vlan(u16::from_be_bytes([frame[14], frame[15]]))
-}
-
-/// A UDP packet of client 100.64.0.1 with a number in it.
-fn client_frame(number: u32) -> Vec<u8> {
-    let mut frame = vec![2; 12];
-    frame.extend_from_slice(&[
-        0x08, 0x00, 0x45, 0, 0, 32, 0, 0, 0, 0, 64, 17, 0, 0, 100, 64, 0, 1, 192, 0, 2, 1,
-    ]);
-    frame.extend_from_slice(&[1, 1, 0, 53, 0, 12, 0, 0]);
-    frame.extend_from_slice(&number.to_be_bytes());
-    frame
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -328,44 +214,121 @@ async fn a_slow_worker_loses_nothing_up_to_the_bound_of_its_queue() {
     }
 }
 
+/// `ovs-ofctl` against the switch, in the ways that people type it.
+struct Ofctl(String);
+
+impl Ofctl {
+    /// `None` when it is not installed, which is said.
+    fn new(running: &Running, test: &str) -> Option<Self> {
+        if Command::new("ovs-ofctl").arg("--version").output().is_ok() {
+            return Some(Self(format!("unix:{}", running.path("control").display())));
+        }
+        use std::io::Write;
+        std::io::stderr()
+            .write_all(format!("SKIPPED: {test}: ovs-ofctl is not installed\n").as_bytes())
+            .unwrap();
+        None
+    }
+
+    /// Whether it succeeded, and what it said on both outputs.
+    fn try_run(&self, options: &[&str], arguments: &[&str]) -> (bool, String) {
+        let mut command = Command::new("ovs-ofctl");
+        command.args(["-O", "OpenFlow14", "--timeout=10"]).args(options);
+        let output = command.args([arguments[0], &self.0]).args(&arguments[1..]).output().unwrap();
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        (output.status.success(), text(&output.stdout) + &text(&output.stderr))
+    }
+
+    fn run(&self, arguments: &[&str]) -> String {
+        let (done, text) = self.try_run(&["--no-names"], arguments);
+        assert!(done, "{arguments:?}: {text}");
+        text
+    }
+
+    /// With the names of ports and tables, as on a terminal.
+    fn named(&self, arguments: &[&str]) -> String {
+        let (done, text) = self.try_run(&["--names"], arguments);
+        assert!(done, "{arguments:?}: {text}");
+        text
+    }
+
+    fn refused(&self, arguments: &[&str]) -> String {
+        let (done, text) = self.try_run(&[], arguments);
+        assert!(!done || text.contains("_ERROR") || text.contains("OFPT_ERROR"), "{arguments:?}: {text}");
+        text
+    }
+}
+
 /// `ovs-ofctl` of Open vSwitch as a second controller.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn ovs_ofctl_understands_the_embedded_switch() {
-    if Command::new("ovs-ofctl").arg("--version").output().is_err() {
-        use std::io::Write;
-        let text = b"skipped ovs_ofctl_understands_the_embedded_switch: ovs-ofctl is not installed\n";
-        std::io::stderr().write_all(text).unwrap();
-        return;
-    }
     let running = Running::start();
+    let Some(ofctl) = Ofctl::new(&running, "ovs_ofctl_understands_the_embedded_switch") else { return };
     let (switch, mut events) = Session::spawn(running.address(), SessionOptions::default());
     switch.set_rules(rules(OWN, Some(0)), 1);
     in_force(&mut events, 1).await;
-    let target = format!("unix:{}", running.path("control").display());
-    let ofctl = |arguments: &[&str]| {
-        let mut command = Command::new("ovs-ofctl");
-        command
-            .args(["-O", "OpenFlow14", "--no-names", "--timeout=10", arguments[0], &target])
-            .args(&arguments[1..]);
-        let output = command.output().unwrap();
-        let text = String::from_utf8_lossy(&output.stdout).into_owned();
-        assert!(output.status.success(), "{arguments:?}: {text}{}", String::from_utf8_lossy(&output.stderr));
-        text
-    };
-    let show = ofctl(&["show"]);
+    let show = ofctl.run(&["show"]);
     assert!(show.contains("dpid:4c6d000000000001") && show.contains("1002(site2)"), "{show}");
-    let flows = ofctl(&["dump-flows"]);
+    let flows = ofctl.run(&["dump-flows"]);
     assert!(flows.contains("table=1") && flows.contains("nw_src=100.64.0.0/24"), "{flows}");
     assert!(flows.contains("goto_table:1") && flows.contains("push_vlan:0x8100"), "{flows}");
-    assert!(ofctl(&["dump-ports"]).contains("rx pkts=0"));
-    assert!(ofctl(&["dump-aggregate"]).contains("flow_count="));
-    assert!(ofctl(&["dump-desc"]).contains("Limosa"));
-    ofctl(&["add-flow", "table=6,priority=5,in_port=1,tcp,tp_dst=0x400/0xfc00,actions=output:2"]);
-    assert!(ofctl(&["dump-flows", "table=6"]).contains("tp_dst=0x400/0xfc00"));
-    ofctl(&["del-flows", "table=6"]);
+    assert!(ofctl.run(&["dump-ports"]).contains("rx pkts=0"));
+    assert!(ofctl.run(&["dump-aggregate"]).contains("flow_count="));
+    assert!(ofctl.run(&["dump-desc"]).contains("Limosa"));
+    ofctl.run(&["add-flow", "table=6,priority=5,in_port=1,tcp,tp_dst=0x400/0xfc00,actions=output:2"]);
+    assert!(ofctl.run(&["dump-flows", "table=6"]).contains("tp_dst=0x400/0xfc00"));
+    ofctl.run(&["del-flows", "table=6"]);
     let file = running.path("flows");
     std::fs::write(&file, "table=7,priority=1,ip,actions=output:1\ntable=7,priority=2,ip,actions=output:2\n")
         .unwrap();
-    ofctl(&["add-flows", &file.display().to_string(), "--bundle"]);
-    assert_eq!(ofctl(&["dump-flows", "table=7"]).matches("table=7").count(), 2);
+    ofctl.run(&["add-flows", &file.display().to_string(), "--bundle"]);
+    assert_eq!(ofctl.run(&["dump-flows", "table=7"]).matches("table=7").count(), 2);
+}
+
+/// Names of tables and ports are asked for on a terminal, and for each flow that is added.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ovs_ofctl_works_with_names_and_as_on_a_terminal() {
+    let running = Running::start();
+    let Some(ofctl) = Ofctl::new(&running, "ovs_ofctl_works_with_names_and_as_on_a_terminal") else { return };
+    drop(attach(&running.path("inside")));
+    ofctl.named(&["add-flow", "table=6,priority=5,in_port=inside,ip,actions=output:outside"]);
+    let flows = ofctl.named(&["dump-flows", "table=6"]);
+    assert!(flows.contains("in_port=inside") && flows.contains("actions=output:outside"), "{flows}");
+    // A pseudo-terminal, whose output names by itself.
+    let command = format!("ovs-ofctl -O OpenFlow14 --timeout=10 dump-flows {}", ofctl.0);
+    let seen = Command::new("script").args(["-qec", &command, "/dev/null"]).env("TERM", "xterm").output();
+    if let Ok(output) = seen {
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success() && text.contains("inside"), "{text}");
+    }
+    let (done, text) = ofctl.try_run(&[], &["add-flow", "table=5,tcp,actions=inside"]);
+    assert!(done, "{text}");
+    for request in ["dump-tables", "dump-table-features", "dump-table-desc", "dump-ports-desc", "dump-groups"]
+    {
+        ofctl.named(&[request]);
+    }
+    for request in ["dump-group-features", "dump-group-stats", "meter-features", "dump-meters", "meter-stats"]
+    {
+        ofctl.named(&[request]);
+    }
+    let features = ofctl.run(&["dump-table-features"]);
+    assert!(
+        features.contains("tables 1...7: ditto") && features.contains("max_entries=4194304"),
+        "{features}"
+    );
+    ofctl.named(&["del-groups"]);
+    ofctl.named(&["packet-out", "in_port=controller,packet=ffffffffffffffffffffffff08004500,actions=inside"]);
+    let file = running.path("flows");
+    std::fs::write(&file, "table=7,priority=1,ip,actions=output:1\n").unwrap();
+    let file = file.display().to_string();
+    ofctl.named(&["replace-flows", &file]);
+    assert!(ofctl.named(&["diff-flows", &file]).is_empty());
+    let refused = ofctl.refused(&["add-flow", "table=1,idle_timeout=5,ip,actions=drop"]);
+    assert!(refused.contains("OFPFMFC_BAD_TIMEOUT"), "{refused}");
+    let refused = ofctl.refused(&["add-flow", "table=7,priority=1,check_overlap,tcp,actions=drop"]);
+    assert!(refused.contains("OFPFMFC_OVERLAP"), "{refused}");
+    ofctl.named(&["del-flows", "out_group=5"]);
+    assert!(ofctl.named(&["dump-flows"]).contains("table=7"), "a rule without that group stays");
+    ofctl.named(&["del-flows", "out_port=inside"]);
+    assert!(!ofctl.named(&["dump-flows"]).contains("table=7"));
 }

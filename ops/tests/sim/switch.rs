@@ -86,7 +86,8 @@ impl Switch {
             Message::PacketOut(out) if self.packet.load(&out.bytes) => {
                 let mut deliver =
                     |port, packet: &mut Packet, key| turn.sent.push((port, packet.frame().to_vec(), key));
-                Pipeline::packet_out(&mut self.packet, out.in_port, &out.actions, &mut deliver);
+                // What a switch refuses it does not send.
+                let _ = self.rules.packet_out(&mut self.packet, out.in_port, &out.actions, &mut deliver);
             }
             Message::BundleAdd { bundle, message, .. } => {
                 if let Message::FlowMod(change) = *message {

@@ -41,7 +41,7 @@ fn command(pipeline: &mut Pipeline, piece: &[u8]) {
         Ok((_, Message::PacketOut(out))) => {
             let mut packet = Packet::default();
             if packet.load(&out.bytes) {
-                Pipeline::packet_out(&mut packet, out.in_port, &out.actions, &mut emit);
+                let _ = pipeline.packet_out(&mut packet, out.in_port, &out.actions, &mut emit);
             }
         }
         _ => {}

@@ -16,6 +16,8 @@ pub struct PortNo(pub u32);
 impl PortNo {
     /// The port that a packet came in by (`OFPP_IN_PORT`).
     pub const IN_PORT: Self = Self(0xffff_fff8);
+    /// The tables, for a packet of a controller (`OFPP_TABLE`).
+    pub const TABLE: Self = Self(0xffff_fff9);
     /// The controller (`OFPP_CONTROLLER`).
     pub const CONTROLLER: Self = Self(0xffff_fffd);
     /// Any port, or none (`OFPP_ANY`).
@@ -285,6 +287,12 @@ impl Match {
         (0..WORDS)
             .all(|i| self.mask[i] & !other.mask[i] == 0 && other.value[i] & self.mask[i] == self.value[i])
     }
+
+    /// Whether a packet can be of both matches.
+    #[must_use]
+    pub fn overlaps(&self, other: &Self) -> bool {
+        (0..WORDS).all(|i| (self.value[i] ^ other.value[i]) & self.mask[i] & other.mask[i] == 0)
+    }
 }
 
 impl fmt::Debug for Match {
@@ -323,7 +331,7 @@ pub enum Action {
 }
 
 /// The identity of a rule in a switch.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RuleKey {
     /// Table.
     pub table: u8,

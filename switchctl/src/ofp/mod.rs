@@ -6,14 +6,18 @@
 //!
 //! Source: OpenFlow Switch Specification 1.4.0 (ONF TS-012), section 7.
 
+pub mod error;
+mod features;
 mod multipart;
 mod oxm;
+mod settings;
 mod wire;
 
 pub use multipart::{
-    Aggregate, Description, FlowQuery, FlowStats, PortDesc, PortStats, Reply, Request, TableStats,
-    split_reply,
+    Absent, Aggregate, Description, FlowQuery, FlowStats, PortDesc, PortStats, Reply, Request, TableFeatures,
+    TableStats, split_reply,
 };
+pub use settings::{AsyncConfig, GroupMod, MeterMod, PortMod, TableMod};
 
 use crate::core::rules::{Action, Field, Match, PacketIn, PacketOut, PortNo, Rule, RuleKey};
 use oxm::{
@@ -46,6 +50,9 @@ pub enum Unsupported {
     /// An action.
     #[error("action {0}")]
     Action(u16),
+    /// An action of somebody's own.
+    #[error("action of experimenter {0:#x}")]
+    ExperimenterAction(u32),
     /// An instruction.
     #[error("instruction {0}")]
     Instruction(u16),
@@ -119,14 +126,37 @@ pub enum DecodeError {
     /// A field whose EtherType or IP protocol is missing.
     #[error("{0:?} is matched without the EtherType or IP protocol that it depends on")]
     Needs(Field),
-    /// An action or instruction with a wrong length.
-    #[error("action or instruction {kind} has length {len}")]
+    /// An action with a wrong length.
+    #[error("action {kind} has length {len}")]
     ActionLength {
         /// Its type.
         kind: u16,
         /// Its length.
         len: usize,
     },
+    /// An action that sets a field has a wrong length for it.
+    #[error("the field to be set has length {0}")]
+    SetLength(usize),
+    /// An instruction with a wrong length.
+    #[error("instruction {kind} has length {len}")]
+    InstructionLength {
+        /// Its type.
+        kind: u16,
+        /// Its length.
+        len: usize,
+    },
+    /// An instruction that was there already.
+    #[error("instruction {0} appears twice")]
+    InstructionTwice(u16),
+    /// A mask on a field that has none in OpenFlow.
+    #[error("match field {number} cannot have a mask")]
+    MaskOnField {
+        /// Its number.
+        number: u8,
+    },
+    /// Bytes behind the end of what the message's type has.
+    #[error("{0} bytes behind the end of the message")]
+    Trailing(usize),
     /// A record inside a list with a wrong length.
     #[error("record with length {0}")]
     RecordLength(usize),
@@ -137,6 +167,8 @@ pub enum DecodeError {
         field: &'static str,
         /// What it was.
         value: u32,
+        /// The error that answers it.
+        code: error::Code,
     },
     /// Legal, but not carried here.
     #[error("{0} is not supported")]
@@ -146,77 +178,52 @@ pub enum DecodeError {
 impl DecodeError {
     /// Error type and code that a switch answers with (OpenFlow 1.4, section 7.5.4).
     #[must_use]
-    pub fn reply(&self) -> (u16, u16) {
+    pub fn reply(&self) -> error::Code {
         match self {
             Self::Version(_) => error::BAD_VERSION,
-            Self::Match { .. } | Self::FieldLength { .. } => (4, 1),
-            Self::BitsOutsideMask { .. } => (4, 8),
-            Self::FieldTwice { .. } => (4, 10),
-            Self::Needs(_) => (4, 9),
-            Self::ActionLength { .. } => (2, 1),
-            Self::Short { .. } | Self::Length { .. } | Self::RecordLength(_) | Self::Value { .. } => {
+            Self::Match { kind, .. } if *kind != 1 => error::MATCH_BAD_TYPE,
+            Self::Match { .. } | Self::FieldLength { .. } => error::MATCH_BAD_LEN,
+            Self::BitsOutsideMask { .. } => error::MATCH_BAD_WILDCARDS,
+            Self::FieldTwice { .. } => error::MATCH_DUP_FIELD,
+            Self::MaskOnField { .. } => error::MATCH_BAD_MASK,
+            Self::Needs(_) => error::MATCH_BAD_PREREQ,
+            Self::ActionLength { .. } => error::ACTION_BAD_LEN,
+            Self::SetLength(_) => error::BAD_SET_LEN,
+            Self::InstructionLength { .. } => error::INSTRUCTION_BAD_LEN,
+            Self::InstructionTwice(_) => error::INSTRUCTION_DUP,
+            Self::Short { .. } | Self::Length { .. } | Self::RecordLength(_) | Self::Trailing(_) => {
                 error::BAD_LEN
             }
-            Self::Unsupported(what) => match what {
-                Unsupported::Field { .. } => (4, 6),
-                Unsupported::Action(_) => (2, 0),
-                Unsupported::Instruction(_) => (3, 1),
-                Unsupported::EtherType(_) | Unsupported::SetField(_) | Unsupported::SetMasked(_) => (2, 5),
-                Unsupported::Message(_) => error::BAD_TYPE,
-                Unsupported::Multipart(_) => error::BAD_MULTIPART,
-            },
+            Self::Value { code, .. } => *code,
+            Self::Unsupported(what) => what.reply(),
         }
     }
 }
 
-/// Error types and codes that are sent by name (OpenFlow 1.4, section 7.5.4).
-pub mod error {
-    /// Type and code.
-    pub type Code = (u16, u16);
-    /// No common version.
-    pub const HELLO_INCOMPATIBLE: Code = (0, 0);
-    /// Wrong version.
-    pub const BAD_VERSION: Code = (1, 0);
-    /// Unknown message type.
-    pub const BAD_TYPE: Code = (1, 1);
-    /// Unknown multipart type.
-    pub const BAD_MULTIPART: Code = (1, 2);
-    /// Wrong length.
-    pub const BAD_LEN: Code = (1, 6);
-    /// A buffer that is not there.
-    pub const BUFFER_UNKNOWN: Code = (1, 8);
-    /// An output port that cannot be.
-    pub const BAD_OUT_PORT: Code = (2, 4);
-    /// Setting something that cannot be set.
-    pub const BAD_SET_ARGUMENT: Code = (2, 15);
-    /// A table to go to that is not later.
-    pub const BAD_TABLE_ID: Code = (3, 2);
-    /// A flow mod failed: table full.
-    pub const TABLE_FULL: Code = (5, 1);
-    /// A flow mod failed: no such table.
-    pub const FLOW_BAD_TABLE: Code = (5, 2);
-    /// A flow mod failed: timeouts are not supported.
-    pub const FLOW_BAD_TIMEOUT: Code = (5, 5);
-    /// A flow mod failed: no such command.
-    pub const FLOW_BAD_COMMAND: Code = (5, 6);
-    /// No bundle with this id.
-    pub const BUNDLE_BAD_ID: Code = (17, 2);
-    /// The bundle is there already.
-    pub const BUNDLE_EXISTS: Code = (17, 3);
-    /// The bundle is closed.
-    pub const BUNDLE_CLOSED: Code = (17, 4);
-    /// Too many bundles.
-    pub const BUNDLE_TOO_MANY: Code = (17, 5);
-    /// No such bundle request.
-    pub const BUNDLE_BAD_TYPE: Code = (17, 6);
-    /// A message whose id is not that of the message around it.
-    pub const BUNDLE_BAD_XID: Code = (17, 9);
-    /// A message that cannot be bundled.
-    pub const BUNDLE_UNSUPPORTED: Code = (17, 10);
-    /// Too many messages in a bundle.
-    pub const BUNDLE_FULL: Code = (17, 12);
-    /// One of the bundle's messages failed.
-    pub const BUNDLE_FAILED: Code = (17, 13);
+impl Unsupported {
+    fn reply(self) -> error::Code {
+        match self {
+            Self::Field { .. } => error::MATCH_BAD_FIELD,
+            Self::Action(_) => error::ACTION_BAD_TYPE,
+            Self::ExperimenterAction(_) => error::ACTION_BAD_EXPERIMENTER,
+            Self::Instruction(number) => instruction_error(number),
+            Self::EtherType(_) | Self::SetMasked(_) => error::ACTION_BAD_ARGUMENT,
+            Self::SetField(_) => error::BAD_SET_TYPE,
+            Self::Message(kind::EXPERIMENTER) | Self::Multipart(u16::MAX) => error::BAD_EXPERIMENTER,
+            Self::Message(_) => error::BAD_TYPE,
+            Self::Multipart(_) => error::BAD_MULTIPART,
+        }
+    }
+}
+
+/// Instructions of OpenFlow 1.4 that are not carried here, and numbers that are none.
+fn instruction_error(number: u16) -> error::Code {
+    match number {
+        2 => error::INSTRUCTION_UNSUPPORTED_METADATA,
+        3..=6 => error::INSTRUCTION_UNSUPPORTED,
+        u16::MAX => error::INSTRUCTION_BAD_EXPERIMENTER,
+        _ => error::INSTRUCTION_UNKNOWN,
+    }
 }
 
 /// What every message starts with.
@@ -278,11 +285,26 @@ pub struct FlowModMsg {
     pub hard_timeout: u16,
     /// Deletion of rules with this output only; [`PortNo::ANY`] for all.
     pub out_port: PortNo,
+    /// Deletion of rules with this group only; [`GROUP_ANY`] for all.
+    pub out_group: u32,
     /// `OFPFF_*` bits.
     pub flags: u16,
-    /// For eviction; not used.
+    /// What eviction would go by: lower ones first.
     pub importance: u16,
 }
+
+/// Any group, or none (`OFPG_ANY`).
+pub const GROUP_ANY: u32 = u32::MAX;
+/// All groups, for deletion and statistics (`OFPG_ALL`).
+pub const GROUP_ALL: u32 = 0xffff_fffc;
+/// Flow mod flag: tell when the rule ends (`OFPFF_SEND_FLOW_REM`).
+pub const FLAG_SEND_REMOVED: u16 = 1;
+/// Flow mod flag: refuse a rule that overlaps another of its priority (`OFPFF_CHECK_OVERLAP`).
+pub const FLAG_CHECK_OVERLAP: u16 = 2;
+/// Flow mod flag: the counters begin at zero (`OFPFF_RESET_COUNTS`).
+pub const FLAG_RESET_COUNTS: u16 = 4;
+/// All flow mod flags of OpenFlow 1.4; the last two allow that packets and bytes are not counted.
+pub const FLAGS_ALL: u16 = 0x1f;
 
 impl FlowModMsg {
     /// All tables.
@@ -299,6 +321,7 @@ impl FlowModMsg {
             idle_timeout: 0,
             hard_timeout: 0,
             out_port: PortNo::ANY,
+            out_group: GROUP_ANY,
             flags: 0,
             importance: 0,
         }
@@ -406,10 +429,20 @@ pub enum Message {
     RoleReply(u32, u64),
     /// Which asynchronous messages are wanted?
     GetAsyncRequest,
-    /// Answer: its properties.
-    GetAsyncReply(Vec<u8>),
-    /// Sets which are wanted.
-    SetAsync(Vec<u8>),
+    /// Answer.
+    GetAsyncReply(AsyncConfig),
+    /// Sets which are wanted; what is left out stays.
+    SetAsync(AsyncConfig),
+    /// The controller's role was changed by somebody else: role, reason, generation.
+    RoleStatus(u32, u8, u64),
+    /// A change of groups.
+    GroupMod(GroupMod),
+    /// A change of a port.
+    PortMod(PortMod),
+    /// A change of a table.
+    TableMod(TableMod),
+    /// A change of meters.
+    MeterMod(MeterMod),
     /// About a bundle.
     BundleControl {
         /// Its id.
@@ -430,34 +463,40 @@ pub enum Message {
     },
 }
 
-mod kind {
-    pub(super) const HELLO: u8 = 0;
-    pub(super) const ERROR: u8 = 1;
-    pub(super) const ECHO_REQUEST: u8 = 2;
-    pub(super) const ECHO_REPLY: u8 = 3;
-    pub(super) const FEATURES_REQUEST: u8 = 5;
-    pub(super) const FEATURES_REPLY: u8 = 6;
-    pub(super) const GET_CONFIG_REQUEST: u8 = 7;
-    pub(super) const GET_CONFIG_REPLY: u8 = 8;
-    pub(super) const SET_CONFIG: u8 = 9;
-    pub(super) const PACKET_IN: u8 = 10;
-    pub(super) const FLOW_REMOVED: u8 = 11;
-    pub(super) const PORT_STATUS: u8 = 12;
-    pub(super) const PACKET_OUT: u8 = 13;
-    pub(super) const FLOW_MOD: u8 = 14;
-    pub(super) const MULTIPART_REQUEST: u8 = 18;
-    pub(super) const MULTIPART_REPLY: u8 = 19;
-    pub(super) const BARRIER_REQUEST: u8 = 20;
-    pub(super) const BARRIER_REPLY: u8 = 21;
-    pub(super) const ROLE_REQUEST: u8 = 24;
-    pub(super) const ROLE_REPLY: u8 = 25;
-    pub(super) const GET_ASYNC_REQUEST: u8 = 26;
-    pub(super) const GET_ASYNC_REPLY: u8 = 27;
-    pub(super) const SET_ASYNC: u8 = 28;
-    pub(super) const ROLE_STATUS: u8 = 30;
-    pub(super) const TABLE_STATUS: u8 = 31;
-    pub(super) const BUNDLE_CONTROL: u8 = 33;
-    pub(super) const BUNDLE_ADD: u8 = 34;
+/// Message types.
+pub(crate) mod kind {
+    pub(crate) const HELLO: u8 = 0;
+    pub(crate) const ERROR: u8 = 1;
+    pub(crate) const ECHO_REQUEST: u8 = 2;
+    pub(crate) const ECHO_REPLY: u8 = 3;
+    pub(crate) const EXPERIMENTER: u8 = 4;
+    pub(crate) const FEATURES_REQUEST: u8 = 5;
+    pub(crate) const FEATURES_REPLY: u8 = 6;
+    pub(crate) const GET_CONFIG_REQUEST: u8 = 7;
+    pub(crate) const GET_CONFIG_REPLY: u8 = 8;
+    pub(crate) const SET_CONFIG: u8 = 9;
+    pub(crate) const PACKET_IN: u8 = 10;
+    pub(crate) const FLOW_REMOVED: u8 = 11;
+    pub(crate) const PORT_STATUS: u8 = 12;
+    pub(crate) const PACKET_OUT: u8 = 13;
+    pub(crate) const FLOW_MOD: u8 = 14;
+    pub(crate) const GROUP_MOD: u8 = 15;
+    pub(crate) const PORT_MOD: u8 = 16;
+    pub(crate) const TABLE_MOD: u8 = 17;
+    pub(crate) const MULTIPART_REQUEST: u8 = 18;
+    pub(crate) const MULTIPART_REPLY: u8 = 19;
+    pub(crate) const BARRIER_REQUEST: u8 = 20;
+    pub(crate) const BARRIER_REPLY: u8 = 21;
+    pub(crate) const ROLE_REQUEST: u8 = 24;
+    pub(crate) const ROLE_REPLY: u8 = 25;
+    pub(crate) const GET_ASYNC_REQUEST: u8 = 26;
+    pub(crate) const GET_ASYNC_REPLY: u8 = 27;
+    pub(crate) const SET_ASYNC: u8 = 28;
+    pub(crate) const METER_MOD: u8 = 29;
+    pub(crate) const ROLE_STATUS: u8 = 30;
+    pub(crate) const TABLE_STATUS: u8 = 31;
+    pub(crate) const BUNDLE_CONTROL: u8 = 33;
+    pub(crate) const BUNDLE_ADD: u8 = 34;
 }
 
 impl Message {
@@ -503,6 +542,11 @@ impl Message {
             Self::GetAsyncRequest => kind::GET_ASYNC_REQUEST,
             Self::GetAsyncReply(_) => kind::GET_ASYNC_REPLY,
             Self::SetAsync(_) => kind::SET_ASYNC,
+            Self::RoleStatus(..) => kind::ROLE_STATUS,
+            Self::GroupMod(_) => kind::GROUP_MOD,
+            Self::PortMod(_) => kind::PORT_MOD,
+            Self::TableMod(_) => kind::TABLE_MOD,
+            Self::MeterMod(_) => kind::METER_MOD,
             Self::BundleControl { .. } => kind::BUNDLE_CONTROL,
             Self::BundleAdd { .. } => kind::BUNDLE_ADD,
         }
@@ -550,10 +594,18 @@ fn put_body(w: &mut Writer, xid: u32, message: &Message) {
             w.u16(*code);
             w.bytes(data);
         }
-        Message::EchoRequest(data)
-        | Message::EchoReply(data)
-        | Message::GetAsyncReply(data)
-        | Message::SetAsync(data) => w.bytes(data),
+        Message::EchoRequest(data) | Message::EchoReply(data) => w.bytes(data),
+        Message::GetAsyncReply(config) | Message::SetAsync(config) => settings::put_async(w, config),
+        Message::RoleStatus(role, reason, generation) => {
+            w.u32(*role);
+            w.u8(*reason);
+            w.zeros(3);
+            w.u64(*generation);
+        }
+        Message::GroupMod(change) => settings::put_group_mod(w, *change),
+        Message::PortMod(change) => settings::put_port_mod(w, change),
+        Message::TableMod(change) => settings::put_table_mod(w, *change),
+        Message::MeterMod(change) => settings::put_meter_mod(w, *change),
         Message::FeaturesReply { datapath, buffers, tables, capabilities } => {
             w.u64(*datapath);
             w.u32(*buffers);
@@ -633,7 +685,7 @@ fn put_flow_mod(w: &mut Writer, change: &FlowModMsg) {
     w.u16(change.key.priority);
     w.u32(NO_BUFFER);
     w.u32(change.out_port.0);
-    w.u32(PortNo::ANY.0);
+    w.u32(change.out_group);
     w.u16(change.flags);
     w.u16(change.importance);
     put_match(w, &change.key.matches);
@@ -663,10 +715,19 @@ fn decode_nested(bytes: &[u8], may_bundle: bool) -> Result<(u32, Message), Decod
         return Err(DecodeError::Version(header.version));
     }
     let message = match header.kind {
-        kind::BUNDLE_ADD if may_bundle => take_bundle_add(&mut r)?,
+        kind::BUNDLE_ADD if may_bundle => take_bundle_add(header.xid, &mut r)?,
+        kind::BUNDLE_ADD => return Err(not_bundled(header.kind)),
         other => take_body(other, &mut r)?,
     };
     Ok((header.xid, message))
+}
+
+fn not_bundled(kind: u8) -> DecodeError {
+    DecodeError::Value {
+        field: "type of a bundled message",
+        value: kind.into(),
+        code: error::BUNDLE_UNSUPPORTED,
+    }
 }
 
 fn take_versions(mut r: Reader<'_>) -> Result<Option<u32>, DecodeError> {
@@ -687,31 +748,47 @@ fn take_body(message: u8, r: &mut Reader<'_>) -> Result<Message, DecodeError> {
         kind::ERROR => Message::Error { kind: r.u16()?, code: r.u16()?, data: r.rest().to_vec() },
         kind::ECHO_REQUEST => Message::EchoRequest(r.rest().to_vec()),
         kind::ECHO_REPLY => Message::EchoReply(r.rest().to_vec()),
-        kind::FEATURES_REQUEST => Message::FeaturesRequest,
+        kind::FEATURES_REQUEST => alone(r, Message::FeaturesRequest)?,
         kind::FEATURES_REPLY => take_features(r)?,
-        kind::GET_CONFIG_REQUEST => Message::GetConfigRequest,
+        kind::GET_CONFIG_REQUEST => alone(r, Message::GetConfigRequest)?,
         kind::GET_CONFIG_REPLY => Message::GetConfigReply(r.u16()?, r.u16()?),
-        kind::SET_CONFIG => Message::SetConfig(r.u16()?, r.u16()?),
+        kind::SET_CONFIG => {
+            let (flags, miss) = (r.u16()?, r.u16()?);
+            alone(r, Message::SetConfig(flags, miss))?
+        }
         kind::PACKET_IN => take_packet_in(r)?,
-        kind::FLOW_REMOVED | kind::PORT_STATUS | kind::ROLE_STATUS | kind::TABLE_STATUS => {
-            Message::Async(message)
+        kind::FLOW_REMOVED | kind::PORT_STATUS | kind::TABLE_STATUS => Message::Async(message),
+        kind::ROLE_STATUS => {
+            let (role, reason) = (r.u32()?, r.u8()?);
+            r.take(3)?;
+            Message::RoleStatus(role, reason, r.u64()?)
         }
         kind::PACKET_OUT => Message::PacketOut(take_packet_out(r)?),
         kind::FLOW_MOD => Message::FlowMod(take_flow_mod(r)?),
         kind::MULTIPART_REQUEST => Message::MultipartRequest(multipart::take_request(r)?),
         kind::MULTIPART_REPLY => multipart::take_reply(r)?,
-        kind::BARRIER_REQUEST => Message::BarrierRequest,
+        kind::BARRIER_REQUEST => alone(r, Message::BarrierRequest)?,
         kind::BARRIER_REPLY => Message::BarrierReply,
         kind::ROLE_REQUEST => {
-            take_role(r).map(|(role, generation)| Message::RoleRequest(role, generation))?
+            let (role, generation) = take_role(r)?;
+            alone(r, Message::RoleRequest(role, generation))?
         }
         kind::ROLE_REPLY => take_role(r).map(|(role, generation)| Message::RoleReply(role, generation))?,
-        kind::GET_ASYNC_REQUEST => Message::GetAsyncRequest,
-        kind::GET_ASYNC_REPLY => Message::GetAsyncReply(r.rest().to_vec()),
-        kind::SET_ASYNC => Message::SetAsync(r.rest().to_vec()),
+        kind::GET_ASYNC_REQUEST => alone(r, Message::GetAsyncRequest)?,
+        kind::GET_ASYNC_REPLY => Message::GetAsyncReply(settings::take_async(r)?),
+        kind::SET_ASYNC => Message::SetAsync(settings::take_async(r)?),
+        kind::GROUP_MOD => Message::GroupMod(settings::take_group_mod(r)?),
+        kind::PORT_MOD => Message::PortMod(settings::take_port_mod(r)?),
+        kind::TABLE_MOD => Message::TableMod(settings::take_table_mod(r)?),
+        kind::METER_MOD => Message::MeterMod(settings::take_meter_mod(r)?),
         kind::BUNDLE_CONTROL => take_bundle_control(r)?,
         other => return Err(Unsupported::Message(other).into()),
     })
+}
+
+/// A message of which nothing is left to be read.
+fn alone(r: &Reader<'_>, message: Message) -> Result<Message, DecodeError> {
+    if r.is_empty() { Ok(message) } else { Err(DecodeError::Trailing(r.len())) }
 }
 
 fn take_features(r: &mut Reader<'_>) -> Result<Message, DecodeError> {
@@ -728,20 +805,46 @@ fn take_role(r: &mut Reader<'_>) -> Result<(u32, u64), DecodeError> {
 
 fn take_bundle_control(r: &mut Reader<'_>) -> Result<Message, DecodeError> {
     let (bundle, number, flags) = (r.u32()?, r.u16()?, r.u16()?);
-    let control = *BundleControl::ALL
-        .get(usize::from(number))
-        .ok_or(DecodeError::Value { field: "bundle control type", value: number.into() })?;
+    let control = *BundleControl::ALL.get(usize::from(number)).ok_or(DecodeError::Value {
+        field: "bundle control type",
+        value: number.into(),
+        code: error::BUNDLE_BAD_TYPE,
+    })?;
+    bundle_flags(flags)?;
+    settings::no_properties(r)?;
     Ok(Message::BundleControl { bundle, control, flags })
 }
 
-fn take_bundle_add(r: &mut Reader<'_>) -> Result<Message, DecodeError> {
+fn bundle_flags(flags: u16) -> Result<(), DecodeError> {
+    let unknown = flags & !(BUNDLE_ATOMIC | BUNDLE_ORDERED);
+    let refused =
+        DecodeError::Value { field: "bundle flags", value: flags.into(), code: error::BUNDLE_BAD_FLAGS };
+    if unknown == 0 { Ok(()) } else { Err(refused) }
+}
+
+fn take_bundle_add(outer: u32, r: &mut Reader<'_>) -> Result<Message, DecodeError> {
     let bundle = r.u32()?;
     r.take(2)?;
     let flags = r.u16()?;
-    let inner = r.rest();
-    let len = Header::peek(inner).map_or(0, |header| header.len);
-    // Properties may follow the message; none is defined but experimenters'.
-    let bytes = inner.get(..len).ok_or(DecodeError::Short { needed: len, given: inner.len() })?;
+    bundle_flags(flags)?;
+    let rest = r.rest();
+    let header = Header::peek(rest).filter(|header| header.len >= HEADER_LEN);
+    let inner = header.and_then(|header| rest.split_at_checked(header.len));
+    let (Some(header), Some((bytes, behind))) = (header, inner) else {
+        let value = header.map_or(rest.len(), |header| header.len) as u32;
+        return Err(DecodeError::Value {
+            field: "length of a bundled message",
+            value,
+            code: error::BUNDLE_MSG_BAD_LEN,
+        });
+    };
+    if header.xid != outer {
+        let (field, value) = ("transaction id of a bundled message", header.xid);
+        return Err(DecodeError::Value { field, value, code: error::BUNDLE_BAD_XID });
+    }
+    // Properties are at a multiple of eight bytes behind the message.
+    let padding = header.len.next_multiple_of(8) - header.len;
+    settings::no_properties(&Reader::new(behind.get(padding..).unwrap_or(&[])))?;
     let (_, message) = decode_nested(bytes, false)?;
     Ok(Message::BundleAdd { bundle, flags, message: Box::new(message) })
 }
@@ -749,11 +852,17 @@ fn take_bundle_add(r: &mut Reader<'_>) -> Result<Message, DecodeError> {
 fn take_packet_out(r: &mut Reader<'_>) -> Result<PacketOut, DecodeError> {
     let (buffer, in_port, len) = (r.u32()?, PortNo(r.u32()?), usize::from(r.u16()?));
     if buffer != NO_BUFFER {
-        return Err(DecodeError::Value { field: "buffer id", value: buffer });
+        return Err(no_buffer(buffer));
     }
     r.take(6)?;
-    let actions = take_actions(r.sub(len)?)?;
+    let given = r.len();
+    let actions = r.sub(len).map_err(|_| DecodeError::ActionLength { kind: 0, len: given })?;
+    let actions = take_actions(actions)?;
     Ok(PacketOut { in_port, actions, bytes: r.rest().to_vec() })
+}
+
+fn no_buffer(value: u32) -> DecodeError {
+    DecodeError::Value { field: "buffer id", value, code: error::BUFFER_UNKNOWN }
 }
 
 fn take_flow_mod(r: &mut Reader<'_>) -> Result<FlowModMsg, DecodeError> {
@@ -764,15 +873,18 @@ fn take_flow_mod(r: &mut Reader<'_>) -> Result<FlowModMsg, DecodeError> {
         2 => Command::ModifyStrict,
         3 => Command::Delete,
         4 => Command::DeleteStrict,
-        other => return Err(DecodeError::Value { field: "flow mod command", value: other.into() }),
+        other => {
+            let (field, value) = ("flow mod command", other.into());
+            return Err(DecodeError::Value { field, value, code: error::FLOW_BAD_COMMAND });
+        }
     };
     let (idle_timeout, hard_timeout, priority) = (r.u16()?, r.u16()?, r.u16()?);
     let buffer = r.u32()?;
     // Deletions may leave the buffer at any value (OpenFlow 1.4, section 7.3.4.1).
     if buffer != NO_BUFFER && matches!(command, Command::Add | Command::Modify | Command::ModifyStrict) {
-        return Err(DecodeError::Value { field: "buffer id", value: buffer });
+        return Err(no_buffer(buffer));
     }
-    let (out_port, _out_group) = (PortNo(r.u32()?), r.u32()?);
+    let (out_port, out_group) = (PortNo(r.u32()?), r.u32()?);
     let (flags, importance) = (r.u16()?, r.u16()?);
     let matches = take_match(r)?;
     let (actions, goto) = take_instructions(*r)?;
@@ -784,12 +896,22 @@ fn take_flow_mod(r: &mut Reader<'_>) -> Result<FlowModMsg, DecodeError> {
         idle_timeout,
         hard_timeout,
         out_port,
+        out_group,
         flags,
         importance,
     })
 }
 
-/// Actions of a rule, for whoever wants to look at the ports it uses.
+/// The ports that actions name. The port that the packet came in by has a number of its own.
 pub(crate) fn outputs(actions: &[Action]) -> impl Iterator<Item = PortNo> + '_ {
-    actions.iter().filter_map(|action| if let Action::Output(port) = action { Some(*port) } else { None })
+    actions.iter().filter_map(|action| match action {
+        Action::Output(port) => Some(*port),
+        Action::OutputInPort => Some(PortNo::IN_PORT),
+        Action::PushVlan(_)
+        | Action::PopVlan
+        | Action::SetVlan(_)
+        | Action::SetTunnel(_)
+        | Action::SetTunnelDst(_)
+        | Action::ClearInPort => None,
+    })
 }

@@ -1,8 +1,10 @@
 //! Multipart requests and replies: descriptions and statistics.
 
+use std::time::Duration;
+
 use super::oxm::{put_instructions, put_match, take_instructions, take_match};
 use super::wire::{Reader, Writer};
-use super::{DecodeError, MESSAGE_LEN_MAX, Message, Unsupported};
+use super::{DecodeError, GROUP_ANY, MESSAGE_LEN_MAX, Message, Unsupported, error, features};
 use crate::core::rules::{Match, PortNo, Rule, RuleKey};
 
 const DESC: u16 = 0;
@@ -10,7 +12,17 @@ const FLOW: u16 = 1;
 const AGGREGATE: u16 = 2;
 const TABLE: u16 = 3;
 const PORT_STATS: u16 = 4;
+const QUEUE_STATS: u16 = 5;
+const GROUP_STATS: u16 = 6;
+const GROUP_DESC: u16 = 7;
+const GROUP_FEATURES: u16 = 8;
+const METER_STATS: u16 = 9;
+const METER_CONFIG: u16 = 10;
+const METER_FEATURES: u16 = 11;
+const TABLE_FEATURES: u16 = 12;
 const PORT_DESC: u16 = 13;
+const TABLE_DESC: u16 = 14;
+const QUEUE_DESC: u16 = 15;
 
 /// Another part follows, or belongs to this request.
 const MORE: u16 = 1;
@@ -22,6 +34,8 @@ pub struct FlowQuery {
     pub table: u8,
     /// Rules with this output; [`PortNo::ANY`] for all.
     pub out_port: PortNo,
+    /// Rules with this group only; [`GROUP_ANY`] for all.
+    pub out_group: u32,
     /// Cookie bits, under the mask.
     pub cookie: u64,
     /// Which cookie bits count.
@@ -32,7 +46,8 @@ pub struct FlowQuery {
 
 impl Default for FlowQuery {
     fn default() -> Self {
-        Self { table: 255, out_port: PortNo::ANY, cookie: 0, cookie_mask: 0, matches: Match::any() }
+        let (out_port, out_group) = (PortNo::ANY, GROUP_ANY);
+        Self { table: 255, out_port, out_group, cookie: 0, cookie_mask: 0, matches: Match::any() }
     }
 }
 
@@ -51,6 +66,78 @@ pub enum Request {
     PortStats(PortNo),
     /// The ports.
     PortDesc,
+    /// What tables can do, or, with a body, that they do something else.
+    TableFeatures {
+        /// Whether there is a body.
+        set: bool,
+    },
+    /// Settings of tables.
+    TableDesc,
+    /// What the embedded switch has none of.
+    Absent {
+        /// Of what.
+        kind: Absent,
+        /// Port, group or meter; all ones for all, where one is asked for.
+        of: u32,
+        /// Queue of the port; all ones for all.
+        queue: u32,
+    },
+}
+
+/// What the embedded switch has none of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the names are those of the specification")]
+pub enum Absent {
+    QueueStats,
+    QueueDesc,
+    GroupStats,
+    GroupDesc,
+    GroupFeatures,
+    MeterStats,
+    MeterConfig,
+    MeterFeatures,
+}
+
+impl Absent {
+    const ALL: [Self; 8] = [
+        Self::QueueStats,
+        Self::QueueDesc,
+        Self::GroupStats,
+        Self::GroupDesc,
+        Self::GroupFeatures,
+        Self::MeterStats,
+        Self::MeterConfig,
+        Self::MeterFeatures,
+    ];
+
+    /// Its number, how many bytes say of which, and bytes of an answer that there is nothing.
+    fn place(self) -> (u16, usize, usize) {
+        match self {
+            Self::QueueStats => (QUEUE_STATS, 8, 0),
+            Self::QueueDesc => (QUEUE_DESC, 8, 0),
+            Self::GroupStats => (GROUP_STATS, 8, 0),
+            Self::GroupDesc => (GROUP_DESC, 0, 0),
+            Self::GroupFeatures => (GROUP_FEATURES, 0, 40),
+            Self::MeterStats => (METER_STATS, 8, 0),
+            Self::MeterConfig => (METER_CONFIG, 8, 0),
+            Self::MeterFeatures => (METER_FEATURES, 0, 16),
+        }
+    }
+
+    fn of_number(number: u16) -> Option<Self> {
+        Self::ALL.into_iter().find(|absent| absent.place().0 == number)
+    }
+}
+
+/// What a table can do: all tables of the embedded switch can do the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TableFeatures {
+    /// Which.
+    pub table: u8,
+    /// How many tables there are.
+    pub tables: u8,
+    /// Most rules.
+    pub rules_max: u32,
 }
 
 /// Maker and names of a switch.
@@ -65,7 +152,7 @@ pub struct Description {
 }
 
 /// A rule with its counters.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct FlowStats {
     /// Its identity.
     pub key: RuleKey,
@@ -75,6 +162,12 @@ pub struct FlowStats {
     pub packets: u64,
     /// Bytes of them.
     pub bytes: u64,
+    /// For how long it has been there.
+    pub age: Duration,
+    /// `OFPFF_*` bits that it was added with.
+    pub flags: u16,
+    /// What eviction would go by.
+    pub importance: u16,
 }
 
 /// Sums over rules.
@@ -143,6 +236,9 @@ pub enum Reply {
     Tables(Vec<TableStats>),
     PortStats(Vec<PortStats>),
     PortDesc(Vec<PortDesc>),
+    TableFeatures(Vec<TableFeatures>),
+    TableDesc(Vec<u8>),
+    Absent(Absent),
 }
 
 /// Splits an answer into messages that are short enough, each but the last saying that another follows.
@@ -156,7 +252,11 @@ pub fn split_reply(reply: Reply) -> Vec<Message> {
         Reply::Tables(list) => chunks(&list, 300).map(Reply::Tables).collect(),
         Reply::PortStats(list) => chunks(&list, 300).map(Reply::PortStats).collect(),
         Reply::PortDesc(list) => chunks(&list, 300).map(Reply::PortDesc).collect(),
-        single @ (Reply::Description(_) | Reply::Aggregate(_)) => vec![single],
+        // Tables are at most 255, with some 700 bytes for the features of each.
+        Reply::TableFeatures(list) => chunks(&list, 80).map(Reply::TableFeatures).collect(),
+        single @ (Reply::Description(_) | Reply::Aggregate(_) | Reply::TableDesc(_) | Reply::Absent(_)) => {
+            vec![single]
+        }
     };
     let last = parts.len() - 1;
     parts
@@ -198,6 +298,9 @@ pub(super) fn put_request(w: &mut Writer, request: &Request) {
         Request::Tables => TABLE,
         Request::PortStats(_) => PORT_STATS,
         Request::PortDesc => PORT_DESC,
+        Request::TableFeatures { .. } => TABLE_FEATURES,
+        Request::TableDesc => TABLE_DESC,
+        Request::Absent { kind, .. } => kind.place().0,
     };
     w.u16(kind);
     w.zeros(6);
@@ -207,7 +310,18 @@ pub(super) fn put_request(w: &mut Writer, request: &Request) {
             w.u32(port.0);
             w.zeros(4);
         }
-        Request::Description | Request::Tables | Request::PortDesc => {}
+        Request::Absent { kind, of, queue } if kind.place().1 > 0 => {
+            w.u32(*of);
+            w.u32(*queue);
+        }
+        // What it would be set to is not read.
+        Request::TableFeatures { set: true } => w.zeros(features::EMPTY_LEN),
+        Request::Description
+        | Request::Tables
+        | Request::PortDesc
+        | Request::TableFeatures { set: false }
+        | Request::TableDesc
+        | Request::Absent { .. } => {}
     }
 }
 
@@ -215,7 +329,7 @@ fn put_query(w: &mut Writer, query: &FlowQuery) {
     w.u8(query.table);
     w.zeros(3);
     w.u32(query.out_port.0);
-    w.u32(PortNo::ANY.0);
+    w.u32(query.out_group);
     w.zeros(4);
     w.u64(query.cookie);
     w.u64(query.cookie_mask);
@@ -227,25 +341,44 @@ pub(super) fn take_request(r: &mut Reader<'_>) -> Result<Request, DecodeError> {
     let flags = r.u16()?;
     r.take(4)?;
     if flags & MORE != 0 {
-        return Err(Unsupported::Multipart(kind).into());
+        let (field, value) = ("flags of a multipart request", flags.into());
+        return Err(DecodeError::Value { field, value, code: error::MULTIPART_OVERFLOW });
     }
-    Ok(match kind {
+    let request = match kind {
         DESC => Request::Description,
         FLOW => Request::Flows(take_query(r)?),
         AGGREGATE => Request::Aggregate(take_query(r)?),
         TABLE => Request::Tables,
-        PORT_STATS => Request::PortStats(PortNo(r.u32()?)),
+        PORT_STATS => {
+            let port = PortNo(r.u32()?);
+            r.take(4)?;
+            Request::PortStats(port)
+        }
         PORT_DESC => Request::PortDesc,
-        other => return Err(Unsupported::Multipart(other).into()),
-    })
+        TABLE_FEATURES => {
+            let set = !r.is_empty();
+            r.take(r.len())?;
+            Request::TableFeatures { set }
+        }
+        TABLE_DESC => Request::TableDesc,
+        other => take_absent(other, r)?,
+    };
+    if r.is_empty() { Ok(request) } else { Err(DecodeError::Trailing(r.len())) }
+}
+
+fn take_absent(number: u16, r: &mut Reader<'_>) -> Result<Request, DecodeError> {
+    let kind = Absent::of_number(number).ok_or(Unsupported::Multipart(number))?;
+    let (of, queue) = if kind.place().1 > 0 { (r.u32()?, r.u32()?) } else { (0, 0) };
+    Ok(Request::Absent { kind, of, queue })
 }
 
 fn take_query(r: &mut Reader<'_>) -> Result<FlowQuery, DecodeError> {
     let table = r.u8()?;
     r.take(3)?;
-    let (out_port, _out_group) = (PortNo(r.u32()?), r.u32()?);
+    let (out_port, out_group) = (PortNo(r.u32()?), r.u32()?);
     r.take(4)?;
-    Ok(FlowQuery { table, out_port, cookie: r.u64()?, cookie_mask: r.u64()?, matches: take_match(r)? })
+    let (cookie, cookie_mask) = (r.u64()?, r.u64()?);
+    Ok(FlowQuery { table, out_port, out_group, cookie, cookie_mask, matches: take_match(r)? })
 }
 
 pub(super) fn put_reply(w: &mut Writer, reply: &Reply, more: bool) {
@@ -256,6 +389,9 @@ pub(super) fn put_reply(w: &mut Writer, reply: &Reply, more: bool) {
         Reply::Tables(_) => TABLE,
         Reply::PortStats(_) => PORT_STATS,
         Reply::PortDesc(_) => PORT_DESC,
+        Reply::TableFeatures(_) => TABLE_FEATURES,
+        Reply::TableDesc(_) => TABLE_DESC,
+        Reply::Absent(kind) => kind.place().0,
     };
     w.u16(kind);
     w.u16(if more { MORE } else { 0 });
@@ -272,6 +408,9 @@ pub(super) fn put_reply(w: &mut Writer, reply: &Reply, more: bool) {
         Reply::Tables(list) => list.iter().for_each(|table| put_table(w, table)),
         Reply::PortStats(list) => list.iter().for_each(|port| put_port_stats(w, port)),
         Reply::PortDesc(list) => list.iter().for_each(|port| put_port_desc(w, port)),
+        Reply::TableFeatures(list) => list.iter().for_each(|table| features::put(w, table)),
+        Reply::TableDesc(list) => list.iter().for_each(|table| put_table_desc(w, *table)),
+        Reply::Absent(kind) => w.zeros(kind.place().2),
     }
 }
 
@@ -300,10 +439,15 @@ fn put_flow(w: &mut Writer, flow: &FlowStats) {
     let start = w.len();
     w.u16(0);
     w.u8(flow.key.table);
-    w.zeros(1 + 8);
+    w.zeros(1);
+    w.u32(u32::try_from(flow.age.as_secs()).unwrap_or(u32::MAX));
+    w.u32(flow.age.subsec_nanos());
     w.u16(flow.key.priority);
-    // Timeouts, flags, importance, padding.
-    w.zeros(2 + 2 + 2 + 2 + 2);
+    // Neither timeout.
+    w.zeros(2 + 2);
+    w.u16(flow.flags);
+    w.u16(flow.importance);
+    w.zeros(2);
     w.u64(flow.rule.cookie);
     w.u64(flow.packets);
     w.u64(flow.bytes);
@@ -319,6 +463,13 @@ fn put_table(w: &mut Writer, table: &TableStats) {
     w.u32(table.active);
     w.u64(table.lookups);
     w.u64(table.matched);
+}
+
+/// No setting is other than it was.
+fn put_table_desc(w: &mut Writer, table: u8) {
+    w.u16(8);
+    w.u8(table);
+    w.zeros(1 + 4);
 }
 
 fn put_port_stats(w: &mut Writer, port: &PortStats) {
@@ -386,14 +537,19 @@ fn take_flow(r: &mut Reader<'_>) -> Result<FlowStats, DecodeError> {
     let len = usize::from(r.u16()?);
     let mut r = r.sub(len.checked_sub(2).ok_or(DecodeError::RecordLength(len))?)?;
     let table = r.u8()?;
-    r.take(1 + 8)?;
-    let priority = r.u16()?;
-    r.take(2 + 2 + 2 + 2 + 2)?;
+    r.take(1)?;
+    let (seconds, nanos, priority) = (r.u32()?, r.u32()?, r.u16()?);
+    r.take(2 + 2)?;
+    let (flags, importance) = (r.u16()?, r.u16()?);
+    r.take(2)?;
     let (cookie, packets, bytes) = (r.u64()?, r.u64()?, r.u64()?);
     let matches = take_match(&mut r)?;
     let (actions, goto) = take_instructions(r)?;
     let key = RuleKey { table, priority, matches };
-    Ok(FlowStats { key, rule: Rule { cookie, actions, goto }, packets, bytes })
+    let rule = Rule { cookie, actions, goto };
+    // Whatever the switch says, a part of a second is less than one.
+    let age = Duration::new(seconds.into(), nanos.min(999_999_999));
+    Ok(FlowStats { key, rule, packets, bytes, age, flags, importance })
 }
 
 fn take_table(r: &mut Reader<'_>) -> Result<TableStats, DecodeError> {

@@ -3,10 +3,10 @@
 use std::net::Ipv4Addr;
 
 use super::wire::{Reader, Writer};
-use super::{DecodeError, Unsupported};
+use super::{DecodeError, Unsupported, error};
 use crate::core::rules::{
     Action, ETH_IPV4, ETH_IPV6, ETH_VLAN, Field, Match, PROTO_ICMP, PROTO_ICMPV6, PROTO_TCP, PROTO_UDP,
-    PortNo, Rule,
+    PortNo, Rule, VLAN_PRESENT,
 };
 
 const CLASS_BASIC: u16 = 0x8000;
@@ -133,6 +133,45 @@ pub(crate) fn put_match(w: &mut Writer, matches: &Match) {
     w.pad8(start);
 }
 
+/// Fields that the embedded switch matches.
+const MATCHED: [u8; 17] = [
+    IN_PORT,
+    ETH_TYPE,
+    VLAN_VID,
+    IP_PROTO,
+    IPV4_SRC,
+    IPV4_DST,
+    TCP_SRC,
+    TCP_DST,
+    UDP_SRC,
+    UDP_DST,
+    ICMPV4_TYPE,
+    ICMPV4_CODE,
+    IPV6_SRC,
+    IPV6_DST,
+    ICMPV6_TYPE,
+    ICMPV6_CODE,
+    TUNNEL_ID,
+];
+
+/// Headers of the fields that can be matched, with the mask bit where there can be a mask and `masks` are asked for.
+pub(super) fn put_match_ids(w: &mut Writer, masks: bool) {
+    for number in MATCHED {
+        put_id(w, number, masks && !WITHOUT_MASK.contains(&number));
+    }
+}
+
+/// Headers of the fields that can be set.
+pub(super) fn put_set_ids(w: &mut Writer) {
+    [VLAN_VID, TUNNEL_ID].into_iter().for_each(|number| put_id(w, number, false));
+}
+
+fn put_id(w: &mut Writer, number: u8, masked: bool) {
+    if let Some((_, len)) = field_of(number) {
+        put_header(w, number, masked, len);
+    }
+}
+
 fn value_of(bytes: &[u8]) -> u128 {
     bytes.iter().fold(0, |value, &byte| value << 8 | u128::from(byte))
 }
@@ -174,18 +213,18 @@ pub(crate) fn skip_match(r: &mut Reader<'_>) -> Result<(), DecodeError> {
 pub(crate) fn take_match(r: &mut Reader<'_>) -> Result<Match, DecodeError> {
     let kind = r.u16()?;
     let len = usize::from(r.u16()?);
+    let bad_len = DecodeError::Match { kind, len };
     if kind != 1 || len < 4 {
-        return Err(DecodeError::Match { kind, len });
+        return Err(bad_len);
     }
-    let mut fields = r.sub(len - 4)?;
-    r.take(len.next_multiple_of(8) - len)?;
+    let mut fields = r.sub(len - 4).map_err(|_| bad_len)?;
+    r.take(len.next_multiple_of(8) - len).map_err(|_| bad_len)?;
     let mut matches = Match::any();
     let (mut bad, mut read) = (None, Vec::new());
     while !fields.is_empty() {
-        let (number, value, mask) = take_field(&mut fields)?;
-        if value & !mask != 0 && number != VLAN_VID {
-            return Err(DecodeError::BitsOutsideMask { number });
-        }
+        let (number, value, mask) = take_field(&mut fields)
+            .map_err(|error| if matches!(error, DecodeError::Short { .. }) { bad_len } else { error })?;
+        check_value(number, value, mask)?;
         let Some((field, _)) = field_of(number) else {
             return Err(Unsupported::Field { class: CLASS_NXM_1, number: number & !NXM_1 }.into());
         };
@@ -201,6 +240,29 @@ pub(crate) fn take_match(r: &mut Reader<'_>) -> Result<Match, DecodeError> {
     }
 }
 
+/// Fields that OpenFlow 1.4 gives no mask (table 11).
+const WITHOUT_MASK: [u8; 7] =
+    [IN_PORT, ETH_TYPE, IP_PROTO, ICMPV4_TYPE, ICMPV4_CODE, ICMPV6_TYPE, ICMPV6_CODE];
+
+/// Refuses masks where there can be none, and values that no packet has, so that no rule is in force that never matches.
+fn check_value(number: u8, value: u128, mask: u128) -> Result<(), DecodeError> {
+    let full = full_mask(number, size_of_field(number).unwrap_or_default());
+    if mask != full && WITHOUT_MASK.contains(&number) {
+        return Err(DecodeError::MaskOnField { number });
+    }
+    let present = u128::from(VLAN_PRESENT);
+    // A tag that is absent has no id.
+    let absent_with_id = number == VLAN_VID && mask & present != 0 && value & present == 0 && value != 0;
+    if number == VLAN_VID && value & !full != 0 || absent_with_id {
+        let value = value as u32;
+        return Err(DecodeError::Value { field: "VLAN id", value, code: error::MATCH_BAD_VALUE });
+    }
+    if value & !mask != 0 {
+        return Err(DecodeError::BitsOutsideMask { number });
+    }
+    Ok(())
+}
+
 /// Refuses fields without what they depend on, or with another of it (a TCP port in a match of UDP), so that every match that
 /// is read can be written again.
 fn check_needs(matches: Match, read: &[u8]) -> Result<Match, DecodeError> {
@@ -212,10 +274,11 @@ fn check_needs(matches: Match, read: &[u8]) -> Result<Match, DecodeError> {
     Ok(matches)
 }
 
-const OUTPUT: u16 = 0;
-const PUSH_VLAN: u16 = 17;
-const POP_VLAN: u16 = 18;
-const SET_FIELD: u16 = 25;
+pub(super) const OUTPUT: u16 = 0;
+pub(super) const PUSH_VLAN: u16 = 17;
+pub(super) const POP_VLAN: u16 = 18;
+const GROUP: u16 = 22;
+pub(super) const SET_FIELD: u16 = 25;
 const EXPERIMENTER: u16 = 0xffff;
 
 /// `load:0xffff->NXM_OF_IN_PORT[]`: no port. OpenFlow itself cannot write the input port, so this is the action
@@ -279,11 +342,15 @@ fn put_set(w: &mut Writer, number: u8, value: u128) {
 pub(crate) fn take_actions(mut r: Reader<'_>) -> Result<Vec<Action>, DecodeError> {
     let mut actions = Vec::new();
     while !r.is_empty() {
-        let (kind, len) = (r.u16()?, usize::from(r.u16()?));
+        let left = r.len();
+        let (Ok(kind), Ok(len)) = (r.u16(), r.u16()) else {
+            return Err(DecodeError::ActionLength { kind: 0, len: left });
+        };
+        let bad_len = DecodeError::ActionLength { kind, len: usize::from(len) };
         if len < 8 || !len.is_multiple_of(8) {
-            return Err(DecodeError::ActionLength { kind, len });
+            return Err(bad_len);
         }
-        let action = take_action(kind, r.sub(len - 4)?)?;
+        let action = take_action(kind, r.sub(usize::from(len) - 4).map_err(|_| bad_len)?)?;
         // A push and the id that follows are one action of ours.
         match (actions.last_mut(), action) {
             (Some(Action::PushVlan(id @ 0)), Action::SetVlan(new)) => *id = new,
@@ -294,38 +361,63 @@ pub(crate) fn take_actions(mut r: Reader<'_>) -> Result<Vec<Action>, DecodeError
 }
 
 fn take_action(kind: u16, mut body: Reader<'_>) -> Result<Action, DecodeError> {
-    match kind {
-        OUTPUT if body.len() == 12 => match PortNo(body.u32()?) {
+    let len = body.len() + 4;
+    match (kind, len) {
+        (OUTPUT, 16) => match PortNo(body.u32()?) {
             PortNo::IN_PORT => Ok(Action::OutputInPort),
             port => Ok(Action::Output(port)),
         },
-        PUSH_VLAN => match body.u16()? {
+        (PUSH_VLAN, 8) => match body.u16()? {
             ETH_VLAN => Ok(Action::PushVlan(0)),
             other => Err(Unsupported::EtherType(other).into()),
         },
-        POP_VLAN => Ok(Action::PopVlan),
-        SET_FIELD => take_set(&mut body),
-        EXPERIMENTER if body.rest() == &CLEAR_IN_PORT[4..] => Ok(Action::ClearInPort),
+        (POP_VLAN, 8) => Ok(Action::PopVlan),
+        (GROUP, 8) => {
+            let (field, value) = ("group", body.u32()?);
+            Err(DecodeError::Value { field, value, code: error::BAD_OUT_GROUP })
+        }
+        (OUTPUT | PUSH_VLAN | POP_VLAN | GROUP, _) => Err(DecodeError::ActionLength { kind, len }),
+        (SET_FIELD, _) => take_set(&mut body),
+        (EXPERIMENTER, _) if body.rest() == &CLEAR_IN_PORT[4..] => Ok(Action::ClearInPort),
+        (EXPERIMENTER, _) => Err(Unsupported::ExperimenterAction(body.u32()?).into()),
         _ => Err(Unsupported::Action(kind).into()),
     }
 }
 
+/// What is wrong with the field is wrong with the action that sets it.
+#[expect(clippy::wildcard_enum_match_arm, reason = "only these are about a field")]
+fn error_of_set(error: DecodeError, len: usize) -> DecodeError {
+    match error {
+        DecodeError::Unsupported(Unsupported::Field { number, .. }) => Unsupported::SetField(number).into(),
+        DecodeError::FieldLength { .. } | DecodeError::Short { .. } => DecodeError::SetLength(len),
+        other => other,
+    }
+}
+
 fn take_set(body: &mut Reader<'_>) -> Result<Action, DecodeError> {
-    let (number, value, mask) = take_field(body)?;
-    let len = size_of_field(number).unwrap_or_default();
-    if mask != full_mask(number, len) {
+    let len = body.len();
+    let (number, value, mask) = take_field(body).map_err(|error| error_of_set(error, len))?;
+    // Up to seven bytes of padding follow.
+    if body.len() >= 8 {
+        return Err(DecodeError::SetLength(len));
+    }
+    if mask != full_mask(number, size_of_field(number).unwrap_or_default()) {
         return Err(Unsupported::SetMasked(number).into());
     }
     match number {
-        VLAN_VID => Ok(Action::SetVlan(value as u16 & 0xfff)),
+        VLAN_VID if value & !0xfff == u128::from(VLAN_PRESENT) => Ok(Action::SetVlan(value as u16 & 0xfff)),
+        VLAN_VID => {
+            let (field, value) = ("VLAN id to be set", value as u32);
+            Err(DecodeError::Value { field, value, code: error::BAD_SET_ARGUMENT })
+        }
         TUNNEL_ID => Ok(Action::SetTunnel(value as u64)),
         TUN_IPV4_DST => Ok(Action::SetTunnelDst(Ipv4Addr::from(value as u32))),
         _ => Err(Unsupported::SetField(number).into()),
     }
 }
 
-const GOTO_TABLE: u16 = 1;
-const APPLY_ACTIONS: u16 = 4;
+pub(super) const GOTO_TABLE: u16 = 1;
+pub(super) const APPLY_ACTIONS: u16 = 4;
 
 /// Writes the instructions of a rule.
 pub(crate) fn put_instructions(w: &mut Writer, rule: &Rule) {
@@ -348,21 +440,27 @@ pub(crate) fn put_instructions(w: &mut Writer, rule: &Rule) {
 
 /// Reads instructions that fill the reader.
 pub(crate) fn take_instructions(mut r: Reader<'_>) -> Result<(Vec<Action>, Option<u8>), DecodeError> {
-    let (mut actions, mut goto) = (Vec::new(), None);
+    let (mut actions, mut goto) = (None, None);
     while !r.is_empty() {
-        let (kind, len) = (r.u16()?, usize::from(r.u16()?));
-        if len < 8 {
-            return Err(DecodeError::ActionLength { kind, len });
-        }
-        let mut body = r.sub(len - 4)?;
-        match kind {
-            GOTO_TABLE => goto = Some(body.u8()?),
+        let left = r.len();
+        let (Ok(kind), Ok(len)) = (r.u16(), r.u16()) else {
+            return Err(DecodeError::InstructionLength { kind: 0, len: left });
+        };
+        let bad_len = DecodeError::InstructionLength { kind, len: usize::from(len) };
+        let body = usize::from(len).checked_sub(4).and_then(|len| r.sub(len).ok());
+        let mut body = body.filter(|body| body.len() >= 4).ok_or(bad_len)?;
+        let twice = match kind {
+            GOTO_TABLE if body.len() != 4 => return Err(bad_len),
+            GOTO_TABLE => goto.replace(body.u8()?).is_some(),
             APPLY_ACTIONS => {
                 body.take(4)?;
-                actions.extend(take_actions(body)?);
+                actions.replace(take_actions(body)?).is_some()
             }
             _ => return Err(Unsupported::Instruction(kind).into()),
+        };
+        if twice {
+            return Err(DecodeError::InstructionTwice(kind));
         }
     }
-    Ok((actions, goto))
+    Ok((actions.unwrap_or_default(), goto))
 }

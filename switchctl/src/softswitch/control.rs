@@ -8,12 +8,13 @@ use nix::poll::PollFlags;
 use socket2::Socket;
 
 use super::Datapath;
-use super::packet::Packet;
-use super::pipeline::{Pipeline, TABLES};
+use super::packet::{Packet, TABLES};
+use super::pipeline::{Pipeline, RULES_MAX};
 use crate::core::rules::{PacketOut, PortNo};
 use crate::ofp::{
-    self, Aggregate, BundleControl, Description, FlowModMsg, FlowQuery, HEADER_LEN, Header, Message,
-    PortDesc, Reply, Request, error,
+    self, Absent, Aggregate, AsyncConfig, BundleControl, Description, FlowModMsg, FlowQuery, GroupMod,
+    HEADER_LEN, Header, Message, MeterMod, PortDesc, PortMod, Reply, Request, TableFeatures, TableMod, error,
+    kind,
 };
 
 /// Bytes read from one controller before others have their turn.
@@ -27,38 +28,94 @@ const BUNDLE_LEN_MAX: usize = 4 << 20;
 /// `OFPC_FLOW_STATS`, `OFPC_TABLE_STATS`, `OFPC_PORT_STATS`.
 const CAPABILITIES: u32 = 0b111;
 
-#[derive(Default)]
+/// The fragment handling of `OFPC_FRAG_NORMAL`, the only one: each is taken as it is.
+const FRAGMENTS_NORMAL: u16 = 0;
+/// All groups, ports, queues or meters.
+const ALL: u32 = u32::MAX;
+/// Commands of group and meter mods.
+const ADD: u16 = 0;
+const MODIFY: u16 = 1;
+const DELETE: u16 = 2;
+/// Requests that a slave must not make (OpenFlow 1.4, section 6.3.6). What can be bundled are such requests.
+const FOR_MASTERS: [u8; 7] = [
+    kind::PACKET_OUT,
+    kind::FLOW_MOD,
+    kind::GROUP_MOD,
+    kind::PORT_MOD,
+    kind::TABLE_MOD,
+    kind::METER_MOD,
+    kind::BUNDLE_ADD,
+];
+/// `OFPCRR_MASTER_REQUEST`: another controller became master.
+const ROLE_REASON_MASTER: u8 = 0;
+
+/// What a controller may do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Role {
+    Equal,
+    Master,
+    Slave,
+}
+
+impl Role {
+    fn number(self) -> u32 {
+        match self {
+            Self::Equal => 1,
+            Self::Master => 2,
+            Self::Slave => 3,
+        }
+    }
+}
+
+/// What controllers share of their roles: at most one is master.
+#[derive(Debug, Default)]
+pub(super) struct Roles {
+    /// The number of its connection.
+    master: Option<u64>,
+    /// The newest that a master or slave came with.
+    generation: Option<u64>,
+}
+
 struct Bundle {
+    /// As it was opened.
+    flags: u16,
     closed: bool,
     changes: Vec<FlowModMsg>,
 }
 
 /// One controller.
 pub(super) struct Connection {
+    number: u64,
     socket: Socket,
     input: Vec<u8>,
     output: Vec<u8>,
     /// Bytes of `output` that are sent.
     sent: usize,
     open: bool,
+    /// It is closed when its output is sent.
+    leaving: bool,
     config: (u16, u16),
-    role: (u32, u64),
+    role: Role,
+    wants: AsyncConfig,
     bundles: BTreeMap<u32, Bundle>,
 }
 
 impl Connection {
     /// Greets a controller.
-    pub(super) fn new(socket: Socket) -> Option<Self> {
+    pub(super) fn new(number: u64, socket: Socket) -> Option<Self> {
         socket.set_nonblocking(true).ok()?;
         let output = ofp::encode(0, &Message::hello());
         Some(Self {
+            number,
             socket,
             input: Vec::new(),
             output,
             sent: 0,
             open: true,
-            config: (0, 128),
-            role: (1, 0),
+            leaving: false,
+            config: (FRAGMENTS_NORMAL, 128),
+            role: Role::Equal,
+            wants: AsyncConfig::initial(),
             bundles: BTreeMap::new(),
         })
     }
@@ -99,9 +156,11 @@ impl Connection {
     fn execute(&mut self, datapath: &mut Datapath, packet: &mut Packet) {
         let input = std::mem::take(&mut self.input);
         let mut at = 0;
-        while let Some(header) = Header::peek(&input[at..]) {
+        while let Some(header) = Header::peek(&input[at..]).filter(|_| !self.leaving) {
             if header.len < HEADER_LEN {
-                self.open = false;
+                // Where the next message begins is unknown.
+                self.answer(header.xid, &Message::error(error::BAD_LEN, &input[at..at + HEADER_LEN]));
+                self.leaving = true;
                 return;
             }
             let Some(bytes) = input.get(at..at + header.len) else { break };
@@ -123,6 +182,7 @@ impl Connection {
         if !self.has_output() {
             self.output.clear();
             self.sent = 0;
+            self.open &= !self.leaving;
         } else if self.output.len() - self.sent > OUTPUT_MAX {
             tracing::warn!("a controller does not read its answers and is dropped");
             self.open = false;
@@ -134,15 +194,28 @@ impl Connection {
     }
 
     fn message(&mut self, header: Header, bytes: &[u8], datapath: &mut Datapath, packet: &mut Packet) {
-        let outcome = match ofp::decode(bytes) {
-            Ok((xid, message)) => self.handle(xid, message, datapath, packet),
-            Err(error) => {
-                tracing::debug!(%error, kind = header.kind, "a controller's message was refused");
-                Err(error.reply())
+        self.hear_of_roles(&datapath.roles);
+        let outcome = if self.role == Role::Slave && FOR_MASTERS.contains(&header.kind) {
+            Err(error::IS_SLAVE)
+        } else {
+            match ofp::decode(bytes) {
+                Ok((xid, message)) => self.handle(xid, message, datapath, packet),
+                Err(error) => {
+                    tracing::debug!(%error, kind = header.kind, "a controller's message was refused");
+                    Err(error.reply())
+                }
             }
         };
-        if let Err(code) = outcome {
-            self.answer(header.xid, &Message::error(code, bytes));
+        match outcome {
+            Ok(()) => {}
+            Err(error::HELLO_INCOMPATIBLE) => {
+                // The data of this error is a text (OpenFlow 1.4, section 7.5.4.1).
+                let data = b"only OpenFlow 1.4 (version 5 on the wire) is spoken here".to_vec();
+                let (kind, code) = error::HELLO_INCOMPATIBLE;
+                self.answer(header.xid, &Message::Error { kind, code, data });
+                self.leaving = true;
+            }
+            Err(code) => self.answer(header.xid, &Message::error(code, bytes)),
         }
     }
 
@@ -155,7 +228,6 @@ impl Connection {
     ) -> Result<(), error::Code> {
         match message {
             Message::Hello { version, versions } if !Message::speaks_us(version, versions) => {
-                self.open = false;
                 return Err(error::HELLO_INCOMPATIBLE);
             }
             Message::EchoRequest(data) => self.answer(xid, &Message::EchoReply(data)),
@@ -163,81 +235,125 @@ impl Connection {
             Message::GetConfigRequest => {
                 self.answer(xid, &Message::GetConfigReply(self.config.0, self.config.1))
             }
-            Message::SetConfig(flags, miss) => self.config = (flags, miss),
+            Message::SetConfig(flags, miss) => {
+                if flags != FRAGMENTS_NORMAL {
+                    return Err(error::CONFIG_BAD_FLAGS);
+                }
+                self.config = (flags, miss);
+            }
             Message::BarrierRequest => self.answer(xid, &Message::BarrierReply),
-            Message::RoleRequest(role, generation) => self.role(xid, role, generation),
-            // Nothing is ever sent unasked, so nothing needs to be remembered.
-            Message::GetAsyncRequest => self.answer(xid, &Message::GetAsyncReply(Vec::new())),
+            Message::RoleRequest(role, generation) => {
+                self.set_role(role, generation, &mut datapath.roles)?;
+                let generation = datapath.roles.generation.unwrap_or(u64::MAX);
+                self.answer(xid, &Message::RoleReply(self.role.number(), generation));
+            }
+            Message::GetAsyncRequest => self.answer(xid, &Message::GetAsyncReply(self.wants)),
+            Message::SetAsync(wants) => self.wants.update(&wants),
             Message::PacketOut(out) => send(&out, datapath, packet)?,
             Message::FlowMod(change) => datapath.pipeline.apply(&change)?,
+            Message::GroupMod(change) => change_group(change)?,
+            Message::PortMod(change) => change_port(&change, datapath)?,
+            Message::TableMod(change) => change_table(change)?,
+            Message::MeterMod(change) => change_meter(change)?,
             Message::MultipartRequest(request) => {
-                let reply = statistics(&request, datapath);
+                if request == (Request::TableFeatures { set: true }) && self.role == Role::Slave {
+                    return Err(error::IS_SLAVE);
+                }
+                let reply = statistics(&request, datapath)?;
                 ofp::split_reply(reply).iter().for_each(|part| self.answer(xid, part));
             }
             Message::BundleControl { bundle, control, flags } => {
-                self.bundle(bundle, control, datapath)?;
-                let control = match control {
-                    BundleControl::OpenRequest => BundleControl::OpenReply,
-                    BundleControl::CloseRequest => BundleControl::CloseReply,
-                    BundleControl::CommitRequest => BundleControl::CommitReply,
-                    // Replies were refused above, so this is a discard.
-                    BundleControl::DiscardRequest
-                    | BundleControl::OpenReply
-                    | BundleControl::CloseReply
-                    | BundleControl::CommitReply
-                    | BundleControl::DiscardReply => BundleControl::DiscardReply,
-                };
-                self.answer(xid, &Message::BundleControl { bundle, control, flags });
+                let done = self.bundle(bundle, control, flags, datapath)?;
+                self.answer(xid, &Message::BundleControl { bundle, control: done, flags });
             }
-            Message::BundleAdd { bundle, message, .. } => {
-                self.bundle_add(bundle, *message, &datapath.pipeline)?
+            Message::BundleAdd { bundle, message, flags } => {
+                self.bundle_add(bundle, flags, *message, &datapath.pipeline)?
             }
-            Message::Hello { .. }
-            | Message::Error { .. }
-            | Message::EchoReply(_)
-            | Message::SetAsync(_)
-            | Message::Async(_) => {}
+            Message::Hello { .. } | Message::Error { .. } | Message::EchoReply(_) => {}
             Message::FeaturesReply { .. }
             | Message::GetConfigReply(..)
             | Message::MultipartReply { .. }
             | Message::BarrierReply
             | Message::RoleReply(..)
+            | Message::RoleStatus(..)
+            | Message::Async(_)
             | Message::PacketIn(_)
             | Message::GetAsyncReply(_) => return Err(error::BAD_TYPE),
         }
         Ok(())
     }
 
-    /// Role 0 asks; any other is granted, because nothing differs between roles here.
-    fn role(&mut self, xid: u32, role: u32, generation: u64) {
-        if role != 0 {
-            self.role = (role, generation);
+    /// OpenFlow 1.4, section 6.3.6: who comes with an older generation than others came with is a master that was replaced.
+    fn set_role(&mut self, role: u32, generation: u64, roles: &mut Roles) -> Result<(), error::Code> {
+        let role = match role {
+            0 => return Ok(()),
+            1 => Role::Equal,
+            2 => Role::Master,
+            3 => Role::Slave,
+            _ => return Err(error::ROLE_BAD_ROLE),
+        };
+        if role != Role::Equal {
+            let newest = roles.generation.unwrap_or(generation);
+            // Generations go around.
+            if generation.wrapping_sub(newest).cast_signed() < 0 {
+                return Err(error::ROLE_STALE);
+            }
+            roles.generation = Some(generation);
         }
-        self.answer(xid, &Message::RoleReply(self.role.0, self.role.1));
+        self.role = role;
+        if role == Role::Master {
+            roles.master = Some(self.number);
+        } else if roles.master == Some(self.number) {
+            roles.master = None;
+        }
+        Ok(())
     }
 
+    /// A master is a slave from when another became master.
+    pub(super) fn hear_of_roles(&mut self, roles: &Roles) {
+        if self.role != Role::Master || roles.master == Some(self.number) {
+            return;
+        }
+        self.role = Role::Slave;
+        let reasons = self.wants.0[AsyncConfig::ROLE_STATUS_SLAVE].unwrap_or(0);
+        if reasons & 1 << ROLE_REASON_MASTER != 0 {
+            let generation = roles.generation.unwrap_or(u64::MAX);
+            self.answer(0, &Message::RoleStatus(self.role.number(), ROLE_REASON_MASTER, generation));
+        }
+    }
+
+    /// Does what is asked of a bundle, and says what was done.
     fn bundle(
         &mut self,
         id: u32,
         control: BundleControl,
+        flags: u16,
         datapath: &mut Datapath,
-    ) -> Result<(), error::Code> {
+    ) -> Result<BundleControl, error::Code> {
+        let same_flags = |bundle: &Bundle| bundle.flags == flags;
+        if !self.bundles.get(&id).is_none_or(same_flags) && control != BundleControl::OpenRequest {
+            return Err(error::BUNDLE_BAD_FLAGS);
+        }
         match control {
             BundleControl::OpenRequest if self.bundles.contains_key(&id) => Err(error::BUNDLE_EXISTS),
             BundleControl::OpenRequest if self.bundles.len() >= BUNDLES_MAX => Err(error::BUNDLE_TOO_MANY),
             BundleControl::OpenRequest => {
-                self.bundles.insert(id, Bundle::default());
-                Ok(())
+                self.bundles.insert(id, Bundle { flags, closed: false, changes: Vec::new() });
+                Ok(BundleControl::OpenReply)
             }
             BundleControl::CloseRequest => {
                 let bundle = self.bundles.get_mut(&id).ok_or(error::BUNDLE_BAD_ID)?;
-                if std::mem::replace(&mut bundle.closed, true) { Err(error::BUNDLE_CLOSED) } else { Ok(()) }
+                let closed = std::mem::replace(&mut bundle.closed, true);
+                if closed { Err(error::BUNDLE_CLOSED) } else { Ok(BundleControl::CloseReply) }
             }
+            BundleControl::CommitRequest if self.role == Role::Slave => Err(error::IS_SLAVE),
             BundleControl::CommitRequest => {
                 let bundle = self.bundles.remove(&id).ok_or(error::BUNDLE_BAD_ID)?;
-                commit(&bundle.changes, &mut datapath.pipeline)
+                commit(&bundle.changes, &mut datapath.pipeline).map(|()| BundleControl::CommitReply)
             }
-            BundleControl::DiscardRequest => self.bundles.remove(&id).map(drop).ok_or(error::BUNDLE_BAD_ID),
+            BundleControl::DiscardRequest => {
+                self.bundles.remove(&id).map(|_| BundleControl::DiscardReply).ok_or(error::BUNDLE_BAD_ID)
+            }
             BundleControl::OpenReply
             | BundleControl::CloseReply
             | BundleControl::CommitReply
@@ -245,32 +361,55 @@ impl Connection {
         }
     }
 
-    fn bundle_add(&mut self, id: u32, message: Message, pipeline: &Pipeline) -> Result<(), error::Code> {
+    fn bundle_add(
+        &mut self,
+        id: u32,
+        flags: u16,
+        message: Message,
+        pipeline: &Pipeline,
+    ) -> Result<(), error::Code> {
         // As the specification allows, the first message may open the bundle.
         if !self.bundles.contains_key(&id) && self.bundles.len() >= BUNDLES_MAX {
             return Err(error::BUNDLE_TOO_MANY);
         }
-        let bundle = self.bundles.entry(id).or_default();
         let Message::FlowMod(change) = message else { return Err(error::BUNDLE_UNSUPPORTED) };
+        let bundle = self.bundles.entry(id).or_insert(Bundle { flags, closed: false, changes: Vec::new() });
+        if bundle.flags != flags {
+            return Err(error::BUNDLE_BAD_FLAGS);
+        }
         if bundle.closed {
             return Err(error::BUNDLE_CLOSED);
         }
         if bundle.changes.len() >= BUNDLE_LEN_MAX {
             return Err(error::BUNDLE_FULL);
         }
-        pipeline.check(&change)?;
+        // Whether it overlaps with another is known when those before it are there.
+        let alone = FlowModMsg { flags: change.flags & !ofp::FLAG_CHECK_OVERLAP, ..change.clone() };
+        pipeline.check(&alone)?;
         bundle.changes.push(change);
         Ok(())
     }
 }
 
-/// All or nothing: everything is checked before the first change, and what was checked cannot fail.
+/// All or nothing: everything is checked before the first change, and what was checked cannot fail. Whether a rule overlaps
+/// with others depends on the changes before it, so where that is to be checked the changes are tried on a copy.
 fn commit(changes: &[FlowModMsg], pipeline: &mut Pipeline) -> Result<(), error::Code> {
-    let room = pipeline.len().saturating_add(changes.len()) <= super::pipeline::RULES_MAX;
-    if !room || changes.iter().any(|change| pipeline.check(change).is_err()) {
+    let room = pipeline.len().saturating_add(changes.len()) <= RULES_MAX;
+    if !room {
         return Err(error::BUNDLE_FAILED);
     }
-    changes.iter().try_for_each(|change| pipeline.apply(change))
+    let tried = changes.iter().any(|change| change.flags & ofp::FLAG_CHECK_OVERLAP != 0);
+    let mut copy = tried.then(|| pipeline.clone());
+    let sound = match &mut copy {
+        Some(copy) => changes.iter().all(|change| copy.apply(change).is_ok()),
+        None => changes.iter().all(|change| pipeline.check(change).is_ok()),
+    };
+    match copy {
+        _ if !sound => return Err(error::BUNDLE_FAILED),
+        Some(copy) => *pipeline = copy,
+        None => changes.iter().try_for_each(|change| pipeline.apply(change))?,
+    }
+    Ok(())
 }
 
 fn is_temporary(error: &io::Error) -> bool {
@@ -278,21 +417,65 @@ fn is_temporary(error: &io::Error) -> bool {
 }
 
 fn send(out: &PacketOut, datapath: &mut Datapath, packet: &mut Packet) -> Result<(), error::Code> {
+    let none = out.in_port == PortNo::CONTROLLER || out.in_port == PortNo::ANY;
+    if !none && datapath.ports_of(out.in_port).next().is_none() {
+        return Err(error::BAD_PORT);
+    }
     if !packet.load(&out.bytes) {
-        return Err(error::BAD_LEN);
+        return Err(error::BAD_PACKET);
     }
     let ports = &mut datapath.ports;
     let mut deliver = |port: PortNo, packet: &mut Packet, key| ports.send(port, packet, key);
-    Pipeline::packet_out(packet, out.in_port, &out.actions, &mut deliver);
-    Ok(())
+    datapath.pipeline.packet_out(packet, out.in_port, &out.actions, &mut deliver)
+}
+
+/// There are no groups, and there is no room for any; to remove what is not there is no error.
+fn change_group(change: GroupMod) -> Result<(), error::Code> {
+    match change.command {
+        ADD => Err(error::GROUP_NO_ROOM),
+        MODIFY => Err(error::GROUP_UNKNOWN),
+        DELETE => Ok(()),
+        _ => Err(error::GROUP_BAD_COMMAND),
+    }
+}
+
+/// As with groups.
+fn change_meter(change: MeterMod) -> Result<(), error::Code> {
+    match change.command {
+        ADD => Err(error::METER_NO_ROOM),
+        MODIFY => Err(error::METER_UNKNOWN),
+        DELETE => Ok(()),
+        _ => Err(error::METER_BAD_COMMAND),
+    }
+}
+
+/// Ports have no settings, so that only what says nothing can be done.
+fn change_port(change: &PortMod, datapath: &Datapath) -> Result<(), error::Code> {
+    let port = datapath.ports_of(change.port).next().filter(|_| change.port != PortNo::ANY);
+    let port = describe(port.ok_or(error::PORT_BAD_PORT)?);
+    if port.mac != change.mac {
+        return Err(error::PORT_BAD_ADDRESS);
+    }
+    if change.config & change.mask != 0 {
+        return Err(error::PORT_BAD_CONFIG);
+    }
+    if change.advertise == 0 { Ok(()) } else { Err(error::PORT_BAD_ADVERTISE) }
+}
+
+/// Tables have no settings either.
+fn change_table(change: TableMod) -> Result<(), error::Code> {
+    if change.table >= TABLES && change.table != FlowModMsg::ALL_TABLES {
+        return Err(error::TABLE_BAD_TABLE);
+    }
+    if change.config == 0 { Ok(()) } else { Err(error::TABLE_BAD_CONFIG) }
 }
 
 fn features(datapath: &Datapath) -> Message {
     Message::FeaturesReply { datapath: datapath.id, buffers: 0, tables: TABLES, capabilities: CAPABILITIES }
 }
 
-fn statistics(request: &Request, datapath: &Datapath) -> Reply {
-    match request {
+fn statistics(request: &Request, datapath: &Datapath) -> Result<Reply, error::Code> {
+    Ok(match request {
         Request::Description => Reply::Description(Box::new(Description {
             manufacturer: "Limosa".into(),
             hardware: "embedded switch".into(),
@@ -300,13 +483,49 @@ fn statistics(request: &Request, datapath: &Datapath) -> Reply {
             serial: String::new(),
             datapath: datapath.name.clone(),
         })),
+        Request::Flows(query) | Request::Aggregate(query)
+            if query.table >= TABLES && query.table != FlowModMsg::ALL_TABLES =>
+        {
+            return Err(error::BAD_TABLE_ID);
+        }
         Request::Flows(query) => Reply::Flows(datapath.pipeline.flows(query)),
         Request::Aggregate(query) => Reply::Aggregate(aggregate(query, &datapath.pipeline)),
         Request::Tables => Reply::Tables(datapath.pipeline.table_stats()),
         Request::PortStats(port) => {
-            Reply::PortStats(datapath.ports_of(*port).map(super::Port::stats).collect())
+            let list: Vec<_> = datapath.ports_of(*port).map(super::Port::stats).collect();
+            if list.is_empty() && *port != PortNo::ANY {
+                return Err(error::BAD_PORT);
+            }
+            Reply::PortStats(list)
         }
         Request::PortDesc => Reply::PortDesc(datapath.ports_of(PortNo::ANY).map(describe).collect()),
+        Request::TableFeatures { set: true } => return Err(error::TABLE_FEATURES_EPERM),
+        Request::TableFeatures { set: false } => {
+            let rules_max = u32::try_from(RULES_MAX).unwrap_or(u32::MAX);
+            let features = |table| TableFeatures { table, tables: TABLES, rules_max };
+            Reply::TableFeatures((0..TABLES).map(features).collect())
+        }
+        Request::TableDesc => Reply::TableDesc((0..TABLES).collect()),
+        Request::Absent { kind, of, queue } => absent(*kind, *of, *queue, datapath)?,
+    })
+}
+
+/// Asked for all, there are none; asked for one, it is not there.
+fn absent(kind: Absent, of: u32, queue: u32, datapath: &Datapath) -> Result<Reply, error::Code> {
+    match kind {
+        Absent::QueueStats | Absent::QueueDesc if datapath.ports_of(PortNo(of)).next().is_none() => {
+            Err(error::QUEUE_BAD_PORT)
+        }
+        Absent::QueueStats | Absent::QueueDesc if queue != ALL => Err(error::QUEUE_BAD_QUEUE),
+        Absent::MeterStats | Absent::MeterConfig if of != ALL => Err(error::METER_UNKNOWN),
+        Absent::QueueStats
+        | Absent::QueueDesc
+        | Absent::GroupStats
+        | Absent::GroupDesc
+        | Absent::GroupFeatures
+        | Absent::MeterStats
+        | Absent::MeterConfig
+        | Absent::MeterFeatures => Ok(Reply::Absent(kind)),
     }
 }
 

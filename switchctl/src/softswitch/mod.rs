@@ -20,14 +20,15 @@ use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
 
-use flow::SiteId;
+use flow::{Micros, SiteId};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout};
 use socket2::{Domain, Socket, Type};
 
 use crate::core::rules::PortNo;
-use control::Connection;
+use control::{Connection, Roles};
 use packet::Packet;
 use pipeline::Pipeline;
 use ports::{Port, Ports, Received};
@@ -111,10 +112,14 @@ pub enum SwitchError {
 /// # Errors
 /// [`SwitchError`] when it cannot start. Trouble with one peer or controller later ends that connection only.
 pub fn run(config: &SwitchConfig, stop: &AtomicBool) -> Result<(), SwitchError> {
+    #[expect(clippy::disallowed_methods, reason = "the one place that reads the clock")]
+    let now = Instant::now;
+    let started = now();
     let mut switch = Switch::new(config)?;
     tracing::info!(name = config.name, ports = config.ports.len(), "switch runs");
     while !stop.load(Ordering::Relaxed) {
-        switch.turn()?;
+        let since = u64::try_from(now().duration_since(started).as_micros()).unwrap_or(u64::MAX);
+        switch.turn(Micros(since))?;
     }
     Ok(())
 }
@@ -152,6 +157,8 @@ struct Switch {
     datapath: Datapath,
     listeners: Vec<Socket>,
     controllers: Vec<Connection>,
+    /// Number of the next controller.
+    next: u64,
     packet: Packet,
 }
 
@@ -161,6 +168,7 @@ struct Datapath {
     id: u64,
     pipeline: Pipeline,
     ports: Ports,
+    roles: Roles,
 }
 
 /// What a file descriptor that is ready belongs to.
@@ -180,12 +188,14 @@ impl Switch {
             listeners.push(listen_tcp(address)?);
         }
         let id = 0x4c6d_0000_0000_0000 | u64::from(config.site.0);
-        let datapath = Datapath { name: config.name.clone(), id, pipeline: Pipeline::default(), ports };
-        Ok(Self { datapath, listeners, controllers: Vec::new(), packet: Packet::default() })
+        let (pipeline, roles) = (Pipeline::default(), Roles::default());
+        let datapath = Datapath { name: config.name.clone(), id, pipeline, ports, roles };
+        Ok(Self { datapath, listeners, controllers: Vec::new(), next: 0, packet: Packet::default() })
     }
 
     /// Waits for something and does all of it once.
-    fn turn(&mut self) -> Result<(), SwitchError> {
+    fn turn(&mut self, now: Micros) -> Result<(), SwitchError> {
+        self.datapath.pipeline.set_time(now);
         for ready in self.wait()? {
             match ready {
                 Ready::Listener(at) => self.accept(at),
@@ -196,6 +206,7 @@ impl Switch {
                 }
             }
         }
+        self.controllers.iter_mut().for_each(|controller| controller.hear_of_roles(&self.datapath.roles));
         self.controllers.retain(Connection::is_open);
         Ok(())
     }
@@ -240,7 +251,8 @@ impl Switch {
     fn accept(&mut self, at: usize) {
         match self.listeners[at].accept() {
             Ok((socket, _)) if self.controllers.len() < CONTROLLERS_MAX => {
-                self.controllers.extend(Connection::new(socket));
+                self.controllers.extend(Connection::new(self.next, socket));
+                self.next += 1;
             }
             Ok(_) => tracing::warn!(max = CONTROLLERS_MAX, "too many controllers, one was turned away"),
             Err(error) => tracing::debug!(%error, "accept failed"),

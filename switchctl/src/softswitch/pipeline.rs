@@ -6,15 +6,18 @@
 
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
+use std::time::Duration;
 
-use super::packet::Packet;
+use flow::Micros;
+
+use super::packet::{PUSHES_MAX, Packet, TABLES};
 use crate::core::rules::{Action, Field, Match, PortNo, Rule, RuleKey, RuleSet, VLAN_PRESENT, WORDS};
-use crate::ofp::{self, Command, FlowModMsg, FlowQuery, FlowStats, TableStats, error};
+use crate::ofp::{self, Command, FlowModMsg, FlowQuery, FlowStats, GROUP_ANY, TableStats, error};
 
-/// Number of tables.
-pub const TABLES: u8 = 8;
 /// Most rules in all tables together.
 pub const RULES_MAX: usize = 4 << 20;
+/// Largest key of a tunnel: VXLAN has 24 bits (RFC 7348, section 5).
+const TUNNEL_KEY_MAX: u64 = 0xff_ffff;
 
 type Words = [u64; WORDS];
 
@@ -49,8 +52,20 @@ impl Hasher for WordHasher {
 struct Entry {
     priority: u16,
     rule: Rule,
+    /// As it was added. Packets and bytes are counted whatever they say, as OpenFlow allows.
+    flags: u16,
+    importance: u16,
+    since: Micros,
     packets: u64,
     bytes: u64,
+}
+
+impl Entry {
+    fn new(change: &FlowModMsg, since: Micros) -> Self {
+        let FlowModMsg { key, flags, importance, .. } = *change;
+        let rule = change.rule.clone();
+        Self { priority: key.priority, rule, flags, importance, since, packets: 0, bytes: 0 }
+    }
 }
 
 /// Rules with one mask.
@@ -77,19 +92,21 @@ impl Table {
         self.tuples.iter().position(|tuple| tuple.mask == *matches.mask())
     }
 
-    /// Returns whether the rule is new.
-    fn insert(&mut self, priority: u16, matches: &Match, rule: Rule) -> bool {
+    /// Adds a rule. One with the same key makes way, and leaves its counters unless they are to begin at zero.
+    fn insert(&mut self, matches: &Match, mut new: Entry) {
+        let priority = new.priority;
         let at = self.tuple(matches).unwrap_or_else(|| {
             self.tuples.push(Tuple { mask: *matches.mask(), priority_max: 0, rules: HashMap::default() });
             self.tuples.len() - 1
         });
         let tuple = &mut self.tuples[at];
         let entries = tuple.rules.entry(*matches.value()).or_default();
-        let new = Entry { priority, rule, packets: 0, bytes: 0 };
         let place = entries.partition_point(|entry| entry.priority > priority);
-        let replaces = entries.get(place).is_some_and(|entry| entry.priority == priority);
-        if replaces {
-            entries[place] = new;
+        if let Some(old) = entries.get_mut(place).filter(|entry| entry.priority == priority) {
+            if new.flags & ofp::FLAG_RESET_COUNTS == 0 {
+                (new.packets, new.bytes) = (old.packets, old.bytes);
+            }
+            *old = new;
         } else {
             entries.insert(place, new);
             self.len += 1;
@@ -98,7 +115,11 @@ impl Table {
             tuple.priority_max = priority;
             self.tuples.sort_by_key(|tuple| std::cmp::Reverse(tuple.priority_max));
         }
-        !replaces
+    }
+
+    /// Whether a packet can be of this match and of a rule with this priority. Linear in the rules.
+    fn overlaps(&self, priority: u16, matches: &Match) -> bool {
+        self.entries().any(|(other, rule, _)| other == priority && rule.overlaps(matches))
     }
 
     fn remove(&mut self, priority: u16, matches: &Match) {
@@ -151,11 +172,12 @@ impl Table {
 #[derive(Clone, Debug)]
 pub struct Pipeline {
     tables: Vec<Table>,
+    now: Micros,
 }
 
 impl Default for Pipeline {
     fn default() -> Self {
-        Self { tables: vec![Table::default(); TABLES.into()] }
+        Self { tables: vec![Table::default(); TABLES.into()], now: Micros(0) }
     }
 }
 
@@ -166,10 +188,16 @@ impl Pipeline {
         let mut pipeline = Self::default();
         for (key, rule) in rules {
             if let Some(table) = pipeline.tables.get_mut(usize::from(key.table)) {
-                table.insert(key.priority, &key.matches, rule.clone());
+                let change = FlowModMsg::new(Command::Add, *key, rule.clone());
+                table.insert(&key.matches, Entry::new(&change, Micros(0)));
             }
         }
         pipeline
+    }
+
+    /// Says how late it is, for the ages of rules.
+    pub fn set_time(&mut self, now: Micros) {
+        self.now = now;
     }
 
     /// Number of rules.
@@ -194,25 +222,40 @@ impl Pipeline {
         if change.key.table >= TABLES && !all {
             return Err(error::FLOW_BAD_TABLE);
         }
+        if change.flags & !ofp::FLAGS_ALL != 0 {
+            return Err(error::FLOW_BAD_FLAGS);
+        }
+        if change.command == Command::Add {
+            self.check_new(change)?;
+        }
+        // What else a deletion says is not looked at (OpenFlow 1.4, section 6.4).
+        if deletes { Ok(()) } else { check_rule(change) }
+    }
+
+    /// What only a new rule can have wrong: the rest of a modification leaves rules as they are.
+    fn check_new(&self, change: &FlowModMsg) -> Result<(), error::Code> {
+        let key = &change.key;
+        // Nobody would be told, since nothing but a controller ends a rule.
+        if change.flags & ofp::FLAG_SEND_REMOVED != 0 {
+            return Err(error::FLOW_BAD_FLAGS);
+        }
         if change.idle_timeout != 0 || change.hard_timeout != 0 {
             return Err(error::FLOW_BAD_TIMEOUT);
         }
-        if change.rule.goto.is_some_and(|goto| goto <= change.key.table || goto >= TABLES) && !deletes {
-            return Err(error::BAD_TABLE_ID);
+        if key.matches.field(Field::TunnelSrc).is_some() {
+            return Err(error::MATCH_BAD_FIELD);
         }
-        let impossible = ofp::outputs(&change.rule.actions)
-            .any(|port| port.0 == 0 || port > PortNo::MAX && port != PortNo::CONTROLLER);
-        if impossible && !deletes {
-            return Err(error::BAD_OUT_PORT);
+        let from =
+            key.matches.exact_value(Field::InPort).and_then(|port| u32::try_from(port).ok()).map(PortNo);
+        let real = |port: PortNo| port.0 != 0 && port <= PortNo::MAX;
+        if from.is_some_and(|port| !real(port) && port != PortNo::CONTROLLER && port != PortNo::ANY) {
+            return Err(error::MATCH_BAD_VALUE);
         }
-        let flow_based = |action: &Action| matches!(action, Action::SetTunnelDst(_));
-        if change.rule.actions.iter().any(flow_based) && !deletes {
-            return Err(error::BAD_SET_ARGUMENT);
+        let table = &self.tables[usize::from(key.table)];
+        if change.flags & ofp::FLAG_CHECK_OVERLAP != 0 && table.overlaps(key.priority, &key.matches) {
+            return Err(error::FLOW_OVERLAP);
         }
-        if change.command == Command::Add && self.len() >= RULES_MAX {
-            return Err(error::TABLE_FULL);
-        }
-        Ok(())
+        if self.len() >= RULES_MAX { Err(error::TABLE_FULL) } else { Ok(()) }
     }
 
     /// Applies a change.
@@ -225,7 +268,7 @@ impl Pipeline {
         match change.command {
             Command::Add => {
                 let table = &mut self.tables[usize::from(key.table)];
-                table.insert(key.priority, &key.matches, change.rule.clone());
+                table.insert(&key.matches, Entry::new(change, self.now));
             }
             Command::Modify | Command::ModifyStrict => self.modify(change),
             Command::Delete | Command::DeleteStrict => self.delete(change),
@@ -244,13 +287,18 @@ impl Pipeline {
                 // The cookie stays (OpenFlow 1.4, section 6.4).
                 entry.rule.actions.clone_from(&change.rule.actions);
                 entry.rule.goto = change.rule.goto;
+                if change.flags & ofp::FLAG_RESET_COUNTS != 0 {
+                    (entry.packets, entry.bytes) = (0, 0);
+                }
             }
         }
     }
 
     fn delete(&mut self, change: &FlowModMsg) {
         let strict = change.command == Command::DeleteStrict;
-        if strict && change.cookie_mask == 0 && change.out_port == PortNo::ANY && change.key.table < TABLES {
+        let filtered =
+            change.cookie_mask != 0 || change.out_port != PortNo::ANY || change.out_group != GROUP_ANY;
+        if strict && !filtered && change.key.table < TABLES {
             self.tables[usize::from(change.key.table)].remove(change.key.priority, &change.key.matches);
             return;
         }
@@ -262,14 +310,14 @@ impl Pipeline {
     /// The rules that a change is about. Linear in the rules of the tables.
     fn selected(&self, change: &FlowModMsg) -> Vec<RuleKey> {
         let strict = matches!(change.command, Command::ModifyStrict | Command::DeleteStrict);
-        let out_port = if matches!(change.command, Command::Delete | Command::DeleteStrict) {
-            change.out_port
-        } else {
-            PortNo::ANY
+        let (out_port, out_group) = match change.command {
+            Command::Delete | Command::DeleteStrict => (change.out_port, change.out_group),
+            Command::Add | Command::Modify | Command::ModifyStrict => (PortNo::ANY, GROUP_ANY),
         };
         let query = FlowQuery {
             table: change.key.table,
             out_port,
+            out_group,
             cookie: change.rule.cookie,
             cookie_mask: change.cookie_mask,
             matches: change.key.matches,
@@ -283,7 +331,9 @@ impl Pipeline {
         tables.filter(|(_, table)| query.table == FlowModMsg::ALL_TABLES || query.table == *table).flat_map(
             move |(table, number)| {
                 table.entries().filter_map(move |(priority, matches, entry)| {
-                    let wanted = query.matches.covers(&matches)
+                    // No rule has a group, because there are none.
+                    let wanted = query.out_group == GROUP_ANY
+                        && query.matches.covers(&matches)
                         && (entry.rule.cookie ^ query.cookie) & query.cookie_mask == 0
                         && (query.out_port == PortNo::ANY
                             || ofp::outputs(&entry.rule.actions).any(|port| port == query.out_port));
@@ -303,6 +353,9 @@ impl Pipeline {
                 rule: entry.rule.clone(),
                 packets: entry.packets,
                 bytes: entry.bytes,
+                age: Duration::from_micros(self.now.0.saturating_sub(entry.since.0)),
+                flags: entry.flags,
+                importance: entry.importance,
             })
             .collect();
         flows.sort_unstable_by_key(|flow| flow.key);
@@ -329,7 +382,15 @@ impl Pipeline {
         tunnel_id: u64,
         out: &mut impl FnMut(PortNo, &mut Packet, u64),
     ) {
-        let mut flight = Flight { words: packet.fields(in_port, tunnel_id), from: in_port };
+        self.fly(Flight { words: packet.fields(in_port, tunnel_id), from: in_port }, packet, out);
+    }
+
+    fn fly(
+        &mut self,
+        mut flight: Flight,
+        packet: &mut Packet,
+        out: &mut impl FnMut(PortNo, &mut Packet, u64),
+    ) {
         let len = packet.frame().len() as u64;
         let mut number = 0;
         while let Some(table) = self.tables.get_mut(number)
@@ -343,18 +404,80 @@ impl Pipeline {
         }
     }
 
-    /// Does what a controller said to do with a packet of its own.
+    /// Does what a controller said to do with a packet of its own, which may be to send it through the tables.
+    ///
+    /// # Errors
+    /// The OpenFlow error that answers it; nothing was done then.
     pub fn packet_out(
+        &mut self,
         packet: &mut Packet,
         in_port: PortNo,
         actions: &[Action],
         out: &mut impl FnMut(PortNo, &mut Packet, u64),
-    ) {
-        Flight { words: packet.fields(in_port, 0), from: in_port }.apply(actions, packet, out);
+    ) -> Result<(), error::Code> {
+        check_actions(actions, None, |port| port == PortNo::TABLE)?;
+        let mut flight = Flight { words: packet.fields(in_port, 0), from: in_port };
+        let mut rest = actions;
+        while let Some(at) = rest.iter().position(|action| *action == Action::Output(PortNo::TABLE)) {
+            flight.apply(&rest[..at], packet, out);
+            // What the tables do to it is done to a copy.
+            self.fly(flight, &mut packet.clone(), out);
+            rest = &rest[at + 1..];
+        }
+        flight.apply(rest, packet, out);
+        Ok(())
     }
 }
 
+/// What of a rule can be wrong whatever else there is.
+fn check_rule(change: &FlowModMsg) -> Result<(), error::Code> {
+    if change.rule.goto.is_some_and(|goto| goto <= change.key.table || goto >= TABLES) {
+        return Err(error::INSTRUCTION_BAD_TABLE);
+    }
+    let vlan = change.key.matches.field(Field::Vlan);
+    let present = u128::from(VLAN_PRESENT);
+    let tagged = vlan.filter(|(_, mask)| mask & present != 0).map(|(value, _)| value & present != 0);
+    check_actions(&change.rule.actions, tagged, |_| false)
+}
+
+/// Refuses actions that would do nothing or something else than they say. `tagged` is whether packets are known to have a
+/// tag; `reserved` says which reserved ports there are.
+fn check_actions(
+    actions: &[Action],
+    mut tagged: Option<bool>,
+    reserved: impl Fn(PortNo) -> bool,
+) -> Result<(), error::Code> {
+    let mut pushes = 0;
+    for action in actions {
+        match *action {
+            // Packets for the controller are not supported.
+            Action::Output(port) if (port.0 == 0 || port > PortNo::MAX) && !reserved(port) => {
+                return Err(error::BAD_OUT_PORT);
+            }
+            Action::SetTunnelDst(_) => return Err(error::BAD_SET_TYPE),
+            Action::SetTunnel(key) if key > TUNNEL_KEY_MAX => return Err(error::BAD_SET_ARGUMENT),
+            Action::PopVlan | Action::SetVlan(_) if tagged == Some(false) => {
+                return Err(error::MATCH_INCONSISTENT);
+            }
+            Action::PushVlan(_) if pushes == PUSHES_MAX => return Err(error::TOO_MANY_ACTIONS),
+            Action::PushVlan(_) => {
+                pushes += 1;
+                tagged = Some(true);
+            }
+            // There may be another behind it.
+            Action::PopVlan => tagged = None,
+            Action::SetVlan(_)
+            | Action::SetTunnel(_)
+            | Action::ClearInPort
+            | Action::Output(_)
+            | Action::OutputInPort => {}
+        }
+    }
+    Ok(())
+}
+
 /// A packet's fields on its way through the tables.
+#[derive(Clone, Copy)]
 struct Flight {
     words: Words,
     /// Where `OFPP_IN_PORT` leads.
