@@ -9,10 +9,10 @@ use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use running::{Running, attach, client_frame, receive};
-use switchctl::core::rules::{ETH_IPV4, PROTO_TCP, PROTO_UDP};
+use switchctl::core::rules::{ETH_IPV4, Field, PROTO_TCP, PROTO_UDP};
 use switchctl::ofp::{
     self, AsyncConfig, BundleControl, Command, FlowModMsg, FlowQuery, FlowStats, GroupMod, Message, MeterMod,
-    PortMod, Reply, Request, TableMod,
+    PortMod, Reply, Request, TableMod, TableStats,
 };
 use switchctl::{Action, Match, PacketOut, PortNo, Rule, RuleKey, Vlan};
 
@@ -107,6 +107,14 @@ impl Controller {
     fn flows_of(&mut self, query: FlowQuery) -> Vec<FlowStats> {
         let answers = self.ask(&Message::MultipartRequest(Request::Flows(query)));
         let [Message::MultipartReply { reply: Reply::Flows(list), more: false }] = &answers[..] else {
+            panic!("{answers:?}")
+        };
+        list.clone()
+    }
+
+    fn tables(&mut self) -> Vec<TableStats> {
+        let answers = self.ask(&Message::MultipartRequest(Request::Tables));
+        let [Message::MultipartReply { reply: Reply::Tables(list), .. }] = &answers[..] else {
             panic!("{answers:?}")
         };
         list.clone()
@@ -624,4 +632,38 @@ fn messages_with_bytes_behind_them_or_of_no_type_are_refused() {
     }
     assert_eq!(error_in(&c.ask_bytes(&[4, 5, 0, 8, 0, 0, 0, 7])), Some((1, 0)), "another version");
     assert_eq!(c.ask(&Message::EchoRequest(vec![1, 2])), [Message::EchoReply(vec![1, 2])]);
+}
+
+#[test]
+fn a_frame_with_a_priority_only_goes_as_one_without_a_tag() {
+    let running = Running::start();
+    let (inside, outside) = (attach(&running.path("inside")), attach(&running.path("outside")));
+    let mut c = Controller::new(&running);
+    let untagged = Match::any().in_port(PortNo(1)).vlan(Vlan::Absent).eth_type(ETH_IPV4).ip_proto(PROTO_UDP);
+    c.add(add(0, 1, untagged.exact(Field::TpDst, 53), output(2)));
+    // Until the switch has taken up both connections.
+    while c.flows()[0].packets == 0 {
+        inside.send(&client_frame(1)).unwrap();
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let mut frame = client_frame(7);
+    // Priority 5, VLAN 0; and the same twice.
+    for _ in 0..2 {
+        frame.splice(12..12, [0x81, 0, 0xa0, 0]);
+        inside.send(&frame).unwrap();
+        while receive(&outside) != client_frame(7) {}
+    }
+    // A VLAN is another matter, and is counted as what the first table missed.
+    let missed = |c: &mut Controller| {
+        let table = c.tables()[0];
+        table.lookups - table.matched
+    };
+    assert_eq!(missed(&mut c), 0);
+    frame = client_frame(8);
+    frame.splice(12..12, [0x81, 0, 0xa0, 5]);
+    inside.send(&frame).unwrap();
+    while missed(&mut c) == 0 {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    assert_eq!(missed(&mut c), 1);
 }

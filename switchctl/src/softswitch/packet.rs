@@ -40,13 +40,18 @@ impl Packet {
         &mut self.buffer[HEADROOM..]
     }
 
-    /// Takes what was received: `len` bytes, the first `skip` of which are not of the frame.
+    /// Takes what was received: `len` bytes, the first `skip` of which are not of the frame. A tag with VLAN id 0 only has a
+    /// priority and names no VLAN (IEEE 802.1Q, section 9.6), so the frame goes on without it.
     /// False when it is no frame that can be handled.
     #[must_use]
     pub fn received(&mut self, len: usize, skip: usize) -> bool {
         self.start = HEADROOM + skip;
         self.end = HEADROOM + len;
-        (skip + MACS_LEN + 2..=skip + FRAME_LEN_MAX).contains(&len)
+        let fits = (skip + MACS_LEN + 2..=skip + FRAME_LEN_MAX).contains(&len);
+        while fits && self.has_priority_tag() {
+            self.pop_vlan();
+        }
+        fits
     }
 
     /// Copies a frame in; false when it is too short or too long.
@@ -105,6 +110,10 @@ impl Packet {
     fn has_tag(&self) -> bool {
         let frame = self.frame();
         frame.len() >= MACS_LEN + TAG_LEN + 2 && frame[MACS_LEN..MACS_LEN + 2] == ETH_VLAN.to_be_bytes()
+    }
+
+    fn has_priority_tag(&self) -> bool {
+        self.has_tag() && be16(self.frame(), MACS_LEN + 2) & 0xfff == 0
     }
 
     /// The header fields. What a frame is too short for is zero.
