@@ -15,7 +15,7 @@ use tokio::time::Instant;
 use crate::core::driver::{Answer, Driver, Event, Output, Proof, Query, QueryId};
 use crate::core::rules::{PacketOut, PortNo, RuleSet};
 use crate::net::{self, Stream};
-use crate::ofp::{self, FlowStats, HEADER_LEN, Header, PortStats};
+use crate::ofp::{self, FlowStats, HEADER_LEN, Header, PortStats, TableStats};
 use crate::ovs;
 
 pub use crate::core::driver::DriverError;
@@ -216,6 +216,17 @@ impl SwitchHandle {
     pub async fn flow_stats(&self) -> Result<Vec<FlowStats>, QueryError> {
         match self.ask(Query::Flows).await {
             Some(Answer::Flows(list)) => Ok(list),
+            _ => Err(QueryError::Unavailable),
+        }
+    }
+
+    /// Counters of all tables.
+    ///
+    /// # Errors
+    /// [`QueryError::Unavailable`].
+    pub async fn table_stats(&self) -> Result<Vec<TableStats>, QueryError> {
+        match self.ask(Query::Tables).await {
+            Some(Answer::Tables(list)) => Ok(list),
             _ => Err(QueryError::Unavailable),
         }
     }

@@ -75,6 +75,8 @@ async fn frames_go_to_workers_and_peers_and_counters_count_them() {
     assert_eq!(of(Ports::INSIDE).rx_bytes, 2 * client_frame(1).len() as u64);
     let flows = switch.flow_stats().await.unwrap();
     assert_eq!(flows.len(), rules(PEER, Some(0)).len());
+    let first = switch.table_stats().await.unwrap()[0];
+    assert_eq!((first.table, first.lookups, first.matched), (0, 3, 3));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

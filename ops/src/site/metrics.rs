@@ -11,6 +11,7 @@ use placement::core::{
     ClientRtt, GroupReport, GroupTalk, PeerRtt, REPORT_WAYS_MAX, ServerRtt, SiteReport, TALK_LEN_MAX,
 };
 use prometheus::{Gauge, GaugeVec, IntCounter, IntGauge, IntGaugeVec, Opts, Registry};
+use switchctl::ofp::{PortStats, TableStats};
 use switchctl::session::SwitchEvent;
 
 use super::core::Agent;
@@ -43,6 +44,8 @@ pub struct SiteMetrics {
     rules: IntGauge,
     rules_drift: IntGauge,
     fail_mode: IntGaugeVec,
+    table_packets: IntGaugeVec,
+    port_packets: IntGaugeVec,
     groups: IntGauge,
     revision: IntGauge,
 }
@@ -229,6 +232,16 @@ impl SiteMetrics {
                 "1 while the bridge is known to keep its rules without a controller; absent where it is not looked at",
                 &[],
             )?,
+            table_packets: gauge(
+                "limosa_switch_table_packets",
+                "Packets that came to a table of the switch, by whether a rule matched; those that it missed are dropped",
+                &["table", "fate"],
+            )?,
+            port_packets: gauge(
+                "limosa_switch_port_packets",
+                "Packets of a port of the switch by fate, as the switch counts them",
+                &["port", "fate"],
+            )?,
             groups: single("limosa_groups", "Groups that have a worker at this site")?,
             revision: single("limosa_config_revision", "Revision of placement that the agent follows")?,
             hold_max,
@@ -287,6 +300,30 @@ impl SiteMetrics {
     pub fn fail_mode(&self, secure: bool) {
         self.fail_mode.with_label_values::<&str>(&[]).set(secure.into());
         self.state().fail_mode = Some(secure);
+    }
+
+    /// Takes the switch's counters. Tables that no packet came to are left out: Open vSwitch has hundreds.
+    pub fn switch_counters(&self, tables: &[TableStats], ports: &[PortStats]) {
+        let signed = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
+        for table in tables.iter().filter(|table| table.lookups > 0) {
+            let label = table.table.to_string();
+            let missed = table.lookups.saturating_sub(table.matched);
+            for (fate, value) in [("matched", table.matched), ("missed", missed)] {
+                self.table_packets.with_label_values(&[label.as_str(), fate]).set(signed(value));
+            }
+        }
+        for port in ports {
+            let label = port.port.to_string();
+            let fates = [
+                ("received", port.rx_packets),
+                ("sent", port.tx_packets),
+                ("dropped_received", port.rx_dropped),
+                ("dropped_to_send", port.tx_dropped),
+            ];
+            for (fate, value) in fates {
+                self.port_packets.with_label_values(&[label.as_str(), fate]).set(signed(value));
+            }
+        }
     }
 
     /// Counts records sent.
@@ -458,6 +495,23 @@ mod tests {
             min_us,
             mean_us: 2 * min_us,
         }
+    }
+
+    #[test]
+    fn what_tables_of_the_switch_miss_is_told() {
+        let metrics = SiteMetrics::new("ams").unwrap();
+        let table = |table, lookups, matched| TableStats { table, active: 1, lookups, matched };
+        let port = PortStats { port: switchctl::PortNo(2), rx_dropped: 4, ..PortStats::default() };
+        metrics.switch_counters(&[table(0, 9, 7), table(1, 0, 0)], &[port]);
+        let text = metrics.text();
+        let told = |line: &str| text.lines().any(|told| told == line);
+        assert!(told(r#"limosa_switch_table_packets{fate="missed",site="ams",table="0"} 2"#), "{text}");
+        assert!(told(r#"limosa_switch_table_packets{fate="matched",site="ams",table="0"} 7"#), "{text}");
+        assert!(
+            told(r#"limosa_switch_port_packets{fate="dropped_received",port="2",site="ams"} 4"#),
+            "{text}"
+        );
+        assert!(!text.contains(r#"table="1""#), "{text}");
     }
 
     #[test]

@@ -169,6 +169,7 @@ impl Shell {
         until(Box::pin(self.workers.clone().discover(config.workers.clone(), config.worker_ports.clone())));
         until(Box::pin(watch_switch(switch_events, inputs.clone(), self.metrics.clone())));
         until(Box::pin(self.switch.clone().watch_drift(self.metrics.clone())));
+        until(Box::pin(self.switch.clone().watch_counters(self.metrics.clone())));
         if let Some(settings) = config.switch.openvswitch.clone().filter(|settings| settings.check_fail_mode)
             && let Some(database) = settings.database.clone()
         {

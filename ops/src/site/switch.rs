@@ -18,6 +18,8 @@ const FAIL_MODE_INTERVAL: Duration = Duration::from_secs(2);
 const COMPLAIN_EVERY: u32 = 30;
 /// Before a comparison is tried again that the switch did not answer.
 const DRIFT_RETRY: Duration = Duration::from_secs(1);
+/// Between two looks at the counters of tables and ports.
+const COUNTERS_INTERVAL: Duration = Duration::from_secs(5);
 /// Between two comparisons of all rules.
 const DRIFT_INTERVAL: Duration = Duration::from_secs(60);
 
@@ -207,6 +209,15 @@ impl Switch {
                 }
             }
             tokio::time::sleep(pause).await;
+        }
+    }
+
+    /// Brings the counters of tables and ports into the metrics, for ever.
+    pub async fn watch_counters(self, metrics: Arc<SiteMetrics>) {
+        loop {
+            let (tables, ports) = (self.handle.table_stats().await, self.handle.port_stats().await);
+            metrics.switch_counters(&tables.unwrap_or_default(), &ports.unwrap_or_default());
+            tokio::time::sleep(COUNTERS_INTERVAL).await;
         }
     }
 

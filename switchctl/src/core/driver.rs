@@ -24,7 +24,7 @@ use flow::Micros;
 use super::rules::{Action, FlowMod, Match, PacketOut, PortNo, Rule, RuleKey, RuleSet, apply, diff};
 use crate::ofp::{
     BUNDLE_ATOMIC, BUNDLE_ORDERED, BundleControl, Command, FlowModMsg, FlowQuery, FlowStats, Message,
-    PortStats, Reply, Request,
+    PortStats, Reply, Request, TableStats,
 };
 
 /// How long the switch may be silent while it owes an answer. A bundle of 100,000 rules takes below a second.
@@ -114,6 +114,8 @@ pub enum Query {
     Ports,
     /// All rules with counters.
     Flows,
+    /// Counters of all tables.
+    Tables,
 }
 
 /// Statistics.
@@ -123,6 +125,8 @@ pub enum Answer {
     Ports(Vec<PortStats>),
     /// All rules with counters.
     Flows(Vec<FlowStats>),
+    /// Counters of all tables.
+    Tables(Vec<TableStats>),
     /// The switch has again what is wanted; so many rules were not.
     Resynced(usize),
     /// The connection ended, or the switch refused.
@@ -398,6 +402,7 @@ impl Driver {
         let (request, answer) = match query {
             Query::Ports => (Request::PortStats(PortNo::ANY), Answer::Ports(Vec::new())),
             Query::Flows => (Request::Flows(FlowQuery::default()), Answer::Flows(Vec::new())),
+            Query::Tables => (Request::Tables, Answer::Tables(Vec::new())),
         };
         let xid = self.send(Message::MultipartRequest(request));
         self.queries.insert(xid, Asked { id, answer });
@@ -657,6 +662,7 @@ impl Driver {
             match (&mut asked.answer, reply) {
                 (Answer::Ports(list), Reply::PortStats(part)) => list.extend(part),
                 (Answer::Flows(list), Reply::Flows(part)) => list.extend(part),
+                (Answer::Tables(list), Reply::Tables(part)) => list.extend(part),
                 _ => {}
             }
             if !more && let Some(Asked { id, answer }) = self.queries.remove(&xid) {
