@@ -6,6 +6,7 @@
 use std::hash::BuildHasher;
 use std::io::{Read, Write};
 use std::os::fd::AsFd;
+use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -42,7 +43,7 @@ pub struct WorkerConfig {
     pub site: SiteId,
     /// Its number.
     pub worker: WorkerId,
-    /// Where it listens for the agent; a file that is there is replaced.
+    /// Where it listens for the agent; a socket that is there is replaced.
     pub control_path: PathBuf,
     /// Its way to the switch.
     pub link: Link,
@@ -99,8 +100,10 @@ fn random(nonce: u64) -> u64 {
 /// [`WorkerError`], at the start.
 pub fn run(config: &WorkerConfig, stop: &AtomicBool) -> Result<(), WorkerError> {
     let listen = |source| WorkerError::Listen { path: config.control_path.clone(), source };
-    // A file of an earlier run; that it is not there is the usual case.
-    let _ = std::fs::remove_file(&config.control_path);
+    // A socket of an earlier run. Anything else stays, and listening fails.
+    if std::fs::symlink_metadata(&config.control_path).is_ok_and(|found| found.file_type().is_socket()) {
+        std::fs::remove_file(&config.control_path).map_err(listen)?;
+    }
     let listener = UnixListener::bind(&config.control_path).map_err(listen)?;
     listener.set_nonblocking(true).map_err(listen)?;
     let result = match &config.link {

@@ -589,6 +589,27 @@ impl WorkerConfig {
     }
 }
 
+impl WorkerConfig {
+    /// Paths of the sockets that the worker makes.
+    pub fn sockets(&self) -> impl Iterator<Item = &Path> {
+        let device = match &self.worker.link {
+            Link::Dpdk(DpdkConfig { device: Device::Virtual(text), .. }) => server_path(text),
+            Link::Dpdk(_) | Link::Socket(_) => None,
+        };
+        std::iter::once(self.worker.control_path.as_path()).chain(device)
+    }
+}
+
+/// The socket on which a virtual device waits for the switch to connect.
+fn server_path(device: &str) -> Option<&Path> {
+    let argument =
+        |key| device.split(',').filter_map(|part| part.split_once('=')).find(|(name, _)| *name == key);
+    argument("server")
+        .filter(|(_, value)| *value == "1")
+        .and(argument("path"))
+        .map(|(_, path)| Path::new(path))
+}
+
 impl RawDpdk {
     fn validate(self, file: &File<'_>, hold_packets: usize) -> Result<DpdkConfig, ConfigError> {
         let mtu = self.mtu.unwrap_or(1_500);
@@ -789,9 +810,29 @@ impl SwitchConfig {
     }
 }
 
+impl SwitchConfig {
+    /// Paths of the sockets that the switch makes.
+    pub fn sockets(&self) -> impl Iterator<Item = &Path> {
+        use switchctl::softswitch::PortKind;
+        let ports = self.switch.ports.iter().filter_map(|port| match &port.kind {
+            PortKind::Socket { path } => Some(path.as_path()),
+            PortKind::Tunnel { .. } => None,
+        });
+        std::iter::once(self.switch.control.as_path()).chain(ports)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_socket_of_a_device_that_waits_is_the_workers_own() {
+        let path = |text| server_path(text).and_then(Path::to_str);
+        assert_eq!(path("net_virtio_user0,path=/run/w1,server=1,queues=1"), Some("/run/w1"));
+        assert_eq!(path("net_virtio_user0,path=/run/w1"), None);
+        assert_eq!(path("net_af_packet0,iface=eth1"), None);
+    }
 
     fn written(text: &str) -> (tempfile::TempDir, PathBuf) {
         let directory = tempfile::tempdir().unwrap();

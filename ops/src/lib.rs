@@ -8,6 +8,7 @@ pub mod config;
 pub mod demo;
 pub mod keys;
 pub mod lab;
+pub mod lock;
 pub mod net;
 pub mod placement;
 pub mod run;

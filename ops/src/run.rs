@@ -9,6 +9,7 @@ use clap::{Args, ValueEnum};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{ConfigError, PlacementConfig, SiteConfig, SwitchConfig, WorkerConfig};
+use crate::lock;
 use crate::signals::{self, Configuration, Log};
 
 /// Which process, and its configuration.
@@ -46,21 +47,25 @@ pub fn run(run: Run) -> anyhow::Result<()> {
     match run.process {
         Process::Worker => {
             let config = WorkerConfig::read(&path)?;
+            let _own = lock::sockets("worker", config.sockets())?;
             let stop = stop_flag(log, checked(path, WorkerConfig::read), run.with_parent)?;
             Ok(dataplane::process::run(&config.worker, &stop)?)
         }
         Process::Switch => {
             let config = SwitchConfig::read(&path)?;
+            let _own = lock::sockets("switch", config.sockets())?;
             let stop = stop_flag(log, checked(path, SwitchConfig::read), run.with_parent)?;
             Ok(switchctl::softswitch::run(&config.switch, &stop)?)
         }
         Process::Site => {
             let config = SiteConfig::read(&path)?;
+            let _own = lock::directory("site", &config.workers)?;
             let signals = checked(path, SiteConfig::read);
             with_runtime(log, signals, run.with_parent, |stop| crate::site::shell::run(config, stop))
         }
         Process::Placement => {
             let config = PlacementConfig::read(&path)?;
+            let _own = lock::directory("placement", &config.directory)?;
             let signals = checked(path, PlacementConfig::read);
             with_runtime(log, signals, run.with_parent, |stop| crate::placement::run(config, stop))
         }

@@ -18,6 +18,7 @@ mod ports;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
@@ -76,7 +77,7 @@ pub enum PortKind {
     /// A `SOCK_SEQPACKET` Unix socket that the switch listens on, a frame per message. One peer at a time; a
     /// new one replaces the old.
     Socket {
-        /// Its path; what is there is replaced.
+        /// Its path; a socket that is there is replaced.
         path: PathBuf,
     },
     /// VXLAN over UDP to one peer site.
@@ -124,12 +125,11 @@ pub fn run(config: &SwitchConfig, stop: &AtomicBool) -> Result<(), SwitchError> 
     Ok(())
 }
 
-/// A listening Unix socket in place of whatever is at the path.
+/// A listening Unix socket in place of one that an earlier run left. Anything else that is there stays, and listening fails.
 fn listen_unix(path: &Path, kind: Type) -> Result<Socket, SwitchError> {
     let open = || -> io::Result<Socket> {
-        match std::fs::remove_file(path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
+        if std::fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket()) {
+            std::fs::remove_file(path)?;
         }
         let socket = Socket::new(Domain::UNIX, kind, None)?;
         socket.bind(&socket2::SockAddr::unix(path)?)?;

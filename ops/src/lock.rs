@@ -1,0 +1,166 @@
+//! One process for each path. Whoever listens on Unix sockets or keeps files takes them first, so that a second start on
+//! the same ones says so and touches nothing. The kernel lets go of a lock when its process ends, however it ends.
+
+use std::ffi::OsString;
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+/// Bytes of a lock file that are read: a process number has ten digits at most.
+const NOTE_LEN_MAX: u64 = 32;
+
+/// Paths that are this process's own as long as the value lives.
+#[derive(Debug)]
+#[must_use = "the paths are let go of with the value"]
+pub struct Lock(#[expect(dead_code, reason = "a file that is open is what holds its lock")] Vec<File>);
+
+/// Why a process does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum LockError {
+    /// Another one has the path.
+    #[error(
+        "{path}: limosa run {process} is already running here{holder}; nothing was changed. Stop that one first, or \
+         give this one paths of its own"
+    )]
+    Running {
+        /// Which of `limosa run`.
+        process: &'static str,
+        /// What both want.
+        path: PathBuf,
+        /// The process that has it, if it is known.
+        holder: String,
+    },
+    /// Something that is no socket is where one is to be.
+    #[error(
+        "{0}: something that is no socket is in the way of one, and is left alone: move it, or use another path"
+    )]
+    InTheWay(PathBuf),
+    /// The lock cannot be had.
+    #[error("{path}: cannot be locked: {source}")]
+    Unusable {
+        /// What was to be locked.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+/// Takes the paths of sockets that are to be made. Each has a lock file beside it, which stays.
+///
+/// # Errors
+/// [`LockError`]; none of the sockets was touched then.
+pub fn sockets<'a>(
+    process: &'static str,
+    paths: impl IntoIterator<Item = &'a Path>,
+) -> Result<Lock, LockError> {
+    let mut held = Vec::new();
+    for path in paths {
+        let lock = lock_path(path);
+        let unusable = |source| LockError::Unusable { path: lock.clone(), source };
+        let mut options = OpenOptions::new();
+        let file = options.read(true).write(true).create(true).truncate(false).mode(0o600).open(&lock);
+        let mut file = file.map_err(unusable)?;
+        try_lock(&file, process, path, || holder(&mut &file))?;
+        note(&mut file).map_err(unusable)?;
+        if std::fs::symlink_metadata(path).is_ok_and(|found| !found.file_type().is_socket()) {
+            return Err(LockError::InTheWay(path.to_owned()));
+        }
+        held.push(file);
+    }
+    Ok(Lock(held))
+}
+
+/// Takes a directory, which is made if it is not there.
+///
+/// # Errors
+/// [`LockError`].
+pub fn directory(process: &'static str, path: &Path) -> Result<Lock, LockError> {
+    let unusable = |source| LockError::Unusable { path: path.to_owned(), source };
+    std::fs::create_dir_all(path).map_err(unusable)?;
+    let file = File::open(path).map_err(unusable)?;
+    try_lock(&file, process, path, String::new)?;
+    Ok(Lock(vec![file]))
+}
+
+fn try_lock(
+    file: &File,
+    process: &'static str,
+    path: &Path,
+    holder: impl FnOnce() -> String,
+) -> Result<(), LockError> {
+    match file.try_lock() {
+        Ok(()) => Ok(()),
+        Err(TryLockError::WouldBlock) => {
+            Err(LockError::Running { process, path: path.to_owned(), holder: holder() })
+        }
+        Err(TryLockError::Error(source)) => Err(LockError::Unusable { path: path.to_owned(), source }),
+    }
+}
+
+fn lock_path(path: &Path) -> PathBuf {
+    let mut name = OsString::from(path);
+    name.push(".lock");
+    name.into()
+}
+
+/// Writes down for people who has the lock.
+fn note(file: &mut File) -> io::Result<()> {
+    file.set_len(0)?;
+    file.seek(SeekFrom::Start(0))?;
+    writeln!(file, "{}", std::process::id())
+}
+
+fn holder(file: &mut impl Read) -> String {
+    let mut text = String::new();
+    match file.take(NOTE_LEN_MAX).read_to_string(&mut text).ok().and_then(|_| text.trim().parse::<u32>().ok())
+    {
+        Some(process) => format!(" (process {process})"),
+        None => String::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+
+    use super::*;
+
+    #[test]
+    fn a_path_is_taken_once_and_free_again_when_its_process_lets_go() {
+        let place = tempfile::tempdir().unwrap();
+        let [a, b] = ["a", "b"].map(|name| place.path().join(name));
+        let first = sockets("switch", [a.as_path(), &b]).unwrap();
+        // One path in common is enough.
+        let refused = sockets("switch", [b.as_path()]).unwrap_err().to_string();
+        let expected = format!(
+            "{}: limosa run switch is already running here (process {})",
+            b.display(),
+            std::process::id()
+        );
+        assert!(refused.starts_with(&expected), "{refused}");
+        drop(first);
+        drop(sockets("switch", [b.as_path()]).unwrap());
+        let first = directory("placement", &place.path().join("new")).unwrap();
+        let refused = directory("placement", &place.path().join("new")).unwrap_err().to_string();
+        assert!(refused.contains("limosa run placement is already running here; nothing"), "{refused}");
+        drop(first);
+        drop(directory("placement", &place.path().join("new")).unwrap());
+    }
+
+    #[test]
+    fn what_is_no_socket_is_not_in_the_way_of_being_lost() {
+        let place = tempfile::tempdir().unwrap();
+        let path = place.path().join("precious");
+        std::fs::write(&path, "text").unwrap();
+        let refused = sockets("worker", [path.as_path()]).unwrap_err();
+        assert!(matches!(refused, LockError::InTheWay(_)), "{refused}");
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "text");
+        // A socket that a dead process left is replaced.
+        let stale = place.path().join("stale");
+        drop(UnixListener::bind(&stale).unwrap());
+        let _ = sockets("worker", [stale.as_path()]).unwrap();
+        let missing = sockets("worker", [place.path().join("no/where").as_path()]).unwrap_err().to_string();
+        assert!(missing.contains("no/where.lock: cannot be locked"), "{missing}");
+    }
+}
