@@ -3,6 +3,7 @@
 
 mod elastic;
 mod openvswitch;
+pub mod reference;
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -97,6 +98,15 @@ fn read<T: DeserializeOwned>(path: &Path) -> Result<T, ConfigError> {
         .map_err(|source| ConfigError::Read { file: path.to_owned(), source })?;
     toml::from_str(&text)
         .map_err(|error| ConfigError::Parse { file: path.to_owned(), message: error.to_string() })
+}
+
+/// The keys of a table, as its type refuses any other.
+#[cfg(test)]
+fn fields<T: DeserializeOwned>() -> Vec<String> {
+    let error =
+        toml::from_str::<T>("no-such-key = 1").err().map(|error| error.to_string()).unwrap_or_default();
+    let (_, expected) = error.split_once("expected ").expect("unknown keys are refused");
+    expected.split('`').skip(1).step_by(2).map(str::to_owned).collect()
 }
 
 /// Key material of a node.
@@ -523,6 +533,12 @@ const DPDK_HOLD_PACKETS: usize = 1 << 14;
 const DESCRIPTORS: u16 = 1_024;
 /// Longest frame of a worker without its header.
 const MTU_MAX: u64 = 9_198;
+/// A tebibyte: more is a slip of a unit.
+const DPDK_MEMORY_MB_MAX: u64 = 1 << 20;
+/// Four times as many as packets can be held.
+const DPDK_BUFFERS_MAX: u64 = 1 << 24;
+/// The largest number of a processor that builds of DPDK know.
+const LCORE_MAX: u64 = 1_023;
 /// Arguments of DPDK that are set by other keys, and one that would end the process.
 const EAL_OWN: [(&str, &str); 13] = [
     ("-l", "lcore"),
@@ -621,11 +637,16 @@ impl RawDpdk {
                 format!("hold_packets = {hold_packets} needs {least} or more; lower that, or raise this");
             return Err(file.error("dpdk.buffers", buffers, remedy));
         }
+        file.bounded("dpdk.buffers", buffers.into(), least.into(), DPDK_BUFFERS_MAX)?;
         let least = memory_min_mb(buffers, mtu);
         let memory_mb = self.memory_mb.unwrap_or(least.saturating_add(64));
         if memory_mb < least {
             let remedy = format!("{buffers} buffers need {least} or more; lower hold_packets, or raise this");
             return Err(file.error("dpdk.memory_mb", memory_mb, remedy));
+        }
+        file.bounded("dpdk.memory_mb", memory_mb.into(), least.into(), DPDK_MEMORY_MB_MAX)?;
+        if let Some(lcore) = self.lcore {
+            file.bounded("dpdk.lcore", lcore as u64, 0, LCORE_MAX)?;
         }
         let descriptors = |key: &str, value: Option<u16>| {
             let value = value.unwrap_or(DESCRIPTORS);
@@ -779,6 +800,10 @@ impl SwitchConfig {
                 tunnel.site,
                 "tunnels lead to the other sites, each once",
             ));
+        }
+        let mut workers = BTreeSet::new();
+        if let Some(worker) = raw.workers.iter().find(|worker| !workers.insert(**worker)) {
+            return Err(file.error("workers", worker, "name each worker once"));
         }
         let directory = file.beside(&raw.directory);
         let port = |number: PortNo, name: String, kind| PortConfig { number, name, kind };

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use limosa::{bench, certs, cli, demo, lab, run};
+use limosa::{bench, certs, cli, config, demo, lab, run};
 use transfer::name::{NodeName, is_label};
 
 /// Live flows move between sites without stopping.
@@ -61,6 +61,8 @@ enum Dev {
         #[arg(long)]
         renew: bool,
     },
+    /// Print what each key of the configuration files means, as in docs/configuration.md.
+    Configuration,
 }
 
 fn main() -> ExitCode {
@@ -83,6 +85,9 @@ fn main() -> ExitCode {
                     renew,
                 })
             })
+        }
+        Command::Dev { command: Dev::Configuration } => {
+            std::io::stdout().write_all(config::reference::document().as_bytes()).map_err(Into::into)
         }
     };
     match result {

@@ -146,6 +146,24 @@ struct RawSwitchTls {
     name: Option<String>,
 }
 
+/// The tables of this file, each with its keys.
+#[cfg(test)]
+pub(super) fn tables() -> Vec<(&'static str, Vec<String>)> {
+    use super::fields;
+    vec![
+        ("openvswitch", fields::<RawOpenVswitch>()),
+        ("openvswitch.inside", fields::<RawPort>()),
+        ("openvswitch.outside", fields::<RawPort>()),
+        ("openvswitch.probe", fields::<RawProbe>()),
+        ("openvswitch.probe.out", fields::<RawPort>()),
+        ("openvswitch.probe.back", fields::<RawPort>()),
+        ("openvswitch.workers[]", fields::<RawWorkerPort>()),
+        ("openvswitch.tunnels", fields::<RawTunnels>()),
+        ("openvswitch.tunnels.remotes[]", fields::<RawRemote>()),
+        ("openvswitch.tls", fields::<RawSwitchTls>()),
+    ]
+}
+
 /// Numbers of the probe's ports by convention: below those of workers.
 const PROBE_OUT: PortNo = PortNo(90);
 const PROBE_BACK: PortNo = PortNo(91);
@@ -325,6 +343,7 @@ impl Site<'_> {
                 )),
             };
         };
+        self.file.bounded("openvswitch.tunnels.udp_port", raw.udp_port.into(), 1, u16::MAX.into())?;
         let flow_based = raw.mode == TunnelMode::FlowBased;
         let vxlan = |name, number, remote| PortSpec::vxlan(name, number, remote, raw.local, raw.udp_port);
         if flow_based {
