@@ -3,6 +3,8 @@
 
 CARGO ?= cargo
 SEEDS ?= 10000
+# The first of them.
+FROM ?= 0
 # Each fuzz target runs for so long.
 SECONDS ?= 30
 # Each has its fuzz targets in a package of its own, `fuzz`, which the commands over the workspace do not build.
@@ -50,7 +52,8 @@ test: test-setup
 	    --test devices --test refusals --test huge_pages --test dpdk; \
 	else echo "SKIPPED: tests of DPDK workers (DPDK is not installed, or not root)"; fi
 	@$(MAKE) --no-print-directory lab-short
-	$(CARGO) test --package limosa --lib --bins --test api --test sim
+	$(CARGO) test --package limosa --lib --bins --test api --test certs --test sim
+	$(CARGO) test --package limosa --test second_start --test life --test stalls -- --test-threads=1
 	$(CARGO) test --package limosa --test process -- --test-threads=1
 
 test-setup:
@@ -71,7 +74,7 @@ lint:
 	else echo "SKIPPED: lints of DPDK workers (DPDK is not installed)"; fi
 
 sim:
-	SIM_SEEDS=$(SEEDS) $(CARGO) test --release --package limosa --test sim -- --nocapture
+	SIM_SEEDS=$(SEEDS) SIM_FROM=$(FROM) $(CARGO) test --release --package limosa --test sim -- --nocapture
 
 # All fuzz targets in turn. Needs cargo-fuzz (`cargo install cargo-fuzz`) and a C++ compiler. The sanitizer is not stable yet, hence
 # RUSTC_BOOTSTRAP. What is found lies in PACKAGE/fuzz/artifacts; inputs that reach something new in target/fuzz/corpus: CONTRIBUTING.md.

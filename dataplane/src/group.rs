@@ -197,11 +197,10 @@ impl<B> Hold<B> {
         (self.total, self.opened_early) = (0, false);
     }
 
-    /// Packets that wait.
+    /// Whether no packet waits.
     #[must_use]
-    pub fn len(&self) -> usize {
-        let late = self.late.iter().map(|late| late.queue.len()).sum::<usize>();
-        self.relayed.len() + self.direct.len() + self.parked.len() + late
+    pub fn is_empty(&self) -> bool {
+        !self.has_backlog() && self.parked.is_empty() && self.late.iter().all(|late| late.queue.is_empty())
     }
 
     /// Whether packets wait that could be served.

@@ -1,5 +1,6 @@
 //! Limosa: live flows move between sites without stopping. This package joins the parts into one binary.
 
+pub mod address;
 pub mod bench;
 pub mod certs;
 pub mod cli;

@@ -56,31 +56,48 @@ pub fn sockets<'a>(
 ) -> Result<Lock, LockError> {
     let mut held = Vec::new();
     for path in paths {
-        let lock = lock_path(path);
-        let unusable = |source| LockError::Unusable { path: lock.clone(), source };
-        let mut options = OpenOptions::new();
-        let file = options.read(true).write(true).create(true).truncate(false).mode(0o600).open(&lock);
-        let mut file = file.map_err(unusable)?;
-        try_lock(&file, process, path, || holder(&mut &file))?;
-        note(&mut file).map_err(unusable)?;
+        held.push(beside(process, path)?);
         if std::fs::symlink_metadata(path).is_ok_and(|found| !found.file_type().is_socket()) {
             return Err(LockError::InTheWay(path.to_owned()));
         }
-        held.push(file);
     }
     Ok(Lock(held))
 }
 
-/// Takes a directory, which is made if it is not there.
+/// Takes the part of a directory that an agent has: the workers' sockets are others'. It is made if it is not there.
+///
+/// # Errors
+/// [`LockError`].
+pub fn agent(directory: &Path) -> Result<Lock, LockError> {
+    make(directory)?;
+    beside("site", &directory.join("agent")).map(|file| Lock(vec![file]))
+}
+
+/// Takes a whole directory, which is made if it is not there. Nothing is written into it.
 ///
 /// # Errors
 /// [`LockError`].
 pub fn directory(process: &'static str, path: &Path) -> Result<Lock, LockError> {
-    let unusable = |source| LockError::Unusable { path: path.to_owned(), source };
-    std::fs::create_dir_all(path).map_err(unusable)?;
-    let file = File::open(path).map_err(unusable)?;
+    make(path)?;
+    let file = File::open(path).map_err(|source| LockError::Unusable { path: path.to_owned(), source })?;
     try_lock(&file, process, path, String::new)?;
     Ok(Lock(vec![file]))
+}
+
+fn make(directory: &Path) -> Result<(), LockError> {
+    let unusable = |source| LockError::Unusable { path: directory.to_owned(), source };
+    std::fs::create_dir_all(directory).map_err(unusable)
+}
+
+fn beside(process: &'static str, path: &Path) -> Result<File, LockError> {
+    let lock = lock_path(path);
+    let unusable = |source| LockError::Unusable { path: lock.clone(), source };
+    let mut options = OpenOptions::new();
+    let file = options.read(true).write(true).create(true).truncate(false).mode(0o600).open(&lock);
+    let mut file = file.map_err(unusable)?;
+    try_lock(&file, process, path, || holder(&mut &file))?;
+    note(&mut file).map_err(unusable)?;
+    Ok(file)
 }
 
 fn try_lock(
@@ -144,7 +161,14 @@ mod tests {
         let first = directory("placement", &place.path().join("new")).unwrap();
         let refused = directory("placement", &place.path().join("new")).unwrap_err().to_string();
         assert!(refused.contains("limosa run placement is already running here; nothing"), "{refused}");
-        drop(first);
+        // An agent and a placement node may have one directory, two agents may not.
+        let agents = agent(&place.path().join("new")).unwrap();
+        let refused = agent(&place.path().join("new")).unwrap_err().to_string();
+        assert!(
+            refused.contains("new/agent: limosa run site is already running here (process "),
+            "{refused}"
+        );
+        drop((first, agents));
         drop(directory("placement", &place.path().join("new")).unwrap());
     }
 

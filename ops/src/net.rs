@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::hash::{BuildHasher, Hasher, RandomState};
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -13,6 +12,7 @@ use tokio::time::Instant;
 use transfer::name::NodeName;
 use transfer::quic::{Connection, Endpoint, QuicError};
 
+use crate::address::Address;
 use crate::config::NodeAddress;
 
 /// How long one request to a placement node may take; Raft's own timeouts are shorter.
@@ -45,7 +45,7 @@ enum State {
 impl Link {
     /// Begins to connect. Must be called inside a tokio runtime; dropping the link ends its attempts.
     #[must_use]
-    pub fn new(endpoint: Endpoint, address: SocketAddr, name: NodeName) -> Self {
+    pub fn new(endpoint: Endpoint, address: Address, name: NodeName) -> Self {
         let (sender, state) = watch::channel(State::Dialling);
         let dialler = tokio::spawn(Dialler { endpoint, address, name, state: sender }.run()).abort_handle();
         Self { state, dialler }
@@ -99,7 +99,7 @@ impl Drop for Link {
 /// Connects, and again whenever the connection has ended.
 struct Dialler {
     endpoint: Endpoint,
-    address: SocketAddr,
+    address: Address,
     name: NodeName,
     state: watch::Sender<State>,
 }
@@ -108,7 +108,7 @@ impl Dialler {
     async fn run(self) {
         let mut backoff = BACKOFF_MIN;
         loop {
-            let (error, lived) = match self.endpoint.connect(self.address, &self.name).await {
+            let (error, lived) = match self.address.connect(&self.endpoint, &self.name).await {
                 Ok(connection) => self.keep(connection).await,
                 Err(error) => (error, None),
             };
@@ -135,7 +135,7 @@ impl Dialler {
 
     /// A line when a peer goes or is not there at first, and one a minute while an operator has to mend something.
     fn tell(&self, error: &QuicError, was_up: bool) {
-        let (peer, address) = (&self.name, self.address);
+        let (peer, address) = (&self.name, &self.address);
         if matches!(error, QuicError::Refused(_) | QuicError::WrongPeer { .. } | QuicError::Tls(_)) {
             if let Some(kept_back) = self.endpoint.notices().due(&format!("{peer} {error}")) {
                 tracing::warn!(%peer, %address, %error, kept_back, "no connection, and an operator has to act");
@@ -168,7 +168,7 @@ impl QuicTransport {
     pub fn new(endpoint: &Endpoint, cluster: &str, nodes: &[NodeAddress]) -> Self {
         let link = |node: &NodeAddress| {
             let name = NodeName::placement(cluster, node.id);
-            (node.id, Link::new(endpoint.clone(), node.address, name))
+            (node.id, Link::new(endpoint.clone(), node.address.clone(), name))
         };
         Self { links: nodes.iter().map(link).collect() }
     }
@@ -193,7 +193,7 @@ impl Transport for QuicTransport {
 
 #[cfg(test)]
 mod tests {
-    use std::net::UdpSocket;
+    use std::net::{SocketAddr, UdpSocket};
 
     use transfer::quic::Limits;
 
@@ -255,7 +255,7 @@ mod tests {
         let (own, well) = (nodes.endpoint(1, any()), nodes.endpoint(2, any()));
         echo(&well);
         let silent = UdpSocket::bind(any()).unwrap();
-        let address = |id, address| NodeAddress { id, address };
+        let address = |id, address: SocketAddr| NodeAddress { id, address: address.into() };
         let peers = [address(2, well.local_address().unwrap()), address(3, silent.local_addr().unwrap())];
         let transport = QuicTransport::new(&own, "c", &peers);
         // While one is dialled the other answers; and who is known not to answer is not waited for.
@@ -284,7 +284,9 @@ mod tests {
         let peer = nodes.endpoint(2, any());
         let listen = peer.local_address().unwrap();
         let serving = echo(&peer);
-        let link = Link::new(own, listen, NodeName::placement("c", 2));
+        // The name stands for an address of either family; the endpoint has one of them.
+        let address = format!("localhost:{}", listen.port()).parse().unwrap();
+        let link = Link::new(own, address, NodeName::placement("c", 2));
         let first = link.ready(NEVER).await.unwrap();
         assert!(link.round_trip().is_some());
         serving.abort();

@@ -59,7 +59,7 @@ pub fn run(run: Run) -> anyhow::Result<()> {
         }
         Process::Site => {
             let config = SiteConfig::read(&path)?;
-            let _own = lock::directory("site", &config.workers)?;
+            let _own = lock::agent(&config.workers)?;
             let signals = checked(path, SiteConfig::read);
             with_runtime(log, signals, run.with_parent, |stop| crate::site::shell::run(config, stop))
         }

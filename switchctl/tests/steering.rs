@@ -9,6 +9,7 @@ use flow::steer::{Side, Tag, TunnelKey, TunnelRole};
 use flow::{Epoch, GroupId, Prefix, ServiceId, SiteId, WorkerId};
 use proptest::prelude::*;
 use switchctl::core::rules::{ETH_IPV4, PROTO_ICMP, PROTO_TCP, PROTO_UDP};
+use switchctl::ofp::{self, Command, FlowModMsg, Message};
 use switchctl::softswitch::packet::Packet;
 use switchctl::softswitch::pipeline::Pipeline;
 use switchctl::{GroupPlan, PortNo, Ports, SitePlan, compile};
@@ -156,6 +157,19 @@ const WORLD: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 9);
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(200))]
+
+    #[test]
+    fn the_embedded_switch_takes_every_rule_that_is_compiled(world in worlds()) {
+        let mut pipeline = Pipeline::default();
+        let rules = compile(&world.plan);
+        for (key, rule) in &rules {
+            let change = Message::FlowMod(FlowModMsg::new(Command::Add, *key, rule.clone()));
+            let (_, read) = ofp::decode(&ofp::encode(1, &change)).unwrap();
+            let Message::FlowMod(change) = read else { panic!("{read:?}") };
+            prop_assert_eq!(pipeline.apply(&change), Ok(()), "{:?} {:?}", key, rule);
+        }
+        prop_assert_eq!(pipeline.len(), rules.len());
+    }
 
     #[test]
     fn every_packet_goes_where_the_plan_says(

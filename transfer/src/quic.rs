@@ -137,6 +137,14 @@ pub enum QuicError {
         /// Why.
         source: Arc<std::io::Error>,
     },
+    /// A host name has no address.
+    #[error("cannot look up {name}: {reason}")]
+    Lookup {
+        /// The host.
+        name: String,
+        /// Why.
+        reason: String,
+    },
     /// No connection.
     #[error("cannot connect to {address}: {reason}")]
     Connect {

@@ -41,7 +41,7 @@ impl<B: PacketBuf> Worker<B> {
         let (buried, touching): (Vec<u32>, Vec<u32>) = touching.into_iter().partition(relays);
         for number in &touching {
             let group = &self.groups[*number as usize];
-            let settled = group.state == State::Serving && group.hold.len() == 0;
+            let settled = group.state == State::Serving && group.hold.is_empty();
             if !settled || group.id.service != id.service || group.epoch > epoch {
                 let (known, phase) = (group.id, group.phase());
                 return Err(format!(

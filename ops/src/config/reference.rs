@@ -45,7 +45,7 @@ const LABEL: Bounds = Words("1 to 63 of a-z, 0-9 and `-`, not starting with `-`"
 const FILE: Bounds = Words("a file that is there");
 const PATH: Bounds = Words("any path");
 const ADDRESS: Bounds = Words("IP address and port");
-const REMOTE: Bounds = Words("IP address and port");
+const REMOTE: Bounds = Words("IP address or host name, and port");
 const LOOPBACK: Bounds = Words("a loopback address and port");
 const SITE: Bounds = Words("0 to 255");
 const WORKER: Bounds = Words("0 to 65535");
@@ -255,8 +255,17 @@ const SITES: &[Key] = &[
         "ms",
         "2000",
         Range(1, 60_000),
-        "Longest wait of a move's source for the markers of all ingresses; then it cuts, and packets that \
-         are still on the old way are relayed.",
+        "Longest wait of a move's source for the markers of all ingresses; then it cuts, if it hears of the \
+         target, and packets that are still on the old way are relayed.",
+    ),
+    key(
+        "moves.take_back_ms",
+        "ms",
+        "3000",
+        Range(1_000, 60_000),
+        "How long a move's source waits, after the flip, for a target that is silent: then it takes the group \
+         back, unless the target may have the token. A target says four times a second that it is there, so \
+         that shorter silences are lost packets.",
     ),
     key(
         "moves.cut_ms",
@@ -264,7 +273,7 @@ const SITES: &[Key] = &[
         "500",
         Range(1, 60_000),
         "Longest wait of a move's target for the cut along the data path, behind the records that came by \
-         QUIC.",
+         QUIC. At most `moves.marker_ms`: it takes one way, a marker two.",
     ),
     key(
         "moves.late_ms",
@@ -278,7 +287,8 @@ const SITES: &[Key] = &[
         "ms",
         "10000",
         Range(1, 600_000),
-        "How long a former owner relays stragglers: longer than any packet is on its way.",
+        "How long a former owner relays stragglers: longer than any packet is on its way, than any agent is \
+         away, and at least as long as `moves.marker_ms`, `moves.cut_ms` and `moves.late_ms`.",
     ),
     key(
         "moves.rate_mbit_per_s",
@@ -456,7 +466,16 @@ const WORKERS: &[Key] = &[
         "65536; 16384 over DPDK",
         Range(32, 1 << 22),
         "Packets that may be held during moves, over all groups: 300 ms at 200,000 packets per second. \
-         Over DPDK each has a buffer of full length.",
+         Over DPDK each has a buffer of full length. Beyond, holds open early; what a source relays may go over \
+         it by four times.",
+    ),
+    key(
+        "hold_mb",
+        "MiB",
+        "128",
+        Range(1, 1 << 16),
+        "Memory of packets that are held during moves, over all groups, each at its own length. Holds open early \
+         at half of it, and what has no room is dropped and counted (`dropped_hold_full`).",
     ),
     key(
         "dpdk.device",
@@ -577,6 +596,9 @@ Each process has one file of TOML: `limosa run PROCESS --config FILE`. An unknow
 a value out of bounds end the process at its start, with the file, the key, the value and what would be right.
 Relative paths are relative to the file. `[]` in a key stands for each entry of a list of tables: `peers[].site` is
 the key `site` of a table `[[peers]]`.
+
+A host name in an address is looked up whenever a connection is made, so a node that moved is found again when its
+connection ended.
 
 Of the environment all processes read `LIMOSA_LOG`: what is logged to standard error, as comma-separated
 `target=level` with the levels `error`, `warn`, `info`, `debug` and `trace`. The default is `info,openraft=warn`,
@@ -725,8 +747,9 @@ mod tests {
                 count += 1;
                 let wrong = |value| wrong_with(process.name, key.path, value);
                 for value in [min, max] {
+                    // It may still not fit to another key.
                     let error = wrong(value);
-                    assert!(!error.contains(&format!("{} = ", key.path)), "{error}");
+                    assert!(!error.contains(&format!("use {min} to {max}")), "{error}");
                 }
                 for value in [min.checked_sub(1), max.checked_add(1)].into_iter().flatten() {
                     let (error, named) =

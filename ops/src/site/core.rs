@@ -29,6 +29,9 @@ const GATHER_BOUND: Micros = Micros(3_000_000);
 /// Between two looks at how groups are spread over the workers.
 const BALANCE_INTERVAL: Micros = Micros(1_000_000);
 
+/// An agent that has moves in hand is called at least four times a second; beyond this it was stopped.
+const STALL: Micros = Micros(1_000_000);
+
 /// Bounds that an operator may set; each is documented in the configuration reference.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bounds {
@@ -224,6 +227,8 @@ pub struct Agent {
     ports: Ports,
     expected: BTreeSet<WorkerId>,
     started: Option<Micros>,
+    /// When it was called last.
+    awake_at: Option<Micros>,
     synced: bool,
     known: bool,
     revision: u64,
@@ -256,6 +261,8 @@ pub struct Agent {
     /// Moves that are switched, with the time of their flip here.
     flips: BTreeMap<MoveId, Micros>,
     markers: BTreeMap<MoveId, Marker>,
+    /// Moves between workers that were given up after their flip: the target relays from when this tag is in force.
+    withdrawn: BTreeMap<MoveId, u64>,
     local_moves: u64,
     local_log: VecDeque<LocalMove>,
     /// Local moves that were found half done; see [`Agent::recover_local`].
@@ -286,6 +293,7 @@ impl Agent {
             ports,
             expected: expected.into_iter().collect(),
             started: None,
+            awake_at: None,
             synced: false,
             known: false,
             revision: 0,
@@ -309,6 +317,7 @@ impl Agent {
             incoming: BTreeMap::new(),
             flips: BTreeMap::new(),
             markers: BTreeMap::new(),
+            withdrawn: BTreeMap::new(),
             local_moves: 0,
             local_log: VecDeque::new(),
             orphans: BTreeMap::new(),
@@ -321,9 +330,18 @@ impl Agent {
         }
     }
 
+    /// Notes that time passes. When it did so for longer than this agent ever waits, its process was stopped.
+    fn wake(&mut self, now: Micros) {
+        let slept = now.since(self.awake_at.replace(now).unwrap_or(now));
+        if slept > STALL {
+            self.outgoing.values_mut().for_each(|out| out.machine.stood_still(slept));
+        }
+    }
+
     /// Takes one input.
     pub fn handle(&mut self, input: Input, now: Micros) {
         self.started.get_or_insert(now);
+        self.wake(now);
         match input {
             Input::Placement { revision, wall_ms, reset, changes } => {
                 self.revision = revision;
@@ -352,6 +370,7 @@ impl Agent {
 
     /// Lets time pass.
     pub fn handle_timeout(&mut self, now: Micros) {
+        self.wake(now);
         let due = |(id, out): (&MoveId, &Outgoing)| (out.machine.poll_timeout()? <= now).then_some(*id);
         let due: Vec<_> = self.outgoing.iter().filter_map(due).collect();
         for id in due {
@@ -479,6 +498,7 @@ impl Agent {
             ("moves of the log", !self.moves.is_empty()),
             ("flips", !self.flips.is_empty()),
             ("markers", !self.markers.is_empty()),
+            ("moves between workers that were given up", !self.withdrawn.is_empty()),
             ("moves that were found half done", !self.orphans.is_empty()),
             ("groups that were told to be served", !self.unserved.is_empty()),
             ("groups that are said to be served", !self.served.keys().all(known)),

@@ -6,7 +6,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use dataplane::control::{RoundTrip, Stats, Talk};
-use flow::{GroupId, Prefix, SiteId, WorkerId};
+use flow::{GroupId, Micros, MoveId, Prefix, SiteId, WorkerId};
 use placement::core::{
     ClientRtt, GroupReport, GroupTalk, PeerRtt, REPORT_WAYS_MAX, ServerRtt, SiteReport, TALK_LEN_MAX,
 };
@@ -37,6 +37,8 @@ pub struct SiteMetrics {
     in_progress: IntGaugeVec,
     flows_sent: IntCounter,
     bytes_sent: IntCounter,
+    longest_wait: Gauge,
+    silent_workers: IntGauge,
     hold_max: Gauge,
     switch_connected: IntGauge,
     switch_errors: IntCounter,
@@ -87,6 +89,8 @@ struct State {
     local_moves: Vec<super::core::LocalMove>,
     /// The agent was told to stop.
     stopping: bool,
+    silent: Vec<WorkerId>,
+    waiting: Vec<MoveId>,
 }
 
 impl State {
@@ -189,11 +193,21 @@ impl SiteMetrics {
         let hold_max =
             Gauge::new("limosa_migration_hold_seconds_max", "Longest hold of a packet by a move to here")?;
         registry.register(Box::new(hold_max.clone()))?;
+        let longest_wait = Gauge::new(
+            "limosa_move_silent_target_seconds_max",
+            "Longest silence of a target that may have the token of a move from here",
+        )?;
+        registry.register(Box::new(longest_wait.clone()))?;
         let build =
             IntGaugeVec::new(Opts::new("limosa_build_info", "Version of this process"), &["version"])?;
         build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
         registry.register(Box::new(build))?;
         Ok(Self {
+            longest_wait,
+            silent_workers: single(
+                "limosa_workers_silent",
+                "Workers whose connection is there and that do not answer",
+            )?,
             packets: gauge(
                 "limosa_worker_packets",
                 "Packets by fate since the worker started",
@@ -421,6 +435,26 @@ impl SiteMetrics {
         self.state().local_moves.clone()
     }
 
+    /// Who does not answer, as of now; what is new is logged.
+    pub fn silence(&self, workers: &[WorkerId], moves: &[(MoveId, Micros)]) {
+        self.silent_workers.set(i64::try_from(workers.len()).unwrap_or(i64::MAX));
+        let longest = moves.iter().map(|(_, silent)| silent.0).max().unwrap_or(0);
+        #[expect(clippy::cast_precision_loss, reason = "microseconds of one move")]
+        self.longest_wait.set(longest as f64 / 1e6);
+        let mut state = self.state();
+        for worker in workers.iter().filter(|worker| !state.silent.contains(worker)) {
+            tracing::warn!(%worker, "the worker does not answer: it is stopped, or hangs");
+        }
+        for worker in state.silent.iter().filter(|worker| !workers.contains(worker)) {
+            tracing::info!(%worker, "the worker answers again, or is gone");
+        }
+        state.silent = workers.to_vec();
+        for (id, _) in moves.iter().filter(|(id, _)| !state.waiting.contains(id)) {
+            tracing::warn!(%id, "the target of a move is silent and may serve: if its site is lost, use `limosa site fail-over`");
+        }
+        state.waiting = moves.iter().map(|(id, _)| *id).collect();
+    }
+
     /// What must hold for the site to be ready, each with whether it does.
     #[must_use]
     pub fn checks(&self) -> Vec<(&'static str, bool)> {
@@ -428,6 +462,8 @@ impl SiteMetrics {
         let mut checks = vec![
             ("placement and workers were heard", state.synced),
             ("all groups of the site are served", state.serving),
+            ("every worker answers (within 1.5 s)", state.silent.is_empty()),
+            ("no move waits for a silent site that may have its token", state.waiting.is_empty()),
             ("the switch is connected", state.connected),
             ("the switch follows the newest rules", state.in_force),
         ];
@@ -505,8 +541,8 @@ mod tests {
         metrics.switch_counters(&[table(0, 9, 7), table(1, 0, 0)], &[port]);
         let text = metrics.text();
         let told = |line: &str| text.lines().any(|told| told == line);
-        assert!(told(r#"limosa_switch_table_packets{fate="missed",site="ams",table="0"} 2"#), "{text}");
-        assert!(told(r#"limosa_switch_table_packets{fate="matched",site="ams",table="0"} 7"#), "{text}");
+        assert!(told(r#"limosa_switch_table_packets{fate="missed",table="0",site="ams"} 2"#), "{text}");
+        assert!(told(r#"limosa_switch_table_packets{fate="matched",table="0",site="ams"} 7"#), "{text}");
         assert!(
             told(r#"limosa_switch_port_packets{fate="dropped_received",port="2",site="ams"} 4"#),
             "{text}"

@@ -109,6 +109,14 @@ fn incarnation() -> u32 {
     u32::try_from((wall_ms() / 62) & 0xffff_ffff).unwrap_or(0)
 }
 
+/// The workers that are heard before anything is done: those of the configuration, and those that came with the load, whose control
+/// sockets are there.
+fn expected(config: &SiteConfig) -> std::collections::BTreeSet<WorkerId> {
+    let found = control_paths(&config.workers).into_iter().map(|(worker, _)| worker);
+    let found = found.filter(|worker| config.worker_ports.contains(worker));
+    config.expected.iter().copied().chain(found).collect()
+}
+
 impl Shell {
     fn new(
         config: &SiteConfig,
@@ -122,17 +130,11 @@ impl Shell {
         let ports = config.switch.ports.clone();
         let link = |peer: &crate::config::Peer| {
             let name = NodeName::site(&config.tls.cluster, &peer.name);
-            (peer.site, Arc::new(Link::new(endpoint.clone(), peer.address, name)))
+            (peer.site, Arc::new(Link::new(endpoint.clone(), peer.address.clone(), name)))
         };
         let prober = Arc::new(Prober::new(config.probe.clone()));
         Self {
-            agent: Agent::new(
-                config.site,
-                incarnation(),
-                ports,
-                config.expected.iter().copied(),
-                config.bounds,
-            ),
+            agent: Agent::new(config.site, incarnation(), ports, expected(config), config.bounds),
             clock: Clock::start(),
             workers: workers::Workers::new(config.site, inputs.clone()),
             inputs,
@@ -345,6 +347,8 @@ impl Shell {
     /// Asks the workers for statistics, and tells placement of the last ones. Nothing here waits for anybody.
     fn report(&mut self) {
         self.workers.broadcast(&Request::Stats);
+        let now = self.clock.now();
+        self.metrics.silence(&self.agent.silent_workers(now), &self.agent.waiting_moves(now));
         let us = |rtt: Duration| u32::try_from(rtt.as_micros()).unwrap_or(u32::MAX);
         let rtts = self.peers.iter().filter_map(|(&site, link)| Some((site, us(link.round_trip()?))));
         let rtts: Vec<_> = rtts.collect();

@@ -266,6 +266,9 @@ impl World {
                         self.sites.get_mut(&site).and_then(|state| state.workers.get_mut(&worker))
                     && place.stopped_until <= now
                 {
+                    // What waits in it is relayed when others have given up waiting for it.
+                    let known = place.process.iter().flat_map(|process| process.status.keys());
+                    known.for_each(|group| self.excuses.shuffle(*group));
                     place.stopped_until = until;
                 }
             }

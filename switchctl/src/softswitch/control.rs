@@ -155,6 +155,10 @@ impl Connection {
 
     fn execute(&mut self, datapath: &mut Datapath, packet: &mut Packet) {
         let input = std::mem::take(&mut self.input);
+        if self.leaving {
+            // Whatever it still says is not kept.
+            return;
+        }
         let mut at = 0;
         while let Some(header) = Header::peek(&input[at..]).filter(|_| !self.leaving) {
             if header.len < HEADER_LEN {

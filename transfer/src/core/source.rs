@@ -141,6 +141,8 @@ pub struct Source {
     /// When the ingresses flip, or have.
     flip_at: Micros,
     switch_proposed: bool,
+    /// The target does not take the group, by its own word.
+    refused: bool,
     /// Cut without the missing markers then, if the target is there.
     cut_late_at: Option<Micros>,
     flows: u64,
@@ -187,6 +189,7 @@ impl Source {
             switching: None,
             flip_at: now,
             switch_proposed: false,
+            refused: false,
             cut_late_at: None,
             flows,
             rounds: 0,
@@ -228,7 +231,7 @@ impl Source {
             SourceInput::Records(batch) => self.collect(batch),
             SourceInput::RoundEnd { dirty, flows } => self.round_ended(dirty, flows, now),
             SourceInput::Cut { token, missing } => self.cut(token, missing, now),
-            SourceInput::Disarmed { cut } => self.disarmed(cut),
+            SourceInput::Disarmed { cut } => self.disarmed(cut, now),
             SourceInput::Refused(reason) => self.give_up(&reason, false),
             SourceInput::Switching { ingresses, flip_in } => {
                 self.switching(ingresses, now.plus(flip_in), now)
@@ -274,6 +277,12 @@ impl Source {
         let waits = self.given && !matches!(self.state, State::Deciding | State::Over);
         let silent = now.since(self.heard);
         (waits && silent >= self.waits.take_back).then_some(silent)
+    }
+
+    /// This site did nothing for so long: the target could not be heard of meanwhile, and is not to blame.
+    pub fn stood_still(&mut self, span: Micros) {
+        self.heard = self.heard.plus(span);
+        self.waiting_since = self.waiting_since.plus(span);
     }
 
     /// The next thing to do.
@@ -361,6 +370,10 @@ impl Source {
     fn accepted(&mut self, next: u64, now: Micros) {
         self.accepted = true;
         self.probe_at.get_or_insert(now.plus(PROBE_INTERVAL));
+        if matches!(self.state, State::Disarming { .. } | State::Deciding) {
+            // It is being given up: from here on the token must not leave.
+            return;
+        }
         if self.state == State::Offering {
             return self.begin(now);
         }
@@ -468,9 +481,22 @@ impl Source {
         self.flip_at = flip_at;
         // Another, shorter bound begins.
         self.waiting_since = now;
-        if let State::Resting { .. } = self.state {
-            self.drain(ingresses, now);
+        match self.state {
+            State::Resting { .. } => self.drain(ingresses, now),
+            // The flip was committed before the abort that was proposed: so it is taken back.
+            State::Deciding => self.disarm(self.refused),
+            State::Offering
+            | State::Copying
+            | State::Draining
+            | State::HandedOver
+            | State::Disarming { .. }
+            | State::Over => {}
         }
+    }
+
+    fn disarm(&mut self, refused: bool) {
+        self.state = State::Disarming { refused };
+        self.actions.push_back(SourceAction::Disarm);
     }
 
     fn drain(&mut self, ingresses: Vec<SiteId>, now: Micros) {
@@ -515,22 +541,22 @@ impl Source {
             (_, State::Disarming { .. } | State::Deciding | State::Over) => {}
             (None, _) => {
                 self.state = State::Deciding;
+                self.refused = refused;
                 self.actions.push_back(SourceAction::ProposeAbort(reason.to_owned()));
             }
-            (Some(_), _) => {
-                self.state = State::Disarming { refused };
-                self.actions.push_back(SourceAction::Disarm);
-            }
+            (Some(_), _) => self.disarm(refused),
         }
     }
 
-    fn disarmed(&mut self, cut: bool) {
+    fn disarmed(&mut self, cut: bool, now: Micros) {
         let State::Disarming { refused } = self.state else { return };
         self.frozen = cut;
-        match (cut && self.given, refused) {
+        // Refused by its own worker, the source may find that this had cut: a target that is there takes the token.
+        let may_be_given = self.given || self.is_there(now);
+        match (cut && may_be_given, refused) {
             (false, _) => self.propose_take_back(Proof::NeverGiven),
             (true, true) => self.propose_take_back(Proof::NeverAccepted),
-            // Only the target can tell.
+            // The target may have the token, and only it can tell; or it is there to take it.
             (true, false) => self.restart_after_cut(),
         }
     }
@@ -835,6 +861,46 @@ mod tests {
         actions(&mut source);
         let proposed = [SourceAction::ProposeTakeBack(Proof::NeverGiven)];
         assert_eq!(feed(&mut source, [SourceInput::Disarmed { cut: true }]), proposed);
+    }
+
+    #[test]
+    fn a_group_that_is_being_taken_back_is_not_handed_over_any_more() {
+        let mut source = resting();
+        feed(&mut source, [switching(), SourceInput::PeerDown]);
+        feed(&mut source, [SourceInput::Cut { token: token(), missing: Vec::new() }]);
+        source.handle_timeout(NOW.plus(WAITS.take_back));
+        actions(&mut source);
+        assert_eq!(feed(&mut source, [SourceInput::PeerUp, accept(1)]), []);
+        let proposed = [SourceAction::ProposeTakeBack(Proof::NeverGiven)];
+        assert_eq!(feed(&mut source, [SourceInput::Disarmed { cut: true }]), proposed);
+        assert_eq!(feed(&mut source, [SourceInput::PeerDown, SourceInput::PeerUp, accept(1)]), []);
+    }
+
+    #[test]
+    fn an_abort_that_came_after_the_flip_was_committed_becomes_a_taking_back() {
+        let mut source = resting();
+        let aborted = [SourceAction::ProposeAbort("why".into())];
+        assert_eq!(feed(&mut source, [SourceInput::Refused("why".into())]), aborted);
+        assert_eq!(feed(&mut source, [switching()]), [SourceAction::Disarm]);
+        let proposed = [SourceAction::ProposeTakeBack(Proof::NeverGiven)];
+        assert_eq!(feed(&mut source, [SourceInput::Disarmed { cut: false }]), proposed);
+    }
+
+    #[test]
+    fn a_source_that_stood_still_does_not_blame_its_target() {
+        let mut source = resting();
+        feed(&mut source, [switching()]);
+        let later = NOW.plus(WAITS.take_back);
+        source.stood_still(WAITS.take_back);
+        source.handle_timeout(later);
+        assert!(!actions(&mut source).contains(&SourceAction::Disarm));
+    }
+
+    #[test]
+    fn a_cut_that_won_the_race_against_disarming_is_handed_over_to_a_target_that_is_there() {
+        let mut source = resting();
+        feed(&mut source, [switching(), SourceInput::Refused("why".into())]);
+        assert_eq!(feed(&mut source, [SourceInput::Disarmed { cut: true }]), [offer(SESSION + 1)]);
     }
 
     #[test]

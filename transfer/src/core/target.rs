@@ -108,6 +108,7 @@ pub struct Target {
     installed: u64,
     handover: Option<Handover>,
     switching: bool,
+    taking_over: bool,
     mismatches: u32,
     summary: Summary,
     actions: VecDeque<TargetAction>,
@@ -126,6 +127,7 @@ impl Target {
             installed: 0,
             handover: None,
             switching: false,
+            taking_over: false,
             mismatches: 0,
             summary: Summary::default(),
             actions: VecDeque::new(),
@@ -233,7 +235,17 @@ impl Target {
         }
     }
 
+    /// The source is dead and there is no shadow: the flows are lost, but not the group.
+    fn serve_without_flows(&mut self) {
+        self.state = State::Serving;
+        self.actions.push_back(TargetAction::Serve);
+        self.actions.push_back(TargetAction::ProposeServed(self.summary));
+    }
+
     fn refused(&mut self, reason: String) {
+        if self.taking_over && self.state != State::Serving {
+            return self.serve_without_flows();
+        }
         if matches!(self.state, State::Preparing | State::Shadow | State::Joining) {
             self.send(ToSource::Refuse { reason: reason.clone() });
             self.state = State::Refused(reason);
@@ -300,9 +312,13 @@ impl Target {
     }
 
     fn take_over(&mut self) {
-        if !matches!(self.state, State::Serving | State::Refused(_)) {
-            self.actions.push_back(TargetAction::TakeOver);
+        if self.state == State::Serving || std::mem::replace(&mut self.taking_over, true) {
+            return;
         }
+        if matches!(self.state, State::Refused(_)) {
+            return self.serve_without_flows();
+        }
+        self.actions.push_back(TargetAction::TakeOver);
     }
 
     fn ended(&mut self, ending: Ending) {
@@ -497,5 +513,15 @@ mod tests {
     #[test]
     fn a_dead_source_is_taken_over() {
         assert_eq!(feed(&mut shadow(), [TargetInput::TakeOver]), [TargetAction::TakeOver]);
+    }
+    #[test]
+    fn the_group_of_a_dead_source_is_served_even_when_there_is_no_shadow_of_it() {
+        let served = [TargetAction::Serve, TargetAction::ProposeServed(Summary::default())];
+        let mut lost = target(false);
+        assert_eq!(feed(&mut lost, [TargetInput::TakeOver]), [TargetAction::TakeOver]);
+        assert_eq!(feed(&mut lost, [TargetInput::Refused("not here".into())]), served);
+        let mut refused = target(false);
+        feed(&mut refused, [offer(5), TargetInput::Refused("full".into())]);
+        assert_eq!(feed(&mut refused, [TargetInput::TakeOver]), served);
     }
 }

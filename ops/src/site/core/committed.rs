@@ -286,6 +286,10 @@ impl Agent {
             }
             return;
         }
+        // A move that ends here has its worker: that one is told when the machine hears of the end.
+        if self.is_moving(&id) {
+            return;
+        }
         if let Some(worker) = self.least_loaded() {
             self.set_local(id, Some(worker));
             self.serve(worker, id, group.epoch);

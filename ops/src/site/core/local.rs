@@ -7,7 +7,7 @@ use switchctl::OldPath;
 use transfer::core::{Ending, Found, MoveSpec, Source, SourceInput, Target, TargetInput, Waits};
 
 use super::super::elastic::{Views, WorkerView};
-use super::{Agent, LocalMove, Marker, Worker};
+use super::{Agent, LocalMove, Marker, Outgoing, Worker};
 
 /// How long the groups of a worker that went away wait for it before others get them.
 const WORKER_BOUND: Micros = Micros(3_000_000);
@@ -19,6 +19,8 @@ const GAP_SHARE: u64 = 3;
 const LOCAL_DWELL: Micros = Micros(10_000_000);
 /// Moves between workers at a time.
 const LOCAL_MOVES_MAX: usize = 4;
+/// A worker that has not answered for so long is said to be silent: three reports.
+const SILENT_BOUND: Micros = Micros(1_500_000);
 /// What a worker said about itself counts for so long: six reports.
 const STATS_FRESH: Micros = Micros(3_000_000);
 
@@ -101,9 +103,15 @@ impl Agent {
             let (group, worker) = (out.machine.spec().group, out.worker);
             self.set_local(group, Some(worker));
         }
-        self.markers.remove(&id);
+        let flipped = self.markers.remove(&id).is_some();
         self.feed_source(id, SourceInput::Ended(ending), now);
-        self.feed_target(id, TargetInput::Ended(ending), now);
+        if flipped && ending != Ending::Done {
+            // What the target gives back goes through the switch, which must not deliver it to the target again.
+            self.withdrawn.insert(id, self.tag + 1);
+            self.plan_dirty = true;
+        } else {
+            self.feed_target(id, TargetInput::Ended(ending), now);
+        }
         self.resync(now);
         if ending == Ending::Done {
             // What was refused is tried again at the next look at the loads.
@@ -200,6 +208,20 @@ impl Agent {
             (id, view)
         });
         self.is_settled().then(|| views.collect())
+    }
+
+    /// Workers whose connection is there and that have not answered for [`SILENT_BOUND`]: stopped, or hung.
+    #[must_use]
+    pub fn silent_workers(&self, now: Micros) -> Vec<WorkerId> {
+        let silent = |worker: &Worker| worker.said.is_some_and(|(at, ..)| at.plus(SILENT_BOUND) <= now);
+        self.workers.iter().filter(|(_, worker)| worker.up && silent(worker)).map(|(id, _)| *id).collect()
+    }
+
+    /// Moves from here that wait for a target which may have the token and has been silent, with for how long.
+    #[must_use]
+    pub fn waiting_moves(&self, now: Micros) -> Vec<(MoveId, Micros)> {
+        let waits = |(id, out): (&MoveId, &Outgoing)| Some((*id, out.machine.silent_with_token(now)?));
+        self.outgoing.iter().filter_map(waits).collect()
     }
 
     /// It has a group, or was told to do something with one.

@@ -98,7 +98,10 @@ impl Agent {
             SourceAction::CutLate(awaited) => self.arm_request(id, &spec, awaited, 0),
             SourceAction::Disarm => Request::Disarm { group, move_id: id },
             SourceAction::Forget => self.forget_request(group, id, spec.epoch, spec.to),
-            SourceAction::Serve(epoch) => Request::Serve { group, epoch },
+            SourceAction::Serve(epoch) => {
+                self.set_local(group, Some(worker));
+                return self.serve(worker, group, epoch);
+            }
         };
         self.outputs.push_back(Output::Worker(worker, request));
     }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use flow::{GroupId, Micros};
 use placement::core::Group;
 use switchctl::{GroupPlan, SitePlan, marker_out};
-use transfer::core::TargetInput;
+use transfer::core::{Ending, TargetInput};
 
 use super::{Agent, Incoming, Marker, Output};
 
@@ -24,6 +24,7 @@ impl Agent {
             self.outputs.push_back(Output::Rules(Arc::new(rules), self.tag));
         }
         self.release_prepared(now);
+        self.release_withdrawn(now);
         self.send_markers(now);
     }
 
@@ -37,6 +38,18 @@ impl Agent {
             }
             self.feed_target(id, TargetInput::Prepared, now);
         }
+    }
+
+    fn release_withdrawn(&mut self, now: Micros) {
+        let in_force = self.in_force;
+        let due: Vec<_> =
+            self.withdrawn.iter().filter(|(_, tag)| **tag <= in_force).map(|(id, _)| *id).collect();
+        for id in due {
+            self.withdrawn.remove(&id);
+            self.feed_target(id, TargetInput::Ended(Ending::Aborted), now);
+        }
+        // A worker that is gone gives nothing back.
+        self.withdrawn.retain(|id, _| self.incoming.contains_key(id));
     }
 
     fn send_markers(&mut self, now: Micros) {

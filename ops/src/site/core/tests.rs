@@ -106,9 +106,8 @@ fn settled(groups: Vec<Group>, first: Vec<GroupStatus>) -> (Agent, Vec<Output>) 
 }
 
 fn requests(outputs: &[Output]) -> Vec<(WorkerId, Request)> {
-    let request = |output: &Output| match output {
-        Output::Worker(worker, request) => Some((*worker, request.clone())),
-        _ => None,
+    let request = |output: &Output| {
+        if let Output::Worker(worker, request) = output { Some((*worker, request.clone())) } else { None }
     };
     outputs.iter().filter_map(request).collect()
 }
@@ -130,11 +129,11 @@ fn a_site_that_relays_for_a_group_still_does_when_the_group_is_split() {
 fn what_was_given_away_and_split_while_no_agent_listened_is_forgotten() {
     let halves = vec![group("1:100.64.0.0/28", THERE, 2), group("1:100.64.0.16/28", THERE, 2)];
     let (_, did) = settled(halves, vec![at(whole(), 1, Phase::Relaying)]);
-    let forgets = |request: &(WorkerId, Request)| match &request.1 {
-        Request::Forget { group, epoch, target, .. } => {
-            (request.0, *group, *epoch, *target) == (WORKERS[0], whole(), Epoch(2), THERE)
+    let forgets = |request: &(WorkerId, Request)| {
+        if let Request::Forget { group, epoch, target, .. } = &request.1 {
+            return (request.0, *group, *epoch, *target) == (WORKERS[0], whole(), Epoch(2), THERE);
         }
-        _ => false,
+        false
     };
     assert!(requests(&did).iter().any(forgets), "{did:?}");
 }
@@ -185,4 +184,15 @@ fn what_was_served_in_vain_is_forgotten_when_the_group_was_taken_back() {
     let forgets =
         |request: &(WorkerId, Request)| matches!(request.1, Request::Forget { epoch: Epoch(3), .. });
     assert!(requests(&did).iter().any(forgets), "{did:?}");
+}
+
+#[test]
+fn a_worker_that_keeps_its_connection_and_does_not_answer_is_said_to_be_silent() {
+    let (mut agent, _) = settled(vec![group("1:100.64.0.0/27", THERE, 2)], Vec::new());
+    assert!(agent.silent_workers(NOW).is_empty());
+    feed(&mut agent, Input::Worker(WORKERS[1], Event::Stats(Box::default())));
+    assert!(agent.silent_workers(NOW.plus(Micros(1_000_000))).is_empty());
+    assert_eq!(agent.silent_workers(NOW.plus(Micros(1_500_000))), [WORKERS[1]]);
+    feed(&mut agent, Input::WorkerDown(WORKERS[1]));
+    assert!(agent.silent_workers(NOW.plus(Micros(1_500_000))).is_empty());
 }
