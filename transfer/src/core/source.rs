@@ -870,10 +870,20 @@ mod tests {
         feed(&mut source, [SourceInput::Cut { token: token(), missing: Vec::new() }]);
         source.handle_timeout(NOW.plus(WAITS.take_back));
         actions(&mut source);
-        assert_eq!(feed(&mut source, [SourceInput::PeerUp, accept(1)]), []);
         let proposed = [SourceAction::ProposeTakeBack(Proof::NeverGiven)];
         assert_eq!(feed(&mut source, [SourceInput::Disarmed { cut: true }]), proposed);
-        assert_eq!(feed(&mut source, [SourceInput::PeerDown, SourceInput::PeerUp, accept(1)]), []);
+        assert_eq!(feed(&mut source, [SourceInput::PeerUp, accept(1)]), []);
+    }
+
+    #[test]
+    fn a_target_that_is_back_before_its_source_was_disarmed_takes_the_token_in_a_new_copy() {
+        let mut source = resting();
+        feed(&mut source, [switching(), SourceInput::PeerDown]);
+        feed(&mut source, [SourceInput::Cut { token: token(), missing: Vec::new() }]);
+        source.handle_timeout(NOW.plus(WAITS.take_back));
+        actions(&mut source);
+        assert_eq!(feed(&mut source, [SourceInput::PeerUp, accept(1)]), []);
+        assert_eq!(feed(&mut source, [SourceInput::Disarmed { cut: true }]), [offer(SESSION + 1)]);
     }
 
     #[test]
