@@ -39,7 +39,7 @@ pub trait PacketBuf: Sized {
     fn from_bytes(pool: &Self::Pool, bytes: &[u8]) -> Option<Self>;
     /// The frame, to be kept for a while in no more memory than it needs; and the buffer that it was in, if it is in another now.
     fn compact(self) -> (Self, Option<Self>);
-    /// Bytes of memory that it takes.
+    /// Bytes of memory that the frame takes.
     fn footprint(&self) -> usize;
 }
 
@@ -63,7 +63,7 @@ impl PacketBuf for Vec<u8> {
     }
 
     fn footprint(&self) -> usize {
-        self.len() + size_of::<Self>()
+        self.len()
     }
 }
 
@@ -103,7 +103,7 @@ impl PacketBuf for Frame {
     }
 
     fn footprint(&self) -> usize {
-        self.buffer.len() + size_of::<Self>()
+        self.buffer.len()
     }
 }
 
