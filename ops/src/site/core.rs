@@ -382,6 +382,8 @@ impl Agent {
         self.flip_due(now);
         if self.synced && self.balance_at <= now {
             self.balance_at = now.plus(BALANCE_INTERVAL);
+            let groups = &self.groups;
+            self.settled_at.retain(|id, _| groups.contains_key(id));
             self.replace_dead_workers(now);
             self.ask_again();
             self.reshape(now);
