@@ -29,8 +29,8 @@ const GATHER_BOUND: Micros = Micros(3_000_000);
 /// Between two looks at how groups are spread over the workers.
 const BALANCE_INTERVAL: Micros = Micros(1_000_000);
 
-/// An agent that has moves in hand is called at least four times a second; beyond this it was stopped.
-const STALL: Micros = Micros(1_000_000);
+/// An agent is called at each look at its workers, and one that is late for that by half a second more was stopped, or starved.
+const STALL: Micros = Micros(BALANCE_INTERVAL.0 + 500_000);
 
 /// Bounds that an operator may set; each is documented in the configuration reference.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use flow::{Epoch, GroupId, Micros, MoveId, WorkerId};
 use switchctl::OldPath;
-use transfer::core::{Ending, Found, MoveSpec, Source, SourceInput, Target, TargetInput, Waits};
+use transfer::core::{Ending, Found, MoveSpec, Source, SourceInput, Target, TargetInput, ToTarget, Waits};
 
 use super::super::elastic::{Views, WorkerView};
 use super::{Agent, LocalMove, Marker, Outgoing, Worker};
@@ -23,6 +23,12 @@ const LOCAL_MOVES_MAX: usize = 4;
 const SILENT_BOUND: Micros = Micros(1_500_000);
 /// What a worker said about itself counts for so long: six reports.
 const STATS_FRESH: Micros = Micros(3_000_000);
+
+impl Worker {
+    fn is_silent(&self, now: Micros) -> bool {
+        self.said.is_some_and(|(at, ..)| at.plus(SILENT_BOUND) <= now)
+    }
+}
 
 impl Agent {
     /// Always strict: inside a site that costs next to nothing, and a relaxed target relays what it cannot place to the site of
@@ -213,8 +219,18 @@ impl Agent {
     /// Workers whose connection is there and that have not answered for [`SILENT_BOUND`]: stopped, or hung.
     #[must_use]
     pub fn silent_workers(&self, now: Micros) -> Vec<WorkerId> {
-        let silent = |worker: &Worker| worker.said.is_some_and(|(at, ..)| at.plus(SILENT_BOUND) <= now);
-        self.workers.iter().filter(|(_, worker)| worker.up && silent(worker)).map(|(id, _)| *id).collect()
+        self.workers
+            .iter()
+            .filter(|(_, worker)| worker.up && worker.is_silent(now))
+            .map(|(id, _)| *id)
+            .collect()
+    }
+
+    /// Whether a probe of the move's source is to be left without an answer: the worker that takes the group gives none.
+    pub(super) fn is_deaf(&self, id: MoveId, message: &ToTarget, now: Micros) -> bool {
+        let incoming = self.incoming.get(&id).filter(|_| *message == ToTarget::Probe);
+        let worker = incoming.and_then(|incoming| self.workers.get(&incoming.worker));
+        incoming.is_some() && worker.is_none_or(|worker| !worker.up || !worker.ready || worker.is_silent(now))
     }
 
     /// Moves from here that wait for a target which may have the token and has been silent, with for how long.

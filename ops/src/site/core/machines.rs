@@ -19,9 +19,7 @@ impl Agent {
         now: Micros,
     ) {
         // A target whose worker does not answer is not there.
-        if message == ToTarget::Probe
-            && self.incoming.get(&id).is_some_and(|incoming| !self.is_ready(incoming.worker))
-        {
+        if self.is_deaf(id, &message, now) {
             return;
         }
         if !self.expects(id, from) || !self.incoming.contains_key(&id) {
@@ -132,7 +130,9 @@ impl Agent {
 
     fn send_to_target(&mut self, id: MoveId, message: ToTarget, now: Micros) {
         if id.is_local() {
-            self.feed_target(id, TargetInput::Peer { message, wire_len: 0 }, now);
+            if !self.is_deaf(id, &message, now) {
+                self.feed_target(id, TargetInput::Peer { message, wire_len: 0 }, now);
+            }
         } else {
             self.outputs.push_back(Output::ToTarget(id, message));
         }

@@ -3,8 +3,9 @@
 use dataplane::control::{Event, GroupStatus, Phase, Request};
 use flow::nat::NatSpec;
 use flow::{Epoch, GroupId, Micros, MoveId, ServiceId, SiteId, WorkerId};
-use placement::core::{Admin, Change, Group, Ordering, Service, Site, Timeouts};
+use placement::core::{Admin, Change, Group, Move, MovePhase, MoveReason, Ordering, Service, Site, Timeouts};
 use switchctl::Ports;
+use transfer::core::{ToSource, ToTarget};
 
 use super::{Agent, Bounds, Input, Output};
 
@@ -195,4 +196,37 @@ fn a_worker_that_keeps_its_connection_and_does_not_answer_is_said_to_be_silent()
     assert_eq!(agent.silent_workers(NOW.plus(Micros(1_500_000))), [WORKERS[1]]);
     feed(&mut agent, Input::WorkerDown(WORKERS[1]));
     assert!(agent.silent_workers(NOW.plus(Micros(1_500_000))).is_empty());
+}
+
+#[test]
+fn a_probe_is_answered_while_the_worker_that_takes_the_group_answers() {
+    let mut agent = settled(vec![group("1:100.64.0.0/27", THERE, 1)], Vec::new()).0;
+    let mv = Move {
+        id: MoveId(7),
+        group: whole(),
+        from: THERE,
+        to: HERE,
+        epoch: Epoch(2),
+        phase: MovePhase::Preparing,
+        ordering: Ordering::Strict,
+        ingresses: Vec::new(),
+        flip: None,
+        take_over: false,
+        reason: MoveReason::Operator,
+        started: 1,
+    };
+    say(&mut agent, false, vec![Change::Move(mv)]);
+    let from_source = |message| Input::FromSource { move_id: MoveId(7), from: THERE, message, wire_len: 1 };
+    let did = feed(&mut agent, from_source(ToTarget::Offer { session: 1, flows: 0 }));
+    let worker = requests(&did)[0].0;
+    let prepared = Event::Prepared { group: whole(), move_id: MoveId(7) };
+    feed(&mut agent, Input::Worker(worker, prepared));
+    feed(&mut agent, Input::InForce(u64::MAX));
+    feed(&mut agent, Input::Worker(worker, Event::Stats(Box::default())));
+    let answers = |agent: &mut Agent, now| {
+        agent.handle(from_source(ToTarget::Probe), now);
+        outputs(agent).iter().any(|output| matches!(output, Output::ToSource(_, ToSource::Alive)))
+    };
+    assert!(answers(&mut agent, NOW));
+    assert!(!answers(&mut agent, NOW.plus(Micros(1_500_000))), "its worker hangs");
 }
