@@ -46,6 +46,9 @@ const SNAPSHOT: &str = "snapshot";
 
 /// Bytes of log that one read returns at most, beyond its first entry.
 const READ_LEN_MAX: usize = 1 << 20;
+/// Jobs that may wait for the disk: some seconds of what a leader can propose. Beyond, the disk has failed, for all that Raft can use
+/// of it; to wait for room would keep the threads that carry its messages.
+const JOBS_MAX: usize = 1 << 16;
 /// Jobs that one commit takes at most.
 const BATCH_LEN_MAX: usize = 1024;
 /// The database and the promise in a node's directory.
@@ -95,7 +98,7 @@ pub struct Store {
     database: Arc<Database>,
     /// Entries that were handed over and are not on disk yet.
     pending: Arc<Mutex<BTreeMap<u64, Bytes>>>,
-    jobs: mpsc::Sender<Job>,
+    jobs: mpsc::SyncSender<Job>,
     /// What is on disk and may be counted on.
     promised: Arc<Mutex<Promise>>,
     witness: Arc<Witness>,
@@ -183,7 +186,7 @@ impl Store {
         let pending = Arc::new(Mutex::new(BTreeMap::new()));
         let promised = Arc::new(Mutex::new(promise));
         let witness = Arc::new(Witness::new(found.claims));
-        let (jobs, queue) = mpsc::channel();
+        let (jobs, queue) = mpsc::sync_channel(JOBS_MAX);
         let writer = Writer {
             database: database.clone(),
             pending: pending.clone(),
@@ -208,7 +211,14 @@ impl Store {
     }
 
     fn submit(&self, job: Job) -> io::Result<()> {
-        self.jobs.send(job).map_err(|_| io::Error::other("the store's writer has stopped after a disk error"))
+        self.jobs.try_send(job).map_err(|error| match error {
+            mpsc::TrySendError::Full(_) => {
+                io::Error::other(format!("the disk stands still: {JOBS_MAX} jobs of the store wait for it"))
+            }
+            mpsc::TrySendError::Disconnected(_) => {
+                io::Error::other("the store's writer has stopped after a disk error")
+            }
+        })
     }
 
     async fn wait(&self, done: oneshot::Receiver<io::Result<()>>) -> io::Result<()> {

@@ -341,3 +341,16 @@ async fn a_full_disk_stops_the_store_and_with_space_it_has_all_that_it_acknowled
     append(&mut store, vec![entry(3, 6)]).await.unwrap();
     assert!(has_all(&mut store, 6).await);
 }
+
+#[tokio::test]
+async fn a_disk_that_stands_still_stops_the_store_before_memory_is_full() {
+    let dir = TempDir::new().unwrap();
+    let store = Store::open(dir.path(), 1).unwrap();
+    // There is one writer at a time, and this one does nothing.
+    let writer = store.database.begin_write().unwrap();
+    let taken = (0..2 * JOBS_MAX).map_while(|_| store.submit(Job::Committed(Bytes::new())).ok()).count();
+    assert!((JOBS_MAX..=JOBS_MAX + BATCH_LEN_MAX).contains(&taken), "{taken}");
+    let error = store.submit(Job::Committed(Bytes::new())).unwrap_err().to_string();
+    assert!(error.contains("the disk stands still"), "{error}");
+    drop(writer);
+}
