@@ -133,7 +133,8 @@ async fn no_quorum_is_said_by_a_leader_that_is_cut_off_and_by_one_that_starts_so
     eventually("it says so", || !group.node(leader).status().quorum).await;
     let status = group.node(leader).status();
     assert_eq!(status.leader, None);
-    assert!(status.quorum_ack_ms > Some(status.quorum_age_max_ms), "{status:?}");
+    // Whole milliseconds: what is a fraction above the bound reads as the bound.
+    assert!(status.quorum_ack_ms >= Some(status.quorum_age_max_ms), "{status:?}");
     group.leader().await;
     group.stop(leader).await;
     group.start(leader).await;
