@@ -15,7 +15,7 @@ use flow::{Batch, Epoch, GroupId, HoldTimes, MoveId, Prefix, ServiceId, SiteId, 
 use serde::{Deserialize, Serialize};
 
 /// Version of this vocabulary.
-pub const VERSION: u32 = 4;
+pub const VERSION: u32 = 5;
 
 /// Longest message, in bytes. A longer one ends the connection.
 pub const MESSAGE_LEN_MAX: usize = 4 << 20;
@@ -451,6 +451,7 @@ pub struct Counters {
     pub translated_in: u64,
     pub hairpinned: u64,
     pub relayed: u64,
+    pub icmp_by_port: u64,
     pub held: u64,
     pub hold_opened_early: u64,
     pub held_now: u64,

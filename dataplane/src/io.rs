@@ -37,6 +37,8 @@ pub trait PacketBuf: Sized {
     fn data_mut(&mut self) -> &mut [u8];
     /// A new frame, for the few packets that the worker makes itself; none when no buffer is free.
     fn from_bytes(pool: &Self::Pool, bytes: &[u8]) -> Option<Self>;
+    /// Cuts the frame to a length; one that is shorter stays as it is.
+    fn truncate(&mut self, len: usize);
     /// The frame, to be kept for a while in no more memory than it needs; and the buffer that it was in, if it is in another now.
     fn compact(self) -> (Self, Option<Self>);
     /// Bytes of memory that the frame takes.
@@ -56,6 +58,10 @@ impl PacketBuf for Vec<u8> {
 
     fn from_bytes((): &(), bytes: &[u8]) -> Option<Self> {
         Some(bytes.to_vec())
+    }
+
+    fn truncate(&mut self, len: usize) {
+        Self::truncate(self, len);
     }
 
     fn compact(self) -> (Self, Option<Self>) {
@@ -93,6 +99,10 @@ impl PacketBuf for Frame {
 
     fn from_bytes((): &(), bytes: &[u8]) -> Option<Self> {
         Some(Self { buffer: bytes.to_vec(), len: bytes.len() })
+    }
+
+    fn truncate(&mut self, len: usize) {
+        self.len = self.len.min(len);
     }
 
     fn compact(self) -> (Self, Option<Self>) {

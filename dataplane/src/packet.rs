@@ -3,6 +3,8 @@
 //! Addresses and ports are plain numbers in host byte order. Checksums are updated incrementally
 //! (RFC 1624, equation 3), so a packet that was damaged before stays damaged. Nothing here allocates.
 
+pub mod by_port;
+
 use flow::Protocol;
 use flow::steer::{MARKER_PROTOCOL, MarkerBody, Tag};
 

@@ -142,6 +142,17 @@ impl Mbuf {
         }
     }
 
+    /// Cuts the frame to a length; one that is shorter stays as it is.
+    pub fn truncate(&mut self, len: usize) {
+        let len = u16::try_from(len).unwrap_or(u16::MAX);
+        // SAFETY: we own it, and a packet of ours is one segment; a smaller length stays within its buffer.
+        let header = unsafe { self.0.as_mut() };
+        if len < header.data_len {
+            header.data_len = len;
+            header.pkt_len = u32::from(len);
+        }
+    }
+
     /// Frees many at once.
     pub fn free(packets: &mut Vec<Self>) {
         let count = u32::try_from(packets.len()).unwrap_or(u32::MAX);

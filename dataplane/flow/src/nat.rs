@@ -236,6 +236,15 @@ impl NatSlices {
         }
     }
 
+    /// What all sites of the service know about a packet from a remote to an outside endpoint, and nobody else while `port_key` is
+    /// secret.
+    #[must_use]
+    pub fn seal(&self, remote: u32, outside: u32, port: u16) -> u32 {
+        let word = u64::from(remote) << 32 | u64::from(outside);
+        let hash = mix(mix(word ^ self.spec.port_key).wrapping_add(self.spec.port_key) ^ u64::from(port));
+        (hash >> 32) as u32
+    }
+
     /// The outside slice of a client prefix as masked matches that do not overlap, in the order of the
     /// pool. A whole address matches any port. Empty when the prefix is not inside the clients.
     #[must_use]

@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use dataplane::control::codec::{FrameDecoder, encode};
 use dataplane::control::{Event, Function, Ordering, Request, ServiceSpec, Timeouts};
-use dataplane::packet::{self, Content, Headers};
+use dataplane::packet::{self, Content, Headers, by_port};
 use dataplane::worker::Wait;
 use dataplane::{Output, Settings, Worker};
 use flow::nat::{NatSlices, NatSpec};
@@ -145,6 +145,13 @@ impl Play {
 
     /// The model of NAT: source address and port are of somebody's block.
     fn look_outside(&self, frame: &[u8], headers: &Headers) {
+        if let Some(seal) = by_port::seal_of(frame, headers) {
+            // ICMP for a group that is not here: back to the switch, which leads it by port.
+            let (outside, port) = (headers.destination, headers.destination_port);
+            assert_eq!(seal, self.slices.seal(headers.source, outside, port));
+            assert!(self.slices.owner(outside.into(), port).is_some(), "a message by port to nobody");
+            return;
+        }
         assert!(transport_is_right(frame, headers), "a wrong checksum goes to the world");
         let owner = self.slices.owner(headers.source.into(), headers.source_port);
         assert!(owner.is_some(), "a packet to the world from an endpoint of nobody");

@@ -38,6 +38,10 @@ impl PacketBuf for Mbuf {
         pool.packet(bytes)
     }
 
+    fn truncate(&mut self, len: usize) {
+        Self::truncate(self, len);
+    }
+
     /// Buffers of a device are of one length, and there are as many as may be held: see [`super::buffers_min`].
     fn compact(self) -> (Self, Option<Self>) {
         (self, None)

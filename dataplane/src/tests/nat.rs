@@ -291,3 +291,115 @@ fn a_worker_that_was_stopped_does_not_expire_everything_when_it_wakes() {
     lab.seconds(310);
     assert_eq!(lab.worker.counters().flows, 0);
 }
+
+/// Ports per subscriber with which groups share addresses: 63 subscribers to an address.
+const SHARING: u16 = 1_024;
+
+/// A client of the second group, whose outside address the first group's last clients have too.
+fn sharer() -> (u32, u16) {
+    (address("100.64.1.0"), 5_000)
+}
+
+fn second_group() -> GroupId {
+    "1:100.64.1.0/24".parse().unwrap()
+}
+
+/// The worker of the first group, which the switch sends all ICMP to the shared address, and that of the second.
+fn sharing() -> [Lab; 2] {
+    let mut first = Lab::serving(SHARING);
+    let mut second = Lab::bare(THERE, SHARING);
+    second.ask(Request::Serve { group: second_group(), epoch: Epoch(1) });
+    assert_eq!(first.inside(udp((address("100.64.0.255"), 1), s1(), b"")).unwrap().source.0, shared());
+    first.worker.counters = Counters::default();
+    [first, second]
+}
+
+fn shared() -> u32 {
+    address("198.51.100.4")
+}
+
+/// What the switch does with what a worker sent to outside and is for a port of the second group.
+fn steered(mut frames: Vec<Vec<u8>>, port: u16) -> Vec<u8> {
+    assert_eq!(frames.len(), 1);
+    let frame = frames.remove(0);
+    let seen = packet::parse(&frame).unwrap();
+    let Content::Flow(headers) = seen.content else { panic!("{seen:?}") };
+    assert_eq!((seen.tag, headers.protocol), (Tag::ToOutside, Protocol::Udp));
+    assert_eq!((headers.destination, headers.destination_port), (shared(), port));
+    frame
+}
+
+/// RFC 5508, REQ-1 and 2, on an address that several groups share.
+#[test]
+fn an_echo_reply_to_a_shared_address_reaches_the_group_whose_identifier_it_has() {
+    let [mut first, mut second] = sharing();
+    let request = second.inside(echo(8, sharer().0, s1().0, 77)).unwrap();
+    assert_eq!(request.source.0, shared());
+    let reply = echo(0, s1().0, shared(), request.source.1);
+    let passed = first.send(reply.clone(), Tag::Direct(Side::Outside, HERE));
+    assert_eq!((first.worker.counters().icmp_by_port, first.worker.counters().unaccounted()), (1, 0));
+    let direct = second.send(reply, Tag::Direct(Side::Outside, HERE));
+    let by_port = second.send(steered(passed, request.source.1), Tag::Direct(Side::Outside, HERE));
+    assert_eq!(by_port, direct);
+    assert_eq!(see(&by_port[0]).destination, (sharer().0, 77));
+    assert_eq!(second.worker.counters().unaccounted(), 0);
+}
+
+/// RFC 5508, REQ-4: path MTU discovery lives on these.
+#[test]
+fn fragmentation_needed_about_a_flow_of_a_shared_address_reaches_its_client() {
+    let [mut first, mut second] = sharing();
+    let out = second.send(tcp(sharer(), s1(), SYN), Tag::Direct(Side::Inside, HERE)).remove(0);
+    let mapped = see(&out).source;
+    let error = error_about(&out[packet::IP..packet::IP + 28], address("192.0.2.9"), mapped.0);
+    let passed = first.send(error.clone(), Tag::Relayed(Side::Outside, THERE));
+    let direct = second.send(error, Tag::Direct(Side::Outside, HERE));
+    let by_port = second.send(steered(passed, mapped.1), Tag::Direct(Side::Outside, HERE));
+    assert_eq!(by_port, direct);
+    assert_eq!(error_of(&by_port[0]).inner.source, sharer().0);
+}
+
+#[test]
+fn a_message_by_port_is_relayed_and_held_like_the_udp_of_its_group() {
+    let [mut first, mut second] = sharing();
+    let id = second.inside(echo(8, sharer().0, s1().0, 77)).unwrap().source.1;
+    let passed = first.send(echo(0, s1().0, shared(), id), Tag::Direct(Side::Outside, HERE));
+    let frame = steered(passed, id);
+    let group = second_group();
+    let move_id = MoveId(9);
+    let mut target = Lab::bare(SiteId(3), SHARING);
+    let (source, ordering) = (THERE, Ordering::Strict);
+    target.ask(Request::Prepare { group, move_id, epoch: Epoch(2), source, flows: 1, ordering });
+    assert!(target.send(frame.clone(), Tag::Direct(Side::Outside, HERE)).is_empty());
+    assert_eq!(target.worker.counters().held, 1);
+    second.ask(Request::CopyStart { group, move_id });
+    let awaited = Vec::new();
+    let arm = Request::Arm { group, move_id, epoch: Epoch(2), target: SiteId(3), awaited, bound_us: 1 };
+    second.worker.handle(arm, second.now);
+    let (_, cut) = second.settle();
+    assert_eq!(cut.len(), 1, "the cut");
+    let relayed = second.send(frame.clone(), Tag::Direct(Side::Outside, HERE));
+    assert_eq!(relayed, [with_tag(frame, Tag::Relay(Side::Outside, SiteId(3)))], "as it came");
+}
+
+#[test]
+fn udp_from_port_0_that_no_site_sealed_is_udp() {
+    let [mut first, mut second] = sharing();
+    let mapped = second.inside(udp(sharer(), s1(), b"")).unwrap().source;
+    let id = second.inside(echo(8, sharer().0, s1().0, 77)).unwrap().source.1;
+    let passed = first.send(echo(0, s1().0, shared(), id), Tag::Direct(Side::Outside, HERE));
+    let mut forged = steered(passed, id)[packet::IP + 28..].to_vec();
+    forged[0] ^= 1;
+    let seen = second.outside(udp((s1().0, 0), mapped, &forged)).unwrap();
+    assert_eq!((seen.destination, seen.payload), (sharer(), forged));
+}
+
+#[test]
+fn what_nobody_of_a_shared_address_has_is_dropped() {
+    let [mut first, _] = sharing();
+    assert!(first.send(echo(0, s1().0, shared(), 80), Tag::Direct(Side::Outside, HERE)).is_empty());
+    assert!(first.send(udp(s1(), (shared(), 8_000), b""), Tag::Direct(Side::Outside, HERE)).is_empty());
+    let counters = first.worker.counters();
+    assert_eq!((counters.icmp_by_port, counters.unaccounted()), (0, 0));
+    assert_eq!((counters.dropped_no_mapping, counters.dropped_no_group), (1, 1));
+}

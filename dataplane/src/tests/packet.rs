@@ -184,3 +184,45 @@ fn a_checksum_left_to_the_network_card_is_made_and_others_stay() {
         assert_eq!(frame, damaged, "a damaged packet stays damaged");
     }
 }
+
+proptest! {
+    #[test]
+    fn a_message_by_port_comes_out_as_it_went_in(
+        a: [u8; 4], b: [u8; 4], id: u16, seal: u32, payload in proptest::collection::vec(any::<u8>(), 0..40),
+    ) {
+        let frame = build(Protocol::Icmp, (a, id), (b, 0), &payload);
+        let message = headers(&frame);
+        let mut wrapped = by_port::wrap(&frame, &message, id, seal).unwrap();
+        let parsed = parse(&wrapped).unwrap();
+        let around = headers(&wrapped);
+        prop_assert_eq!((around.protocol, around.destination_port), (Protocol::Udp, id));
+        prop_assert_eq!(by_port::seal_of(&wrapped, &around), Some(seal));
+        let Some(Parsed { content: Content::Flow(inside), .. }) = by_port::peek(&wrapped, &parsed, &around)
+        else { panic!("no message in it") };
+        prop_assert_eq!((inside.protocol, inside.destination_port), (Protocol::Icmp, id));
+        let len = by_port::unwrap(&mut wrapped, &around);
+        wrapped.truncate(len);
+        prop_assert_eq!(wrapped, frame);
+    }
+
+    #[test]
+    fn whatever_looks_like_a_message_by_port_is_none_or_lies_in_its_packet(
+        port: u16, bytes in proptest::collection::vec(any::<u8>(), 0..80),
+    ) {
+        let frame = build(Protocol::Udp, ([192, 0, 2, 1], 0), ([198, 51, 100, 1], port), &bytes);
+        let (parsed, around) = (parse(&frame).unwrap(), headers(&frame));
+        if let Some(Parsed { content: Content::Flow(message), .. }) = by_port::peek(&frame, &parsed, &around) {
+            prop_assert!(usize::from(message.transport) + 8 <= frame.len());
+            let mut frame = frame;
+            let len = by_port::unwrap(&mut frame, &around);
+            prop_assert_eq!(headers(&frame[..len]).destination_port, port);
+        }
+    }
+}
+
+#[test]
+fn a_message_that_would_be_too_long_by_port_is_not_wrapped() {
+    let frame = build(Protocol::Icmp, ([192, 0, 2, 1], 5), ([198, 51, 100, 1], 0), &[0; 65_500]);
+    let message = headers(&frame);
+    assert_eq!(by_port::wrap(&frame, &message, 5, 0), None);
+}

@@ -20,7 +20,7 @@ use crate::control::{Counters, Event};
 use crate::group::{Group, Mode, State};
 use crate::io::{Drops, PacketBuf};
 use crate::nat::{self, Service};
-use crate::packet::{self, Content, Headers, IcmpError, Parsed, Reject};
+use crate::packet::{self, Content, Headers, IcmpError, Parsed, Reject, by_port};
 use crate::rtt::RoundTrips;
 use crate::table::{NIL, Table, Tuple};
 
@@ -393,9 +393,7 @@ impl<B: PacketBuf> Worker<B> {
         }
         let known = if look.flow == NIL { None } else { Some(self.table.flow(look.flow).group) };
         let Some(number) = known.or_else(|| self.group_of(look.tuple.client)) else {
-            self.counters.dropped_no_group += 1;
-            out.free.push(packet);
-            return;
+            return self.pass_on(packet, look, out);
         };
         let number = if known.is_some() && self.groups[number as usize].parting {
             self.rehome(look.flow, number)
@@ -433,6 +431,41 @@ impl<B: PacketBuf> Worker<B> {
         {
             *until = (*until).max(now.plus(STRAGGLERS));
         }
+    }
+
+    /// A packet for a group that is not here. Of what came to an outside address that several groups share, the switch can lead ICMP
+    /// only to one of them: from here it goes on by port. The rest came by a rule that is no more.
+    fn pass_on(&mut self, packet: B, look: &Look, out: &mut Output<B>) {
+        let wrapped = self.by_port(packet.data(), look);
+        match wrapped.and_then(|bytes| B::from_bytes(&out.pool, &bytes)) {
+            Some(mut wrapped) => {
+                packet::set_tag(wrapped.data_mut(), Tag::ToOutside);
+                self.counters.icmp_by_port += 1;
+                self.send(wrapped, out);
+            }
+            None => self.counters.dropped_no_group += 1,
+        }
+        out.free.push(packet);
+    }
+
+    fn by_port(&self, frame: &[u8], look: &Look) -> Option<Vec<u8>> {
+        let headers = match look.parsed.content {
+            Content::Flow(headers) if headers.protocol == Protocol::Icmp => headers,
+            // The rule for the quoted endpoint is looked for under the address that the error goes to.
+            Content::Error(error) if error.inner.source == error.outer.destination => error.outer,
+            Content::Flow(_) | Content::Error(_) | Content::Marker(..) => return None,
+        };
+        if look.side != Side::Outside {
+            return None;
+        }
+        let seal = self.seal(&headers, look.tuple.port)?;
+        by_port::wrap(frame, &headers, look.tuple.port, seal)
+    }
+
+    /// What a message by port to this outside endpoint is sealed with.
+    fn seal(&self, headers: &Headers, port: u16) -> Option<u32> {
+        let owner = nat::owner(&self.services, headers.destination, port)?;
+        Some(self.services.get(owner.service)?.slices.seal(headers.source, headers.destination, port))
     }
 
     fn relay(&mut self, mut packet: B, side: Side, site: SiteId, out: &mut Output<B>) {

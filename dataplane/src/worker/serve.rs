@@ -8,7 +8,7 @@ use crate::control::Ordering;
 use crate::group::{Held, Mode, State};
 use crate::io::PacketBuf;
 use crate::nat::{self, tcp};
-use crate::packet::{self, Content, End, Headers, IcmpError};
+use crate::packet::{self, Content, End, Headers, IcmpError, by_port};
 use crate::rtt::Timed;
 use crate::table::mapping::BindError;
 use crate::table::{NewFlow, flags};
@@ -27,15 +27,23 @@ impl<B: PacketBuf> Worker<B> {
         now: Micros,
         out: &mut Output<B>,
     ) {
-        if self.groups[number as usize].open && self.is_unmapped(look) {
+        let message = self.message_in(packet.data(), look);
+        let about = message.as_ref().map_or(look, |(message, _)| message);
+        if self.groups[number as usize].open && self.is_unmapped(about) {
             return self.ask_source(packet, number, look, now, out);
         }
         if let State::Draining(armed) = &self.groups[number as usize].state
-            && self.is_unmapped(look)
+            && self.is_unmapped(about)
         {
             // A relaxed target may have opened the mapping already; a strict one holds the packet and decides later.
             let target = armed.target;
             return self.relay(packet, look.side, target, out);
+        }
+        if let Some((_, headers)) = message {
+            // Only now: what another worker has to decide goes there by port.
+            let len = by_port::unwrap(packet.data_mut(), &headers);
+            packet.truncate(len);
+            return self.serve_message(packet, number, now, out);
         }
         let sent = match look.parsed.content {
             Content::Flow(headers) => self.serve_flow(&mut packet, number, look, &headers, now, out),
@@ -50,6 +58,29 @@ impl<B: PacketBuf> Worker<B> {
         } else {
             out.free.push(packet);
         }
+    }
+
+    /// The ICMP message that came by port in this packet, as if it were parsed alone, and the headers around it.
+    fn message_in(&mut self, frame: &[u8], look: &Look) -> Option<(Look, Headers)> {
+        let Content::Flow(headers) = look.parsed.content else { return None };
+        let seal = by_port::seal_of(frame, &headers)?;
+        if look.side != Side::Outside || self.seal(&headers, headers.destination_port) != Some(seal) {
+            return None;
+        }
+        let parsed = by_port::peek(frame, &look.parsed, &headers)?;
+        Some((self.look_at(parsed)?, headers))
+    }
+
+    fn serve_message(&mut self, packet: B, number: u32, now: Micros, out: &mut Output<B>) {
+        match packet::parse(packet.data()) {
+            Ok(parsed) => {
+                if let Some(look) = self.look_at(parsed) {
+                    return self.serve(packet, number, &look, now, out);
+                }
+            }
+            Err(reject) => self.count_reject(reject),
+        }
+        out.free.push(packet);
     }
 
     /// Whether a packet from the world is for a mapping that is not here. The other side of a move may have it.

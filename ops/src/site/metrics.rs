@@ -484,7 +484,7 @@ impl SiteMetrics {
     }
 }
 
-fn fates(stats: &Stats) -> [(&'static str, u64); 24] {
+fn fates(stats: &Stats) -> [(&'static str, u64); 25] {
     let c = &stats.counters;
     [
         ("received", c.received),
@@ -494,6 +494,7 @@ fn fates(stats: &Stats) -> [(&'static str, u64); 24] {
         ("translated_in", c.translated_in),
         ("hairpinned", c.hairpinned),
         ("relayed", c.relayed),
+        ("icmp_by_port", c.icmp_by_port),
         ("held", c.held),
         ("dropped_malformed", c.dropped_malformed),
         ("dropped_no_group", c.dropped_no_group),

@@ -23,8 +23,9 @@
 //! belongs to one group as a whole is matched by address alone, whatever the protocol. On an address that
 //! several groups share, TCP and UDP are told apart by port, and *everything else (ICMP, later fragments, other
 //! protocols) goes to the owner of the lowest block of that address that has a plan*. The worker there knows
-//! whose it is and relays it, so it costs a detour, never a packet. The same happens to TCP and UDP for a block of
-//! a shared address whose group has no plan here; the worker drops what is nobody's.
+//! whose identifier or quoted port it is, and gives ICMP for others back by port (`dataplane::packet::by_port`): a
+//! detour, and no packet lost. Later fragments are dropped and counted there. TCP and UDP for a block of a shared
+//! address whose group has no plan here go there too, and are dropped and counted.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
