@@ -216,6 +216,14 @@ pub enum Request {
         /// The move.
         move_id: MoveId,
     },
+    /// Another worker of the site has the group by now: this one was taken for dead, or its link was. What comes for it is relayed
+    /// to the site itself for `relay_us`, and its flows are forgotten. Unlike [`Request::Forget`] the epoch stays.
+    Yield {
+        /// The group.
+        group: GroupId,
+        /// How long, in microseconds.
+        relay_us: u64,
+    },
     /// Target: the move is off. Forgets the shadow, relays what is held to the source and relays on for
     /// `relay_us`. Answered by [`Event::Abandoned`], which says whether it was too late.
     Abandon {
@@ -438,6 +446,8 @@ pub struct Stats {
     pub busy: f64,
     /// Groups that the worker has anything of, those that it only relays included.
     pub groups_known: u64,
+    /// Its link to the switch is not there.
+    pub link_down: bool,
 }
 
 /// Packets by fate, since the start of the process. Names are those of the metrics.

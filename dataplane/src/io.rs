@@ -178,6 +178,9 @@ pub trait SwitchLink: PacketIo<Self::Buf> {
 
     /// What was lost since the last call.
     fn take_drops(&mut self) -> Drops;
+
+    /// Whether the switch is there, by what the last [`Self::maintain`] saw.
+    fn is_up(&self) -> bool;
 }
 
 /// Queues in memory, for tests and benches.
@@ -443,6 +446,10 @@ impl SwitchLink for SocketLink {
 
     fn take_drops(&mut self) -> Drops {
         Drops { tx_full: self.io.take_dropped(), ..Drops::default() }
+    }
+
+    fn is_up(&self) -> bool {
+        self.io.socket().is_some()
     }
 }
 

@@ -184,6 +184,7 @@ impl<L: SwitchLink> Process<L> {
     fn turn(&mut self) -> Result<(), WorkerError> {
         let now = self.clock.now();
         self.link.maintain(now);
+        self.worker.note_link(self.link.is_up());
         let received = self.link.rx_burst(&mut self.rx).unwrap_or_else(|error| {
             tracing::warn!(%error, "the switch is gone");
             0

@@ -31,11 +31,15 @@ struct Deployment {
 
 impl Deployment {
     async fn start() -> Self {
+        Self::start_with(1).await
+    }
+
+    async fn start_with(workers: u16) -> Self {
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         let directory = tempfile::Builder::new().prefix("limosa-").tempdir().unwrap();
         let layout = Layout {
             sites: built_in(),
-            workers: 1,
+            workers,
             flows: 1 << 12,
             directory: directory.path().to_owned(),
             binary: PathBuf::from(env!("CARGO_BIN_EXE_limosa")),
@@ -142,4 +146,53 @@ async fn an_agent_that_restarts_is_ready_though_strangers_begin_handshakes_and_n
     deployment.cluster.until_ready().await.unwrap();
     assert!(!strangers.is_finished(), "strangers kept on all the time");
     strangers.abort();
+}
+
+/// What `limosa site get` ends with, and says.
+fn site_get(deployment: &Deployment, site: &str) -> (Option<i32>, String) {
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_limosa"));
+    for api in deployment.cluster.apis() {
+        command.args(["--api", &api]);
+    }
+    let output = command.args(["site", "get", site]).output().unwrap();
+    (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_hangs_is_said_and_the_other_has_its_groups_until_it_answers_again() {
+    let deployment = Deployment::start_with(2).await;
+    let site = HEALTHY[0];
+    let ready = async || deployment.cluster.site_text(site, "/readyz?verbose").await.unwrap();
+    let until = async |what: &str, holds: &dyn Fn(&str) -> bool| {
+        let ends = Instant::now() + BOUND;
+        loop {
+            let said = ready().await;
+            if holds(&said) {
+                return;
+            }
+            assert!(Instant::now() < ends, "{what}: {said}");
+            sleep(Duration::from_millis(100)).await;
+        }
+    };
+    until("well", &|said| !said.contains("[-]")).await;
+    let hangs = Part::Worker(site, flow::WorkerId(1));
+    deployment.signal(hangs, Signal::SIGSTOP);
+    until("said", &|said| said.contains("[-] every worker answers")).await;
+    let ends = Instant::now() + BOUND;
+    let (code, said) = loop {
+        let (code, said) = site_get(&deployment, "amsterdam");
+        if code == Some(6) || Instant::now() > ends {
+            break (code, said);
+        }
+    };
+    assert!(code == Some(6) && said.contains("every worker answers"), "{code:?}: {said}");
+    // Without the worker that hangs, all groups of the site are served.
+    until("taken over", &|said| !said.contains("[-]")).await;
+    let ends = Instant::now() + BOUND;
+    while site_get(&deployment, "amsterdam").0 != Some(0) {
+        assert!(Instant::now() < ends, "{:?}", site_get(&deployment, "amsterdam"));
+    }
+    deployment.signal(hangs, Signal::SIGCONT);
+    until("back", &|said| !said.contains("[-]")).await;
+    deployment.cluster.until_ready().await.unwrap();
 }

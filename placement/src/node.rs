@@ -26,7 +26,7 @@ use crate::core::explain::Explanation;
 use crate::core::leader::{Brain, BrainTimings, ROUND_SHARE};
 use crate::core::whatif::{self, Difference, WhatIf};
 use crate::core::witness::{self, Finding};
-use crate::core::{Cluster, Command, Outcome, Probe, Proposal, Rejected, SiteReport};
+use crate::core::{Cluster, Command, Outcome, PROBLEMS_MAX, Probe, Proposal, Rejected, SiteReport};
 use crate::geo::{Geo, GeoError};
 use crate::raft::{
     Changes, Ledger, Network, Note, Page, PeerRequest, PeerResponse, Raft, Shared, SnapshotChunk,
@@ -286,6 +286,20 @@ pub struct Member {
     pub voter: bool,
     /// Its last known log index; on the leader only.
     pub matched: Option<u64>,
+}
+
+/// As much of a problem as is told: what comes from a site may be of any length.
+fn short(text: &str) -> String {
+    text.chars().take(200).collect()
+}
+
+/// What a site said of itself last.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Heard {
+    /// How long ago.
+    pub age: Duration,
+    /// What keeps it from being ready.
+    pub problems: Vec<String>,
 }
 
 /// How a node is.
@@ -1229,6 +1243,18 @@ impl Node {
         let heard = lock(&self.inner.heard);
         let fresh = heard.values().filter(|(at, _)| now.since(*at) < DEMAND_AGE_MAX);
         fresh.map(|(_, report)| report.clone()).collect()
+    }
+
+    /// What each site said of itself last to this node, and how long ago, by this node's clock.
+    #[must_use]
+    pub fn heard(&self) -> BTreeMap<SiteId, Heard> {
+        let now = self.inner.clock.now();
+        let heard = lock(&self.inner.heard);
+        let told = |(at, report): &(Micros, Arc<SiteReport>)| Heard {
+            age: Duration::from_micros(now.since(*at).0),
+            problems: report.problems.iter().take(PROBLEMS_MAX).map(|text| short(text)).collect(),
+        };
+        heard.iter().map(|(site, last)| (*site, told(last))).collect()
     }
 
     /// Looks every few seconds whether there is another file of places.

@@ -251,4 +251,8 @@ impl SwitchLink for DpdkLink {
     fn take_drops(&mut self) -> Drops {
         std::mem::take(&mut self.drops)
     }
+
+    fn is_up(&self) -> bool {
+        self.is_up
+    }
 }

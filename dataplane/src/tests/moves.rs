@@ -872,3 +872,19 @@ fn a_half_that_only_relays_is_no_obstacle_to_the_whole_nor_the_whole_to_a_half()
     lab.seconds(11);
     assert_eq!(counts(&mut lab), [("1:100.64.0.0/25".to_owned(), 0)]);
 }
+
+#[test]
+fn a_worker_that_yields_relays_to_its_own_site_and_forgets_under_the_same_epoch() {
+    let mut lab = source_with_flows(100);
+    assert_eq!(lab.ask(Request::Yield { group: group_id(), relay_us: SECOND }), []);
+    assert_eq!(lab.worker.counters().flows, 0);
+    assert_eq!(lab.inside(udp(client(), remote(), b"")).unwrap().tag, Tag::Relay(Side::Inside, HERE));
+    // Asked again, it goes on as it is.
+    assert_eq!(lab.ask(Request::Yield { group: group_id(), relay_us: SECOND }), []);
+    assert_eq!(lab.phase(), Some(Phase::Tombstone));
+    let gone = lab.after(5 * SECOND).0;
+    assert!(matches!(gone[..], [Event::Gone { group, .. }] if group == group_id()), "{gone:?}");
+    // It may have it again, from the one that has it now or anew.
+    let serving = Event::Serving { group: group_id(), epoch: Epoch(1) };
+    assert_eq!(lab.ask(Request::Serve { group: group_id(), epoch: Epoch(1) }), [serving]);
+}

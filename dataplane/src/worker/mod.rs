@@ -154,6 +154,7 @@ pub struct Worker<B> {
     icmp_second: u64,
     round_trips: RoundTrips,
     idle: Micros,
+    link_down: bool,
     reported: Micros,
     /// Of the present slice.
     tick: u32,
@@ -195,6 +196,7 @@ impl<B: PacketBuf> Worker<B> {
             icmp_second: 0,
             round_trips: RoundTrips::default(),
             idle: Micros(0),
+            link_down: false,
             reported: now,
             tick: tick(now),
             looks: Vec::with_capacity(BURST_LEN),
@@ -220,6 +222,11 @@ impl<B: PacketBuf> Worker<B> {
     /// Notes time spent waiting, for the share of it in the reports.
     pub fn note_idle(&mut self, span: Micros) {
         self.idle = self.idle.plus(span);
+    }
+
+    /// Notes whether the switch is there, for the reports.
+    pub fn note_link(&mut self, is_up: bool) {
+        self.link_down = !is_up;
     }
 
     /// Notes packets that the link lost.

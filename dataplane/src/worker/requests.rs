@@ -76,6 +76,10 @@ impl<B: PacketBuf> Worker<B> {
             Request::Abandon { group, move_id, relay_us } => {
                 self.abandon(group, move_id, now.plus(Micros(relay_us)))
             }
+            Request::Yield { group, relay_us } => {
+                self.yield_group(group, now.plus(Micros(relay_us)));
+                Ok(())
+            }
         }
     }
 
@@ -167,7 +171,9 @@ impl<B: PacketBuf> Worker<B> {
         let busy = if span == 0 { 0.0 } else { 1.0 - idle as f64 / span as f64 };
         let (round_trips, talks) = (self.round_trips.take(), self.round_trips.take_talks());
         let groups_known = self.by_id.len() as u64;
-        let stats = Stats { counters: self.counters(), groups, round_trips, talks, busy, groups_known };
+        let link_down = self.link_down;
+        let counters = self.counters();
+        let stats = Stats { counters, groups, round_trips, talks, busy, groups_known, link_down };
         self.events.push_back(Event::Stats(Box::new(stats)));
     }
 
@@ -425,6 +431,18 @@ impl<B: PacketBuf> Worker<B> {
         Ok(())
     }
 
+    /// What is given away already goes on as it is.
+    fn yield_group(&mut self, id: GroupId, until: Micros) {
+        let Ok(number) = self.number(&id) else { return };
+        let state = &self.groups[number as usize].state;
+        if !matches!(state, State::Serving | State::Copying | State::Draining(_)) {
+            return;
+        }
+        self.finish_parting(&id);
+        let site = self.settings.site;
+        self.bury(number, MoveId::default(), site, until);
+    }
+
     /// Relays for a while, and forgets the flows meanwhile.
     fn bury(&mut self, number: u32, move_id: MoveId, to: SiteId, until: Micros) {
         self.drop_arrival(number);
@@ -656,7 +674,7 @@ struct Reservation {
 fn subject(request: &Request) -> Option<(GroupId, Option<MoveId>)> {
     match request {
         Request::Hello { .. } | Request::Services(_) | Request::Status | Request::Stats => None,
-        Request::Serve { group, .. } => Some((*group, None)),
+        Request::Serve { group, .. } | Request::Yield { group, .. } => Some((*group, None)),
         Request::CopyStart { group, move_id }
         | Request::CopyRound { group, move_id }
         | Request::Arm { group, move_id, .. }

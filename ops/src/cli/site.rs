@@ -18,9 +18,9 @@ const LOOK: Duration = Duration::from_millis(500);
 /// What can be done with sites.
 #[derive(Clone, Debug, Subcommand)]
 pub enum Verb {
-    /// Show all sites.
+    /// Show all sites. Exit code 6 if one of them is not as it should be.
     List,
-    /// Show one site.
+    /// Show one site. Exit code 6 if it is not as it should be.
     Get {
         /// Its name.
         name: String,
@@ -90,9 +90,14 @@ pub(super) async fn run(verb: Verb, context: &Context) -> Result<Exit, Failure> 
             let answer = context.client.send(Ask::get(&["sites"])).await?;
             let sites: Sites = answer.parse()?;
             context.output.print(&answer.body, &rows(&sites.sites));
-            return Ok(Exit::Done);
+            return judged(&sites.sites);
         }
-        Verb::Get { name } => context.client.send(Ask::get(&["sites", &name])).await?,
+        Verb::Get { name } => {
+            let answer = context.client.send(Ask::get(&["sites", &name])).await?;
+            let site: SiteStatus = answer.parse()?;
+            context.output.print(&answer.body, &rows(std::slice::from_ref(&site)));
+            return judged(&[site]);
+        }
         Verb::Add {
             name,
             id,
@@ -152,6 +157,16 @@ fn show(context: &Context, answer: &Answer) -> Result<Exit, Failure> {
     Ok(Exit::Done)
 }
 
+/// Whether all is as it should be at these sites.
+fn judged(sites: &[SiteStatus]) -> Result<Exit, Failure> {
+    let said = |status: &SiteStatus| {
+        let name = status.site.name.clone();
+        status.problems.iter().map(move |problem| format!("{name}: {problem}")).collect::<Vec<_>>()
+    };
+    let problems: Vec<_> = sites.iter().flat_map(said).collect();
+    if problems.is_empty() { Ok(Exit::Done) } else { Err(Failure::new(Exit::Degraded, problems.join("; "))) }
+}
+
 fn rows(sites: &[SiteStatus]) -> Rows {
     let row = |status: &SiteStatus| {
         let site = &status.site;
@@ -160,6 +175,7 @@ fn rows(sites: &[SiteStatus]) -> Rows {
             site.id.to_string(),
             admin(site.admin).to_owned(),
             if site.alive { "yes" } else { "no" }.to_owned(),
+            status.problems.len().to_string(),
             status.groups.to_string(),
             status.moves_in.to_string(),
             status.moves_out.to_string(),
@@ -173,6 +189,7 @@ fn rows(sites: &[SiteStatus]) -> Rows {
             "ID",
             "ADMIN",
             "ALIVE",
+            "PROBLEMS",
             "GROUPS",
             "MOVES-IN",
             "MOVES-OUT",

@@ -141,6 +141,8 @@ pub enum Output {
     ToSource(MoveId, ToSource),
     /// Ask the log, until it answers or the move is over.
     Propose(Command),
+    /// End the connection to a worker that does not answer: when it does again it is greeted anew.
+    Disconnect(WorkerId),
 }
 
 /// Counts for the metrics.
@@ -186,7 +188,11 @@ struct Worker {
     ready: bool,
     /// No status is awaited.
     fresh: bool,
+    up_since: Option<Micros>,
     down_since: Option<Micros>,
+    /// Its link to the switch is there, or is not, since then.
+    linked_since: Option<Micros>,
+    unlinked_since: Option<Micros>,
     load: u64,
     /// Its last statistics: when they came, how busy it was, and how many groups it knew.
     said: Option<(Micros, f64, u64)>,
@@ -335,6 +341,7 @@ impl Agent {
         let slept = now.since(self.awake_at.replace(now).unwrap_or(now));
         if slept > STALL {
             self.outgoing.values_mut().for_each(|out| out.machine.stood_still(slept));
+            self.workers.values_mut().for_each(|worker| worker.stood_still(slept));
         }
     }
 
@@ -348,7 +355,7 @@ impl Agent {
                 self.wall_ms = wall_ms;
                 self.placement(reset, changes, now);
             }
-            Input::WorkerUp { worker, boot } => self.worker_up(worker, boot),
+            Input::WorkerUp { worker, boot } => self.worker_up(worker, boot, now),
             Input::WorkerDown(worker) => self.worker_down(worker, now),
             Input::Worker(worker, event) => self.worker_said(worker, event, now),
             Input::InForce(tag) => self.in_force = self.in_force.max(tag),
@@ -385,6 +392,7 @@ impl Agent {
             let groups = &self.groups;
             self.settled_at.retain(|id, _| groups.contains_key(id));
             self.replace_dead_workers(now);
+            self.replace_hung_workers(now);
             self.ask_again();
             self.reshape(now);
             self.evacuate(now);

@@ -39,6 +39,7 @@ pub struct SiteMetrics {
     bytes_sent: IntCounter,
     longest_wait: Gauge,
     silent_workers: IntGauge,
+    unlinked_workers: IntGauge,
     hold_max: Gauge,
     switch_connected: IntGauge,
     switch_errors: IntCounter,
@@ -89,7 +90,10 @@ struct State {
     local_moves: Vec<super::core::LocalMove>,
     /// The agent was told to stop.
     stopping: bool,
+    /// Checks that failed at the last report.
+    failing: Vec<&'static str>,
     silent: Vec<WorkerId>,
+    unlinked: Vec<WorkerId>,
     waiting: Vec<MoveId>,
 }
 
@@ -204,6 +208,10 @@ impl SiteMetrics {
         registry.register(Box::new(build))?;
         Ok(Self {
             longest_wait,
+            unlinked_workers: single(
+                "limosa_workers_unlinked",
+                "Workers that answer and have no link to the switch",
+            )?,
             silent_workers: single(
                 "limosa_workers_silent",
                 "Workers whose connection is there and that do not answer",
@@ -358,7 +366,13 @@ impl SiteMetrics {
         for (fate, count) in prober.counts() {
             self.probes.with_label_values(&[fate]).set(i64::try_from(count).unwrap_or(i64::MAX));
         }
+        let failing: Vec<_> =
+            self.checks().into_iter().filter(|(_, holds)| !holds).map(|(check, _)| check).collect();
         let mut state = self.state();
+        // What fails for a moment, as the newest rules do with every move, is no problem.
+        let lasting = failing.iter().filter(|check| state.failing.contains(check));
+        let problems = lasting.map(|check| format!("not ready: {check}")).collect();
+        state.failing = failing;
         let per_s = |count: u64| count * 1_000 / u64::try_from(interval.as_millis().max(1)).unwrap_or(1);
         let groups: Vec<_> = agent
             .loads()
@@ -381,6 +395,7 @@ impl SiteMetrics {
             peers: rtts.iter().map(|&(site, rtt_us)| PeerRtt { site, rtt_us }).collect(),
             servers: prober.take(),
             probes_per_s: prober.per_second(),
+            problems,
             ..SiteReport::default()
         };
         state.give_trips(&mut report);
@@ -436,7 +451,7 @@ impl SiteMetrics {
     }
 
     /// Who does not answer, as of now; what is new is logged.
-    pub fn silence(&self, workers: &[WorkerId], moves: &[(MoveId, Micros)]) {
+    pub fn silence(&self, workers: &[WorkerId], unlinked: &[WorkerId], moves: &[(MoveId, Micros)]) {
         self.silent_workers.set(i64::try_from(workers.len()).unwrap_or(i64::MAX));
         let longest = moves.iter().map(|(_, silent)| silent.0).max().unwrap_or(0);
         #[expect(clippy::cast_precision_loss, reason = "microseconds of one move")]
@@ -449,6 +464,14 @@ impl SiteMetrics {
             tracing::info!(%worker, "the worker answers again, or is gone");
         }
         state.silent = workers.to_vec();
+        self.unlinked_workers.set(i64::try_from(unlinked.len()).unwrap_or(i64::MAX));
+        for worker in unlinked.iter().filter(|worker| !state.unlinked.contains(worker)) {
+            tracing::warn!(%worker, "the worker has no link to the switch");
+        }
+        for worker in state.unlinked.iter().filter(|worker| !unlinked.contains(worker)) {
+            tracing::info!(%worker, "the worker has its link to the switch again, or is gone");
+        }
+        state.unlinked = unlinked.to_vec();
         for (id, _) in moves.iter().filter(|(id, _)| !state.waiting.contains(id)) {
             tracing::warn!(%id, "the target of a move is silent and may serve: if its site is lost, use `limosa site fail-over`");
         }
@@ -463,6 +486,7 @@ impl SiteMetrics {
             ("placement and workers were heard", state.synced),
             ("all groups of the site are served", state.serving),
             ("every worker answers (within 1.5 s)", state.silent.is_empty()),
+            ("every worker has its link to the switch", state.unlinked.is_empty()),
             ("no move waits for a silent site that may have its token", state.waiting.is_empty()),
             ("the switch is connected", state.connected),
             ("the switch follows the newest rules", state.in_force),

@@ -300,6 +300,7 @@ impl Shell {
                 }
                 Output::ToSource(id, message) => self.answer(id, message),
                 Output::Propose(command) => self.propose(command),
+                Output::Disconnect(worker) => self.workers.disconnect(worker),
             }
         }
     }
@@ -348,7 +349,9 @@ impl Shell {
     fn report(&mut self) {
         self.workers.broadcast(&Request::Stats);
         let now = self.clock.now();
-        self.metrics.silence(&self.agent.silent_workers(now), &self.agent.waiting_moves(now));
+        let agent = &self.agent;
+        let (silent, unlinked) = (agent.silent_workers(now), agent.unlinked_workers());
+        self.metrics.silence(&silent, &unlinked, &agent.waiting_moves(now));
         let us = |rtt: Duration| u32::try_from(rtt.as_micros()).unwrap_or(u32::MAX);
         let rtts = self.peers.iter().filter_map(|(&site, link)| Some((site, us(link.round_trip()?))));
         let rtts: Vec<_> = rtts.collect();

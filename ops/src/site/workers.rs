@@ -33,12 +33,14 @@ struct Requests {
     queue: mpsc::Sender<Vec<u8>>,
     waiting_len: Arc<AtomicUsize>,
     overflow: Arc<Notify>,
+    /// The connection is to end.
+    end: Arc<Notify>,
 }
 
 impl Requests {
     fn new() -> (Self, mpsc::Receiver<Vec<u8>>) {
         let (queue, requests) = mpsc::channel(REQUESTS_MAX);
-        (Self { queue, waiting_len: Arc::default(), overflow: Arc::default() }, requests)
+        (Self { queue, waiting_len: Arc::default(), overflow: Arc::default(), end: Arc::default() }, requests)
     }
 
     fn send(&self, bytes: Vec<u8>) {
@@ -88,6 +90,14 @@ impl Workers {
             senders.keys().copied().collect()
         };
         workers.into_iter().for_each(|worker| self.send(worker, request));
+    }
+
+    /// Ends the connection of a worker that does not answer.
+    pub fn disconnect(&self, worker: WorkerId) {
+        let senders = self.senders.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(requests) = senders.get(&worker) {
+            requests.end.notify_one();
+        }
     }
 
     /// Looks for control sockets, and keeps each connected. Workers without a port of the switch are left alone.
@@ -152,6 +162,7 @@ impl Workers {
                 tracing::warn!(%worker, "the worker does not read what it is told, and is disconnected");
                 anyhow::bail!("{REQUESTS_LEN_MAX} bytes wait for it")
             }
+            () = requests.end.notified() => anyhow::bail!("it was given up"),
         }
     }
 

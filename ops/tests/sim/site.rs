@@ -171,6 +171,7 @@ impl World {
             }
             Output::ToTarget(id, message) => self.send_to_target(id, message),
             Output::ToSource(id, message) => self.send_to_source(id, message),
+            Output::Disconnect(worker) => self.worker_cut(site, worker),
             Output::Propose(command) => self.propose(&format!("site {site}"), command, Some((site, number))),
         }
     }

@@ -51,6 +51,6 @@ pub use policy::{
     Spread,
 };
 pub use report::{
-    ClientRtt, GroupReport, GroupTalk, PROBES_MAX, PeerRtt, Probe, REPORT_GROUPS_MAX, REPORT_WAYS_MAX,
-    ServerRtt, SiteReport, TALK_LEN_MAX,
+    ClientRtt, GroupReport, GroupTalk, PROBES_MAX, PROBLEMS_MAX, PeerRtt, Probe, REPORT_GROUPS_MAX,
+    REPORT_WAYS_MAX, ServerRtt, SiteReport, TALK_LEN_MAX,
 };

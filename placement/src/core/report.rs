@@ -11,6 +11,8 @@ pub const REPORT_GROUPS_MAX: usize = 16_384;
 pub const REPORT_WAYS_MAX: usize = 8_192;
 /// Server prefixes of one group in one report, those with the most handshakes.
 pub const TALK_LEN_MAX: usize = 8;
+/// Problems of a site that are told to those who ask.
+pub const PROBLEMS_MAX: usize = 16;
 /// Probes that one answer to a report may ask for.
 pub const PROBES_MAX: usize = 64;
 
@@ -36,6 +38,8 @@ pub struct SiteReport {
     pub talks: Vec<GroupTalk>,
     /// Probes per second that the site is willing to send; 0 for none.
     pub probes_per_s: u16,
+    /// What keeps the site from being ready, by its own account. At most [`PROBLEMS_MAX`] are told.
+    pub problems: Vec<String>,
 }
 
 /// Load and delay of one group at its owner.

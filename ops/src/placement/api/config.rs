@@ -26,7 +26,7 @@ pub(super) async fn sites(
     Params(params): Params<ReadParams>,
 ) -> Result<Answer<Sites>, Problem> {
     let cluster = api.read(params.consistency, Consistency::Stale).await?;
-    Ok(Answer::ok(cluster.revision, Sites { sites: SiteStatus::all(&cluster) }))
+    Ok(Answer::ok(cluster.revision, Sites { sites: SiteStatus::all(&cluster, &api.node.heard()) }))
 }
 
 /// One site.
@@ -42,11 +42,11 @@ pub(super) async fn site(
 ) -> Result<Answer<SiteStatus>, Problem> {
     let cluster = api.read(params.consistency, Consistency::Linearizable).await?;
     let id = site_by(&cluster, &name)?.id;
-    status_of(&cluster, id.0)
+    status_of(&api, &cluster, id.0)
 }
 
-fn status_of(cluster: &Cluster, id: u8) -> Result<Answer<SiteStatus>, Problem> {
-    let status = SiteStatus::all(cluster).into_iter().find(|status| status.site.id == id);
+fn status_of(api: &Api, cluster: &Cluster, id: u8) -> Result<Answer<SiteStatus>, Problem> {
+    let status = SiteStatus::all(cluster, &api.node.heard()).into_iter().find(|status| status.site.id == id);
     let status = status.ok_or_else(|| Problem::not_found(format!("no site {id}: add it first")))?;
     Ok(Answer::ok(cluster.revision, status))
 }
@@ -68,7 +68,7 @@ pub(super) async fn put_site(
     let spec: SiteSpec = typed(named(body, &name)?)?;
     let id = spec.id.0;
     let cluster = api.write(&actor, Command::PutSite(spec), params.dry_run).await?;
-    status_of(&cluster, id)
+    status_of(&api, &cluster, id)
 }
 
 /// Puts the name of the path into the body, unless the body says another.
@@ -92,7 +92,7 @@ async fn set_admin(api: &Api, actor: &str, name: &str, admin: Admin) -> Result<A
     let cluster = api.read(None, Consistency::Linearizable).await?;
     let site = site_by(&cluster, name)?.id;
     let cluster = api.write(actor, Command::SetAdmin { site, admin }, false).await?;
-    status_of(&cluster, site.0)
+    status_of(api, &cluster, site.0)
 }
 
 /// Empties a site: its groups move away as fast as the policy lets them, and no more come.

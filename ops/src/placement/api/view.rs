@@ -2,6 +2,7 @@
 //! whatever the replicated state calls its own.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use flow::SiteId;
 use placement::core::delay::{Leg, Near, Part, Source, Term};
@@ -11,6 +12,7 @@ use placement::core::{
     Admin, AuditEntry, Change, Cluster, FinishedMove, Group, Move, MoveOutcome, MovePhase, MoveReason,
     MoveSummary, Ordering, Service, Site,
 };
+use placement::node::Heard;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -83,6 +85,9 @@ pub struct SiteStatus {
     /// How far it is emptied, while it is drained.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub drain: Option<DrainView>,
+    /// What is not as it should be, by what the site told the node that answered, and when. Empty when all is well.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub problems: Vec<String>,
 }
 
 /// How far a site is emptied. A group takes all its flows along, so none is left when no group is.
@@ -118,7 +123,7 @@ impl From<Progress> for DrainView {
 
 impl SiteStatus {
     /// All sites, in one pass over the groups.
-    pub(super) fn all(cluster: &Cluster) -> Vec<Self> {
+    pub(super) fn all(cluster: &Cluster, heard: &BTreeMap<SiteId, Heard>) -> Vec<Self> {
         let mut owned: BTreeMap<SiteId, u64> = BTreeMap::new();
         for group in cluster.groups.values() {
             *owned.entry(group.owner).or_default() += 1;
@@ -131,9 +136,24 @@ impl SiteStatus {
             moves_in: moves(|m| m.to, site.id),
             moves_out: moves(|m| m.from, site.id),
             drain: drain::progress(cluster, site.id).map(DrainView::from),
+            problems: problems(site, heard.get(&site.id)),
         };
         cluster.sites.values().map(status).collect()
     }
+}
+
+/// A site reports twice a second; one that has not for so long is said to be silent.
+const REPORT_AGE_MAX: Duration = Duration::from_millis(1_500);
+
+fn problems(site: &Site, heard: Option<&Heard>) -> Vec<String> {
+    // A site that was added and has not come yet is no fault, nor is one that this node had no time to hear.
+    let Some(heard) = heard else { return Vec::new() };
+    if heard.age > REPORT_AGE_MAX {
+        let lease = if site.alive { "its lease still runs" } else { "its lease has ended" };
+        let (age, most) = (heard.age.as_secs_f64(), REPORT_AGE_MAX.as_secs_f64());
+        return vec![format!("no report for {age:.1} s ({most:.1} s allowed); {lease}")];
+    }
+    heard.problems.clone()
 }
 
 /// All sites.

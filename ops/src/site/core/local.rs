@@ -7,7 +7,7 @@ use switchctl::OldPath;
 use transfer::core::{Ending, Found, MoveSpec, Source, SourceInput, Target, TargetInput, ToTarget, Waits};
 
 use super::super::elastic::{Views, WorkerView};
-use super::{Agent, LocalMove, Marker, Outgoing, Worker};
+use super::{Agent, LocalMove, Marker, Outgoing, Output, Worker};
 
 /// How long the groups of a worker that went away wait for it before others get them.
 const WORKER_BOUND: Micros = Micros(3_000_000);
@@ -21,12 +21,60 @@ const LOCAL_DWELL: Micros = Micros(10_000_000);
 const LOCAL_MOVES_MAX: usize = 4;
 /// A worker that has not answered for so long is said to be silent: three reports.
 const SILENT_BOUND: Micros = Micros(1_500_000);
+/// A worker that has not answered for so long is taken for dead, if another answers: longer than a busy machine keeps a process from
+/// running, and two seconds longer than a worker whose connection broke, which is surer evidence.
+const HUNG_BOUND: Micros = Micros(5_000_000);
 /// What a worker said about itself counts for so long: six reports.
 const STATS_FRESH: Micros = Micros(3_000_000);
 
 impl Worker {
     fn is_silent(&self, now: Micros) -> bool {
         self.said.is_some_and(|(at, ..)| at.plus(SILENT_BOUND) <= now)
+    }
+
+    /// It answers nothing, though its connection is there.
+    fn is_hung(&self, now: Micros) -> bool {
+        let last = self.said.map(|(at, ..)| at).or(self.up_since.filter(|_| !self.ready));
+        self.up && last.is_some_and(|at| at.plus(HUNG_BOUND) <= now)
+    }
+
+    pub(super) fn note_link(&mut self, is_down: bool, now: Micros) {
+        let (since, other) = if is_down {
+            (&mut self.unlinked_since, &mut self.linked_since)
+        } else {
+            (&mut self.linked_since, &mut self.unlinked_since)
+        };
+        since.get_or_insert(now);
+        *other = None;
+    }
+
+    /// Its link to the switch has been gone for longer than a worker may be away.
+    fn is_cut_off(&self, now: Micros) -> bool {
+        self.unlinked_since.is_some_and(|at| at.plus(WORKER_BOUND) <= now)
+    }
+
+    /// It can serve what another had: it answers, and its link has been there for as long as the other's may be gone. When the switch
+    /// itself was away workers find it again one after another.
+    fn is_sound(&self, now: Micros) -> bool {
+        self.up
+            && self.ready
+            && !self.is_silent(now)
+            && self.linked_since.is_some_and(|at| at.plus(WORKER_BOUND) <= now)
+    }
+
+    /// It may get groups.
+    fn is_fit(&self, now: Micros) -> bool {
+        !self.is_silent(now) && self.unlinked_since.is_none()
+    }
+
+    /// The agent was stopped for so long, and heard nobody meanwhile.
+    pub(super) fn stood_still(&mut self, span: Micros) {
+        let times =
+            [&mut self.up_since, &mut self.down_since, &mut self.linked_since, &mut self.unlinked_since];
+        let said = self.said.as_mut().map(|(at, ..)| at);
+        for at in times.into_iter().filter_map(Option::as_mut).chain(said) {
+            *at = at.plus(span);
+        }
     }
 }
 
@@ -148,8 +196,11 @@ impl Agent {
 
     /// The load of each worker that may get groups, by the groups that it has.
     fn worker_loads(&self) -> BTreeMap<WorkerId, u64> {
-        let mut loads: BTreeMap<WorkerId, u64> =
-            self.ready_workers().filter(|id| !self.retiring.contains(id)).map(|id| (id, 0)).collect();
+        let mut loads: BTreeMap<WorkerId, u64> = self
+            .ready_workers()
+            .filter(|id| !self.retiring.contains(id) && self.is_fit(*id))
+            .map(|id| (id, 0))
+            .collect();
         for (group, worker) in &self.local {
             if let Some(load) = loads.get_mut(worker) {
                 *load += self.weight(group);
@@ -224,6 +275,19 @@ impl Agent {
             .filter(|(_, worker)| worker.up && worker.is_silent(now))
             .map(|(id, _)| *id)
             .collect()
+    }
+
+    /// Workers that answer and have no link to the switch.
+    #[must_use]
+    pub fn unlinked_workers(&self) -> Vec<WorkerId> {
+        let gone = self.workers.iter().filter(|(_, worker)| worker.up && worker.unlinked_since.is_some());
+        gone.map(|(id, _)| *id).collect()
+    }
+
+    /// Whether the worker may get groups, as far as is known.
+    fn is_fit(&self, id: WorkerId) -> bool {
+        let now = self.awake_at.unwrap_or_default();
+        self.workers.get(&id).is_some_and(|worker| worker.is_fit(now))
     }
 
     /// Whether a probe of the move's source is to be left without an answer: the worker that takes the group gives none.
@@ -305,10 +369,38 @@ impl Agent {
         }
     }
 
+    /// Groups of a worker that does not answer, or has no link to the switch, go to others like those of one that stays away, if
+    /// there is another: where all are silent it is the agent, or the machine, that stood still.
+    pub(super) fn replace_hung_workers(&mut self, now: Micros) {
+        let sound = |(_, worker): &(&WorkerId, &Worker)| worker.is_sound(now);
+        if !self.workers.iter().any(|worker| sound(&worker)) {
+            return;
+        }
+        let hung: Vec<_> = self.workers.iter().filter(|(_, w)| w.is_hung(now)).map(|(id, _)| *id).collect();
+        for id in hung {
+            tracing::warn!(worker = %id, "the worker does not answer; its groups go to others");
+            self.outputs.push_back(Output::Disconnect(id));
+            self.workers.remove(&id);
+            self.drop_machines_of(id);
+            self.worker_lost(id);
+            self.resync(now);
+        }
+        let cut_off = self.workers.iter().filter(|(_, w)| w.up && w.is_cut_off(now)).map(|(id, _)| *id);
+        for id in cut_off.filter(|id| self.has_task(*id)).collect::<Vec<_>>() {
+            tracing::warn!(worker = %id, "the worker has no link to the switch; its groups go to others");
+            self.drop_machines_of(id);
+            self.worker_lost(id);
+            self.resync(now);
+            // It says what it has, and is told to give it up.
+            self.ask_status();
+        }
+    }
+
     /// One that retires only if there is no other.
     pub(super) fn least_loaded(&self) -> Option<WorkerId> {
         let load = |id: WorkerId| self.workers.get(&id).map_or(0, |worker| worker.load);
-        let rank = |id: WorkerId| (self.retiring.contains(&id), load(id), self.groups_of(id), id);
+        let rank =
+            |id: WorkerId| (!self.is_fit(id), self.retiring.contains(&id), load(id), self.groups_of(id), id);
         self.ready_workers().min_by_key(|id| rank(*id))
     }
 

@@ -230,3 +230,115 @@ fn a_probe_is_answered_while_the_worker_that_takes_the_group_answers() {
     assert!(answers(&mut agent, NOW));
     assert!(!answers(&mut agent, NOW.plus(Micros(1_500_000))), "its worker hangs");
 }
+
+fn stats(link_down: bool) -> Event {
+    Event::Stats(Box::new(dataplane::control::Stats { link_down, ..Default::default() }))
+}
+
+/// Time passes second by second; those that answer say how their link is, down or not.
+fn seconds(agent: &mut Agent, from: u64, until: u64, answers: &[(WorkerId, bool)]) -> Vec<Output> {
+    let mut did = Vec::new();
+    for second in from..until {
+        let now = NOW.plus(Micros(second * 1_000_000));
+        for (worker, link_down) in answers {
+            agent.handle(Input::Worker(*worker, stats(*link_down)), now);
+        }
+        agent.handle_timeout(now);
+        did.extend(outputs(agent));
+    }
+    did
+}
+
+/// The first worker serves the group, and both were well for a while.
+fn served_by_the_first() -> Agent {
+    let (mut agent, _) =
+        settled(vec![group("1:100.64.0.0/27", HERE, 1)], vec![at(whole(), 1, Phase::Serving)]);
+    assert_eq!(agent.plan().groups[&whole()].local, Some(WORKERS[0]));
+    let did = seconds(&mut agent, 0, 8, &[(WORKERS[0], false), (WORKERS[1], false)]);
+    assert!(requests(&did).is_empty(), "{did:?}");
+    agent
+}
+
+#[test]
+fn groups_of_a_worker_that_hangs_go_to_one_that_answers_and_it_gives_them_up_when_it_wakes() {
+    let mut agent = served_by_the_first();
+    let did = seconds(&mut agent, 8, 12, &[(WORKERS[1], false)]);
+    assert!(requests(&did).is_empty(), "a busy machine keeps a process from running for longer than this");
+    let did = seconds(&mut agent, 12, 14, &[(WORKERS[1], false)]);
+    assert!(did.iter().any(|output| matches!(output, Output::Disconnect(worker) if *worker == WORKERS[0])));
+    let serves = (WORKERS[1], Request::Serve { group: whole(), epoch: Epoch(1) });
+    assert!(requests(&did).contains(&serves), "{did:?}");
+    feed(&mut agent, Input::Worker(WORKERS[1], Event::Serving { group: whole(), epoch: Epoch(1) }));
+    feed(&mut agent, Input::WorkerDown(WORKERS[0]));
+
+    feed(&mut agent, Input::WorkerUp { worker: WORKERS[0], boot: 1 });
+    let mut did = status(&mut agent, WORKERS[0], vec![at(whole(), 1, Phase::Serving)]);
+    did.extend(status(&mut agent, WORKERS[1], vec![at(whole(), 1, Phase::Serving)]));
+    let yields =
+        |request: &(WorkerId, Request)| matches!(request.1, Request::Yield { group, .. } if group == whole());
+    let told: Vec<_> = requests(&did).into_iter().filter(yields).map(|(worker, _)| worker).collect();
+    assert_eq!(told, [WORKERS[0]]);
+    assert_eq!(agent.plan().groups[&whole()].local, Some(WORKERS[1]));
+}
+
+#[test]
+fn nothing_is_taken_over_where_every_worker_is_silent_or_the_agent_itself_was_stopped() {
+    let mut agent = served_by_the_first();
+    let did = seconds(&mut agent, 8, 30, &[]);
+    assert!(did.is_empty(), "{did:?}");
+
+    let mut agent = served_by_the_first();
+    let did = seconds(&mut agent, 60, 64, &[(WORKERS[1], false)]);
+    assert!(requests(&did).is_empty(), "it heard nobody while it was stopped: {did:?}");
+    let did = seconds(&mut agent, 64, 68, &[(WORKERS[1], false)]);
+    assert!(!requests(&did).is_empty());
+}
+
+#[test]
+fn groups_of_a_worker_without_its_link_go_to_one_that_has_it() {
+    let mut agent = served_by_the_first();
+    let did = seconds(&mut agent, 8, 11, &[(WORKERS[0], true), (WORKERS[1], false)]);
+    assert!(requests(&did).is_empty(), "{did:?}");
+    assert_eq!(agent.unlinked_workers(), [WORKERS[0]]);
+    let did = seconds(&mut agent, 11, 13, &[(WORKERS[0], true), (WORKERS[1], false)]);
+    let serves = (WORKERS[1], Request::Serve { group: whole(), epoch: Epoch(1) });
+    assert!(requests(&did).contains(&serves), "{did:?}");
+    let did = status(&mut agent, WORKERS[0], vec![at(whole(), 1, Phase::Serving)]);
+    assert!(
+        matches!(requests(&did)[..], [(worker, Request::Yield { .. })] if worker == WORKERS[0]),
+        "{did:?}"
+    );
+}
+
+#[test]
+fn a_switch_that_was_away_takes_no_groups_from_the_worker_that_finds_it_last() {
+    let mut agent = served_by_the_first();
+    let did = seconds(&mut agent, 8, 14, &[(WORKERS[0], true), (WORKERS[1], true)]);
+    assert!(requests(&did).is_empty(), "{did:?}");
+    let did = seconds(&mut agent, 14, 16, &[(WORKERS[0], true), (WORKERS[1], false)]);
+    assert!(requests(&did).is_empty(), "the second has found it, the first has not yet: {did:?}");
+    let did = seconds(&mut agent, 16, 30, &[(WORKERS[0], false), (WORKERS[1], false)]);
+    assert!(requests(&did).is_empty(), "{did:?}");
+}
+
+/// It was taken for dead by an agent that is gone as well.
+#[test]
+fn of_two_workers_that_serve_a_group_a_new_agent_lets_one() {
+    let both = vec![at(whole(), 1, Phase::Serving)];
+    let mut agent = agent(&WORKERS);
+    say(&mut agent, true, world(vec![group("1:100.64.0.0/27", HERE, 1)]));
+    for worker in WORKERS {
+        feed(&mut agent, Input::WorkerUp { worker, boot: 1 });
+    }
+    let mut did = Vec::new();
+    for _ in 0..2 {
+        for worker in WORKERS {
+            did.extend(status(&mut agent, worker, both.clone()));
+        }
+    }
+    let local = agent.plan().groups[&whole()].local;
+    let yields = requests(&did).into_iter().filter(|(_, request)| matches!(request, Request::Yield { .. }));
+    let told: std::collections::BTreeSet<_> = yields.map(|(worker, _)| worker).collect();
+    let other = WORKERS.into_iter().find(|worker| Some(*worker) != local).unwrap();
+    assert_eq!(told, [other].into());
+}

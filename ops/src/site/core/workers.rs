@@ -10,10 +10,10 @@ use transfer::core::{MoveSpec, SourceInput, TargetInput};
 use super::{Agent, Output, Worker, service_spec};
 
 impl Agent {
-    pub(super) fn worker_up(&mut self, id: WorkerId, boot: u64) {
+    pub(super) fn worker_up(&mut self, id: WorkerId, boot: u64, now: Micros) {
         let worker = self.workers.entry(id).or_default();
         let reborn = worker.boot != boot && worker.boot != 0;
-        *worker = Worker { up: true, boot, load: worker.load, ..Worker::default() };
+        *worker = Worker { up: true, boot, load: worker.load, up_since: Some(now), ..Worker::default() };
         if reborn {
             self.worker_lost(id);
         }
@@ -38,7 +38,7 @@ impl Agent {
 
     /// The connection to the worker broke, and what it said meanwhile is lost: its machines are made anew from its
     /// next status.
-    fn drop_machines_of(&mut self, worker: WorkerId) {
+    pub(super) fn drop_machines_of(&mut self, worker: WorkerId) {
         let stale: Vec<_> = (self.outgoing.iter().filter(|(_, o)| o.worker == worker).map(|(id, _)| *id))
             .chain(self.incoming.iter().filter(|(_, i)| i.worker == worker).map(|(id, _)| *id))
             .collect();
@@ -71,7 +71,7 @@ impl Agent {
             if move_id.is_local() {
                 self.incoming.remove(&move_id);
             } else {
-                let reason = format!("worker {id} of the source was restarted");
+                let reason = format!("worker {id} of the source is gone, or was restarted");
                 let abort = Command::Abort { move_id, by: Some(self.site), reason };
                 self.outputs.push_back(Output::Propose(abort));
             }
@@ -177,6 +177,7 @@ impl Agent {
         if let Some(worker) = self.workers.get_mut(&worker) {
             worker.load = stats.groups.iter().map(|load| load.packets).sum();
             worker.said = Some((now, stats.busy, stats.groups_known));
+            worker.note_link(stats.link_down, now);
         }
         for load in stats.groups {
             if self.local.get(&load.group) == Some(&worker) {
@@ -206,6 +207,12 @@ impl Agent {
             if self.abandons(worker, &status) {
                 continue;
             }
+            if self.is_taken_over(worker, &status) {
+                let relay_us = self.bounds.relay_us;
+                self.outputs
+                    .push_back(Output::Worker(worker, Request::Yield { group: status.group, relay_us }));
+                continue;
+            }
             if let Some(id) = status.move_id.filter(|id| id.is_local()) {
                 // A tombstone of a move between workers relays to whichever worker has the group now.
                 if status.phase != Phase::Tombstone {
@@ -226,6 +233,14 @@ impl Agent {
         }
         self.try_sync(now);
         self.resync(now);
+    }
+
+    /// The worker serves a group that another serves too, or was told to: it was taken for dead meanwhile.
+    fn is_taken_over(&self, worker: WorkerId, status: &GroupStatus) -> bool {
+        let serves = matches!(status.phase, Phase::Serving | Phase::Copying | Phase::Draining);
+        let other = self.local.get(&status.group).filter(|other| **other != worker && self.is_ready(**other));
+        let served = self.served.get(&status.group).is_some_and(|epoch| *epoch >= status.epoch);
+        serves && other.is_some() && (served || self.unserved.get(&status.group) == other)
     }
 
     /// Where the switch delivers while a move between workers is half done: to the target once the flip was ordered, and it was
