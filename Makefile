@@ -17,13 +17,28 @@ HAS_DPDK = (pkg-config --exists libdpdk && command -v clang) >/dev/null 2>&1
 
 .PHONY: demo lab lab-short lab-setup build test test-setup lint bench sim fuzz fuzz-lint clean
 
-demo: build
-	"$${CARGO_TARGET_DIR:-target}/release/limosa" demo $(DEMO)
+# With DEMO_RUNS=n it is played n times, with n seeds, and each run prints a line.
+DEMO_RUNS ?= 1
+LAB_RUNS ?= 1
 
-# Three sites in network namespaces, with Open vSwitch, DPDK workers and the kernel's TCP: docs/lab.md. Needs root.
+# $(call runs,NAME,COUNT,COMMAND): once, or COUNT times with a line for each; `$$run` is its number. What a run printed is kept.
+define runs
+@set -e; if [ "$(2)" = 1 ]; then run=0; exec $(3); fi; kept="$${CARGO_TARGET_DIR:-target}/$(1)"; mkdir -p "$$kept"; failed=0; \
+for run in $$(seq 1 $(2)); do said="$$kept/run-$$run.txt"; start=$$(date +%s); \
+  if $(3) >"$$said" 2>&1; then end="well"; \
+  else failed=$$((failed + 1)); end="FAILED: $$(sed -n '/^Not all was well/,/^Logs/p;/could not be/p' "$$said" | tr '\n' ' '), see $$said"; fi; \
+  echo "$(1), run $$run of $(2): $$end ($$(($$(date +%s) - start)) s)"; \
+done; echo "$(1): $$(($(2) - failed)) of $(2) runs were well"; [ $$failed = 0 ]
+endef
+
+demo: build
+	$(call runs,demo,$(DEMO_RUNS),"$${CARGO_TARGET_DIR:-target}/release/limosa" demo $(if $(filter-out 1,$(DEMO_RUNS)),--seed $$run,) $(DEMO))
+
+# Three sites in network namespaces, with Open vSwitch, DPDK workers and the kernel's TCP: docs/lab.md. Needs root. LAB_RUNS=n as
+# DEMO_RUNS.
 lab: lab-setup
 	$(CARGO) build --release --package limosa --features dpdk
-	"$${CARGO_TARGET_DIR:-target}/release/limosa" lab $(LAB)
+	$(call runs,lab,$(LAB_RUNS),"$${CARGO_TARGET_DIR:-target}/release/limosa" lab $(LAB))
 
 # Two sites, one move, one kill. What it cannot run it says, and is content.
 lab-short: lab-setup

@@ -29,7 +29,7 @@ const RATE_BYTES_PER_S: u64 = 125_000_000;
 /// Workers that each switch has ports for.
 pub const WORKER_PORTS: u16 = 4;
 /// How long a part may take to come up on a busy machine.
-const START_BOUND: Duration = Duration::from_secs(30);
+const START_BOUND: Duration = Duration::from_secs(120);
 
 /// A child process, by what it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -247,6 +247,32 @@ impl Cluster {
             .with_context(|| format!("{part} cannot be started"))?;
         self.children.insert(part, child);
         Ok(())
+    }
+
+    /// Gives the agent of a site other thresholds, and starts it again with them.
+    ///
+    /// # Errors
+    /// The site's agents start and stop no workers, or the process cannot be started.
+    pub fn set_thresholds(&mut self, site: SiteId, thresholds: Thresholds) -> anyhow::Result<()> {
+        let part = Part::Agent(site);
+        let path = self.layout.config_path(part);
+        let table = thresholds.table(&self.layout.directory, self.layout.workers, WORKER_PORTS);
+        let mut text = String::new();
+        let mut found = false;
+        for line in fs::read_to_string(&path)?.lines() {
+            let is_it = line.starts_with("workers.elastic = ");
+            found |= is_it;
+            if is_it {
+                text += &table;
+            } else {
+                text += line;
+                text.push('\n');
+            }
+        }
+        anyhow::ensure!(found, "the agent of site {site} starts and stops no workers");
+        fs::write(&path, text)?;
+        self.kill(part)?;
+        self.spawn(part)
     }
 
     /// Ends a part with SIGKILL.

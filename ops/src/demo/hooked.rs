@@ -27,6 +27,16 @@ pub struct Thresholds {
 }
 
 impl Thresholds {
+    /// None is ever passed.
+    pub(crate) const NEVER: Self = Self { busy_high: 1.0, busy_low: 0.0, hold_s: 2, pause_s: 5 };
+
+    /// A surge from what is usual to `high` passes the upper one, and what is usual is below the lower one. A surge by half is enough for
+    /// the workers that are left when one is retired to stay below the upper one by prediction.
+    pub(crate) fn between(usual: f64, high: f64) -> Self {
+        let at = |share: f64| (usual + (high - usual) * share).clamp(0.0, 1.0);
+        Self { busy_high: at(0.4), busy_low: at(0.15), ..Self::NEVER }
+    }
+
     /// The keys of an agent's file.
     pub(crate) fn table(&self, directory: &Path, min: u16, max: u16) -> String {
         let Self { busy_high, busy_low, hold_s, pause_s } = self;

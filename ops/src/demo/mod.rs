@@ -28,9 +28,6 @@ pub use sites::{DemoSite, built_in};
 
 /// Workers of each site at the start.
 const WORKERS: u16 = 2;
-/// The agents start and stop workers by these. The demo's usual traffic keeps a worker busy for 2 to 5 % of its time, since packets come
-/// one by one; so do a surge and a lull differ from it by factors, not by what a site in earnest would call busy.
-const ELASTIC: Thresholds = Thresholds { busy_high: 0.08, busy_low: 0.055, hold_s: 2, pause_s: 5 };
 /// Flows that each worker has room for: twice what the demo has in all.
 const FLOWS: usize = 1 << 16;
 
@@ -84,7 +81,8 @@ async fn play(options: &Options, sites: Vec<DemoSite>, directory: &Path) -> anyh
         flows: FLOWS,
         directory: directory.to_owned(),
         binary: std::env::current_exe()?,
-        elastic: Some(ELASTIC),
+        // The surge finds out what is much on this machine.
+        elastic: Some(Thresholds::NEVER),
     };
     let cluster = Cluster::start(layout).await?;
     cluster

@@ -42,12 +42,12 @@ const HOST_DOWNLOAD: u8 = 251;
 const HOST_SSH: u8 = 252;
 const HOST_IPERF: u8 = 253;
 const HOST_PING: u8 = 254;
-/// Longest wait for moves.
-const MOVES_BOUND: Duration = Duration::from_secs(30);
+/// Longest wait for moves. They take seconds; on a machine that is busy with other things, as long as it lets them.
+const MOVES_BOUND: Duration = Duration::from_secs(120);
 /// Between two happenings.
 const PAUSE: Duration = Duration::from_secs(4);
-/// Longest wait for an agent to start or stop a worker: it holds, then relays for ten seconds.
-const SCALE_BOUND: Duration = Duration::from_secs(40);
+/// Longest wait for an agent to start or stop a worker: it holds, then relays for ten seconds, and a busy machine takes longer.
+const SCALE_BOUND: Duration = Duration::from_secs(150);
 
 /// How much is done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
