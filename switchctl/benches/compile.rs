@@ -9,7 +9,7 @@ use flow::nat::{NatSlices, NatSpec};
 use flow::{Epoch, GroupId, Prefix, ServiceId, SiteId, WorkerId};
 use switchctl::softswitch::packet::Packet;
 use switchctl::softswitch::pipeline::Pipeline;
-use switchctl::{GroupPlan, Ports, SitePlan, compile, diff};
+use switchctl::{Compiled, GroupPlan, PlanEntry, Ports, SitePlan, compile, diff};
 
 /// 10,000 /26 of 100.64.0.0/12 with runs of `run` groups at one of three sites.
 fn plan(run: u32) -> SitePlan {
@@ -66,6 +66,20 @@ fn rules(c: &mut Criterion) {
         let entry = moved.groups.values_mut().nth(5_000).expect("there are 10,000");
         *entry =
             GroupPlan { epoch: Epoch(9), steer: SiteId((entry.steer.0 + 1) % 3), local: Some(WorkerId(0)) };
+        let (id, there) =
+            moved.groups.iter().nth(5_000).map(|(id, plan)| (*id, *plan)).expect("there are 10,000");
+        let here = GroupPlan { steer: SiteId((there.steer.0 + 1) % 3), ..there };
+        let entries = [here, there]
+            .map(|group| BTreeMap::from([(id, PlanEntry { group: Some(group), relayed: None })]));
+        let mut compiled = Compiled::new(&moved);
+        c.bench_function(&format!("keep up 10k groups, one moves there and back, {name}"), |b| {
+            b.iter(|| entries.iter().for_each(|entry| compiled.update(black_box(entry))));
+        });
+        let (kept, mut other) = (compiled.rules().clone(), compiled);
+        other.update(&entries[0]);
+        c.bench_function(&format!("difference of a set that was kept up, {name}"), |b| {
+            b.iter(|| diff(black_box(&kept), black_box(other.rules())));
+        });
         let after = compile(&moved);
         let changes = diff(&before, &after).len();
         c.bench_function(&format!("difference of one moved group, {name}, {changes} changes"), |b| {

@@ -11,7 +11,7 @@ pub mod ovs;
 pub mod session;
 pub mod softswitch;
 
-pub use core::compile::{GroupPlan, Ports, SitePlan, Tunnel, compile};
+pub use core::compile::{Compiled, GroupPlan, PlanEntry, Ports, SitePlan, Tunnel, compile};
 pub use core::driver::{Proof, SENTINEL_SWEEPS};
 pub use core::marker::{MarkerError, OldPath, marker_out, marker_packet};
 pub use core::rules::{

@@ -12,7 +12,7 @@ use switchctl::core::rules::{ETH_IPV4, PROTO_ICMP, PROTO_TCP, PROTO_UDP};
 use switchctl::ofp::{self, Command, FlowModMsg, Message};
 use switchctl::softswitch::packet::Packet;
 use switchctl::softswitch::pipeline::Pipeline;
-use switchctl::{GroupPlan, PortNo, Ports, SitePlan, compile};
+use switchctl::{Compiled, GroupPlan, PlanEntry, PortNo, Ports, SitePlan, compile};
 
 const OWN: SiteId = SiteId(1);
 const PEERS: [SiteId; 2] = [SiteId(2), SiteId(200)];
@@ -233,6 +233,44 @@ proptest! {
                 prop_assert_eq!(plain(&sent), expected);
             }
         }
+    }
+
+    /// Groups change, come, go, split and merge, all at once or one after another.
+    #[test]
+    fn a_plan_that_is_kept_up_has_the_rules_of_one_compiled_anew(
+        worlds in (worlds(), worlds()), relays in proptest::collection::vec(0usize..64, 0..3),
+        edits in proptest::collection::vec((0usize..64, 0u64..5, 0usize..4, proptest::option::of(0usize..2)), 0..30),
+    ) {
+        let (from, to) = worlds;
+        let mut plan = from.plan;
+        let mut compiled = Compiled::new(&plan);
+        for (nth, epoch, steer, local) in edits {
+            let Some((id, group)) = plan.groups.iter_mut().nth(nth) else { continue };
+            let steer = [OWN, OWN, PEERS[0], PEERS[1]][steer];
+            *group = GroupPlan { epoch: Epoch(epoch), steer, local: local.map(|worker| WORKERS[worker]) };
+            compiled.update(&BTreeMap::from([(*id, PlanEntry { group: Some(*group), relayed: None })]));
+            prop_assert_eq!(compiled.rules(), &compile(&plan));
+        }
+        // The services are those of the second from the start: only groups may change.
+        let mut next = SitePlan { groups: to.plan.groups, services: plan.services.clone(), ..plan.clone() };
+        for nth in relays {
+            // What relays for a group that is no more has no other worker.
+            if let Some((&id, _)) = next.groups.iter().nth(nth) {
+                next.groups.remove(&id);
+                next.relayed.insert(id, WORKERS[nth % 2]);
+            }
+        }
+        let ids = plan.groups.keys().chain(next.groups.keys()).chain(next.relayed.keys());
+        let entry = |id: &GroupId| {
+            let group = next.groups.get(id).copied();
+            (*id, PlanEntry { group, relayed: next.relayed.get(id).copied() })
+        };
+        compiled.update(&ids.map(entry).collect());
+        prop_assert_eq!(compiled.rules(), &compile(&next));
+        let all = plan.groups.keys().chain(next.groups.keys()).chain(next.relayed.keys());
+        let back = all.map(|id| (*id, PlanEntry { group: plan.groups.get(id).copied(), relayed: None }));
+        compiled.update(&back.collect());
+        prop_assert_eq!(compiled.rules(), &compile(&plan));
     }
 
     #[test]

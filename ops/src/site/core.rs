@@ -12,6 +12,7 @@ mod reshape;
 mod switching;
 #[cfg(test)]
 mod tests;
+mod tracked;
 mod workers;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -21,7 +22,8 @@ use dataplane::control::{Event, Function, GroupLoad, GroupStatus, Request, Servi
 use flow::nat::NatSlices;
 use flow::{Epoch, GroupId, HoldTimes, Micros, MoveId, ServiceId, SiteId, WorkerId};
 use placement::core::{Change, Command, Group, Move, Service, Site};
-use switchctl::{OldPath, PacketOut, Ports, RuleSet};
+use switchctl::{Compiled, OldPath, PacketOut, Ports, RuleSet};
+use tracked::Tracked;
 use transfer::core::{MoveSpec, Source, SourceInput, Target, ToSource, ToTarget, Waits};
 
 /// How long an agent that just started waits for workers that do not answer before it gives their groups to others.
@@ -243,16 +245,16 @@ pub struct Agent {
     sites: BTreeMap<SiteId, Site>,
     services: BTreeMap<ServiceId, Service>,
     slices: BTreeMap<ServiceId, NatSlices>,
-    groups: BTreeMap<GroupId, Group>,
+    groups: Tracked<Group>,
     /// Groups that wait until what they are made from is ready; see `reshape`.
     wanted: BTreeMap<GroupId, Group>,
     moves: BTreeMap<MoveId, Move>,
-    steer: BTreeMap<GroupId, SiteId>,
+    steer: Tracked<SiteId>,
     workers: BTreeMap<WorkerId, Worker>,
     /// Those that are to have no groups.
     retiring: BTreeSet<WorkerId>,
     /// The worker that gets a group's packets at this site: its owner, or one that holds or relays.
-    local: BTreeMap<GroupId, WorkerId>,
+    local: Tracked<WorkerId>,
     /// Groups that a worker was told to serve and has not said that it does.
     unserved: BTreeMap<GroupId, WorkerId>,
     /// Groups that a worker said that it serves, with the epoch.
@@ -274,6 +276,12 @@ pub struct Agent {
     /// Local moves that were found half done; see [`Agent::recover_local`].
     orphans: BTreeMap<MoveId, BTreeMap<WorkerId, GroupStatus>>,
     plan_dirty: bool,
+    /// The rules that the switch was given, kept up with what changes.
+    compiled: Option<Compiled>,
+    /// Groups that are no more and that a worker relays for, and what took their place, when rules were made last.
+    relay_scope: BTreeSet<GroupId>,
+    /// Groups that have a worker here and are no more, as of then.
+    strays: BTreeSet<GroupId>,
     tag: u64,
     in_force: u64,
     balance_at: Micros,
@@ -307,13 +315,13 @@ impl Agent {
             sites: BTreeMap::new(),
             services: BTreeMap::new(),
             slices: BTreeMap::new(),
-            groups: BTreeMap::new(),
+            groups: Tracked::default(),
             wanted: BTreeMap::new(),
             moves: BTreeMap::new(),
-            steer: BTreeMap::new(),
+            steer: Tracked::default(),
             workers: BTreeMap::new(),
             retiring: BTreeSet::new(),
-            local: BTreeMap::new(),
+            local: Tracked::default(),
             unserved: BTreeMap::new(),
             served: BTreeMap::new(),
             loads: BTreeMap::new(),
@@ -328,6 +336,9 @@ impl Agent {
             local_log: VecDeque::new(),
             orphans: BTreeMap::new(),
             plan_dirty: false,
+            compiled: None,
+            relay_scope: BTreeSet::new(),
+            strays: BTreeSet::new(),
             tag: 0,
             in_force: 0,
             balance_at: Micros(0),

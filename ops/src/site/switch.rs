@@ -310,8 +310,8 @@ mod tests {
             let key = RuleKey { table: 1, priority: 5, matches: Match::any().in_port(PortNo(port)) };
             (key, Rule { cookie, actions: vec![Action::Output(PortNo(9))], goto: None })
         };
-        let wanted = RuleSet::from([rule(1, 1), rule(2, 2), rule(3, 3)]);
-        let present = RuleSet::from([rule(1, 1), rule(2, 7), rule(4, 4)]);
+        let wanted = RuleSet::from_iter([rule(1, 1), rule(2, 2), rule(3, 3)]);
+        let present = RuleSet::from_iter([rule(1, 1), rule(2, 7), rule(4, 4)]);
         let found = compare(&present, &wanted);
         assert_eq!(found.wanted, 3);
         let told: Vec<_> = found

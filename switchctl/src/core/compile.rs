@@ -30,11 +30,12 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 
-use flow::nat::{NatSlices, OutsideMatch};
+use flow::nat::NatSlices;
 use flow::steer::{Side, Tag, TunnelKey, TunnelRole};
-use flow::{Epoch, Family, GroupId, Prefix, ServiceId, SiteId, WorkerId};
+use flow::{Epoch, GroupId, Prefix, ServiceId, SiteId, WorkerId};
 
-use super::rules::{Action, ETH_IPV4, Match, PROTO_TCP, PROTO_UDP, PortNo, Rule, RuleKey, RuleSet, Vlan};
+use super::rules::{Action, Match, PortNo, Rule, RuleKey, RuleSet, Vlan};
+use super::steering::{Basis, Node, PRIORITY, Steering};
 
 /// Classifies.
 pub const TABLE_CLASSIFY: u8 = 0;
@@ -47,10 +48,6 @@ pub const TABLE_LOCAL_INSIDE: u8 = 3;
 /// Delivers to local workers what came from the world at any site.
 pub const TABLE_LOCAL_OUTSIDE: u8 = 4;
 
-/// Rules of table 0, and of prefixes: this plus the prefix length, so that the longest wins.
-const PRIORITY: u16 = 1_000;
-/// Outside rules with ports; above every rule by address alone.
-const PRIORITY_PORTS: u16 = 2_000;
 /// Addresses of a pool that have no plan.
 const PRIORITY_POOL: u16 = 100;
 /// What a worker sends to the world and no pool has.
@@ -167,126 +164,150 @@ fn prefix_hash(prefix: &Prefix) -> u64 {
 /// Compiles a plan. Work is about linear in groups and rules.
 #[must_use]
 pub fn compile(plan: &SitePlan) -> RuleSet {
-    let mut compiler = Compiler { plan, rules: RuleSet::new() };
-    compiler.classify_ingress();
-    compiler.classify_tunnels();
-    compiler.classify_workers();
-    compiler.guard_pools();
-    let entry = |(id, group): (&GroupId, &GroupPlan)| (*id, (group.epoch, plan.target(group)));
-    compiler.steer(TABLE_INSIDE, TABLE_OUTSIDE, &plan.groups.iter().map(entry).collect());
-    compiler.steer(TABLE_LOCAL_INSIDE, TABLE_LOCAL_OUTSIDE, &plan.local_targets());
-    compiler.rules
+    Compiled::new(plan).rules
+}
+
+/// What a plan says of one group.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PlanEntry {
+    /// Of [`SitePlan::groups`].
+    pub group: Option<GroupPlan>,
+    /// Of [`SitePlan::relayed`].
+    pub relayed: Option<WorkerId>,
+}
+
+/// A plan that was compiled, to be kept up with changes of its groups: work is that of the changes. When site, ports or services
+/// change it is to be made anew.
+#[derive(Clone, Debug)]
+pub struct Compiled {
+    frame: Frame,
+    steer: Steering,
+    local: Steering,
+    rules: RuleSet,
+}
+
+impl Compiled {
+    /// The rules of a plan.
+    #[must_use]
+    pub fn new(plan: &SitePlan) -> Self {
+        let frame = Frame { site: plan.site, ports: plan.ports.clone(), services: plan.services.clone() };
+        let mut compiled = Self {
+            steer: Steering::new(TABLE_INSIDE, TABLE_OUTSIDE),
+            local: Steering::new(TABLE_LOCAL_INSIDE, TABLE_LOCAL_OUTSIDE),
+            rules: RuleSet::new(),
+            frame,
+        };
+        compiled.frame.classify(&mut compiled.rules);
+        let steer = plan.groups.iter().map(|(id, group)| (*id, compiled.frame.steer(group)));
+        compiled.steer.fill(steer, &compiled.frame, &mut compiled.rules);
+        let entry =
+            |(id, group): (&GroupId, &GroupPlan)| (*id, PlanEntry { group: Some(*group), relayed: None });
+        let mut entries: BTreeMap<_, _> = plan.groups.iter().map(entry).collect();
+        for (id, worker) in &plan.relayed {
+            entries.entry(*id).or_default().relayed = Some(*worker);
+        }
+        let local = entries.iter().filter_map(|(id, entry)| Some((*id, compiled.frame.local(entry)?)));
+        compiled.local.fill(local, &compiled.frame, &mut compiled.rules);
+        compiled
+    }
+
+    /// The rules. A copy costs nothing.
+    #[must_use]
+    pub fn rules(&self) -> &RuleSet {
+        &self.rules
+    }
+
+    /// Brings the rules in line with a plan of which these groups may differ: each with all that the plan says of it by now.
+    pub fn update(&mut self, changes: &BTreeMap<GroupId, PlanEntry>) {
+        let Self { frame, steer, local, rules } = self;
+        // What takes the place of groups that are no more overlaps them, so they go first.
+        for (id, entry) in changes {
+            if entry.group.is_none() {
+                steer.set(*id, None, frame, rules);
+            }
+            if frame.local(entry).is_none() {
+                local.set(*id, None, frame, rules);
+            }
+        }
+        for (id, entry) in changes {
+            if let Some(group) = &entry.group {
+                steer.set(*id, Some(frame.steer(group)), frame, rules);
+            }
+            if let Some(node) = frame.local(entry) {
+                local.set(*id, Some(node), frame, rules);
+            }
+        }
+    }
 }
 
 /// Where the packets of a group go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Target {
+pub(super) enum Target {
     Worker(PortNo),
     Tunnel(Tunnel),
     /// Nowhere known: no rule.
     Nowhere,
 }
 
-impl SitePlan {
-    fn target(&self, group: &GroupPlan) -> Target {
-        if group.steer == self.site {
-            return self.local_target(group);
-        }
-        self.ports.tunnels.get(&group.steer).map_or(Target::Nowhere, |&tunnel| Target::Tunnel(tunnel))
+/// What rules follow from beside the groups.
+#[derive(Clone, Debug)]
+struct Frame {
+    site: SiteId,
+    ports: Ports,
+    services: BTreeMap<ServiceId, NatSlices>,
+}
+
+fn add(rules: &mut RuleSet, table: u8, priority: u16, matches: Match, rule: Rule) {
+    rules.insert(RuleKey { table, priority, matches }, rule);
+}
+
+fn classify(rules: &mut RuleSet, matches: Match, actions: Vec<Action>, goto: Option<u8>) {
+    add(rules, TABLE_CLASSIFY, PRIORITY, matches, Rule { cookie: 0, actions, goto });
+}
+
+impl Frame {
+    /// Where this site's ingress sends a group.
+    fn steer(&self, group: &GroupPlan) -> Node {
+        let target = if group.steer == self.site {
+            group.local.map_or(Target::Nowhere, |worker| self.worker_target(worker))
+        } else {
+            self.ports.tunnels.get(&group.steer).map_or(Target::Nowhere, |&tunnel| Target::Tunnel(tunnel))
+        };
+        Node { epoch: group.epoch, target }
     }
 
-    fn local_target(&self, group: &GroupPlan) -> Target {
-        group.local.map_or(Target::Nowhere, |worker| self.worker_target(worker))
+    /// Where what comes by tunnel goes. What has no worker here is left out, so that nothing stands between a group that is no more
+    /// and the worker that relays for it.
+    fn local(&self, entry: &PlanEntry) -> Option<Node> {
+        let served = entry.group.and_then(|group| Some((group.epoch, group.local?)));
+        let relayed = entry.relayed.map(|worker| (Epoch::default(), worker));
+        let (epoch, worker) = served.or(relayed)?;
+        let target = self.worker_target(worker);
+        (target != Target::Nowhere).then_some(Node { epoch, target })
     }
 
     fn worker_target(&self, worker: WorkerId) -> Target {
         self.ports.workers.get(&worker).map_or(Target::Nowhere, |&port| Target::Worker(port))
     }
 
-    /// Where what comes by tunnel goes. What has no worker here is left out, so that nothing stands between a group that is no more
-    /// and the worker that relays for it.
-    fn local_targets(&self) -> Entries {
-        let entry = |(id, group): (&GroupId, &GroupPlan)| (*id, (group.epoch, self.local_target(group)));
-        let relayed =
-            self.relayed.iter().map(|(id, &worker)| (*id, (Epoch::default(), self.worker_target(worker))));
-        let all = self.groups.iter().map(entry).chain(relayed);
-        all.filter(|(_, (_, target))| *target != Target::Nowhere).collect()
-    }
-
-    /// Whether groups may merge into a rule for this prefix: outside slices exist only inside the client
-    /// prefixes of the service.
-    fn may_merge_into(&self, group: &GroupId) -> bool {
-        self.services
-            .get(&group.service)
-            .is_none_or(|slices| slices.spec().clients.iter().any(|whole| whole.covers(&group.prefix)))
-    }
-}
-
-/// Groups that became one rule.
-#[derive(Clone, Copy, Debug)]
-struct Merged {
-    group: GroupId,
-    epoch: Epoch,
-    target: Target,
-}
-
-/// Where each group goes, with its epoch.
-type Entries = BTreeMap<GroupId, (Epoch, Target)>;
-
-/// Merges siblings with the same target, from the leaves up.
-fn aggregate(plan: &SitePlan, entries: &Entries) -> Vec<Merged> {
-    let mut stack: Vec<Merged> = Vec::new();
-    for (&group, &(epoch, target)) in entries {
-        stack.push(Merged { group, epoch, target });
-        while let [.., low, high] = stack.as_slice()
-            && let Some(merged) = merge(plan, low, high)
-        {
-            stack.truncate(stack.len() - 2);
-            stack.push(merged);
-        }
-    }
-    stack.retain(|merged| merged.target != Target::Nowhere);
-    stack
-}
-
-fn merge(plan: &SitePlan, low: &Merged, high: &Merged) -> Option<Merged> {
-    let same = low.group.service == high.group.service && low.target == high.target;
-    if !same || low.group.prefix.sibling() != Some(high.group.prefix) {
-        return None;
-    }
-    let group = GroupId { service: low.group.service, prefix: low.group.prefix.parent()? };
-    plan.may_merge_into(&group).then(|| Merged {
-        group,
-        epoch: low.epoch.max(high.epoch),
-        target: low.target,
-    })
-}
-
-struct Compiler<'a> {
-    plan: &'a SitePlan,
-    rules: RuleSet,
-}
-
-impl Compiler<'_> {
-    fn add(&mut self, table: u8, priority: u16, matches: Match, rule: Rule) {
-        self.rules.insert(RuleKey { table, priority, matches }, rule);
-    }
-
-    fn classify(&mut self, matches: Match, actions: Vec<Action>, goto: Option<u8>) {
-        self.add(TABLE_CLASSIFY, PRIORITY, matches, Rule { cookie: 0, actions, goto });
+    fn classify(&self, rules: &mut RuleSet) {
+        self.classify_ingress(rules);
+        self.classify_tunnels(rules);
+        self.classify_workers(rules);
+        self.guard_pools(rules);
     }
 
     /// Tags from clients or the world would pass for ours, so only packets without one come in.
-    fn classify_ingress(&mut self) {
-        let own = self.plan.site;
+    fn classify_ingress(&self, rules: &mut RuleSet) {
+        let own = self.site;
         let from = |port| Match::any().in_port(port).vlan(Vlan::Absent);
         let tag = |side| vec![Action::PushVlan(Tag::Direct(side, own).vlan())];
-        self.classify(from(self.plan.ports.inside), tag(Side::Inside), Some(TABLE_INSIDE));
-        self.classify(from(self.plan.ports.outside), tag(Side::Outside), Some(TABLE_OUTSIDE));
+        classify(rules, from(self.ports.inside), tag(Side::Inside), Some(TABLE_INSIDE));
+        classify(rules, from(self.ports.outside), tag(Side::Outside), Some(TABLE_OUTSIDE));
     }
 
-    fn classify_tunnels(&mut self) {
-        for (&peer, &tunnel) in &self.plan.ports.tunnels {
+    fn classify_tunnels(&self, rules: &mut RuleSet) {
+        for (&peer, &tunnel) in &self.ports.tunnels {
             let deliveries = [
                 (TunnelRole::Direct(Side::Inside), Tag::Direct(Side::Inside, peer), TABLE_LOCAL_INSIDE),
                 (TunnelRole::Direct(Side::Outside), Tag::Direct(Side::Outside, peer), TABLE_LOCAL_OUTSIDE),
@@ -296,21 +317,21 @@ impl Compiler<'_> {
                 (TunnelRole::Cut, Tag::Cut(peer), TABLE_LOCAL_INSIDE),
             ];
             for (role, tag, table) in deliveries {
-                self.classify(from_tunnel(tunnel, role), vec![Action::PushVlan(tag.vlan())], Some(table));
+                classify(rules, from_tunnel(tunnel, role), vec![Action::PushVlan(tag.vlan())], Some(table));
             }
-            let to_client = vec![Action::Output(self.plan.ports.inside)];
-            self.classify(from_tunnel(tunnel, TunnelRole::ToClient), to_client, None);
+            let to_client = vec![Action::Output(self.ports.inside)];
+            classify(rules, from_tunnel(tunnel, TunnelRole::ToClient), to_client, None);
         }
     }
 
-    fn classify_workers(&mut self) {
-        let plan = self.plan;
+    fn classify_workers(&self, rules: &mut RuleSet) {
+        let plan = self;
         for &port in plan.ports.workers.values() {
             let from = |tag: Tag| Match::any().in_port(port).vlan(Vlan::Tag(tag.vlan()));
             // Hairpin packets may be for the worker that sent them.
             let as_from_outside = vec![Action::ClearInPort];
-            self.classify(from(Tag::ToOutside), as_from_outside, Some(TABLE_OUTSIDE));
-            self.classify_worker_local(from);
+            classify(rules, from(Tag::ToOutside), as_from_outside, Some(TABLE_OUTSIDE));
+            self.classify_worker_local(from, rules);
             for (&peer, &tunnel) in &plan.ports.tunnels {
                 let roles = [
                     (Tag::ToClient(peer), TunnelRole::ToClient),
@@ -321,32 +342,32 @@ impl Compiler<'_> {
                 for (tag, role) in roles {
                     // The worker's tag names neither service nor epoch, so the key has none.
                     let actions = into_tunnel(TunnelKey::new(role, ServiceId::default(), Epoch(0)), tunnel);
-                    self.classify(from(tag), actions, None);
+                    classify(rules, from(tag), actions, None);
                 }
             }
         }
     }
 
-    fn classify_worker_local(&mut self, from: impl Fn(Tag) -> Match) {
-        let own = self.plan.site;
-        let to_client = vec![Action::PopVlan, Action::Output(self.plan.ports.inside)];
-        self.classify(from(Tag::ToClient(own)), to_client, None);
+    fn classify_worker_local(&self, from: impl Fn(Tag) -> Match, rules: &mut RuleSet) {
+        let own = self.site;
+        let to_client = vec![Action::PopVlan, Action::Output(self.ports.inside)];
+        classify(rules, from(Tag::ToClient(own)), to_client, None);
         let retags = [
             (Tag::Relay(Side::Inside, own), Tag::Relayed(Side::Inside, own), TABLE_LOCAL_INSIDE),
             (Tag::Relay(Side::Outside, own), Tag::Relayed(Side::Outside, own), TABLE_LOCAL_OUTSIDE),
             (Tag::SendCut(own), Tag::Cut(own), TABLE_LOCAL_INSIDE),
         ];
         for (tag, to, table) in retags {
-            self.classify(from(tag), vec![Action::SetVlan(to.vlan())], Some(table));
+            classify(rules, from(tag), vec![Action::SetVlan(to.vlan())], Some(table));
         }
     }
 
     /// Addresses of a pool without a plan are dropped, wherever they come from; everything else that a
     /// worker sent to the world leaves.
-    fn guard_pools(&mut self) {
-        let plan = self.plan;
+    fn guard_pools(&self, rules: &mut RuleSet) {
+        let plan = self;
         for prefix in plan.services.values().flat_map(|slices| &slices.spec().pool) {
-            self.add(TABLE_OUTSIDE, PRIORITY_POOL, Match::any().ip_dst(prefix), Rule::default());
+            add(rules, TABLE_OUTSIDE, PRIORITY_POOL, Match::any().ip_dst(prefix), Rule::default());
         }
         let leave = Rule {
             cookie: 0,
@@ -354,73 +375,36 @@ impl Compiler<'_> {
             goto: None,
         };
         let from_worker = Match::any().vlan(Vlan::Tag(Tag::ToOutside.vlan()));
-        self.add(TABLE_OUTSIDE, PRIORITY_LEAVE, from_worker, leave);
+        add(rules, TABLE_OUTSIDE, PRIORITY_LEAVE, from_worker, leave);
+    }
+}
+
+impl Basis for Frame {
+    fn slices(&self, service: ServiceId) -> Option<&NatSlices> {
+        self.services.get(&service)
     }
 
-    fn steer(&mut self, inside: u8, outside: u8, entries: &Entries) {
-        let plan = self.plan;
-        // Per shared address: its lowest block that has a plan, and the rule for what has no ports.
-        let mut shared: BTreeMap<Prefix, (u16, Rule)> = BTreeMap::new();
-        for merged in aggregate(plan, entries) {
-            let prefix = &merged.group.prefix;
-            let priority = PRIORITY + u16::from(prefix.len());
-            self.add(inside, priority, tagged().ip_src(prefix), self.rule(&merged, inside, Side::Inside));
-            let Some(slices) = plan.services.get(&merged.group.service) else { continue };
-            let rule = self.rule(&merged, outside, Side::Outside);
-            for slice in slices.slice(prefix) {
-                self.outside_rule(outside, &slice, &rule);
-                if slice.port_mask != 0 {
-                    let lowest = shared.entry(slice.addresses).or_insert_with(|| (slice.port, rule.clone()));
-                    if slice.port < lowest.0 {
-                        *lowest = (slice.port, rule.clone());
-                    }
-                }
-            }
-        }
-        for (address, (_, rule)) in shared {
-            let priority = PRIORITY + u16::from(address.len());
-            self.add(outside, priority, tagged().ip_dst(&address), rule);
-        }
-    }
-
-    fn outside_rule(&mut self, table: u8, slice: &OutsideMatch, rule: &Rule) {
-        if slice.port_mask == 0 {
-            let priority = PRIORITY + u16::from(slice.addresses.len());
-            self.add(table, priority, tagged().ip_dst(&slice.addresses), rule.clone());
-            return;
-        }
-        debug_assert_eq!(slice.addresses.family(), Family::V4, "only nat44 has slices");
-        for protocol in [PROTO_TCP, PROTO_UDP] {
-            let matches = tagged()
-                .eth_type(ETH_IPV4)
-                .ip_dst(&slice.addresses)
-                .ip_proto(protocol)
-                .tp_dst(slice.port, slice.port_mask);
-            self.add(table, PRIORITY_PORTS, matches, rule.clone());
-        }
-    }
-
-    fn rule(&self, merged: &Merged, table: u8, side: Side) -> Rule {
-        let actions = match merged.target {
+    fn rule(&self, group: &GroupId, node: Node, table: u8, side: Side) -> Rule {
+        let actions = match node.target {
             Target::Tunnel(tunnel) => {
-                let key = TunnelKey::new(TunnelRole::Direct(side), merged.group.service, merged.epoch);
+                let key = TunnelKey::new(TunnelRole::Direct(side), group.service, node.epoch);
                 into_tunnel(key, tunnel)
             }
             // In table 2 the packet may have come from a worker (hairpin), so its tag is not yet this one.
             Target::Worker(port) if table == TABLE_OUTSIDE => {
-                let tag = Tag::Direct(side, self.plan.site);
+                let tag = Tag::Direct(side, self.site);
                 vec![Action::SetVlan(tag.vlan()), Action::Output(port)]
             }
             Target::Worker(port) => vec![Action::Output(port)],
             Target::Nowhere => Vec::new(),
         };
-        Rule { cookie: cookie(&merged.group, merged.epoch), actions, goto: None }
+        Rule { cookie: cookie(group, node.epoch), actions, goto: None }
     }
 }
 
 /// Behind table 0 every packet has a tag. Open vSwitch wants to see that before it lets a rule remove or change
 /// one.
-fn tagged() -> Match {
+pub(super) fn tagged() -> Match {
     Match::any().vlan(Vlan::Present)
 }
 

@@ -604,7 +604,7 @@ impl Driver {
         {
             let datapath = *datapath;
             let unknown = RuleKey { table: FlowModMsg::ALL_TABLES, priority: 0, matches: Match::any() };
-            self.rules_known(RuleSet::from([(unknown, Rule::default())]), datapath, now);
+            self.rules_known(RuleSet::unit(unknown, Rule::default()), datapath, now);
         }
         if let Some(asked) = self.queries.remove(&xid) {
             self.event(Event::Answer(asked.id, Answer::Unavailable));

@@ -6,4 +6,5 @@ pub mod jsonrpc;
 pub mod marker;
 pub mod ovsdb;
 pub mod rules;
+mod steering;
 mod text;

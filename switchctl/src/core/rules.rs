@@ -3,11 +3,11 @@
 //! A match is held as the words of a packet's header fields with a mask, so that two matches that mean the
 //! same are equal, and so that the embedded switch can classify with them as they are.
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
 
 use flow::{Family, Prefix};
+use imbl::ordmap::DiffItem;
 
 /// A port number of a switch.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -352,8 +352,9 @@ pub struct Rule {
     pub goto: Option<u8>,
 }
 
-/// All rules of a switch.
-pub type RuleSet = BTreeMap<RuleKey, Rule>;
+/// All rules of a switch. Copies share what they have in common, so a set can be kept, compared and changed in proportion to its
+/// differences.
+pub type RuleSet = imbl::OrdMap<RuleKey, Rule>;
 
 /// One change of a switch's rules.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -388,32 +389,17 @@ pub struct PacketOut {
     pub actions: Vec<Action>,
 }
 
-/// The fewest changes that turn `present` into `wanted`: one per rule that is missing, differs or is extra.
-/// Linear in both sets.
+/// The fewest changes that turn `present` into `wanted`: one per rule that is missing, differs or is extra. Work is that of the
+/// differences where one set was made from the other: what they have in common is left out.
 #[must_use]
 pub fn diff(present: &RuleSet, wanted: &RuleSet) -> Vec<FlowMod> {
-    let (mut old, mut new) = (present.iter().peekable(), wanted.iter().peekable());
-    let mut mods = Vec::new();
-    loop {
-        match (old.peek(), new.peek()) {
-            (Some((a, _)), Some((b, _))) if a == b => {
-                if let (Some((_, before)), Some((key, after))) = (old.next(), new.next())
-                    && before != after
-                {
-                    mods.push(FlowMod::Add(*key, after.clone()));
-                }
-            }
-            (Some((a, _)), b) if b.is_none_or(|(b, _)| a < b) => {
-                mods.push(FlowMod::Delete(**a));
-                old.next();
-            }
-            (_, Some((key, rule))) => {
-                mods.push(FlowMod::Add(**key, (*rule).clone()));
-                new.next();
-            }
-            (_, None) => return mods,
+    let change = |item: DiffItem<'_, '_, RuleKey, Rule>| match item {
+        DiffItem::Add(key, rule) | DiffItem::Update { new: (key, rule), .. } => {
+            FlowMod::Add(*key, rule.clone())
         }
-    }
+        DiffItem::Remove(key, _) => FlowMod::Delete(*key),
+    };
+    present.diff(wanted).map(change).collect()
 }
 
 /// Applies changes to a set, as a switch does.
@@ -464,7 +450,7 @@ mod tests {
             let b = set(&b.into_iter().collect::<Vec<_>>());
             let mods = diff(&a, &b);
             let changed = a.keys().chain(b.keys()).collect::<std::collections::BTreeSet<_>>()
-                .into_iter().filter(|key| a.get(key) != b.get(key)).count();
+                .into_iter().filter(|key| a.get(*key) != b.get(*key)).count();
             prop_assert_eq!(mods.len(), changed);
             let mut reached = a;
             apply(&mut reached, &mods);

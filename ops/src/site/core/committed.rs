@@ -92,6 +92,8 @@ impl Agent {
         for worker in self.up_workers() {
             self.outputs.push_back(Output::Worker(worker, request.clone()));
         }
+        // Outside slices and guards of pools follow from the service.
+        self.compiled = None;
         self.plan_dirty = true;
     }
 

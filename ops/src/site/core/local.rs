@@ -201,7 +201,7 @@ impl Agent {
             .filter(|id| !self.retiring.contains(id) && self.is_fit(*id))
             .map(|id| (id, 0))
             .collect();
-        for (group, worker) in &self.local {
+        for (group, worker) in self.local.iter() {
             if let Some(load) = loads.get_mut(worker) {
                 *load += self.weight(group);
             }

@@ -54,7 +54,7 @@ impl Agent {
     }
 
     /// Who relays for groups that are no more, with the groups.
-    fn relayed(&self) -> impl Iterator<Item = (GroupId, WorkerId)> {
+    pub(super) fn relayed(&self) -> impl Iterator<Item = (GroupId, WorkerId)> {
         let gone = self.local.iter().filter(|(id, _)| !self.groups.contains_key(*id));
         gone.map(|(id, worker)| (*id, *worker))
     }
@@ -68,8 +68,12 @@ impl Agent {
 
     /// Delivers stragglers of groups that are no more to the workers that relay for them. Where something that took their place has a
     /// worker here too, the rules of the two would be of one priority; then only what has none gets that of before.
-    pub(super) fn plan_relayed(&self, plan: &mut SitePlan) {
-        for (gone, worker) in self.relayed() {
+    pub(super) fn plan_relayed(
+        &self,
+        plan: &mut SitePlan,
+        relayed: impl Iterator<Item = (GroupId, WorkerId)>,
+    ) {
+        for (gone, worker) in relayed {
             let heirs = self.overlapping(&gone);
             let has_worker = |id: &GroupId| plan.groups.get(id).is_some_and(|heir| heir.local.is_some());
             if !heirs.iter().any(has_worker) {
@@ -96,7 +100,7 @@ impl Agent {
     }
 
     /// Groups that the agent acts on and that cover this one or are parts of it. A prefix comes right before its parts.
-    fn overlapping(&self, id: &GroupId) -> Vec<GroupId> {
+    pub(super) fn overlapping(&self, id: &GroupId) -> Vec<GroupId> {
         let above = std::iter::successors(id.prefix.parent(), flow::Prefix::parent);
         let above =
             above.map(|prefix| GroupId { prefix, ..*id }).filter(|above| self.groups.contains_key(above));

@@ -1,14 +1,17 @@
 //! What the switch is to do, and markers down the old path.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use flow::{GroupId, Micros};
 use placement::core::Group;
-use switchctl::{GroupPlan, SitePlan, marker_out};
+use switchctl::{Compiled, GroupPlan, PlanEntry, RuleSet, SitePlan, marker_out};
 use transfer::core::{Ending, TargetInput};
 
 use super::{Agent, Incoming, Marker, Output};
+
+/// When more than one group in so many has changed, rules are made anew: each change costs a walk, all together one pass.
+const REBUILD_SHARE: usize = 8;
 
 /// Markers are sent again this often while the move is switching: a tunnel may lose one.
 const MARKER_INTERVAL: Micros = Micros(250_000);
@@ -20,12 +23,64 @@ impl Agent {
         if self.plan_dirty && self.synced && (self.is_settled() || !self.has_strays()) {
             self.plan_dirty = false;
             self.tag += 1;
-            let rules = switchctl::compile(&self.plan());
+            let rules = self.compile();
             self.outputs.push_back(Output::Rules(Arc::new(rules), self.tag));
         }
         self.release_prepared(now);
         self.release_withdrawn(now);
         self.send_markers(now);
+    }
+
+    /// The rules of the plan. Work is that of what changed since the last time, unless that is much.
+    fn compile(&mut self) -> RuleSet {
+        let mut changed = self.groups.take_changed();
+        changed.extend(self.steer.take_changed());
+        changed.extend(self.local.take_changed());
+        for id in &changed {
+            if self.local.contains_key(id) && !self.groups.contains_key(id) {
+                self.strays.insert(*id);
+            } else {
+                self.strays.remove(id);
+            }
+        }
+        let heirs = self.strays.iter().flat_map(|gone| self.overlapping(gone));
+        let scope: BTreeSet<_> = self.strays.iter().copied().chain(heirs).collect();
+        changed.extend(std::mem::replace(&mut self.relay_scope, scope));
+        changed.extend(self.relay_scope.iter());
+        let much = changed.len() * REBUILD_SHARE > self.groups.len();
+        match self.compiled.take() {
+            Some(mut compiled) if !much => {
+                compiled.update(&self.entries(&changed));
+                self.compiled = Some(compiled);
+            }
+            _ => self.compiled = Some(Compiled::new(&self.plan())),
+        }
+        let rules = self.compiled.as_ref().map(|compiled| compiled.rules().clone()).unwrap_or_default();
+        debug_assert!(
+            rules == switchctl::compile(&self.plan()),
+            "rules that are kept up are those of the plan"
+        );
+        rules
+    }
+
+    /// What the plan says of these groups. Those that others relay for, and what took their place, have to be among them.
+    fn entries(&self, ids: &BTreeSet<GroupId>) -> BTreeMap<GroupId, PlanEntry> {
+        let mut part = self.ports_plan();
+        part.groups =
+            ids.iter().filter_map(|id| Some((*id, self.group_plan(self.groups.get(id)?)))).collect();
+        let relayed = self.strays.iter().filter_map(|id| Some((*id, *self.local.get(id)?)));
+        self.plan_relayed(&mut part, relayed);
+        let entry = |id: &GroupId| {
+            let (group, relayed) = (part.groups.get(id).copied(), part.relayed.get(id).copied());
+            (*id, PlanEntry { group, relayed })
+        };
+        ids.iter().map(entry).collect()
+    }
+
+    fn group_plan(&self, state: &Group) -> GroupPlan {
+        let steer = self.steer.get(&state.id).copied().unwrap_or(state.owner);
+        let epoch = if steer == state.owner { state.epoch } else { state.epoch.next() };
+        GroupPlan { epoch, steer, local: self.local.get(&state.id).copied() }
     }
 
     fn release_prepared(&mut self, now: Micros) {
@@ -88,11 +143,7 @@ impl Agent {
     /// What the switch of this site is to do.
     #[must_use]
     pub fn plan(&self) -> SitePlan {
-        let group = |(id, state): (&GroupId, &Group)| {
-            let steer = self.steer.get(id).copied().unwrap_or(state.owner);
-            let epoch = if steer == state.owner { state.epoch } else { state.epoch.next() };
-            (*id, GroupPlan { epoch, steer, local: self.local.get(id).copied() })
-        };
+        let group = |(id, state): (&GroupId, &Group)| (*id, self.group_plan(state));
         let mut plan = SitePlan {
             site: self.site,
             ports: self.ports.clone(),
@@ -100,7 +151,7 @@ impl Agent {
             groups: self.groups.iter().map(group).collect(),
             relayed: BTreeMap::new(),
         };
-        self.plan_relayed(&mut plan);
+        self.plan_relayed(&mut plan, self.relayed());
         plan
     }
 }
