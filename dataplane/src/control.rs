@@ -15,7 +15,7 @@ use flow::{Batch, Epoch, GroupId, HoldTimes, MoveId, Prefix, ServiceId, SiteId, 
 use serde::{Deserialize, Serialize};
 
 /// Version of this vocabulary.
-pub const VERSION: u32 = 5;
+pub const VERSION: u32 = 6;
 
 /// Longest message, in bytes. A longer one ends the connection.
 pub const MESSAGE_LEN_MAX: usize = 4 << 20;
@@ -106,6 +106,8 @@ pub enum Request {
         group: GroupId,
         /// The move.
         move_id: MoveId,
+        /// See [`Request::Credit`].
+        credit: u64,
     },
     /// Source: exports what is dirty, then reports the round's end.
     CopyRound {
@@ -116,8 +118,8 @@ pub enum Request {
     },
     /// Source: the flip is committed. When markers of all awaited ingresses are in (early ones count), or
     /// `bound_us` has passed since this request (the shortest of several counts), stops serving, sends the cut along the data path, exports
-    /// the last changes and [`Event::Cut`]; from then on it relays. If the group is cut already: exports
-    /// everything and the same token once more.
+    /// the last changes and [`Event::Cut`]; from then on it relays. If the group is cut already and this is `again`: exports
+    /// everything and the same token once more; else what is in hand goes on.
     Arm {
         /// The group.
         group: GroupId,
@@ -131,6 +133,10 @@ pub enum Request {
         awaited: Vec<SiteId>,
         /// Longest wait for them, in microseconds.
         bound_us: u64,
+        /// See [`Request::Credit`].
+        credit: u64,
+        /// The target has nothing of what was exported before.
+        again: bool,
     },
     /// Source: the move is off. Answered by [`Event::Disarmed`], which says whether the cut had happened.
     /// If not, the group is served on and can no longer be cut for this move.
@@ -233,6 +239,17 @@ pub enum Request {
         move_id: MoveId,
         /// How long to relay on, in microseconds.
         relay_us: u64,
+    },
+    /// Source: so many records may be exported in all since [`Request::CopyStart`], or since a [`Request::Arm`]
+    /// that exports again; the most that was said counts. What is beyond waits in the table. Not answered; without effect when no
+    /// export of this move is in hand.
+    Credit {
+        /// The group.
+        group: GroupId,
+        /// The move.
+        move_id: MoveId,
+        /// The count.
+        credit: u64,
     },
 }
 

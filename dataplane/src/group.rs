@@ -279,6 +279,37 @@ impl<B> Hold<B> {
     }
 }
 
+/// Records that a source may export, and those that it has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Credit {
+    granted: u64,
+    spent: u64,
+}
+
+impl Credit {
+    /// A new count.
+    #[must_use]
+    pub fn new(granted: u64) -> Self {
+        Self { granted, spent: 0 }
+    }
+
+    /// So many in all, unless it was more.
+    pub fn raise(&mut self, granted: u64) {
+        self.granted = self.granted.max(granted);
+    }
+
+    /// Notes one record.
+    pub fn spend(&mut self) {
+        self.spent += 1;
+    }
+
+    /// Whether no record may be exported now.
+    #[must_use]
+    pub fn is_spent(&self) -> bool {
+        self.spent >= self.granted
+    }
+}
+
 /// An export in hand.
 #[derive(Debug)]
 pub struct Export {
@@ -404,6 +435,8 @@ pub struct Group<B> {
     pub hold: Hold<B>,
     /// Export in hand.
     pub export: Option<Export>,
+    /// How much of it the agent has asked for.
+    pub credit: Credit,
     /// Version of the last batch exported or imported.
     pub version: u32,
     /// The target's side of a move.
@@ -443,6 +476,7 @@ impl<B> Group<B> {
             markers: Markers::default(),
             hold: Hold::default(),
             export: None,
+            credit: Credit::default(),
             version: 0,
             arrival: None,
             report_join: false,

@@ -165,6 +165,7 @@ impl<L: SwitchLink> Process<L> {
             hold_bytes_max: config.hold_bytes_max,
             keys: [random(0), random(1)],
             boot: random(2),
+            ..Settings::default()
         };
         Self {
             clock,

@@ -59,6 +59,8 @@ fn no_kept_control_message_is_misread() {
             target: SiteId(2),
             awaited: vec![SiteId(1), SiteId(3)],
             bound_us: 100_000,
+            credit: 9,
+            again: true,
         },
         Request::Install { group, move_id: MoveId::local(1), sequence: 1, batch: batch.clone(), more: true },
     ];

@@ -201,10 +201,20 @@ impl<B: PacketBuf> Turns<B> {
         self.ask(Request::Prepare { group: held, move_id, epoch, source, flows: 10, ordering });
         for turn in 0.. {
             match turn {
-                10 => self.ask(Request::CopyStart { group: left, move_id }),
+                10 => self.ask(Request::CopyStart { group: left, move_id, credit: u64::MAX }),
                 20 => {
                     let (target, awaited, bound_us) = (SiteId(1), vec![SiteId(0)], 10_000);
-                    self.ask(Request::Arm { group: left, move_id, epoch, target, awaited, bound_us });
+                    let (group, credit) = (left, u64::MAX);
+                    self.ask(Request::Arm {
+                        group,
+                        move_id,
+                        epoch,
+                        target,
+                        awaited,
+                        bound_us,
+                        credit,
+                        again: false,
+                    });
                 }
                 25 => {
                     let batch = Batch::default();

@@ -197,8 +197,17 @@ fn flows_move_from_one_worker_to_another() {
     let ordering = Ordering::Strict;
     let prepare = Request::Prepare { group, move_id, epoch, source: SITE, flows: 100, ordering };
     assert_eq!(target.ask(&prepare), Event::Prepared { group, move_id });
-    source.say(&Request::CopyStart { group, move_id });
-    source.say(&Request::Arm { group, move_id, epoch, target: SITE, awaited: vec![], bound_us: 0 });
+    source.say(&Request::CopyStart { group, move_id, credit: u64::MAX });
+    source.say(&Request::Arm {
+        group,
+        move_id,
+        epoch,
+        target: SITE,
+        awaited: vec![],
+        bound_us: 0,
+        credit: u64::MAX,
+        again: false,
+    });
     let (token, missing) = loop {
         match source.hear() {
             Event::Records { batch, .. } => {

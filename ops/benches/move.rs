@@ -41,6 +41,7 @@ impl Site {
             hold_bytes_max: 64 << 20,
             keys: [1, 2],
             boot: 1,
+            ..Settings::default()
         };
         let group = GroupId { service: 1.try_into().expect("a service"), prefix: slices.spec().clients[0] };
         let mut worker = Worker::new(settings, Micros(0));
@@ -165,7 +166,7 @@ fn run(
 /// Exports everything, cuts at once, and gives the token.
 fn export(from: &mut Site, slices: &NatSlices, out: &tokio::sync::mpsc::Sender<Vec<u8>>) -> Token {
     let (group, target) = (from.group, SiteId(2));
-    from.ask(Request::CopyStart { group, move_id: MoveId(2) });
+    from.ask(Request::CopyStart { group, move_id: MoveId(2), credit: u64::MAX });
     let mut encoder = Encoder::new().expect("zstd");
     let mut pending = Batch::default();
     let mut sequence = 0;
@@ -189,8 +190,18 @@ fn export(from: &mut Site, slices: &NatSlices, out: &tokio::sync::mpsc::Sender<V
                 }
                 Event::RoundEnd { .. } if !armed => {
                     armed = true;
-                    let (epoch, awaited, bound_us) = (EPOCH.next(), Vec::new(), 0);
-                    from.ask(Request::Arm { group, move_id: MoveId(2), epoch, target, awaited, bound_us });
+                    let (move_id, epoch, awaited) = (MoveId(2), EPOCH.next(), Vec::new());
+                    let (bound_us, credit) = (0, u64::MAX);
+                    from.ask(Request::Arm {
+                        group,
+                        move_id,
+                        epoch,
+                        target,
+                        awaited,
+                        bound_us,
+                        credit,
+                        again: false,
+                    });
                 }
                 Event::Cut { token, .. } => {
                     flush(&mut pending);

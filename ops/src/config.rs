@@ -447,6 +447,7 @@ impl RawMoves {
             cut_us: bound("moves.cut_ms", self.cut_ms, default.cut_us, 60_000)?,
             late_us: bound("moves.late_ms", self.late_ms, default.late_us, 60_000)?,
             relay_us: bound("moves.relay_ms", self.relay_ms, default.relay_us, 600_000)?,
+            pace: default.pace,
         };
         self.check_order(file, &bounds)?;
         Ok(bounds)

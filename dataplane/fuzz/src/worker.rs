@@ -287,11 +287,13 @@ impl Script<'_> {
 
     fn request(&mut self) -> Option<Request> {
         let (kind, group, move_id) = (self.byte()?, self.group()?, self.move_id()?);
+        // In half of all cases exports wait for more credit.
+        let credit = |kind: u8| if kind & 0x80 == 0 { u64::MAX } else { 2 };
         Some(match kind % 16 {
             0 => Request::Status,
             1 => Request::Stats,
             2 | 3 => Request::Serve { group, epoch: Epoch(self.word()?) },
-            4 => Request::CopyStart { group, move_id },
+            4 => Request::CopyStart { group, move_id, credit: credit(kind) },
             5 => Request::CopyRound { group, move_id },
             6 => Request::Arm {
                 group,
@@ -300,6 +302,8 @@ impl Script<'_> {
                 target: SiteId(self.byte()? % 4),
                 awaited: self.sites()?,
                 bound_us: self.word()?,
+                credit: credit(kind),
+                again: kind & 0x40 == 0,
             },
             7 => Request::Disarm { group, move_id },
             8 => Request::Forget {
@@ -333,6 +337,7 @@ impl Script<'_> {
                 late_bound_us: self.word()?,
                 cut_bound_us: self.word()?,
             },
+            14 if kind & 0x80 != 0 => Request::Credit { group, move_id, credit: self.word()? },
             14 => Request::TakeOver { group, move_id },
             _ => Request::Abandon { group, move_id, relay_us: self.word()? },
         })

@@ -21,7 +21,17 @@ fn marker_frame(from: SiteId, tag: Tag) -> Vec<u8> {
 
 fn arm(awaited: &[SiteId], bound_us: u64) -> Request {
     let (epoch, awaited) = (Epoch(2), awaited.to_vec());
-    Request::Arm { group: group_id(), move_id: MOVE, epoch, target: THERE, awaited, bound_us }
+    let credit = u64::MAX;
+    Request::Arm {
+        group: group_id(),
+        move_id: MOVE,
+        epoch,
+        target: THERE,
+        awaited,
+        bound_us,
+        credit,
+        again: false,
+    }
 }
 
 fn prepare(ordering: Ordering) -> Request {
@@ -51,7 +61,7 @@ fn target() -> Lab {
 
 /// Exports everything of a source, as one batch.
 fn copied(lab: &mut Lab) -> Batch {
-    let events = lab.ask(Request::CopyStart { group: group_id(), move_id: MOVE });
+    let events = lab.ask(Request::CopyStart { group: group_id(), move_id: MOVE, credit: u64::MAX });
     merged(&events)
 }
 
@@ -108,7 +118,7 @@ fn what_is_exported_and_imported_is_exported_the_same() {
     there.ask(join(token, &[]));
     there.after(60_000);
     assert_eq!(there.phase(), Some(Phase::Serving));
-    let events = there.ask(Request::CopyStart { group: group_id(), move_id: MoveId(10) });
+    let events = there.ask(Request::CopyStart { group: group_id(), move_id: MoveId(10), credit: u64::MAX });
     let plain = |batch: &Batch| {
         let records = batch.upserts.iter().map(|record| flow::FlowRecord { version: 0, ..*record });
         records.map(|record| (record.key, record)).collect::<BTreeMap<_, _>>()
@@ -165,8 +175,71 @@ fn the_bound_ends_the_wait_and_names_who_is_missing() {
 fn arming_a_cut_group_again_gives_everything_and_the_same_token() {
     let mut lab = source_with_flows(5);
     let (_, token, _) = cut(&mut lab);
-    let again = lab.ask(arm(&[], 0));
+    let again = lab.ask(arm_again(u64::MAX));
     assert_eq!((merged(&again).upserts.len(), token_of(&again)), (5, token));
+}
+
+fn arm_again(credit: u64) -> Request {
+    let (epoch, awaited) = (Epoch(2), Vec::new());
+    Request::Arm {
+        group: group_id(),
+        move_id: MOVE,
+        epoch,
+        target: THERE,
+        awaited,
+        bound_us: 0,
+        credit,
+        again: true,
+    }
+}
+
+fn credit(credit: u64) -> Request {
+    Request::Credit { group: group_id(), move_id: MOVE, credit }
+}
+
+#[test]
+fn no_more_records_are_exported_than_were_asked_for() {
+    let mut lab = source_with_flows(5);
+    let start = |credit| Request::CopyStart { group: group_id(), move_id: MOVE, credit };
+    let events = lab.ask(start(2));
+    assert_eq!(merged(&events).upserts.len(), 2);
+    assert!(!events.iter().any(|event| matches!(event, Event::RoundEnd { .. })), "{events:?}");
+    assert_eq!(lab.ask(credit(1)), [], "the most that was said counts");
+    assert_eq!(merged(&lab.ask(credit(4))).upserts.len(), 2);
+    assert_eq!(merged(&lab.ask(start(2))).upserts.len(), 2, "a copy that starts afresh counts afresh");
+    let rest = lab.ask(credit(5));
+    assert_eq!(merged(&rest).upserts.len(), 3);
+    assert!(
+        matches!(rest.last(), Some(Event::RoundEnd { .. })),
+        "what ends a round needs no credit: {rest:?}"
+    );
+}
+
+#[test]
+fn a_cut_is_told_when_the_last_record_had_credit() {
+    let mut lab = source_with_flows(5);
+    cut(&mut lab);
+    let events = lab.ask(arm_again(3));
+    assert!(!events.iter().any(|event| matches!(event, Event::Cut { .. })), "{events:?}");
+    assert!(matches!(lab.ask(credit(5)).last(), Some(Event::Cut { .. })));
+}
+
+#[test]
+fn a_worker_that_is_told_to_cut_late_and_has_cut_does_not_export_everything_again() {
+    let mut lab = source_with_flows(5);
+    cut(&mut lab);
+    assert_eq!(merged(&lab.ask(arm_again(3))).upserts.len(), 3);
+    let rest = lab.ask(arm(&[], 0));
+    assert_eq!(merged(&rest).upserts.len(), 2, "it goes on where it was");
+    assert!(matches!(rest.last(), Some(Event::Cut { .. })));
+    assert_eq!(lab.ask(arm(&[], 0)), []);
+}
+
+#[test]
+fn an_export_that_waits_for_credit_keeps_no_core_busy() {
+    let mut lab = source_with_flows(5);
+    lab.ask(Request::CopyStart { group: group_id(), move_id: MOVE, credit: 2 });
+    assert_eq!(lab.worker.wait(), Wait::Soon);
 }
 
 #[test]
@@ -179,6 +252,8 @@ fn a_move_between_workers_of_a_site_keeps_the_epoch() {
         target: HERE,
         awaited: Vec::new(),
         bound_us: 0,
+        credit: u64::MAX,
+        again: false,
     };
     let mut lab = source_with_flows(1);
     assert!(matches!(lab.ask(arm(MOVE, Epoch(1)))[..], [Event::Refused { .. }]));
@@ -509,7 +584,7 @@ fn a_relaxed_target_serves_at_once_and_counts_of_both_sites_add_up() {
     lab.ask(install(rest));
     lab.send(packets[0].clone(), Tag::Cut(HERE));
     assert!(matches!(lab.ask(join(token, &[]))[..], [Event::Joined { flows: 2, .. }]));
-    let events = lab.ask(Request::CopyStart { group: group_id(), move_id: MoveId(10) });
+    let events = lab.ask(Request::CopyStart { group: group_id(), move_id: MoveId(10), credit: u64::MAX });
     let record = merged(&events).upserts.into_iter().find(|record| record.key.client.port == 5000).unwrap();
     assert_eq!(record.joined.packets_out, 1 + 3 + 1);
     assert_eq!(record.joined.tcp, TcpState::None);
@@ -541,7 +616,7 @@ impl Net {
     fn new(ordering: Ordering, bound_us: u64) -> Self {
         let mut target = Lab::bare(THERE, 64);
         target.ask(prepare(ordering));
-        let start = Request::CopyStart { group: group_id(), move_id: MOVE };
+        let start = Request::CopyStart { group: group_id(), move_id: MOVE, credit: u64::MAX };
         Self {
             workers: [Lab::serving(64), target],
             links: Default::default(),
@@ -728,7 +803,7 @@ proptest! {
             prop_assert_eq!(arrived, (0..*count).collect::<Vec<_>>());
         }
         let counted: u64 = net.sent.values().map(|count| u64::from(*count)).sum();
-        let copy = merged(&net.workers[1].ask(Request::CopyStart { group: group_id(), move_id: MoveId(10) }));
+        let copy = merged(&net.workers[1].ask(Request::CopyStart { group: group_id(), move_id: MoveId(10), credit: u64::MAX }));
         let joined: u64 = copy.upserts.iter().map(|r| r.joined.packets_out + r.joined.packets_in).sum();
         prop_assert_eq!(joined, counted);
     }
@@ -799,7 +874,7 @@ fn a_half_that_moves_at_once_takes_all_its_flows_along() {
     lab.worker.handle(serve("1:100.64.0.0/25"), lab.now);
     lab.worker.handle(serve("1:100.64.0.128/25"), lab.now);
     let group: flow::GroupId = "1:100.64.0.0/25".parse().unwrap();
-    let copy = merged(&lab.ask(Request::CopyStart { group, move_id: MOVE }));
+    let copy = merged(&lab.ask(Request::CopyStart { group, move_id: MOVE, credit: u64::MAX }));
     assert_eq!(copy.upserts.len(), 40);
 }
 
@@ -830,7 +905,7 @@ proptest! {
         lab.seconds(1);
         prop_assert_eq!(counts(&mut lab), [("1:100.64.0.0/23".to_owned(), sent.len() as u64)]);
         let group = "1:100.64.0.0/23".parse().unwrap();
-        let copy = merged(&lab.ask(Request::CopyStart { group, move_id: MOVE }));
+        let copy = merged(&lab.ask(Request::CopyStart { group, move_id: MOVE, credit: u64::MAX }));
         let counted: std::collections::BTreeMap<u32, u64> = copy.upserts.iter().map(|record| {
             let std::net::IpAddr::V4(client) = record.key.client.address else { unreachable!() };
             (client.into(), record.joined.packets_out)

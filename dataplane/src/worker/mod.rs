@@ -33,6 +33,9 @@ pub const SLICE_LEN: usize = 64;
 /// Events that may wait for the agent before exports pause.
 const EVENTS_MAX: usize = 64;
 
+/// Records of one [`Event::Records`]: large enough that a message costs little, and encoded in some ten microseconds.
+const EXPORT_BATCH_LEN: usize = 512;
+
 /// What a worker is made with.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -47,6 +50,8 @@ pub struct Settings {
     pub hold_packets_max: usize,
     /// Bytes of memory that held packets may take, over all groups. Direct packets open holds early at half of it.
     pub hold_bytes_max: usize,
+    /// Records of one [`Event::Records`].
+    pub export_batch_len: usize,
     /// Random words that key the hash.
     pub keys: [u64; 2],
     /// Changes with every start.
@@ -61,6 +66,7 @@ impl Default for Settings {
             flow_capacity: 1 << 20,
             hold_packets_max: 65_536,
             hold_bytes_max: 128 << 20,
+            export_batch_len: EXPORT_BATCH_LEN,
             keys: [0x243f_6a88_85a3_08d3, 0x1319_8a2e_0370_7344],
             boot: 0,
         }

@@ -7,7 +7,7 @@ use super::{Install, Worker, mask, tick};
 use crate::control::{
     BATCH_LEN_MAX, Event, Function, GroupLoad, GroupStatus, Ordering, Request, ServiceSpec, Stats, VERSION,
 };
-use crate::group::{Armed, Arrival, Group, Joining, State};
+use crate::group::{Armed, Arrival, Credit, Group, Joining, State};
 use crate::io::PacketBuf;
 use crate::nat::{Service, check_record};
 use crate::table::{NIL, flags};
@@ -42,11 +42,16 @@ impl<B: PacketBuf> Worker<B> {
                 Ok(())
             }
             Request::Serve { group, epoch } => self.serve_group(group, epoch, now),
-            Request::CopyStart { group, move_id } => self.copy_start(group, move_id),
+            Request::CopyStart { group, move_id, credit } => self.copy_start(group, move_id, credit),
             Request::CopyRound { group, move_id } => self.copy_round(group, move_id),
-            Request::Arm { group, move_id, epoch, target, awaited, bound_us } => {
+            Request::Arm { group, move_id, epoch, target, awaited, bound_us, credit, again } => {
                 let deadline = now.plus(Micros(bound_us));
-                self.arm(group, move_id, Armed { epoch, target, awaited, deadline })
+                let armed = Armed { epoch, target, awaited, deadline };
+                self.arm(group, move_id, armed, Wanted { credit, again })
+            }
+            Request::Credit { group, move_id, credit } => {
+                self.grant(&group, move_id, credit);
+                Ok(())
             }
             Request::Disarm { group, move_id } => {
                 self.disarm(group, move_id);
@@ -293,7 +298,7 @@ impl<B: PacketBuf> Worker<B> {
         }
     }
 
-    fn copy_start(&mut self, id: GroupId, move_id: MoveId) -> Result<(), Refusal> {
+    fn copy_start(&mut self, id: GroupId, move_id: MoveId, credit: u64) -> Result<(), Refusal> {
         self.finish_parting(&id);
         let number = self.number(&id)?;
         let group = &mut self.groups[number as usize];
@@ -313,8 +318,19 @@ impl<B: PacketBuf> Worker<B> {
             group.state = State::Copying;
         }
         group.refresh_mode();
+        group.credit = Credit::new(credit);
         self.begin_full(number, false);
         Ok(())
+    }
+
+    /// The target has room for more.
+    fn grant(&mut self, id: &GroupId, move_id: MoveId, credit: u64) {
+        let Ok(number) = self.number(id) else { return };
+        let group = &mut self.groups[number as usize];
+        if group.move_id == Some(move_id) {
+            group.credit.raise(credit);
+            self.activate(number);
+        }
     }
 
     fn copy_round(&mut self, id: GroupId, move_id: MoveId) -> Result<(), Refusal> {
@@ -333,7 +349,8 @@ impl<B: PacketBuf> Worker<B> {
         Ok(())
     }
 
-    fn arm(&mut self, id: GroupId, move_id: MoveId, armed: Armed) -> Result<(), Refusal> {
+    fn arm(&mut self, id: GroupId, move_id: MoveId, armed: Armed, wanted: Wanted) -> Result<(), Refusal> {
+        let Wanted { credit, again } = wanted;
         self.finish_parting(&id);
         let number = self.number(&id)?;
         let fence = self.fences.get(&id).map_or(Epoch(0), |fence| fence.epoch);
@@ -342,10 +359,15 @@ impl<B: PacketBuf> Worker<B> {
             return Err(format!("move {move_id} of group {id} was disarmed: it can no longer cut"));
         }
         match &mut group.state {
-            State::Relaying(_) if group.move_id == Some(move_id) => self.begin_full(number, true),
+            State::Relaying(_) if group.move_id == Some(move_id) && !again => group.credit.raise(credit),
+            State::Relaying(_) if group.move_id == Some(move_id) => {
+                group.credit = Credit::new(credit);
+                self.begin_full(number, true);
+            }
             State::Draining(present) if group.move_id == Some(move_id) => {
                 let deadline = present.deadline.min(armed.deadline);
                 *present = Armed { deadline, ..armed };
+                group.credit.raise(credit);
             }
             State::Serving | State::Copying => {
                 // Between two workers of a site the owner stays the same, and so does the epoch.
@@ -359,7 +381,9 @@ impl<B: PacketBuf> Worker<B> {
                 }
                 if group.move_id != Some(move_id) {
                     group.stop_export();
+                    group.credit = Credit::default();
                 }
+                group.credit.raise(credit);
                 group.move_id = Some(move_id);
                 group.state = State::Draining(armed);
                 group.refresh_mode();
@@ -662,6 +686,13 @@ impl<B: PacketBuf> Worker<B> {
     }
 }
 
+/// What is to be exported with a cut.
+#[derive(Clone, Copy, Debug)]
+struct Wanted {
+    credit: u64,
+    again: bool,
+}
+
 /// What a target makes room for.
 #[derive(Clone, Copy, Debug)]
 struct Reservation {
@@ -675,7 +706,7 @@ fn subject(request: &Request) -> Option<(GroupId, Option<MoveId>)> {
     match request {
         Request::Hello { .. } | Request::Services(_) | Request::Status | Request::Stats => None,
         Request::Serve { group, .. } | Request::Yield { group, .. } => Some((*group, None)),
-        Request::CopyStart { group, move_id }
+        Request::CopyStart { group, move_id, .. }
         | Request::CopyRound { group, move_id }
         | Request::Arm { group, move_id, .. }
         | Request::Disarm { group, move_id }
@@ -683,6 +714,7 @@ fn subject(request: &Request) -> Option<(GroupId, Option<MoveId>)> {
         | Request::Prepare { group, move_id, .. }
         | Request::Open { group, move_id }
         | Request::Install { group, move_id, .. }
+        | Request::Credit { group, move_id, .. }
         | Request::Join { group, move_id, .. }
         | Request::TakeOver { group, move_id }
         | Request::Abandon { group, move_id, .. } => Some((*group, Some(*move_id))),

@@ -11,9 +11,6 @@ use crate::packet;
 use crate::table::mapping::BindError;
 use crate::table::{NIL, NewFlow, flags, tuple_of};
 
-/// Records of one [`Event::Records`].
-const RECORDS_LEN: usize = 512;
-
 /// When no slice ran for so many ticks the process was stopped, and nobody could refresh a flow: that time
 /// does not count.
 const STALL_TICKS: u32 = 100;
@@ -61,7 +58,7 @@ impl<B: PacketBuf> Worker<B> {
         let wants = |number: &u32| {
             let group = &self.groups[*number as usize];
             let exporting = group.export.as_ref().is_some_and(|export| export.running);
-            let exports = exporting && self.events.len() < EVENTS_MAX;
+            let exports = exporting && self.events.len() < EVENTS_MAX && !group.credit.is_spent();
             let backlog = group.hold.has_backlog() && group.state != State::Shadow;
             if backlog || group.purging || group.parting || exports {
                 return Wait::Now;
@@ -300,59 +297,72 @@ impl<B: PacketBuf> Worker<B> {
         self.send_made(&frame, out);
     }
 
-    /// Exports some records. Pauses while the agent is slow to take what there is.
+    /// Exports some records. Pauses while the agent is slow to take what there is, or the target is.
     fn export_some(&mut self, number: u32, budget: &mut usize) {
+        let batch_len = self.settings.export_batch_len;
         while *budget > 0 && self.events.len() < EVENTS_MAX {
             let group = &self.groups[number as usize];
             if !group.export.as_ref().is_some_and(|export| export.running) {
                 return;
             }
             *budget -= 1;
-            if !self.export_one(number) {
-                self.end_round(number);
-                return;
+            match self.export_one(number) {
+                Step::Done => {}
+                Step::NoCredit => return self.flush(number),
+                Step::Over => return self.end_round(number),
             }
-            let full = |export: &Export| export.batch.len() >= RECORDS_LEN;
+            let full = |export: &Export| export.batch.len() >= batch_len;
             if self.groups[number as usize].export.as_ref().is_some_and(full) {
                 self.flush(number);
             }
         }
     }
 
-    /// Takes one step of the export; false when the round has nothing left. In a batch, removals are older
-    /// than upserts, so that a receiver who takes them in this order is never wrong.
-    fn export_one(&mut self, number: u32) -> bool {
+    /// Takes one step of the export. In a batch, removals are older than upserts, so that a receiver who takes them in this
+    /// order is never wrong.
+    fn export_one(&mut self, number: u32) -> Step {
         let group = &mut self.groups[number as usize];
-        let Some(export) = &mut group.export else { return false };
+        let no_credit = group.credit.is_spent();
+        let Some(export) = &mut group.export else { return Step::Over };
         if let Some(&key) = group.flows.removals.front() {
+            if no_credit {
+                return Step::NoCredit;
+            }
             if !export.batch.upserts.is_empty() {
                 self.flush(number);
-                return true;
+                return Step::Done;
             }
             group.flows.removals.pop_front();
             export.batch.removals.push((key, group.version));
-            return true;
+            group.credit.spend();
+            return Step::Done;
         }
         if export.walking {
             let flow = group.flows.cursor;
             if flow != NIL {
+                if no_credit {
+                    return Step::NoCredit;
+                }
                 group.flows.cursor = self.table.next(flow);
                 self.table.mark_clean(flow, &mut group.flows);
                 self.export_flow(number, flow);
-                return true;
+                return Step::Done;
             }
             export.walking = false;
         }
         if export.left == 0 {
-            return false;
+            return Step::Over;
+        }
+        if no_credit {
+            return Step::NoCredit;
         }
         export.left -= 1;
-        let Some(flow) = group.flows.dirty.pop_front() else { return false };
+        let Some(flow) = group.flows.dirty.pop_front() else { return Step::Over };
         // The flow may have ended, or its place may have a newer one that is clean or of another group.
         if self.table.flow(flow).group == number && self.table.mark_clean(flow, &mut group.flows) {
             self.export_flow(number, flow);
         }
-        true
+        Step::Done
     }
 
     fn export_flow(&mut self, number: u32, flow: u32) {
@@ -363,6 +373,7 @@ impl<B: PacketBuf> Worker<B> {
         if let Some(export) = &mut group.export {
             export.batch.upserts.push(record);
         }
+        group.credit.spend();
         self.counters.flows_exported += 1;
     }
 
@@ -506,6 +517,17 @@ impl<B: PacketBuf> Worker<B> {
         }
         table.remove(flow, &mut group.flows);
     }
+}
+
+/// What came of one step of an export.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Step {
+    /// There may be more.
+    Done,
+    /// The round has nothing left.
+    Over,
+    /// There is more than the agent has asked for.
+    NoCredit,
 }
 
 /// When and for whom a record is installed.

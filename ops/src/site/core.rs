@@ -24,7 +24,7 @@ use flow::{Epoch, GroupId, HoldTimes, Micros, MoveId, ServiceId, SiteId, WorkerI
 use placement::core::{Change, Command, Group, Move, Service, Site};
 use switchctl::{Compiled, OldPath, PacketOut, Ports, RuleSet};
 use tracked::Tracked;
-use transfer::core::{MoveSpec, Source, SourceInput, Target, ToSource, ToTarget, Waits};
+use transfer::core::{MoveSpec, Pace, Source, SourceInput, Target, ToSource, ToTarget, Waits};
 
 /// How long an agent that just started waits for workers that do not answer before it gives their groups to others.
 const GATHER_BOUND: Micros = Micros(3_000_000);
@@ -47,6 +47,8 @@ pub struct Bounds {
     pub late_us: u64,
     /// How long an old owner relays.
     pub relay_us: u64,
+    /// How copies are cut up; no operator sets it.
+    pub pace: Pace,
 }
 
 /// A target that was not heard of for so long before the flip is committed: the move is aborted. The leader's own bound for the
@@ -68,6 +70,7 @@ impl Default for Bounds {
             cut_us: 500_000,
             late_us: 2_000_000,
             relay_us: 10_000_000,
+            pace: Pace::default(),
         }
     }
 }

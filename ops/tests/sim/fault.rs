@@ -14,6 +14,8 @@ use crate::world::{Happening, IDLE, Mode, SITES, World};
 pub(crate) enum Stage {
     /// Preparing is committed.
     Preparing,
+    /// Some chunks are on their way, and more may follow.
+    Chunks,
     /// Switching is committed, the source serves.
     Switching,
     /// The source has cut, the target does not serve yet.
@@ -22,7 +24,8 @@ pub(crate) enum Stage {
     Joined,
 }
 
-pub(crate) const STAGES: [Stage; 4] = [Stage::Preparing, Stage::Switching, Stage::Cut, Stage::Joined];
+pub(crate) const STAGES: [Stage; 5] =
+    [Stage::Preparing, Stage::Chunks, Stage::Switching, Stage::Cut, Stage::Joined];
 
 /// Whose part breaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -114,7 +117,7 @@ impl Plan {
                 // Losing flows or a site makes the rest of the run easier to excuse, so it is rarer.
                 let rare =
                     matches!(kind, Kind::Worker(_) | Kind::AgentLong(_) | Kind::Lost(_)) && rng.below(2) == 0;
-                let stage = STAGES[rng.below(4) as usize];
+                let stage = STAGES[rng.below(STAGES.len() as u64) as usize];
                 if !rare {
                     plan.pending.push((kind, stage));
                 }
@@ -154,7 +157,8 @@ impl World {
 
     fn stage(&self, mv: &Move) -> Stage {
         if mv.phase == MovePhase::Preparing {
-            return Stage::Preparing;
+            let under_way = self.streams.get(&mv.id).is_some_and(|stream| !stream.under_way.is_empty());
+            return if under_way { Stage::Chunks } else { Stage::Preparing };
         }
         let phases = |site: SiteId| {
             let places = self.sites.get(&site).into_iter().flat_map(|state| state.workers.values());

@@ -2,8 +2,9 @@
 //! reason that is counted. Source: part 1.1, I8 (memory); docs/operations.md, the counters of a worker.
 
 use dataplane::control::Counters;
-use flow::{SiteId, WorkerId};
+use flow::{MoveId, SiteId, WorkerId};
 
+use crate::site::PACE;
 use crate::world::{Checked, Violation};
 
 /// Bytes that held packets may take: what the workers of the simulation are made with.
@@ -24,4 +25,13 @@ pub(crate) fn check(site: SiteId, worker: WorkerId, counters: &Counters) -> Chec
         return Err(Violation::new(9, what));
     }
     Ok(())
+}
+
+/// Records that a source has sent and does not know to be installed.
+pub(crate) fn check_window(id: MoveId, records: u64) -> Checked {
+    let most = (PACE.chunk_records * PACE.window_chunks) as u64;
+    if records <= most {
+        return Ok(());
+    }
+    Err(Violation::new(9, format!("move {id} has {records} records under way, more than {most}")))
 }

@@ -7,6 +7,7 @@
 #![allow(clippy::wildcard_enum_match_arm, reason = "a simulation looks at few of many events")]
 
 mod checks;
+mod counts;
 mod excuse;
 mod fault;
 mod invariant_1;
@@ -30,6 +31,7 @@ mod world;
 
 use std::collections::BTreeMap;
 
+use counts::Counts;
 use fault::{Kind, STAGES, Stage, kinds};
 use mutation::Mutation;
 use world::{Checked, Mode, Violation, World};
@@ -52,8 +54,8 @@ fn env(name: &str) -> Option<u64> {
     std::env::var(name).ok()?.parse().ok()
 }
 
-fn shard(seeds: impl Iterator<Item = u64>) -> (Hits, Vec<String>, [u64; 3]) {
-    let (mut hits, mut failures, mut sums) = (Hits::new(), Vec::new(), [0; 3]);
+fn shard(seeds: impl Iterator<Item = u64>) -> (Hits, Vec<String>, Counts) {
+    let (mut hits, mut failures, mut counts) = (Hits::new(), Vec::new(), Counts::default());
     for seed in seeds {
         let (result, world) = run(seed, mode_of(seed, false), None);
         if let Err(violation) = result {
@@ -67,16 +69,17 @@ fn shard(seeds: impl Iterator<Item = u64>) -> (Hits, Vec<String>, [u64; 3]) {
         for (cell, count) in &world.plan.hits {
             *hits.entry(*cell).or_default() += count;
         }
-        let ended = world.log.cluster.finished.len() as u64;
-        let sent = world.traffic.sendings.len() as u64;
-        sums = [sums[0] + ended, sums[1] + sent, sums[2] + world.now / 1_000_000];
+        counts.merge(&world.counts);
+        counts.add("moves", world.log.cluster.finished.len() as u64);
+        counts.add("packets", world.traffic.sendings.len() as u64);
+        counts.add("virtual seconds", world.now / 1_000_000);
     }
-    (hits, failures, sums)
+    (hits, failures, counts)
 }
 
 fn print_coverage(hits: &Hits) -> usize {
     let mut empty = 0;
-    eprintln!("{:<28}{}", "fault", STAGES.map(|stage| format!("{stage:>12?}")).concat());
+    eprintln!("{:<28}{}", "fault", STAGES.map(|stage| format!("{:>12}", format!("{stage:?}"))).concat());
     for kind in kinds() {
         let count = |stage| hits.get(&(stage, kind)).copied().unwrap_or(0);
         empty += STAGES.into_iter().filter(|stage| count(*stage) == 0).count();
@@ -100,19 +103,18 @@ fn every_invariant_holds_for_every_seed() {
         std::thread::spawn(move || shard((from..from + seeds).filter(move |seed| seed % 2 == odd)))
     };
     let halves = [half(0), half(1)].map(|thread| thread.join().expect("a panic in a shard is a bug"));
-    let (mut hits, mut failures, mut sums) = (Hits::new(), Vec::new(), [0; 3]);
-    for (part, failed, counts) in halves {
+    let (mut hits, mut failures, mut counts) = (Hits::new(), Vec::new(), Counts::default());
+    for (part, failed, counted) in halves {
         part.into_iter().for_each(|(cell, count)| *hits.entry(cell).or_default() += count);
         failures.extend(failed);
-        sums = [sums[0] + counts[0], sums[1] + counts[1], sums[2] + counts[2]];
+        counts.merge(&counted);
     }
     let empty = print_coverage(&hits);
-    eprintln!(
-        "{seeds} seeds from {from}: {} moves, {} packets, {} virtual seconds",
-        sums[0], sums[1], sums[2]
-    );
+    eprintln!("{seeds} seeds from {from}:\n{counts}");
     assert!(failures.is_empty(), "{} of {seeds} seeds failed:\n{}", failures.len(), failures.join("\n"));
     assert!(seeds < 2_000 || empty == 0, "{empty} cells of fault and stage were never hit");
+    let lacking = counts.lacking();
+    assert!(seeds < 2_000 || lacking.is_empty(), "never come to: {}", lacking.join(", "));
 }
 
 /// The check for one invariant finds the fault that is built in, in one of some runs without other faults.

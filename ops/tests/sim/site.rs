@@ -1,5 +1,7 @@
 //! The processes of a site: agent with its driver, workers, and the sockets between them.
 
+use std::collections::VecDeque;
+
 use dataplane::control::{Event, Request};
 use dataplane::worker::{Output as Sent, Settings, Wait, Worker};
 use flow::steer::Tag;
@@ -9,7 +11,7 @@ use placement::core::MovePhase;
 use switchctl::Ports;
 use switchctl::core::driver::{Driver, Event as DriverEvent, Output as DriverOutput};
 use switchctl::ofp::Message;
-use transfer::core::{ToSource, ToTarget};
+use transfer::core::{Pace, ToSource, ToTarget};
 
 use crate::mutation::Mutation;
 use crate::packet;
@@ -27,7 +29,11 @@ pub(crate) const BOUNDS: Bounds = Bounds {
     cut_us: 300_000,
     late_us: 600_000,
     relay_us: 4_000_000,
+    pace: PACE,
 };
+
+/// So that groups of a dozen flows take several chunks, the window fills, and there are several rounds.
+pub(crate) const PACE: Pace = Pace { chunk_records: 2, window_chunks: 2, dirty_small: 1, rounds_max: 4 };
 
 impl World {
     pub(crate) fn life(&mut self, site: SiteId, number: u32) -> Option<&mut Life> {
@@ -162,7 +168,16 @@ impl World {
                 self.drive_switch(site, number);
             }
             Output::Connect(id, to) => {
-                let stream = Stream { from: site, to, life: number, open: None, stalled_until: 0 };
+                let stream = Stream {
+                    from: site,
+                    to,
+                    life: number,
+                    open: None,
+                    stalled_until: 0,
+                    session: 0,
+                    acked: 0,
+                    under_way: VecDeque::new(),
+                };
                 self.streams.insert(id, stream);
                 self.retry_stream(id, 3_000);
             }
@@ -239,6 +254,7 @@ impl World {
     fn send_to_target(&mut self, id: MoveId, message: ToTarget) {
         let Some((from, to, open)) = self.streams.get(&id).map(|s| (s.from, s.to, s.open)) else { return };
         let Some((number, _)) = open else { return };
+        self.note_chunk(id, &message);
         let delay = self.delay(from, to);
         self.in_order(Queue::ToTarget(id), delay, Happening::ToTarget(id, number, message));
     }
@@ -248,6 +264,45 @@ impl World {
         let Some((number, _)) = open else { return };
         let delay = self.delay(to, from);
         self.in_order(Queue::ToSource(id), delay, Happening::ToSource(id, number, message));
+    }
+
+    /// What the source has sent and not heard of is bounded, as it lies in the agent's memory.
+    fn note_chunk(&mut self, id: MoveId, message: &ToTarget) {
+        let Some(stream) = self.streams.get_mut(&id) else { return };
+        match message {
+            ToTarget::Offer { session, .. } => {
+                if stream.session != *session {
+                    (stream.session, stream.acked, stream.under_way) = (*session, 0, VecDeque::new());
+                }
+            }
+            ToTarget::Chunk { sequence, batch, .. } => {
+                // What is sent again on a new connection was counted.
+                if *sequence >= stream.acked + stream.under_way.len() as u64 {
+                    stream.under_way.push_back(batch.len() as u64);
+                }
+                let records = stream.under_way.iter().sum();
+                self.counts.add("chunks", 1);
+                self.counts.most("most records under way", records);
+                if let Err(found) = crate::invariant_9::check_window(id, records) {
+                    self.found = Some(found);
+                }
+            }
+            ToTarget::Handover { chunks, rounds, .. } => {
+                self.counts.add("handovers after several chunks", u64::from(*chunks > 2));
+                self.counts.add("handovers after several rounds", u64::from(*rounds > 1));
+            }
+            ToTarget::Probe => {}
+        }
+    }
+
+    fn note_ack(&mut self, id: MoveId, message: &ToSource) {
+        let (ToSource::Ack { session, next } | ToSource::Accept { session, next }) = message else { return };
+        let Some(stream) = self.streams.get_mut(&id).filter(|stream| stream.session == *session) else {
+            return;
+        };
+        while stream.acked < *next && stream.under_way.pop_front().is_some() {
+            stream.acked += 1;
+        }
     }
 
     pub(crate) fn to_target(&mut self, move_id: MoveId, number: u64, message: ToTarget) {
@@ -267,6 +322,7 @@ impl World {
             return self.schedule.at(stream.stalled_until, Happening::ToSource(id, number, message));
         }
         if stream.open.is_some_and(|(open, _)| open == number) {
+            self.note_ack(id, &message);
             self.agent_input(from, life, Input::FromTarget(id, message));
         }
     }
@@ -392,6 +448,7 @@ impl World {
             flow_capacity: 256,
             hold_packets_max,
             hold_bytes_max: crate::invariant_9::HOLD_BYTES_MAX,
+            export_batch_len: 2,
             keys,
             boot,
         };

@@ -11,6 +11,11 @@ use crate::packet::{self, End};
 use crate::switch::Sent;
 use crate::world::{Checked, Happening, Queue, SITES, World};
 
+/// Flows of a group: enough for several chunks.
+const FLOWS: u32 = 10;
+/// Those of them that send often.
+const LIVELY: u32 = 3;
+
 /// Which way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Way {
@@ -82,13 +87,13 @@ impl World {
     pub(crate) fn start_traffic(&mut self) {
         let groups: Vec<_> = self.log.cluster.groups.keys().copied().collect();
         for group in groups {
-            for _ in 0..4 {
-                self.start_talk(group);
+            for number in 0..FLOWS {
+                self.start_talk(group, number < LIVELY);
             }
         }
     }
 
-    fn start_talk(&mut self, group: GroupId) {
+    fn start_talk(&mut self, group: GroupId, lively: bool) {
         let Some(std::net::IpAddr::V4(client)) = group.prefix.nth(u128::from(self.rng.below(32))) else {
             return;
         };
@@ -101,7 +106,7 @@ impl World {
             server: (Ipv4Addr::new(203, 0, 113, server), 443),
             ingress: self.pick(&SITES),
             server_ingress: self.pick(&SITES),
-            period: 20_000 + self.rng.log_uniform(150_000),
+            period: if lively { 20_000 } else { 300_000 } + self.rng.log_uniform(150_000),
             known_as: None,
             served: false,
             open: protocol != Protocol::Tcp,

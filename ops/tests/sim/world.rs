@@ -1,7 +1,7 @@
 //! The whole system in one thread: sites with real agents, workers, drivers and switch pipelines, one replicated log,
 //! links, traffic and faults. Everything that happens is an event of one schedule, drawn from one seed.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use dataplane::control::{Event, GroupStatus, Request};
 use dataplane::worker::Worker;
@@ -15,6 +15,7 @@ use switchctl::ofp::Message;
 use transfer::core::{ToSource, ToTarget};
 
 use crate::checks::Checks;
+use crate::counts::Counts;
 use crate::excuse::Excuses;
 use crate::fault::{Fault, Plan};
 use crate::log::Log;
@@ -137,6 +138,12 @@ pub(crate) struct Stream {
     pub(crate) open: Option<(u64, u32)>,
     /// Nothing arrives before.
     pub(crate) stalled_until: u64,
+    /// The copy that was offered last.
+    pub(crate) session: u64,
+    /// Chunks of it of which the source knows that they are installed.
+    pub(crate) acked: u64,
+    /// Records of each that is sent and not acknowledged.
+    pub(crate) under_way: VecDeque<u64>,
 }
 
 /// What makes runs differ.
@@ -161,6 +168,9 @@ pub(crate) struct World {
     queues: BTreeMap<Queue, u64>,
     pub(crate) sites: BTreeMap<SiteId, SiteState>,
     pub(crate) streams: BTreeMap<MoveId, Stream>,
+    pub(crate) counts: Counts,
+    /// What was found where nothing can be returned.
+    pub(crate) found: Option<Violation>,
     pub(crate) delays: BTreeMap<(SiteId, SiteId), u64>,
     pub(crate) burst_until: u64,
     pub(crate) log: Log,
@@ -211,6 +221,8 @@ impl World {
             queues: BTreeMap::new(),
             sites: SITES.into_iter().map(|site| (site, SiteState::default())).collect(),
             streams: BTreeMap::new(),
+            counts: Counts::default(),
+            found: None,
             delays,
             burst_until: 0,
             log: Log::new([0, 30, 300][(seed % 3) as usize]),
@@ -382,6 +394,6 @@ impl World {
             H::Heal(fault) => self.recover(fault),
         }
         self.notice_phases();
-        Ok(())
+        self.found.take().map_or(Ok(()), Err)
     }
 }

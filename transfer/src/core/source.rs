@@ -13,14 +13,8 @@ use std::sync::Arc;
 
 use flow::{Batch, Epoch, Micros, SiteId, Token};
 
-use super::{Ending, Found, MoveSpec, Proof, ToSource, ToTarget, Waits};
+use super::{Ending, Found, MoveSpec, Pace, Proof, ToSource, ToTarget, Waits};
 
-/// Records per chunk: from here on larger chunks gain less than 1 %.
-const CHUNK_RECORDS: usize = 16_384;
-/// A dirty set this small fits a few packets, so the flip is proposed.
-const DIRTY_SMALL: u64 = 256;
-/// Rounds before the flip is proposed even though the dirty set does not shrink.
-const ROUNDS_MAX: u32 = 8;
 /// Chunks under way when the flip is proposed: more would make the final delta queue behind them.
 const BACKLOG_SMALL: usize = 1;
 /// Between two rounds while the flip is being committed.
@@ -84,8 +78,12 @@ pub enum SourceAction {
     CopyStart,
     /// Worker: export what changed.
     CopyRound,
-    /// Worker: cut when these ingresses' markers are in, however long that takes; if it has cut, export once more.
+    /// Worker: export no more records than this in all; see [`Source::credit`].
+    Credit(u64),
+    /// Worker: cut when these ingresses' markers are in, however long that takes.
     Arm(Vec<SiteId>),
+    /// Worker: it has cut; export everything once more.
+    ArmAgain(Vec<SiteId>),
     /// Worker: cut now, whichever of these markers are missing.
     CutLate(Vec<SiteId>),
     /// Worker: do not cut.
@@ -127,6 +125,7 @@ enum State {
 pub struct Source {
     spec: MoveSpec,
     waits: Waits,
+    pace: Pace,
     state: State,
     session: u64,
     peer: bool,
@@ -159,6 +158,8 @@ pub struct Source {
     pending: Batch,
     next_sequence: u64,
     unacked: VecDeque<(u64, Arc<Batch>)>,
+    /// Records of this session that the target has.
+    installed: u64,
     handover: Option<ToTarget>,
     actions: VecDeque<SourceAction>,
 }
@@ -171,6 +172,7 @@ impl Source {
     pub fn new(
         spec: MoveSpec,
         waits: Waits,
+        pace: Pace,
         incarnation: u32,
         flows: u64,
         found: Found,
@@ -179,6 +181,7 @@ impl Source {
         Self {
             spec,
             waits,
+            pace,
             state: State::Offering,
             session: u64::from(incarnation) << 16,
             peer: false,
@@ -202,6 +205,7 @@ impl Source {
             pending: Batch::default(),
             next_sequence: 0,
             unacked: VecDeque::new(),
+            installed: 0,
             handover: None,
             actions: VecDeque::new(),
         }
@@ -246,8 +250,7 @@ impl Source {
         if let State::Resting { next_round_at } = self.state
             && next_round_at <= now
         {
-            self.state = State::Copying;
-            self.actions.push_back(SourceAction::CopyRound);
+            self.next_round(now);
         }
         if self.offer_at.is_some_and(|at| at <= now) {
             self.offer();
@@ -283,6 +286,14 @@ impl Source {
     pub fn stood_still(&mut self, span: Micros) {
         self.heard = self.heard.plus(span);
         self.waiting_since = self.waiting_since.plus(span);
+    }
+
+    /// So many records of this session may be exported in all: those that the target has, and what may be under way. So a target
+    /// that is slow, or a path that is, leaves the rest in the worker's table instead of in memory here.
+    #[must_use]
+    pub fn credit(&self) -> u64 {
+        let under_way = self.pace.chunk_records.saturating_mul(self.pace.window_chunks);
+        self.installed.saturating_add(under_way as u64)
     }
 
     /// The next thing to do.
@@ -391,8 +402,14 @@ impl Source {
     }
 
     fn acknowledged(&mut self, next: u64) {
+        let before = self.installed;
         while self.unacked.front().is_some_and(|&(sequence, _)| sequence < next) {
-            self.unacked.pop_front();
+            let records = self.unacked.pop_front().map_or(0, |(_, batch)| batch.len());
+            self.installed += records as u64;
+        }
+        let exports = matches!(self.state, State::Copying | State::Resting { .. } | State::Draining);
+        if exports && self.installed > before {
+            self.actions.push_back(SourceAction::Credit(self.credit()));
         }
     }
 
@@ -405,7 +422,7 @@ impl Source {
         } else if self.frozen {
             // It exports once more, whenever that is: there is nothing left to wait for.
             self.state = State::Draining;
-            self.actions.push_back(SourceAction::Arm(self.switching.clone().unwrap_or_default()));
+            self.actions.push_back(SourceAction::ArmAgain(self.switching.clone().unwrap_or_default()));
         } else {
             self.state = State::Copying;
             self.actions.push_back(SourceAction::CopyStart);
@@ -424,6 +441,7 @@ impl Source {
         self.rounds = 0;
         self.pending = Batch::default();
         self.unacked.clear();
+        self.installed = 0;
         self.handover = None;
         self.cut_late_at = None;
         self.offer();
@@ -435,7 +453,7 @@ impl Source {
         }
         self.pending.upserts.append(&mut batch.upserts);
         self.pending.removals.append(&mut batch.removals);
-        if self.pending.len() >= CHUNK_RECORDS {
+        if self.pending.len() >= self.pace.chunk_records {
             self.flush();
         }
     }
@@ -461,7 +479,7 @@ impl Source {
         if let Some(ingresses) = self.switching.clone() {
             return self.drain(ingresses, now);
         }
-        let small = dirty <= DIRTY_SMALL || self.rounds >= ROUNDS_MAX;
+        let small = dirty <= self.pace.dirty_small || self.rounds >= self.pace.rounds_max;
         if small && self.unacked.len() <= BACKLOG_SMALL && !self.switch_proposed && self.is_there(now) {
             self.switch_proposed = true;
             self.actions.push_back(SourceAction::ProposeSwitch);
@@ -469,8 +487,18 @@ impl Source {
         if small {
             self.state = State::Resting { next_round_at: now.plus(ROUND_INTERVAL) };
         } else {
-            self.actions.push_back(SourceAction::CopyRound);
+            self.next_round(now);
         }
+    }
+
+    /// Exports what is dirty, unless the target has yet to take what was exported before: then later.
+    fn next_round(&mut self, now: Micros) {
+        if self.unacked.len() >= self.pace.window_chunks {
+            self.state = State::Resting { next_round_at: now.plus(ROUND_INTERVAL) };
+            return;
+        }
+        self.state = State::Copying;
+        self.actions.push_back(SourceAction::CopyRound);
     }
 
     fn switching(&mut self, ingresses: Vec<SiteId>, flip_at: Micros, now: Micros) {
@@ -653,7 +681,7 @@ mod tests {
     }
 
     fn offered() -> Source {
-        let mut source = Source::new(spec(), WAITS, 7, 3, Found::Serving, NOW);
+        let mut source = Source::new(spec(), WAITS, Pace::default(), 7, 3, Found::Serving, NOW);
         assert_eq!(feed(&mut source, [SourceInput::PeerUp]), [offer(SESSION)]);
         source
     }
@@ -688,14 +716,14 @@ mod tests {
         let mut source = offered();
         feed(&mut source, [accept(0)]);
         assert_eq!(feed(&mut source, [round(10_000)]), [SourceAction::CopyRound]);
-        assert_eq!(feed(&mut source, [round(DIRTY_SMALL)]), [SourceAction::ProposeSwitch]);
+        assert_eq!(feed(&mut source, [round(Pace::default().dirty_small)]), [SourceAction::ProposeSwitch]);
     }
 
     #[test]
     fn a_dirty_set_that_never_shrinks_is_switched_after_the_last_round() {
         let mut source = offered();
         feed(&mut source, [accept(0)]);
-        for _ in 1..ROUNDS_MAX {
+        for _ in 1..Pace::default().rounds_max {
             assert_eq!(feed(&mut source, [round(10_000)]), [SourceAction::CopyRound]);
         }
         assert_eq!(feed(&mut source, [round(10_000)]), [SourceAction::ProposeSwitch]);
@@ -733,7 +761,7 @@ mod tests {
         let mismatch = SourceInput::Peer(ToSource::Mismatch { session: SESSION });
         assert_eq!(feed(&mut source, [mismatch]), [offer(SESSION + 1)]);
         let accept = SourceInput::Peer(ToSource::Accept { session: SESSION + 1, next: 0 });
-        assert_eq!(feed(&mut source, [accept]), [SourceAction::Arm(vec![SiteId(1)])]);
+        assert_eq!(feed(&mut source, [accept]), [SourceAction::ArmAgain(vec![SiteId(1)])]);
     }
 
     #[test]
@@ -845,7 +873,7 @@ mod tests {
 
     #[test]
     fn a_group_whose_worker_died_is_served_again_when_the_target_accepts_a_copy_from_nothing() {
-        let mut source = Source::new(spec(), WAITS, 7, 3, Found::Lost, NOW);
+        let mut source = Source::new(spec(), WAITS, Pace::default(), 7, 3, Found::Lost, NOW);
         feed(&mut source, [switching(), SourceInput::PeerUp]);
         assert_eq!(feed(&mut source, [accept(0)]), [SourceAction::Arm(vec![SiteId(1)])]);
         source.handle(alive(), NOW.plus(WAITS.marker));
@@ -915,7 +943,7 @@ mod tests {
 
     #[test]
     fn a_cut_of_another_life_is_handed_over_after_all() {
-        let mut source = Source::new(spec(), WAITS, 7, 3, Found::Cut, NOW);
+        let mut source = Source::new(spec(), WAITS, Pace::default(), 7, 3, Found::Cut, NOW);
         feed(&mut source, [switching(), SourceInput::PeerUp, accept(0)]);
         assert_eq!(feed(&mut source, [SourceInput::Refused("why".into())]), [SourceAction::Disarm]);
         assert_eq!(feed(&mut source, [SourceInput::Disarmed { cut: true }]), [offer(SESSION + 1)]);
@@ -934,8 +962,52 @@ mod tests {
         let mut source = offered();
         feed(&mut source, [accept(0)]);
         let record = batch(1).upserts[0];
-        let full = Batch { upserts: vec![record; CHUNK_RECORDS], removals: Vec::new() };
+        let full = Batch { upserts: vec![record; Pace::default().chunk_records], removals: Vec::new() };
         let did = feed(&mut source, [SourceInput::Records(full.clone()), SourceInput::Records(batch(1))]);
         assert_eq!(did, [chunk(0, full)]);
+    }
+
+    const SMALL: Pace = Pace { chunk_records: 2, window_chunks: 3, dirty_small: 1, rounds_max: 4 };
+
+    fn ack(next: u64) -> SourceInput {
+        SourceInput::Peer(ToSource::Ack { session: SESSION, next })
+    }
+
+    #[test]
+    fn records_are_exported_only_while_few_chunks_wait_for_the_target() {
+        let mut source = Source::new(spec(), WAITS, SMALL, 7, 3, Found::Serving, NOW);
+        feed(&mut source, [SourceInput::PeerUp, accept(0)]);
+        assert_eq!(source.credit(), 6, "three chunks of two records");
+        for sequence in 0..3 {
+            assert_eq!(feed(&mut source, [SourceInput::Records(batch(2))]), [chunk(sequence, batch(2))]);
+        }
+        assert_eq!(source.credit(), 6, "nothing is installed");
+        assert_eq!(feed(&mut source, [ack(1)]), [SourceAction::Credit(8)]);
+        assert_eq!(feed(&mut source, [ack(1)]), [], "said once");
+        assert_eq!(feed(&mut source, [ack(3)]), [SourceAction::Credit(12)]);
+    }
+
+    #[test]
+    fn no_round_begins_while_the_window_is_full() {
+        let mut source = Source::new(spec(), WAITS, SMALL, 7, 3, Found::Serving, NOW);
+        feed(&mut source, [SourceInput::PeerUp, accept(0)]);
+        let records = || SourceInput::Records(batch(2));
+        feed(&mut source, [records(), records(), records()]);
+        assert_eq!(feed(&mut source, [round(9)]), []);
+        let later = NOW.plus(ROUND_INTERVAL);
+        source.handle_timeout(later);
+        assert_eq!(actions(&mut source), [], "the target has nothing yet");
+        assert_eq!(feed(&mut source, [ack(1)]), [SourceAction::Credit(8)]);
+        source.handle_timeout(later.plus(ROUND_INTERVAL));
+        assert_eq!(actions(&mut source), [SourceAction::CopyRound]);
+    }
+
+    #[test]
+    fn a_new_session_begins_with_the_credit_of_its_first_chunks() {
+        let mut source = Source::new(spec(), WAITS, SMALL, 7, 3, Found::Serving, NOW);
+        feed(&mut source, [SourceInput::PeerUp, accept(0), SourceInput::Records(batch(2)), ack(1)]);
+        assert_eq!(source.credit(), 8);
+        feed(&mut source, [SourceInput::Peer(ToSource::Mismatch { session: SESSION })]);
+        assert_eq!(source.credit(), 6);
     }
 }

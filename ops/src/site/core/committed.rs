@@ -189,8 +189,8 @@ impl Agent {
         let Some(worker) = worker else { return };
         let found = if lost { Found::Lost } else { Found::Serving };
         let flows = self.loads.get(&mv.group).map_or(0, |load| load.flows);
-        let machine =
-            Source::new(spec_of(mv), self.bounds.waits(), self.next_incarnation(), flows, found, now);
+        let (waits, pace) = (self.bounds.waits(), self.bounds.pace);
+        let machine = Source::new(spec_of(mv), waits, pace, self.next_incarnation(), flows, found, now);
         self.add_source(mv.id, machine, worker, mv.to);
         if let Some(out) = self.outgoing.get_mut(&mv.id) {
             out.lost = lost;

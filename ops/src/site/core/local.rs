@@ -106,7 +106,7 @@ impl Agent {
         let incarnation = self.next_incarnation();
         self.add_source(
             id,
-            Source::new(spec, self.local_waits(), incarnation, flows, Found::Serving, now),
+            Source::new(spec, self.local_waits(), self.bounds.pace, incarnation, flows, Found::Serving, now),
             from,
             self.site,
         );

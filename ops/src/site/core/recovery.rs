@@ -98,6 +98,7 @@ impl Agent {
             let machine = Source::new(
                 spec_of(mv),
                 self.bounds.waits(),
+                self.bounds.pace,
                 self.next_incarnation(),
                 status.flows,
                 found(frozen),
@@ -145,6 +146,7 @@ impl Agent {
                 let machine = Source::new(
                     spec,
                     self.local_waits(),
+                    self.bounds.pace,
                     incarnation,
                     status.flows,
                     found(relays.is_some()),

@@ -1,0 +1,41 @@
+//! What seeds came to, so that what a run covered can be seen.
+
+use std::collections::BTreeMap;
+
+/// Things that each run of two thousand seeds must come to: else the simulation has lost them.
+const EXPECTED: [&str; 4] =
+    ["chunks", "moves", "handovers after several chunks", "handovers after several rounds"];
+
+/// Counts by name; those that begin with "most" are greatest values.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Counts(BTreeMap<&'static str, u64>);
+
+impl Counts {
+    /// So many more.
+    pub(crate) fn add(&mut self, what: &'static str, count: u64) {
+        *self.0.entry(what).or_default() += count;
+    }
+
+    /// The greatest value yet.
+    pub(crate) fn most(&mut self, what: &'static str, value: u64) {
+        let known = self.0.entry(what).or_default();
+        *known = value.max(*known);
+    }
+
+    pub(crate) fn merge(&mut self, other: &Self) {
+        for (what, count) in &other.0 {
+            if what.starts_with("most") { self.most(what, *count) } else { self.add(what, *count) }
+        }
+    }
+
+    /// Expected, and never come to.
+    pub(crate) fn lacking(&self) -> Vec<&'static str> {
+        EXPECTED.into_iter().filter(|what| self.0.get(what).is_none_or(|count| *count == 0)).collect()
+    }
+}
+
+impl std::fmt::Display for Counts {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.iter().try_for_each(|(what, count)| writeln!(f, "{count:>12} {what}"))
+    }
+}
