@@ -107,7 +107,7 @@ fn main() {
     target.handle(Request::Join { group, move_id, token, missing, late_bound_us, cut_bound_us }, Micros(0));
     work(&mut target, &mut installing, |event| matches!(event, Event::Joined { .. }));
     let mut exporting = Times("a slice of export", Vec::new());
-    target.handle(Request::CopyStart { group, move_id: MoveId(2), credit: u64::MAX }, Micros(0));
+    target.handle(Request::CopyStart { group, move_id: MoveId(2), session: 0, credit: u64::MAX }, Micros(0));
     let said = work(&mut target, &mut exporting, |event| matches!(event, Event::RoundEnd { .. }));
     let mut encoding = Times("records written to the agent", Vec::new());
     for event in &said {

@@ -114,7 +114,10 @@ fn forward(c: &mut Criterion) {
 }
 
 fn exported(worker: &mut Worker<Vec<u8>>) -> Vec<Batch> {
-    worker.handle(Request::CopyStart { group: group(), move_id: MOVE, credit: u64::MAX }, Micros(1));
+    worker.handle(
+        Request::CopyStart { group: group(), move_id: MOVE, session: 0, credit: u64::MAX },
+        Micros(1),
+    );
     let mut out = Output::default();
     let mut batches = Vec::new();
     loop {

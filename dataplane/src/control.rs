@@ -106,6 +106,8 @@ pub enum Request {
         group: GroupId,
         /// The move.
         move_id: MoveId,
+        /// Names the copy: it comes back with what is exported for it.
+        session: u64,
         /// See [`Request::Credit`].
         credit: u64,
     },
@@ -133,6 +135,8 @@ pub enum Request {
         awaited: Vec<SiteId>,
         /// Longest wait for them, in microseconds.
         bound_us: u64,
+        /// Names the copy: it comes back with what is exported for it.
+        session: u64,
         /// See [`Request::Credit`].
         credit: u64,
         /// The target has nothing of what was exported before.
@@ -240,14 +244,15 @@ pub enum Request {
         /// How long to relay on, in microseconds.
         relay_us: u64,
     },
-    /// Source: so many records may be exported in all since [`Request::CopyStart`], or since a [`Request::Arm`]
-    /// that exports again; the most that was said counts. What is beyond waits in the table. Not answered; without effect when no
-    /// export of this move is in hand.
+    /// Source: so many records may be exported for this copy in all; the most that was said counts. What is beyond waits in the
+    /// table. Not answered; without effect when another copy is in hand, or none.
     Credit {
         /// The group.
         group: GroupId,
         /// The move.
         move_id: MoveId,
+        /// The copy.
+        session: u64,
         /// The count.
         credit: u64,
     },
@@ -302,6 +307,8 @@ pub enum Event {
         group: GroupId,
         /// The move.
         move_id: MoveId,
+        /// The copy.
+        session: u64,
         /// Rounds are counted from 0, the full copy.
         round: u32,
         /// At most [`BATCH_LEN_MAX`].
@@ -313,6 +320,8 @@ pub enum Event {
         group: GroupId,
         /// The move.
         move_id: MoveId,
+        /// The copy.
+        session: u64,
         /// The round.
         round: u32,
         /// Flows that became dirty meanwhile.
@@ -326,6 +335,8 @@ pub enum Event {
         group: GroupId,
         /// The move.
         move_id: MoveId,
+        /// The copy.
+        session: u64,
         /// The proof of completeness.
         token: Token,
         /// Ingresses whose marker had not come when the bound passed; empty when all had.

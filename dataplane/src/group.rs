@@ -279,9 +279,11 @@ impl<B> Hold<B> {
     }
 }
 
-/// Records that a source may export, and those that it has.
+/// Records that may be exported for a copy, and those that were.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Credit {
+    /// The copy, as the agent names it.
+    pub session: u64,
     granted: u64,
     spent: u64,
 }
@@ -289,13 +291,15 @@ pub struct Credit {
 impl Credit {
     /// A new count.
     #[must_use]
-    pub fn new(granted: u64) -> Self {
-        Self { granted, spent: 0 }
+    pub fn new(session: u64, granted: u64) -> Self {
+        Self { session, granted, spent: 0 }
     }
 
-    /// So many in all, unless it was more.
-    pub fn raise(&mut self, granted: u64) {
-        self.granted = self.granted.max(granted);
+    /// So many in all, unless it was more, or is for another copy.
+    pub fn raise(&mut self, to: Self) {
+        if self.session == to.session {
+            self.granted = self.granted.max(to.granted);
+        }
     }
 
     /// Notes one record.

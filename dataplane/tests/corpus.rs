@@ -59,6 +59,7 @@ fn no_kept_control_message_is_misread() {
             target: SiteId(2),
             awaited: vec![SiteId(1), SiteId(3)],
             bound_us: 100_000,
+            session: 1 << 16,
             credit: 9,
             again: true,
         },
@@ -67,7 +68,7 @@ fn no_kept_control_message_is_misread() {
     let events = [
         Event::Hello { version: VERSION, worker: WorkerId(1), capacity: 9, boot: 7 },
         Event::Stats(Box::new(Stats { busy: 0.5, ..Stats::default() })),
-        Event::Records { group, move_id: MoveId(5), round: 1, batch },
+        Event::Records { group, move_id: MoveId(5), session: 7, round: 1, batch },
         Event::Refused { group, move_id: None, reason: "no".to_owned() },
     ];
     let mut seeds: Vec<_> = requests.iter().map(|request| after(3, &encode(request).unwrap())).collect();

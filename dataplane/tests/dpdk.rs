@@ -201,7 +201,7 @@ impl<B: PacketBuf> Turns<B> {
         self.ask(Request::Prepare { group: held, move_id, epoch, source, flows: 10, ordering });
         for turn in 0.. {
             match turn {
-                10 => self.ask(Request::CopyStart { group: left, move_id, credit: u64::MAX }),
+                10 => self.ask(Request::CopyStart { group: left, move_id, session: 0, credit: u64::MAX }),
                 20 => {
                     let (target, awaited, bound_us) = (SiteId(1), vec![SiteId(0)], 10_000);
                     let (group, credit) = (left, u64::MAX);

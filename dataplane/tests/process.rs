@@ -197,7 +197,7 @@ fn flows_move_from_one_worker_to_another() {
     let ordering = Ordering::Strict;
     let prepare = Request::Prepare { group, move_id, epoch, source: SITE, flows: 100, ordering };
     assert_eq!(target.ask(&prepare), Event::Prepared { group, move_id });
-    source.say(&Request::CopyStart { group, move_id, credit: u64::MAX });
+    source.say(&Request::CopyStart { group, move_id, session: 0, credit: u64::MAX });
     source.say(&Request::Arm {
         group,
         move_id,
@@ -205,6 +205,7 @@ fn flows_move_from_one_worker_to_another() {
         target: SITE,
         awaited: vec![],
         bound_us: 0,
+        session: 0,
         credit: u64::MAX,
         again: false,
     });

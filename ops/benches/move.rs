@@ -166,7 +166,7 @@ fn run(
 /// Exports everything, cuts at once, and gives the token.
 fn export(from: &mut Site, slices: &NatSlices, out: &tokio::sync::mpsc::Sender<Vec<u8>>) -> Token {
     let (group, target) = (from.group, SiteId(2));
-    from.ask(Request::CopyStart { group, move_id: MoveId(2), credit: u64::MAX });
+    from.ask(Request::CopyStart { group, move_id: MoveId(2), session: 0, credit: u64::MAX });
     let mut encoder = Encoder::new().expect("zstd");
     let mut pending = Batch::default();
     let mut sequence = 0;

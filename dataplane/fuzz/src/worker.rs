@@ -293,7 +293,7 @@ impl Script<'_> {
             0 => Request::Status,
             1 => Request::Stats,
             2 | 3 => Request::Serve { group, epoch: Epoch(self.word()?) },
-            4 => Request::CopyStart { group, move_id, credit: credit(kind) },
+            4 => Request::CopyStart { group, move_id, session: 0, credit: credit(kind) },
             5 => Request::CopyRound { group, move_id },
             6 => Request::Arm {
                 group,
@@ -302,6 +302,7 @@ impl Script<'_> {
                 target: SiteId(self.byte()? % 4),
                 awaited: self.sites()?,
                 bound_us: self.word()?,
+                session: 0,
                 credit: credit(kind),
                 again: kind & 0x40 == 0,
             },
@@ -337,7 +338,7 @@ impl Script<'_> {
                 late_bound_us: self.word()?,
                 cut_bound_us: self.word()?,
             },
-            14 if kind & 0x80 != 0 => Request::Credit { group, move_id, credit: self.word()? },
+            14 if kind & 0x80 != 0 => Request::Credit { group, move_id, session: 0, credit: self.word()? },
             14 => Request::TakeOver { group, move_id },
             _ => Request::Abandon { group, move_id, relay_us: self.word()? },
         })

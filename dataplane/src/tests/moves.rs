@@ -29,6 +29,7 @@ fn arm(awaited: &[SiteId], bound_us: u64) -> Request {
         target: THERE,
         awaited,
         bound_us,
+        session: 0,
         credit,
         again: false,
     }
@@ -61,7 +62,8 @@ fn target() -> Lab {
 
 /// Exports everything of a source, as one batch.
 fn copied(lab: &mut Lab) -> Batch {
-    let events = lab.ask(Request::CopyStart { group: group_id(), move_id: MOVE, credit: u64::MAX });
+    let events =
+        lab.ask(Request::CopyStart { group: group_id(), move_id: MOVE, session: 0, credit: u64::MAX });
     merged(&events)
 }
 
@@ -118,7 +120,12 @@ fn what_is_exported_and_imported_is_exported_the_same() {
     there.ask(join(token, &[]));
     there.after(60_000);
     assert_eq!(there.phase(), Some(Phase::Serving));
-    let events = there.ask(Request::CopyStart { group: group_id(), move_id: MoveId(10), credit: u64::MAX });
+    let events = there.ask(Request::CopyStart {
+        group: group_id(),
+        move_id: MoveId(10),
+        session: 0,
+        credit: u64::MAX,
+    });
     let plain = |batch: &Batch| {
         let records = batch.upserts.iter().map(|record| flow::FlowRecord { version: 0, ..*record });
         records.map(|record| (record.key, record)).collect::<BTreeMap<_, _>>()
@@ -188,19 +195,20 @@ fn arm_again(credit: u64) -> Request {
         target: THERE,
         awaited,
         bound_us: 0,
+        session: 0,
         credit,
         again: true,
     }
 }
 
 fn credit(credit: u64) -> Request {
-    Request::Credit { group: group_id(), move_id: MOVE, credit }
+    Request::Credit { group: group_id(), move_id: MOVE, session: 0, credit }
 }
 
 #[test]
 fn no_more_records_are_exported_than_were_asked_for() {
     let mut lab = source_with_flows(5);
-    let start = |credit| Request::CopyStart { group: group_id(), move_id: MOVE, credit };
+    let start = |credit| Request::CopyStart { group: group_id(), move_id: MOVE, session: 0, credit };
     let events = lab.ask(start(2));
     assert_eq!(merged(&events).upserts.len(), 2);
     assert!(!events.iter().any(|event| matches!(event, Event::RoundEnd { .. })), "{events:?}");
@@ -238,7 +246,7 @@ fn a_worker_that_is_told_to_cut_late_and_has_cut_does_not_export_everything_agai
 #[test]
 fn an_export_that_waits_for_credit_keeps_no_core_busy() {
     let mut lab = source_with_flows(5);
-    lab.ask(Request::CopyStart { group: group_id(), move_id: MOVE, credit: 2 });
+    lab.ask(Request::CopyStart { group: group_id(), move_id: MOVE, session: 0, credit: 2 });
     assert_eq!(lab.worker.wait(), Wait::Soon);
 }
 
@@ -252,6 +260,7 @@ fn a_move_between_workers_of_a_site_keeps_the_epoch() {
         target: HERE,
         awaited: Vec::new(),
         bound_us: 0,
+        session: 0,
         credit: u64::MAX,
         again: false,
     };
@@ -584,7 +593,8 @@ fn a_relaxed_target_serves_at_once_and_counts_of_both_sites_add_up() {
     lab.ask(install(rest));
     lab.send(packets[0].clone(), Tag::Cut(HERE));
     assert!(matches!(lab.ask(join(token, &[]))[..], [Event::Joined { flows: 2, .. }]));
-    let events = lab.ask(Request::CopyStart { group: group_id(), move_id: MoveId(10), credit: u64::MAX });
+    let events =
+        lab.ask(Request::CopyStart { group: group_id(), move_id: MoveId(10), session: 0, credit: u64::MAX });
     let record = merged(&events).upserts.into_iter().find(|record| record.key.client.port == 5000).unwrap();
     assert_eq!(record.joined.packets_out, 1 + 3 + 1);
     assert_eq!(record.joined.tcp, TcpState::None);
@@ -616,7 +626,7 @@ impl Net {
     fn new(ordering: Ordering, bound_us: u64) -> Self {
         let mut target = Lab::bare(THERE, 64);
         target.ask(prepare(ordering));
-        let start = Request::CopyStart { group: group_id(), move_id: MOVE, credit: u64::MAX };
+        let start = Request::CopyStart { group: group_id(), move_id: MOVE, session: 0, credit: u64::MAX };
         Self {
             workers: [Lab::serving(64), target],
             links: Default::default(),
@@ -803,7 +813,7 @@ proptest! {
             prop_assert_eq!(arrived, (0..*count).collect::<Vec<_>>());
         }
         let counted: u64 = net.sent.values().map(|count| u64::from(*count)).sum();
-        let copy = merged(&net.workers[1].ask(Request::CopyStart { group: group_id(), move_id: MoveId(10), credit: u64::MAX }));
+        let copy = merged(&net.workers[1].ask(Request::CopyStart { group: group_id(), move_id: MoveId(10), session: 0, credit: u64::MAX }));
         let joined: u64 = copy.upserts.iter().map(|r| r.joined.packets_out + r.joined.packets_in).sum();
         prop_assert_eq!(joined, counted);
     }
@@ -874,7 +884,7 @@ fn a_half_that_moves_at_once_takes_all_its_flows_along() {
     lab.worker.handle(serve("1:100.64.0.0/25"), lab.now);
     lab.worker.handle(serve("1:100.64.0.128/25"), lab.now);
     let group: flow::GroupId = "1:100.64.0.0/25".parse().unwrap();
-    let copy = merged(&lab.ask(Request::CopyStart { group, move_id: MOVE, credit: u64::MAX }));
+    let copy = merged(&lab.ask(Request::CopyStart { group, move_id: MOVE, session: 0, credit: u64::MAX }));
     assert_eq!(copy.upserts.len(), 40);
 }
 
@@ -905,7 +915,7 @@ proptest! {
         lab.seconds(1);
         prop_assert_eq!(counts(&mut lab), [("1:100.64.0.0/23".to_owned(), sent.len() as u64)]);
         let group = "1:100.64.0.0/23".parse().unwrap();
-        let copy = merged(&lab.ask(Request::CopyStart { group, move_id: MOVE, credit: u64::MAX }));
+        let copy = merged(&lab.ask(Request::CopyStart { group, move_id: MOVE, session: 0, credit: u64::MAX }));
         let counted: std::collections::BTreeMap<u32, u64> = copy.upserts.iter().map(|record| {
             let std::net::IpAddr::V4(client) = record.key.client.address else { unreachable!() };
             (client.into(), record.joined.packets_out)

@@ -372,10 +372,10 @@ fn a_message_by_port_is_relayed_and_held_like_the_udp_of_its_group() {
     target.ask(Request::Prepare { group, move_id, epoch: Epoch(2), source, flows: 1, ordering });
     assert!(target.send(frame.clone(), Tag::Direct(Side::Outside, HERE)).is_empty());
     assert_eq!(target.worker.counters().held, 1);
-    second.ask(Request::CopyStart { group, move_id, credit: u64::MAX });
+    second.ask(Request::CopyStart { group, move_id, session: 0, credit: u64::MAX });
     let awaited = Vec::new();
     let (epoch, target, bound_us, credit, again) = (Epoch(2), SiteId(3), 1, u64::MAX, false);
-    let arm = Request::Arm { group, move_id, epoch, target, awaited, bound_us, credit, again };
+    let arm = Request::Arm { group, move_id, epoch, target, awaited, bound_us, session: 0, credit, again };
     second.worker.handle(arm, second.now);
     let (_, cut) = second.settle();
     assert_eq!(cut.len(), 1, "the cut");

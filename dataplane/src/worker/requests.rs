@@ -42,15 +42,17 @@ impl<B: PacketBuf> Worker<B> {
                 Ok(())
             }
             Request::Serve { group, epoch } => self.serve_group(group, epoch, now),
-            Request::CopyStart { group, move_id, credit } => self.copy_start(group, move_id, credit),
+            Request::CopyStart { group, move_id, session, credit } => {
+                self.copy_start(group, move_id, Credit::new(session, credit))
+            }
             Request::CopyRound { group, move_id } => self.copy_round(group, move_id),
-            Request::Arm { group, move_id, epoch, target, awaited, bound_us, credit, again } => {
+            Request::Arm { group, move_id, epoch, target, awaited, bound_us, session, credit, again } => {
                 let deadline = now.plus(Micros(bound_us));
                 let armed = Armed { epoch, target, awaited, deadline };
-                self.arm(group, move_id, armed, Wanted { credit, again })
+                self.arm(group, move_id, armed, Wanted { credit: Credit::new(session, credit), again })
             }
-            Request::Credit { group, move_id, credit } => {
-                self.grant(&group, move_id, credit);
+            Request::Credit { group, move_id, session, credit } => {
+                self.grant(&group, move_id, Credit::new(session, credit));
                 Ok(())
             }
             Request::Disarm { group, move_id } => {
@@ -298,7 +300,7 @@ impl<B: PacketBuf> Worker<B> {
         }
     }
 
-    fn copy_start(&mut self, id: GroupId, move_id: MoveId, credit: u64) -> Result<(), Refusal> {
+    fn copy_start(&mut self, id: GroupId, move_id: MoveId, credit: Credit) -> Result<(), Refusal> {
         self.finish_parting(&id);
         let number = self.number(&id)?;
         let group = &mut self.groups[number as usize];
@@ -318,13 +320,13 @@ impl<B: PacketBuf> Worker<B> {
             group.state = State::Copying;
         }
         group.refresh_mode();
-        group.credit = Credit::new(credit);
+        group.credit = credit;
         self.begin_full(number, false);
         Ok(())
     }
 
     /// The target has room for more.
-    fn grant(&mut self, id: &GroupId, move_id: MoveId, credit: u64) {
+    fn grant(&mut self, id: &GroupId, move_id: MoveId, credit: Credit) {
         let Ok(number) = self.number(id) else { return };
         let group = &mut self.groups[number as usize];
         if group.move_id == Some(move_id) {
@@ -361,7 +363,7 @@ impl<B: PacketBuf> Worker<B> {
         match &mut group.state {
             State::Relaying(_) if group.move_id == Some(move_id) && !again => group.credit.raise(credit),
             State::Relaying(_) if group.move_id == Some(move_id) => {
-                group.credit = Credit::new(credit);
+                group.credit = credit;
                 self.begin_full(number, true);
             }
             State::Draining(present) if group.move_id == Some(move_id) => {
@@ -381,7 +383,7 @@ impl<B: PacketBuf> Worker<B> {
                 }
                 if group.move_id != Some(move_id) {
                     group.stop_export();
-                    group.credit = Credit::default();
+                    group.credit = credit;
                 }
                 group.credit.raise(credit);
                 group.move_id = Some(move_id);
@@ -689,7 +691,7 @@ impl<B: PacketBuf> Worker<B> {
 /// What is to be exported with a cut.
 #[derive(Clone, Copy, Debug)]
 struct Wanted {
-    credit: u64,
+    credit: Credit,
     again: bool,
 }
 

@@ -384,8 +384,9 @@ impl<B: PacketBuf> Worker<B> {
         if export.batch.is_empty() {
             return;
         }
-        let batch = std::mem::take(&mut export.batch);
-        self.events.push_back(Event::Records { group: group.id, move_id, round: export.round, batch });
+        let (round, batch) = (export.round, std::mem::take(&mut export.batch));
+        let session = group.credit.session;
+        self.events.push_back(Event::Records { group: group.id, move_id, session, round, batch });
     }
 
     fn end_round(&mut self, number: u32) {
@@ -393,12 +394,15 @@ impl<B: PacketBuf> Worker<B> {
         let group = &mut self.groups[number as usize];
         let (Some(export), Some(move_id)) = (&mut group.export, group.move_id) else { return };
         export.running = false;
+        let session = group.credit.session;
         let event = if let (State::Relaying(given), true) = (&group.state, export.last) {
-            Event::Cut { group: group.id, move_id, token: given.token, missing: given.missing.clone() }
+            let (token, missing) = (given.token, given.missing.clone());
+            Event::Cut { group: group.id, move_id, session, token, missing }
         } else {
             Event::RoundEnd {
                 group: group.id,
                 move_id,
+                session,
                 round: export.round,
                 dirty: group.flows.dirty_count + group.flows.removals.len() as u64,
                 flows: group.flows.count,

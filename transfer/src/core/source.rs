@@ -51,6 +51,8 @@ pub enum SourceInput {
         /// Ingresses whose marker had not come.
         missing: Vec<SiteId>,
     },
+    /// The worker stopped serving, and what it exported before was for a copy that was given up.
+    CutBefore,
     /// The worker will not cut any more, or had cut.
     Disarmed {
         /// It had cut.
@@ -235,6 +237,7 @@ impl Source {
             SourceInput::Records(batch) => self.collect(batch),
             SourceInput::RoundEnd { dirty, flows } => self.round_ended(dirty, flows, now),
             SourceInput::Cut { token, missing } => self.cut(token, missing, now),
+            SourceInput::CutBefore => self.cut_before(),
             SourceInput::Disarmed { cut } => self.disarmed(cut, now),
             SourceInput::Refused(reason) => self.give_up(&reason, false),
             SourceInput::Switching { ingresses, flip_in } => {
@@ -286,6 +289,12 @@ impl Source {
     pub fn stood_still(&mut self, span: Micros) {
         self.heard = self.heard.plus(span);
         self.waiting_since = self.waiting_since.plus(span);
+    }
+
+    /// The copy in hand: what a worker exports for another is of no use.
+    #[must_use]
+    pub fn session(&self) -> u64 {
+        self.session
     }
 
     /// So many records of this session may be exported in all: those that the target has, and what may be under way. So a target
@@ -537,10 +546,7 @@ impl Source {
         self.frozen = true;
         self.cut_late_at = None;
         if self.state != State::Draining {
-            // The worker had been armed in another life or session: this session exports it once more.
-            return if self.state == State::Copying {
-                self.restart()
-            };
+            return self.cut_before();
         }
         self.flush();
         self.state = State::HandedOver;
@@ -555,6 +561,14 @@ impl Source {
         self.handover = Some(handover.clone());
         if self.peer && self.accepted {
             self.hand_over(handover);
+        }
+    }
+
+    /// The worker had been armed in another life or session: this session exports it once more.
+    fn cut_before(&mut self) {
+        self.frozen = true;
+        if self.state == State::Copying {
+            self.restart();
         }
     }
 
@@ -1009,5 +1023,14 @@ mod tests {
         assert_eq!(source.credit(), 8);
         feed(&mut source, [SourceInput::Peer(ToSource::Mismatch { session: SESSION })]);
         assert_eq!(source.credit(), 6);
+    }
+
+    #[test]
+    fn a_cut_for_a_copy_that_was_given_up_is_exported_once_more() {
+        let mut source = offered();
+        feed(&mut source, [accept(0)]);
+        assert_eq!(feed(&mut source, [SourceInput::CutBefore]), [offer(SESSION + 1)]);
+        let accept = SourceInput::Peer(ToSource::Accept { session: SESSION + 1, next: 0 });
+        assert_eq!(feed(&mut source, [accept]), [SourceAction::ArmAgain(Vec::new())]);
     }
 }

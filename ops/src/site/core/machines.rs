@@ -81,24 +81,30 @@ impl Agent {
     fn do_source(&mut self, id: MoveId, action: SourceAction, now: Micros) {
         let Some(out) = self.outgoing.get(&id) else { return };
         let (worker, spec) = (out.worker, *out.machine.spec());
-        let (group, credit) = (spec.group, out.machine.credit());
+        let (group, session, credit) = (spec.group, out.machine.session(), out.machine.credit());
         let request = match action {
             SourceAction::Send(message) => return self.send_to_target(id, message, now),
             SourceAction::ProposeSwitch => return self.propose_switch(id, now),
             SourceAction::ProposeAbort(reason) => return self.propose_abort(id, reason, now),
             SourceAction::ProposeTakeBack(proof) => return self.propose_take_back(id, &spec, proof, now),
-            SourceAction::CopyStart => Request::CopyStart { group, move_id: id, credit },
-            SourceAction::Credit(credit) => Request::Credit { group, move_id: id, credit },
+            SourceAction::CopyStart => Request::CopyStart { group, move_id: id, session, credit },
+            SourceAction::Credit(credit) => Request::Credit { group, move_id: id, session, credit },
             SourceAction::CopyRound => Request::CopyRound { group, move_id: id },
             SourceAction::Arm(awaited) => {
                 self.serve_lost(id, worker, group);
-                self.arm_request(id, &spec, Arming { awaited, credit, bound_us: u64::MAX, again: false })
+                self.arm_request(
+                    id,
+                    &spec,
+                    Arming { awaited, session, credit, bound_us: u64::MAX, again: false },
+                )
             }
-            SourceAction::ArmAgain(awaited) => {
-                self.arm_request(id, &spec, Arming { awaited, credit, bound_us: u64::MAX, again: true })
-            }
+            SourceAction::ArmAgain(awaited) => self.arm_request(
+                id,
+                &spec,
+                Arming { awaited, session, credit, bound_us: u64::MAX, again: true },
+            ),
             SourceAction::CutLate(awaited) => {
-                self.arm_request(id, &spec, Arming { awaited, credit, bound_us: 0, again: false })
+                self.arm_request(id, &spec, Arming { awaited, session, credit, bound_us: 0, again: false })
             }
             SourceAction::Disarm => Request::Disarm { group, move_id: id },
             SourceAction::Forget => self.forget_request(group, id, spec.epoch, spec.to),
@@ -112,8 +118,8 @@ impl Agent {
 
     fn arm_request(&self, move_id: MoveId, spec: &MoveSpec, arming: Arming) -> Request {
         let MoveSpec { group, epoch, to: target, .. } = *spec;
-        let Arming { awaited, bound_us, credit, again } = arming;
-        Request::Arm { group, move_id, epoch, target, awaited, bound_us, credit, again }
+        let Arming { awaited, bound_us, session, credit, again } = arming;
+        Request::Arm { group, move_id, epoch, target, awaited, bound_us, session, credit, again }
     }
 
     /// The target has accepted a copy from nothing, so it does not serve: this site goes on under its epoch.
@@ -229,6 +235,7 @@ impl Agent {
 struct Arming {
     awaited: Vec<SiteId>,
     bound_us: u64,
+    session: u64,
     credit: u64,
     again: bool,
 }

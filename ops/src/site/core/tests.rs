@@ -342,3 +342,53 @@ fn of_two_workers_that_serve_a_group_a_new_agent_lets_one() {
     let other = WORKERS.into_iter().find(|worker| Some(*worker) != local).unwrap();
     assert_eq!(told, [other].into());
 }
+
+#[test]
+fn the_end_of_a_round_of_a_copy_that_was_given_up_does_not_end_the_one_in_hand() {
+    let mine = group("1:100.64.0.0/27", HERE, 1);
+    let mut agent = settled(vec![mine], vec![at(whole(), 1, Phase::Serving)]).0;
+    let id = MoveId(7);
+    let mv = Move {
+        id,
+        group: whole(),
+        from: HERE,
+        to: THERE,
+        epoch: Epoch(2),
+        phase: MovePhase::Preparing,
+        ordering: Ordering::Strict,
+        ingresses: Vec::new(),
+        flip: None,
+        take_over: false,
+        reason: MoveReason::Operator,
+        started: 1,
+    };
+    say(&mut agent, false, vec![Change::Move(mv)]);
+    let copies = |did: &[Output]| {
+        let start = |(_, request)| {
+            if let Request::CopyStart { session, .. } = request { Some(session) } else { None }
+        };
+        requests(did).into_iter().find_map(start)
+    };
+    let offered = |did: &[Output]| {
+        let offer = |output: &Output| {
+            let Output::ToTarget(_, ToTarget::Offer { session, .. }) = output else { return None };
+            Some(*session)
+        };
+        did.iter().find_map(offer)
+    };
+    let accept = |session| Input::FromTarget(id, ToSource::Accept { session, next: 0 });
+    let first = offered(&feed(&mut agent, Input::PeerUp(id))).unwrap();
+    assert_eq!(copies(&feed(&mut agent, accept(first))), Some(first));
+    let given_up = feed(&mut agent, Input::FromTarget(id, ToSource::Mismatch { session: first }));
+    let second = offered(&given_up).unwrap();
+    assert_eq!(copies(&feed(&mut agent, accept(second))), Some(second));
+    let ended = |session| {
+        Input::Worker(
+            WORKERS[0],
+            Event::RoundEnd { group: whole(), move_id: id, session, round: 0, dirty: 0, flows: 3 },
+        )
+    };
+    let proposes = |did: &[Output]| did.iter().any(|output| matches!(output, Output::Propose(_)));
+    assert!(!proposes(&feed(&mut agent, ended(first))), "most flows are still to come");
+    assert!(proposes(&feed(&mut agent, ended(second))));
+}

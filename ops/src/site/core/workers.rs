@@ -84,14 +84,20 @@ impl Agent {
         match event {
             Event::Status { groups, .. } => self.status(worker, groups, now),
             Event::Stats(stats) => self.stats(worker, *stats, now),
-            Event::Records { move_id, batch, .. } => {
-                self.feed_source_of(worker, move_id, SourceInput::Records(batch), now);
+            Event::Records { move_id, session, batch, .. } => {
+                if self.is_session(move_id, session) {
+                    self.feed_source_of(worker, move_id, SourceInput::Records(batch), now);
+                }
             }
-            Event::RoundEnd { move_id, dirty, flows, .. } => {
-                self.feed_source_of(worker, move_id, SourceInput::RoundEnd { dirty, flows }, now);
+            Event::RoundEnd { move_id, session, dirty, flows, .. } => {
+                if self.is_session(move_id, session) {
+                    self.feed_source_of(worker, move_id, SourceInput::RoundEnd { dirty, flows }, now);
+                }
             }
-            Event::Cut { move_id, token, missing, .. } => {
-                self.feed_source_of(worker, move_id, SourceInput::Cut { token, missing }, now);
+            Event::Cut { move_id, session, token, missing, .. } => {
+                let present = self.is_session(move_id, session);
+                let cut = if present { SourceInput::Cut { token, missing } } else { SourceInput::CutBefore };
+                self.feed_source_of(worker, move_id, cut, now);
             }
             Event::Disarmed { move_id, cut, .. } => {
                 self.feed_source_of(worker, move_id, SourceInput::Disarmed { cut }, now);
@@ -124,6 +130,11 @@ impl Agent {
             Event::Abandoned { group, move_id, joined: true } => self.joined_in_vain(worker, group, move_id),
             Event::Hello { .. } | Event::Abandoned { joined: false, .. } | Event::ServicesSet => {}
         }
+    }
+
+    /// What was exported for a copy that was given up says nothing about the one in hand.
+    fn is_session(&self, id: MoveId, session: u64) -> bool {
+        self.outgoing.get(&id).is_some_and(|out| out.machine.session() == session)
     }
 
     fn worker_refused(
