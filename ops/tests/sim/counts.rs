@@ -3,8 +3,15 @@
 use std::collections::BTreeMap;
 
 /// Things that each run of two thousand seeds must come to: else the simulation has lost them.
-const EXPECTED: [&str; 4] =
-    ["chunks", "moves", "handovers after several chunks", "handovers after several rounds"];
+const EXPECTED: [&str; 7] = [
+    "chunks",
+    "moves",
+    "handovers after several chunks",
+    "handovers after several rounds",
+    "proposals lost with their leader",
+    "proposals committed by the next leader",
+    "proposals committed more than once",
+];
 
 /// Counts by name; those that begin with "most" are greatest values.
 #[derive(Clone, Debug, Default)]

@@ -50,6 +50,8 @@ pub(crate) enum Kind {
     Placement(Role),
     Reset(Role),
     Leader,
+    /// The leader is cut off from the others, goes on accepting for a while, and is gone.
+    LeaderAlone,
     Stream,
     /// Between the agents of source and target.
     Partition,
@@ -83,8 +85,16 @@ pub(crate) fn kinds() -> Vec<Kind> {
         ]
     });
     let workers = [Kind::Worker(Role::Source), Kind::Worker(Role::Target)];
-    let rest =
-        [Kind::Leader, Kind::Stream, Kind::Stall, Kind::Partition, Kind::Burst, Kind::Abort, Kind::Again];
+    let rest = [
+        Kind::Leader,
+        Kind::LeaderAlone,
+        Kind::Stream,
+        Kind::Stall,
+        Kind::Partition,
+        Kind::Burst,
+        Kind::Abort,
+        Kind::Again,
+    ];
     all.chain(workers).chain(rest).collect()
 }
 
@@ -244,6 +254,7 @@ impl World {
                 self.poke_watch(site);
             }
             Kind::Leader => self.leader_change(),
+            Kind::LeaderAlone => self.leader_alone(),
             Kind::Stream => self.break_stream(fault.id),
             Kind::Partition => {
                 let until = self.now + self.between(50_000, 2_000_000);

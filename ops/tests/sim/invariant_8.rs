@@ -15,7 +15,7 @@ impl World {
                 mv.id, mv.group, mv.from, mv.to, mv.phase
             ));
         }
-        if !self.log.tickets.is_empty() && self.now < self.busy_until {
+        if !self.log.appended.is_empty() || !self.log.tickets.is_empty() && self.now < self.busy_until {
             return Some("the log was asked".into());
         }
         SITES

@@ -1,7 +1,7 @@
-//! Placement: one log in which proposals are committed late, lost with a leader, or answered by nobody; watchers that
+//! Placement: one log in which proposals are committed late or twice, lost with a leader, or answered by nobody; watchers that
 //! hear of it late, twice or anew; the real leader's brain, and an operator who tries everything.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use flow::nat::{NatSlices, NatSpec};
 use flow::{GroupId, ServiceId, SiteId};
@@ -14,6 +14,9 @@ use placement::core::{
 
 use crate::world::{Checked, Happening, Queue, SITES, World};
 
+/// Who the leader's own proposals are from.
+const LEADER: &str = "leader";
+
 /// Groups are cut into this length.
 const GROUP_LEN: u8 = 27;
 
@@ -24,13 +27,27 @@ pub(crate) struct Ticket {
     pub(crate) tries: u32,
 }
 
+/// A proposal on its way, for whom it is and whose it is.
+#[derive(Clone, Debug)]
+pub(crate) struct Asked {
+    ticket: u64,
+    proposal: Proposal,
+    origin: Option<(SiteId, u32)>,
+}
+
 pub(crate) struct Log {
     pub(crate) cluster: Cluster,
+    /// Accepted by the leader, not committed.
+    pub(crate) appended: VecDeque<(u64, Asked)>,
+    /// Tickets that were committed.
+    committed: BTreeSet<u64>,
+    /// The leader has no majority until then.
+    alone_until: u64,
     index: u64,
     pub(crate) changes: Vec<Vec<Change>>,
     pub(crate) tickets: BTreeMap<u64, Ticket>,
     brain: Brain,
-    /// The leader is gone until then; what was on its way to it may be lost.
+    /// Nobody leads until then.
     pub(crate) leaderless_until: u64,
     started: u64,
 }
@@ -79,6 +96,9 @@ impl Log {
         let brain = Brain::new(timings(), None, flow::Micros(0));
         let mut log = Self {
             cluster: Cluster::default(),
+            appended: VecDeque::new(),
+            committed: BTreeSet::new(),
+            alone_until: 0,
             index: 0,
             changes: Vec::new(),
             tickets: BTreeMap::new(),
@@ -147,10 +167,12 @@ fn by_operator(command: Command) -> Proposal {
 }
 
 impl World {
-    /// Sends a ticket to the leader: committed some time later, if it gets there.
+    /// Sends a ticket to the leader, and again when nothing was heard of it.
     pub(crate) fn submit(&mut self, ticket: u64) {
-        let delay = if self.one_in(5) { self.between(1_000, 200_000) } else { self.between(1_000, 15_000) };
-        self.after(delay, Happening::Commit(ticket));
+        let Some(entry) = self.log.tickets.get(&ticket) else { return };
+        let asked = Asked { ticket, proposal: entry.proposal.clone(), origin: entry.origin };
+        let delay = if self.one_in(5) { self.between(1_000, 150_000) } else { self.between(500, 10_000) };
+        self.after(delay, Happening::Propose(Box::new(asked)));
         let again = delay + self.between(150_000, 400_000);
         self.after(again, Happening::Retry(ticket));
     }
@@ -167,20 +189,46 @@ impl World {
         }
     }
 
-    pub(crate) fn commit(&mut self, ticket: u64) -> Checked {
-        let Some(entry) = self.log.tickets.get(&ticket) else { return Ok(()) };
-        let (proposal, origin) = (entry.proposal.clone(), entry.origin);
-        let cut_off =
-            origin.and_then(|(site, _)| self.sites.get(&site)).map_or(0, |state| state.cut_off_until);
-        if cut_off > self.now || (self.log.leaderless_until > self.now && self.one_in(2)) {
+    /// A proposal reaches the leader, which appends it to its log. Whether the client still waits makes no difference.
+    pub(crate) fn proposed(&mut self, asked: Asked) {
+        let site = asked.origin.and_then(|(site, _)| self.sites.get(&site));
+        let cut_off = site.map_or(0, |state| state.cut_off_until);
+        let nobody_leads = self.log.leaderless_until > self.now;
+        if cut_off > self.now || nobody_leads {
+            // The client hears nothing, and asks again.
+            return;
+        }
+        let number = self.number();
+        self.log.appended.push_back((number, asked));
+        let round = if self.one_in(8) { self.between(500, 60_000) } else { self.between(500, 8_000) };
+        self.in_order(Queue::Commit, round, Happening::Commit(number));
+    }
+
+    /// A majority has an entry, if the leader has it still.
+    pub(crate) fn commit(&mut self, number: u64) -> Checked {
+        let until = self.log.leaderless_until.max(self.log.alone_until);
+        if self.log.appended.iter().all(|(known, _)| *known != number) {
             return Ok(());
         }
-        if self.log.leaderless_until > self.now {
-            // It reached a follower, and the next leader commits it.
-            let wait = self.log.leaderless_until - self.now + 1_000;
-            self.after(wait, Happening::Commit(ticket));
+        if until > self.now {
+            let wait = until - self.now + 1;
+            self.in_order(Queue::Commit, wait, Happening::Commit(number));
             return Ok(());
         }
+        // What is ahead of it is committed with it.
+        while let Some((first, asked)) = self.log.appended.pop_front() {
+            self.apply(asked)?;
+            if first == number {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn apply(&mut self, asked: Asked) -> Checked {
+        let Asked { ticket, proposal, .. } = asked;
+        let again = !self.log.committed.insert(ticket);
+        self.counts.add("proposals committed more than once", u64::from(again));
         let before = self.log.cluster.moves.clone();
         if let Command::TakeBack { move_id, proof: Proof::Fenced, .. } = &proposal.command
             && let Some(mv) = before.get(move_id)
@@ -188,7 +236,7 @@ impl World {
             self.checks.outcomes.fenced(mv);
         }
         let (changes, accepted) = self.log.apply(&proposal);
-        self.trace(|| format!("log: {:?} accepted={accepted}", proposal.command));
+        self.trace(|| format!("log: {:?} accepted={accepted} again={again}", proposal.command));
         // An answer may be lost; then the client asks again.
         if !self.one_in(12) {
             self.log.tickets.remove(&ticket);
@@ -261,10 +309,25 @@ impl World {
         }
     }
 
+    /// The leader goes on alone: it accepts what is proposed, and nothing is committed until another leads.
+    pub(crate) fn leader_alone(&mut self) {
+        let span = self.between(20_000, 500_000);
+        self.log.alone_until = self.log.alone_until.max(self.now + span);
+        self.after(span, Happening::LeaderChange);
+    }
+
+    /// The next leader has the log of a majority: of what was not committed perhaps the beginning, and nothing after that.
     pub(crate) fn leader_change(&mut self) {
+        self.log.alone_until = 0;
         self.log.leaderless_until = self.now + self.between(10_000, 400_000);
+        let kept = self.rng.below(self.log.appended.len() as u64 + 1);
+        let lost = self.log.appended.split_off(kept as usize);
+        self.counts.add("proposals lost with their leader", lost.len() as u64);
+        self.counts.add("proposals committed by the next leader", kept);
+        // The leader's own wishes end with it.
+        self.log.tickets.retain(|_, ticket| ticket.proposal.actor != LEADER);
         self.log.brain = Brain::new(timings(), None, self.micros());
-        self.trace(|| "the leader is gone".into());
+        self.trace(|| format!("the leader is gone, {kept} proposals stay, {} do not", lost.len()));
     }
 
     pub(crate) fn brain(&mut self) {
@@ -276,7 +339,7 @@ impl World {
         for command in self.log.brain.poll(&self.log.cluster, self.micros()) {
             let pending = self.log.tickets.values().any(|ticket| ticket.proposal.command == command);
             if !pending {
-                self.propose("leader", command, None);
+                self.propose(LEADER, command, None);
             }
         }
     }

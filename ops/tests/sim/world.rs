@@ -18,7 +18,7 @@ use crate::checks::Checks;
 use crate::counts::Counts;
 use crate::excuse::Excuses;
 use crate::fault::{Fault, Plan};
-use crate::log::Log;
+use crate::log::{Asked, Log};
 use crate::mutation::Mutation;
 use crate::schedule::Schedule;
 use crate::switch::Switch;
@@ -51,7 +51,9 @@ pub(crate) enum Happening {
     StreamBroken(MoveId),
     ToTarget(MoveId, u64, ToTarget),
     ToSource(MoveId, u64, ToSource),
+    Propose(Box<Asked>),
     Commit(u64),
+    LeaderChange,
     Retry(u64),
     Watch(SiteId, u32),
     Report(SiteId),
@@ -80,6 +82,7 @@ pub(crate) enum Queue {
     ToTarget(MoveId),
     ToSource(MoveId),
     Watch(SiteId),
+    Commit,
 }
 
 pub(crate) struct Process {
@@ -378,7 +381,9 @@ impl World {
             H::StreamBroken(id) => self.stream_broken(id),
             H::ToTarget(id, number, message) => self.to_target(id, number, message),
             H::ToSource(id, number, message) => self.to_source(id, number, message),
-            H::Commit(ticket) => self.commit(ticket)?,
+            H::Propose(asked) => self.proposed(*asked),
+            H::Commit(number) => self.commit(number)?,
+            H::LeaderChange => self.leader_change(),
             H::Retry(ticket) => self.retry(ticket),
             H::Watch(site, life) => self.watch(site, life),
             H::Report(site) => self.report(site),
