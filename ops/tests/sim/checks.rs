@@ -11,6 +11,7 @@ use crate::invariant_4::ExactlyOnce;
 use crate::invariant_5::Order;
 use crate::invariant_6::Outcomes;
 use crate::invariant_7::Closed;
+use crate::invariant_10::Delays;
 use crate::packet;
 use crate::world::{Checked, SITES, World};
 
@@ -23,6 +24,7 @@ pub(crate) struct Checks {
     pub(crate) order: Order,
     pub(crate) outcomes: Outcomes,
     pub(crate) closed: Closed,
+    pub(crate) delays: Delays,
 }
 
 fn serves(phase: Phase) -> bool {

@@ -7,6 +7,7 @@ use flow::sample::Seeded;
 use flow::{MoveId, SiteId, WorkerId};
 use placement::core::{Command, Move, MovePhase, MoveReason};
 
+use crate::lost::FENCED_AFTER;
 use crate::world::{Happening, IDLE, Mode, SITES, World};
 
 /// How far a move is, as nobody in the system can see it at once.
@@ -118,19 +119,24 @@ pub(crate) struct Plan {
 }
 
 impl Plan {
-    pub(crate) fn new(mode: Mode, rng: &mut Seeded) -> Self {
+    /// One to four faults. The first goes through all kinds and stages from seed to seed, so that two thousand seeds, wherever they
+    /// begin, have each.
+    pub(crate) fn new(seed: u64, mode: Mode, rng: &mut Seeded) -> Self {
         let kinds = kinds();
         let mut plan = Self::default();
-        if mode.faults {
-            for _ in 0..1 + rng.below(4) {
-                let kind = kinds[rng.below(kinds.len() as u64) as usize];
-                // Losing flows or a site makes the rest of the run easier to excuse, so it is rarer.
-                let rare =
-                    matches!(kind, Kind::Worker(_) | Kind::AgentLong(_) | Kind::Lost(_)) && rng.below(2) == 0;
-                let stage = STAGES[rng.below(STAGES.len() as u64) as usize];
-                if !rare {
-                    plan.pending.push((kind, stage));
-                }
+        if !mode.faults {
+            return plan;
+        }
+        let cell = (seed % (kinds.len() * STAGES.len()) as u64) as usize;
+        plan.pending.push((kinds[cell / STAGES.len()], STAGES[cell % STAGES.len()]));
+        for _ in 0..rng.below(4) {
+            let kind = kinds[rng.below(kinds.len() as u64) as usize];
+            // Losing flows or a site makes the rest of the run easier to excuse, so it is rarer.
+            let rare =
+                matches!(kind, Kind::Worker(_) | Kind::AgentLong(_) | Kind::Lost(_)) && rng.below(2) == 0;
+            let stage = STAGES[rng.below(STAGES.len() as u64) as usize];
+            if !rare {
+                plan.pending.push((kind, stage));
             }
         }
         plan
@@ -214,6 +220,8 @@ impl World {
         *self.plan.hits.entry((stage, fault.kind)).or_default() += 1;
         self.trace(|| format!("FAULT {:?} of move {} at {now_at:?}", fault.kind, fault.id));
         let mut heal_after = 0;
+        // What does not last breaks off something that is made anew.
+        let mut lasts = 0;
         match fault.kind {
             Kind::Agent(role) => {
                 self.agent_crash(self.site_of(&fault, role));
@@ -227,8 +235,8 @@ impl World {
                 let site = self.site_of(&fault, role);
                 if let Some(worker) = self.worker_of(&fault, site) {
                     self.worker_crash(site, worker);
-                    let wait = self.between(1_000, 700_000);
-                    self.after(wait, Happening::WorkerStart(site, worker));
+                    lasts = self.between(1_000, 700_000);
+                    self.after(lasts, Happening::WorkerStart(site, worker));
                 }
             }
             Kind::Control(role) => {
@@ -239,7 +247,8 @@ impl World {
             }
             Kind::Switch(role) => self.switch_loss(self.site_of(&fault, role)),
             Kind::Placement(role) => {
-                let until = self.now + self.between(50_000, 1_200_000);
+                lasts = self.between(50_000, 1_200_000);
+                let until = self.now + lasts;
                 let site = self.site_of(&fault, role);
                 if let Some(state) = self.sites.get_mut(&site) {
                     state.cut_off_until = until;
@@ -253,11 +262,12 @@ impl World {
                 self.poke_watch(site);
                 self.poke_watch(site);
             }
-            Kind::Leader => self.leader_change(),
-            Kind::LeaderAlone => self.leader_alone(),
+            Kind::Leader => lasts = self.leader_change(),
+            Kind::LeaderAlone => lasts = self.leader_alone(),
             Kind::Stream => self.break_stream(fault.id),
             Kind::Partition => {
-                let until = self.now + self.between(50_000, 2_000_000);
+                lasts = self.between(50_000, 2_000_000);
+                let until = self.now + lasts;
                 self.plan.partitions.insert((fault.from.min(fault.to), fault.from.max(fault.to)), until);
                 let both = |s: &crate::world::Stream| {
                     (s.from, s.to) == (fault.from, fault.to) || (s.from, s.to) == (fault.to, fault.from)
@@ -267,14 +277,16 @@ impl World {
                 broken.into_iter().for_each(|id| self.break_stream(id));
             }
             Kind::AgentStopped(role) => {
-                let (site, until) = (self.site_of(&fault, role), self.now + self.between(20_000, 2_500_000));
+                lasts = self.between(20_000, 2_500_000);
+                let (site, until) = (self.site_of(&fault, role), self.now + lasts);
                 let now = self.now;
                 if let Some(state) = self.sites.get_mut(&site).filter(|state| state.stopped_until <= now) {
                     state.stopped_until = until;
                 }
             }
             Kind::WorkerStopped(role) => {
-                let (site, until) = (self.site_of(&fault, role), self.now + self.between(20_000, 1_500_000));
+                lasts = self.between(20_000, 1_500_000);
+                let (site, until) = (self.site_of(&fault, role), self.now + lasts);
                 let now = self.now;
                 if let Some(worker) = self.worker_of(&fault, site)
                     && let Some(place) =
@@ -288,8 +300,8 @@ impl World {
                 }
             }
             Kind::Stall => {
-                let span = self.between(50_000, 2 * IDLE);
-                self.stall_stream(fault.id, span);
+                lasts = self.between(50_000, 2 * IDLE);
+                self.stall_stream(fault.id, lasts);
             }
             Kind::SwitchForgets(role) => {
                 let site = self.site_of(&fault, role);
@@ -299,8 +311,15 @@ impl World {
                 }
                 self.switch_loss(site);
             }
-            Kind::Lost(role) => self.lose_site(self.site_of(&fault, role)),
-            Kind::Burst => self.burst_until = self.now + self.between(20_000, 400_000),
+            Kind::Lost(role) => {
+                // Then an operator makes sure that it is, and says so.
+                lasts = 2 * FENCED_AFTER;
+                self.lose_site(self.site_of(&fault, role));
+            }
+            Kind::Burst => {
+                lasts = self.between(20_000, 400_000);
+                self.burst_until = self.now + lasts;
+            }
             Kind::Abort => {
                 let reason = "the operator changed his mind".to_owned();
                 self.propose("operator", Command::Abort { move_id: fault.id, by: None, reason }, None);
@@ -316,6 +335,7 @@ impl World {
                 }
             }
         }
+        self.checks.delays.broken(self.now, lasts.max(heal_after));
         if heal_after > 0 {
             self.after(heal_after, Happening::Heal(fault));
         }

@@ -7,12 +7,10 @@ use flow::{MoveId, SiteId, WorkerId};
 use crate::site::PACE;
 use crate::world::{Checked, Violation};
 
-/// Bytes that held packets may take: what the workers of the simulation are made with.
-pub(crate) const HOLD_BYTES_MAX: usize = 1 << 20;
-/// The last packet may go over by its own length.
-const PACKET_LEN_MAX: u64 = 10_000;
+/// The last packet may go over by its own length: frames of the simulation are shorter.
+const PACKET_LEN_MAX: u64 = 200;
 
-pub(crate) fn check(site: SiteId, worker: WorkerId, counters: &Counters) -> Checked {
+pub(crate) fn check(site: SiteId, worker: WorkerId, counters: &Counters, hold_bytes_max: usize) -> Checked {
     let lost = counters.unaccounted();
     if lost != 0 {
         return Err(Violation::new(
@@ -20,7 +18,7 @@ pub(crate) fn check(site: SiteId, worker: WorkerId, counters: &Counters) -> Chec
             format!("worker {site}/{worker} has lost {lost} packets: {counters:?}"),
         ));
     }
-    if counters.held_bytes_now > HOLD_BYTES_MAX as u64 + PACKET_LEN_MAX {
+    if counters.held_bytes_now > hold_bytes_max as u64 + PACKET_LEN_MAX {
         let what = format!("worker {site}/{worker} holds {} bytes", counters.held_bytes_now);
         return Err(Violation::new(9, what));
     }

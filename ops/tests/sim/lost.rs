@@ -11,7 +11,7 @@ use crate::world::{Happening, Place, SITES, World};
 /// Between two looks at whether a worker is to come or go.
 const LOOK: u64 = 150_000;
 /// An operator makes sure for so long that the site does not forward any more.
-const FENCED_AFTER: u64 = 3_000_000;
+pub(crate) const FENCED_AFTER: u64 = 3_000_000;
 
 impl World {
     pub(crate) fn is_lost(&self, site: SiteId) -> bool {
@@ -120,6 +120,7 @@ impl World {
         if let Some(place) = self.sites.get_mut(&site).and_then(|state| state.workers.get_mut(&worker)) {
             place.process = None;
         }
+        self.checks.delays.forget((site, worker));
         let wait = self.between(20_000, 200_000);
         self.after(wait, Happening::AgentInput(site, number, Input::Recall(worker)));
     }

@@ -19,4 +19,14 @@ pub(crate) enum Mutation {
     EarlyTarget,
     /// The switch says that it follows rules that it never got.
     RulesLost,
+    /// A worker sends what it does not count.
+    Miscounted,
+    /// A worker holds whatever comes, and its moves never join, so that it is much.
+    HoldsAll,
+    /// A worker exports whatever it has, whether the target takes it or not.
+    Windowless,
+    /// A target's worker is never told to join.
+    NeverJoined,
+    /// Site 3 does not hear that moves between the others end.
+    EndUnheard,
 }

@@ -434,20 +434,23 @@ impl World {
     pub(crate) fn worker_start(&mut self, site: SiteId, worker: WorkerId) {
         let (boot, now) = (self.number(), self.micros());
         let keys = [self.rng.word(), self.rng.word()];
-        let (lost, mode) = (self.is_lost(site), self.mode);
+        let (lost, mode, mutation) = (self.is_lost(site), self.mode, self.mutation);
         let Some(place) = self.sites.get_mut(&site).and_then(|state| state.workers.get_mut(&worker)) else {
             return;
         };
         if place.process.is_some() || lost {
             return;
         }
-        let hold_packets_max = if mode.tight { 12 } else { 4_096 };
+        let (mut hold_packets_max, mut hold_bytes_max) = mode.hold_max();
+        if mutation == Some(Mutation::HoldsAll) {
+            (hold_packets_max, hold_bytes_max) = (1 << 20, 1 << 30);
+        }
         let settings = Settings {
             site,
             worker,
             flow_capacity: 256,
             hold_packets_max,
-            hold_bytes_max: crate::invariant_9::HOLD_BYTES_MAX,
+            hold_bytes_max,
             export_batch_len: 2,
             keys,
             boot,
@@ -463,6 +466,7 @@ impl World {
         };
         let Some(process) = place.process.take() else { return };
         place.stopped_until = 0;
+        self.checks.delays.forget((site, worker));
         self.trace(|| format!("worker {site}/{worker} crashes"));
         process.status.keys().for_each(|group| self.excuses.lose(*group));
         self.worker_cut(site, worker);
@@ -515,7 +519,17 @@ impl World {
         );
     }
 
-    pub(crate) fn ask(&mut self, site: SiteId, worker: WorkerId, request: Request) {
+    pub(crate) fn ask(&mut self, site: SiteId, worker: WorkerId, mut request: Request) {
+        match (self.mutation, &mut request) {
+            (Some(Mutation::NeverJoined | Mutation::HoldsAll), Request::Join { .. }) => return,
+            (
+                Some(Mutation::Windowless),
+                Request::CopyStart { credit, .. }
+                | Request::Arm { credit, .. }
+                | Request::Credit { credit, .. },
+            ) => *credit = u64::MAX,
+            _ => {}
+        }
         let place = self.sites.get(&site).and_then(|state| state.workers.get(&worker));
         let connection = place.map_or(0, |place| place.connection);
         if connection == 0 {
@@ -567,6 +581,9 @@ impl World {
             self.schedule.at(until, Happening::ToWorker(site, worker, boot, frame));
             return Ok(());
         }
+        if let Some(seen) = packet::read(&frame) {
+            self.checks.delays.enters((site, worker), seen.number, self.now);
+        }
         self.worker_turn(site, worker, vec![frame])
     }
 
@@ -610,7 +627,10 @@ impl World {
         if let Some(Event::Status { groups, .. }) = process.worker.poll_event() {
             process.status = groups.into_iter().map(|status| (status.group, status)).collect();
         }
-        let after = process.worker.counters();
+        let mut after = process.worker.counters();
+        if mutation == Some(Mutation::Miscounted) {
+            after.sent = after.sent.saturating_sub(1);
+        }
         let open: Vec<_> = process.status.keys().copied().collect();
         let wait = match process.worker.wait() {
             Wait::Now => 20,
@@ -621,6 +641,7 @@ impl World {
         let freed: Vec<_> = out.free.iter().filter_map(|frame| Some(packet::read(frame)?.number)).collect();
         let full = after.dropped_hold_full > before.dropped_hold_full;
         for number in freed {
+            self.checks.delays.leaves((site, worker), number, now.0);
             self.trace(|| format!("worker {site}/{worker} drops packet {number}"));
             self.excuse_relaxed(site, number);
             if full {
@@ -631,9 +652,18 @@ impl World {
             // What was opened early goes past what waits.
             open.into_iter().for_each(|group| self.excuses.shuffle(group));
         }
-        crate::invariant_9::check(site, worker, &after)?;
+        crate::invariant_9::check(site, worker, &after, self.mode.hold_max().1)?;
         self.check_states(site, worker)?;
         for frame in out.tx {
+            if let Some(seen) = packet::read(&frame) {
+                let took = self.checks.delays.leaves((site, worker), seen.number, now.0);
+                let what = if self.mode.faults {
+                    "most added delay, us"
+                } else {
+                    "most added delay without faults, us"
+                };
+                self.counts.most(what, took);
+            }
             self.worker_sends(site, worker, frame)?;
         }
         for event in events.into_iter().filter(|_| connection != 0) {

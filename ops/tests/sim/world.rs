@@ -24,6 +24,9 @@ use crate::schedule::Schedule;
 use crate::switch::Switch;
 use crate::traffic::Traffic;
 
+/// Between two looks at what waits in workers.
+const DELAYS_INTERVAL: u64 = 50_000;
+
 /// Silence after which a stream breaks.
 pub(crate) const IDLE: u64 = 800_000;
 
@@ -162,6 +165,13 @@ pub(crate) struct Mode {
     pub(crate) trace: bool,
 }
 
+impl Mode {
+    /// Packets and bytes that a worker may hold.
+    pub(crate) fn hold_max(self) -> (usize, usize) {
+        if self.tight { (12, 1_000) } else { (4_096, 1 << 20) }
+    }
+}
+
 pub(crate) struct World {
     pub(crate) now: u64,
     pub(crate) rng: Seeded,
@@ -174,6 +184,8 @@ pub(crate) struct World {
     pub(crate) counts: Counts,
     /// What was found where nothing can be returned.
     pub(crate) found: Option<Violation>,
+    /// When it is looked next at what waits in workers.
+    delays_at: u64,
     pub(crate) delays: BTreeMap<(SiteId, SiteId), u64>,
     pub(crate) burst_until: u64,
     pub(crate) log: Log,
@@ -215,7 +227,7 @@ impl World {
                 delays.insert((b, a), delay);
             }
         }
-        let plan = Plan::new(mode, &mut rng);
+        let plan = Plan::new(seed, mode, &mut rng);
         let mut world = Self {
             now: 0,
             mode,
@@ -226,6 +238,7 @@ impl World {
             streams: BTreeMap::new(),
             counts: Counts::default(),
             found: None,
+            delays_at: 0,
             delays,
             burst_until: 0,
             log: Log::new([0, 30, 300][(seed % 3) as usize]),
@@ -383,7 +396,9 @@ impl World {
             H::ToSource(id, number, message) => self.to_source(id, number, message),
             H::Propose(asked) => self.proposed(*asked),
             H::Commit(number) => self.commit(number)?,
-            H::LeaderChange => self.leader_change(),
+            H::LeaderChange => {
+                self.leader_change();
+            }
             H::Retry(ticket) => self.retry(ticket),
             H::Watch(site, life) => self.watch(site, life),
             H::Report(site) => self.report(site),
@@ -399,6 +414,10 @@ impl World {
             H::Heal(fault) => self.recover(fault),
         }
         self.notice_phases();
+        if self.now >= self.delays_at {
+            self.delays_at = self.now + DELAYS_INTERVAL;
+            self.checks.delays.check(self.now)?;
+        }
         self.found.take().map_or(Ok(()), Err)
     }
 }
