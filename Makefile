@@ -5,6 +5,9 @@ CARGO ?= cargo
 SEEDS ?= 10000
 # The first of them.
 FROM ?= 0
+# The seeds of `make test`: two thousand that follow from the commit, so that each commit tries others. Without git, the first ones.
+COMMIT = $(shell git rev-parse HEAD 2>/dev/null | cut -c1-7)
+COMMIT_FROM = $(if $(COMMIT),$(shell echo $$((0x$(COMMIT) * 2000))),0)
 # Each fuzz target runs for so long.
 SECONDS ?= 30
 # Each has its fuzz targets in a package of its own, `fuzz`, which the commands over the workspace do not build.
@@ -67,7 +70,7 @@ test: test-setup
 	    --test devices --test refusals --test huge_pages --test dpdk; \
 	else echo "SKIPPED: tests of DPDK workers (DPDK is not installed, or not root)"; fi
 	@$(MAKE) --no-print-directory lab-short
-	$(CARGO) test --package limosa --lib --bins --test api --test certs --test sim
+	SIM_FROM=$(COMMIT_FROM) $(CARGO) test --package limosa --lib --bins --test api --test certs --test sim
 	$(CARGO) test --package limosa --test second_start --test life --test stalls -- --test-threads=1
 	$(CARGO) test --package limosa --test process -- --test-threads=1
 
