@@ -383,6 +383,34 @@ fn a_message_by_port_is_relayed_and_held_like_the_udp_of_its_group() {
     assert_eq!(relayed, [with_tag(frame, Tag::Relay(Side::Outside, SiteId(3)))], "as it came");
 }
 
+/// The switch would give what is steered by address alone back to the worker of the lowest block.
+#[test]
+fn an_echo_reply_that_a_worker_relays_goes_by_port_when_the_address_is_shared() {
+    let [mut first, _] = sharing();
+    let own = first.inside(echo(8, address("100.64.0.255"), s1().0, 77)).unwrap().source;
+    assert_eq!(own.0, shared());
+    let whole = first.inside(echo(8, address("100.64.0.0"), s1().0, 77)).unwrap().source;
+    assert_ne!(whole.0, shared());
+    let (move_id, epoch) = (MoveId::local(1), Epoch(1));
+    first.ask(Request::CopyStart { group: group_id(), move_id, session: 0, credit: u64::MAX });
+    let (awaited, bound_us, credit, again) = (Vec::new(), 0, u64::MAX, false);
+    let (group, target) = (group_id(), HERE);
+    first.worker.handle(
+        Request::Arm { group, move_id, epoch, target, awaited, bound_us, session: 0, credit, again },
+        first.now,
+    );
+    first.settle();
+    let relayed = first.send(echo(0, s1().0, own.0, own.1), Tag::Direct(Side::Outside, HERE));
+    let seen = packet::parse(&relayed[0]).unwrap();
+    let Content::Flow(headers) = seen.content else { panic!("{seen:?}") };
+    assert_eq!((seen.tag, headers.protocol), (Tag::Relay(Side::Outside, HERE), Protocol::Udp));
+    assert_eq!((headers.destination, headers.destination_port), own);
+    let reply = echo(0, s1().0, whole.0, whole.1);
+    let relayed = first.send(reply.clone(), Tag::Direct(Side::Outside, HERE));
+    assert_eq!(relayed, [with_tag(reply, Tag::Relay(Side::Outside, HERE))], "nobody shares that address");
+    assert_eq!(first.worker.counters().unaccounted(), 0);
+}
+
 #[test]
 fn udp_from_port_0_that_no_site_sealed_is_udp() {
     let [mut first, mut second] = sharing();

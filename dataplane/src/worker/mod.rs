@@ -475,13 +475,57 @@ impl<B: PacketBuf> Worker<B> {
         by_port::wrap(frame, &headers, look.tuple.port, seal)
     }
 
+    fn relayed_by_port(&self, frame: &[u8]) -> Option<Vec<u8>> {
+        if packet::ip_bytes(frame)?.get(9) != Some(&Protocol::Icmp.number()) {
+            return None;
+        }
+        let parsed = packet::parse(frame).ok()?;
+        let (side, address) = (Side::Outside, packet::destination(frame)?);
+        let tuple = match parsed.content {
+            Content::Flow(headers) => self.tuple(side, &headers),
+            Content::Error(error) => self.error_tuple(side, &error),
+            Content::Marker(..) => None,
+        }?;
+        let is_shared = self.group_of(tuple.client).is_none_or(|number| self.is_shared(number, address));
+        let look = Look { parsed, side, tuple, hash: 0, flow: NIL };
+        is_shared.then(|| self.by_port(frame, &look)).flatten()
+    }
+
+    /// Whether an outside address may have blocks of other groups: its first or its last one is no client's of this group.
+    fn is_shared(&self, number: u32, address: u32) -> bool {
+        let id = self.groups[number as usize].id;
+        let Some(service) = self.services.iter().find(|known| known.spec.service == id.service) else {
+            return true;
+        };
+        let spec = service.slices.spec();
+        let rest =
+            (u32::from(u16::MAX) + 1 - u32::from(spec.first_port)) % u32::from(spec.ports_per_subscriber);
+        let ours = |port| {
+            let owner = service.slices.owner(address.into(), port);
+            let client = owner.and_then(|subscriber| service.slices.client(subscriber));
+            client.is_some_and(|client| id.prefix.contains(client.into()))
+        };
+        #[expect(clippy::cast_possible_truncation, reason = "less than a block")]
+        let last = u16::MAX - rest as u16;
+        !(ours(spec.first_port) && ours(last))
+    }
+
     /// What a message by port to this outside endpoint is sealed with.
     fn seal(&self, headers: &Headers, port: u16) -> Option<u32> {
         let owner = nat::owner(&self.services, headers.destination, port)?;
         Some(self.services.get(owner.service)?.slices.seal(headers.source, headers.destination, port))
     }
 
+    /// Passes a packet on to another worker. The switch there, which may be our own, leads ICMP to a shared address to the worker of the
+    /// lowest block, which may be this one: so it goes by port.
     fn relay(&mut self, mut packet: B, side: Side, site: SiteId, out: &mut Output<B>) {
+        if side == Side::Outside
+            && let Some(bytes) = self.relayed_by_port(packet.data())
+            && let Some(wrapped) = B::from_bytes(&out.pool, &bytes)
+        {
+            self.counters.icmp_by_port += 1;
+            out.free.push(std::mem::replace(&mut packet, wrapped));
+        }
         packet::set_tag(packet.data_mut(), Tag::Relay(side, site));
         self.counters.relayed += 1;
         self.send(packet, out);
