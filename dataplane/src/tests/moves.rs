@@ -600,6 +600,23 @@ fn a_relaxed_target_serves_at_once_and_counts_of_both_sites_add_up() {
     assert_eq!(record.joined.tcp, TcpState::None);
 }
 
+/// The source has made the mapping since the copy.
+#[test]
+fn a_relaxed_target_asks_the_source_about_an_error_of_a_client_whose_mapping_it_lacks() {
+    let mut lab = Lab::bare(THERE, 64);
+    lab.ask(prepare(Ordering::Relaxed));
+    lab.ask(install(Batch::default()));
+    lab.ask(Request::Open { group: group_id(), move_id: MOVE });
+    let inbound = udp(remote(), client(), b"x");
+    let mut icmp = vec![3, 3, 0, 0, 0, 0, 0, 0];
+    icmp.extend_from_slice(&inbound[packet::IP..packet::IP + 28]);
+    let sum = !packet::ones_complement(&icmp);
+    icmp[2..4].copy_from_slice(&sum.to_be_bytes());
+    let error = packet::build_ip(Tag::ToOutside, 1, client().0, remote().0, &icmp);
+    let asked = lab.send(error.clone(), Tag::Direct(Side::Inside, HERE));
+    assert_eq!(asked, [with_tag(error, Tag::Relay(Side::Inside, HERE))]);
+}
+
 type Link = VecDeque<(Vec<u8>, Tag)>;
 
 /// Two sites, two ingresses, an agent that carries records, and links that are first-in first-out but of

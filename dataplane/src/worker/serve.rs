@@ -83,11 +83,18 @@ impl<B: PacketBuf> Worker<B> {
         out.free.push(packet);
     }
 
-    /// Whether a packet from the world is for a mapping that is not here. The other side of a move may have it.
+    /// Whether a packet needs a mapping that is not here: one from the world, or an error of a client. The other side of a move may
+    /// have it.
     fn is_unmapped(&self, look: &Look) -> bool {
         let Look { side, tuple, .. } = look;
-        *side == Side::Outside
-            && self.table.mappings.of_outside(tuple.protocol, tuple.client, tuple.port).is_none()
+        let mappings = &self.table.mappings;
+        match (side, look.parsed.content) {
+            (Side::Outside, _) => mappings.of_outside(tuple.protocol, tuple.client, tuple.port).is_none(),
+            (Side::Inside, Content::Error(_)) => {
+                mappings.of_client(tuple.protocol, tuple.client, tuple.port).is_none()
+            }
+            (Side::Inside, Content::Flow(_) | Content::Marker(..)) => false,
+        }
     }
 
     /// The source decides while it serves; once it has cut it sends the packet back, to wait for the join.
