@@ -73,7 +73,7 @@ impl Agent {
             (true, Phase::Serving) if status.epoch == group.epoch => return,
             (true, Phase::Shadow | Phase::Open) => Request::TakeOver { group: group.id, move_id },
             (true, Phase::Copying | Phase::Draining) if status.epoch == group.epoch => {
-                Request::Disarm { group: group.id, move_id }
+                Request::Disarm { group: group.id, move_id, withdraw: false }
             }
             (true, _) => Request::Serve { group: group.id, epoch: group.epoch },
             (false, Phase::Tombstone) => return,
@@ -93,6 +93,10 @@ impl Agent {
 
     /// A move goes on with a new machine, from what the worker says that it does.
     fn resume(&mut self, worker: WorkerId, status: &GroupStatus, mv: &Move, now: Micros) {
+        // A move between workers ends first, also one of which its source has not heard yet.
+        if self.is_moving_locally(&mv.group) {
+            return;
+        }
         if mv.from == self.site && !self.outgoing.contains_key(&mv.id) {
             let frozen = status.phase == Phase::Relaying;
             let machine = Source::new(
@@ -171,7 +175,7 @@ impl Agent {
                 self.set_local(group, Some(from));
                 let request = match relays {
                     Some(_) => Request::Serve { group, epoch: status.epoch },
-                    None => Request::Disarm { group, move_id: id },
+                    None => Request::Disarm { group, move_id: id, withdraw: false },
                 };
                 self.outputs.push_back(Output::Worker(from, request));
             }

@@ -392,3 +392,32 @@ fn the_end_of_a_round_of_a_copy_that_was_given_up_does_not_end_the_one_in_hand()
     assert!(!proposes(&feed(&mut agent, ended(first))), "most flows are still to come");
     assert!(proposes(&feed(&mut agent, ended(second))));
 }
+
+#[test]
+fn a_move_waits_for_one_between_workers_also_when_all_are_asked_what_they_have_meanwhile() {
+    let mine = group("1:100.64.0.0/27", HERE, 1);
+    let serving = at(whole(), 1, Phase::Serving);
+    let (mut agent, _) = settled(vec![mine], vec![serving]);
+    let did = feed(&mut agent, Input::MoveLocally(whole(), WORKERS[1]));
+    assert!(requests(&did).iter().any(|(_, request)| matches!(request, Request::Prepare { .. })), "{did:?}");
+    let id = MoveId(7);
+    let moving = Change::Group(Group { move_id: Some(id), ..mine });
+    let mv = Move {
+        id,
+        group: whole(),
+        from: HERE,
+        to: THERE,
+        epoch: Epoch(2),
+        phase: MovePhase::Preparing,
+        ordering: Ordering::Strict,
+        ingresses: Vec::new(),
+        flip: None,
+        take_over: false,
+        reason: MoveReason::Operator,
+        started: 1,
+    };
+    say(&mut agent, false, vec![Change::Move(mv), moving]);
+    feed(&mut agent, Input::WorkerUp { worker: WorkerId(2), boot: 1 });
+    let did = status(&mut agent, WORKERS[0], vec![serving]);
+    assert!(!did.iter().any(|output| matches!(output, Output::Connect(..))), "{did:?}");
+}
