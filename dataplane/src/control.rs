@@ -149,6 +149,8 @@ pub enum Request {
         group: GroupId,
         /// The move.
         move_id: MoveId,
+        /// The token has not left, and must not any more: what was cut is not exported again for this move.
+        withdraw: bool,
     },
     /// Source: the target serves. Frees the flows and relays for `relay_us` more, then forgets the group.
     Forget {
@@ -350,6 +352,8 @@ pub enum Event {
         move_id: MoveId,
         /// The group had been cut: the target may serve, and the source relays on.
         cut: bool,
+        /// It had been cut, and the token was withdrawn before it left.
+        withdrawn: bool,
     },
     /// Target: room is reserved and packets are held.
     Prepared {

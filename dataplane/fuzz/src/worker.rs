@@ -306,7 +306,7 @@ impl Script<'_> {
                 credit: credit(kind),
                 again: kind & 0x40 == 0,
             },
-            7 => Request::Disarm { group, move_id },
+            7 => Request::Disarm { group, move_id, withdraw: kind & 0x80 != 0 },
             8 => Request::Forget {
                 group,
                 move_id,

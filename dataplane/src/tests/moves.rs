@@ -186,6 +186,20 @@ fn arming_a_cut_group_again_gives_everything_and_the_same_token() {
     assert_eq!((merged(&again).upserts.len(), token_of(&again)), (5, token));
 }
 
+#[test]
+fn a_token_that_was_withdrawn_is_not_exported_again() {
+    let mut lab = source_with_flows(5);
+    cut(&mut lab);
+    let disarm = |withdraw| Request::Disarm { group: group_id(), move_id: MOVE, withdraw };
+    let answer = |withdrawn| Event::Disarmed { group: group_id(), move_id: MOVE, cut: true, withdrawn };
+    assert_eq!(lab.ask(disarm(false)), [answer(false)]);
+    assert_eq!(lab.ask(disarm(true)), [answer(true)]);
+    assert_eq!(lab.ask(disarm(false)), [answer(true)], "another agent hears of it");
+    assert!(matches!(lab.ask(arm_again(u64::MAX))[..], [Event::Refused { .. }]));
+    lab.ask(Request::Serve { group: group_id(), epoch: Epoch(3) });
+    assert!(lab.inside(udp(client(), remote(), b"")).is_some(), "it is served again");
+}
+
 fn arm_again(credit: u64) -> Request {
     let (epoch, awaited) = (Epoch(2), Vec::new());
     Request::Arm {
@@ -274,8 +288,8 @@ fn a_move_between_workers_of_a_site_keeps_the_epoch() {
 fn a_disarmed_move_never_cuts_and_a_cut_one_says_so() {
     let mut lab = source_with_flows(1);
     lab.ask(arm(&[THERE], 1_000));
-    let disarm = Request::Disarm { group: group_id(), move_id: MOVE };
-    let answer = |cut| Event::Disarmed { group: group_id(), move_id: MOVE, cut };
+    let disarm = Request::Disarm { group: group_id(), move_id: MOVE, withdraw: false };
+    let answer = |cut| Event::Disarmed { group: group_id(), move_id: MOVE, cut, withdrawn: false };
     assert_eq!(lab.ask(disarm.clone()), [answer(false)]);
     assert_eq!(lab.after(2_000).0, []);
     assert!(matches!(lab.ask(arm(&[], 0))[..], [Event::Refused { .. }]));
@@ -615,6 +629,30 @@ fn a_relaxed_target_asks_the_source_about_an_error_of_a_client_whose_mapping_it_
     let error = packet::build_ip(Tag::ToOutside, 1, client().0, remote().0, &icmp);
     let asked = lab.send(error.clone(), Tag::Direct(Side::Inside, HERE));
     assert_eq!(asked, [with_tag(error, Tag::Relay(Side::Inside, HERE))]);
+}
+
+#[test]
+fn a_relaxed_target_asks_the_source_about_tcp_that_opens_nothing() {
+    let mut source = source_with_flows(0);
+    let out = source.inside(tcp(client(), remote(), SYN)).unwrap();
+    let other = (remote().0, 8_080);
+    source.inside(tcp(client(), other, SYN)).unwrap();
+    let mut first = copied(&mut source);
+    first.upserts.retain(|record| record.key.remote.port == remote().1);
+    let mut lab = Lab::bare(THERE, 64);
+    lab.ask(prepare(Ordering::Relaxed));
+    lab.ask(install(first));
+    lab.ask(Request::Open { group: group_id(), move_id: MOVE });
+    let reset = tcp(client(), other, RST);
+    let asked = lab.send(reset.clone(), Tag::Direct(Side::Inside, HERE));
+    assert_eq!(asked, [with_tag(reset, Tag::Relay(Side::Inside, HERE))], "the source has the flow");
+    let answer = tcp(other, out.source, SYN | ACK);
+    let asked = lab.send(answer.clone(), Tag::Direct(Side::Outside, HERE));
+    assert_eq!(
+        asked,
+        [with_tag(answer, Tag::Relay(Side::Outside, HERE))],
+        "the mapping is here, the flow is not"
+    );
 }
 
 type Link = VecDeque<(Vec<u8>, Tag)>;

@@ -55,8 +55,8 @@ impl<B: PacketBuf> Worker<B> {
                 self.grant(&group, move_id, Credit::new(session, credit));
                 Ok(())
             }
-            Request::Disarm { group, move_id } => {
-                self.disarm(group, move_id);
+            Request::Disarm { group, move_id, withdraw } => {
+                self.disarm(group, move_id, withdraw);
                 Ok(())
             }
             Request::Forget { group, move_id, epoch, target, relay_us } => {
@@ -405,7 +405,8 @@ impl<B: PacketBuf> Worker<B> {
         Ok(())
     }
 
-    fn disarm(&mut self, id: GroupId, move_id: MoveId) {
+    fn disarm(&mut self, id: GroupId, move_id: MoveId, withdraw: bool) {
+        let mut withdrawn = false;
         let mut cut = self.fences.get(&id).is_some_and(|fence| fence.cut == Some(move_id));
         if let Ok(number) = self.number(&id) {
             let group = &mut self.groups[number as usize];
@@ -425,11 +426,13 @@ impl<B: PacketBuf> Worker<B> {
                 | State::Shadow
                 | State::Open => {}
             }
-            if !cut {
+            let relays = matches!(group.state, State::Relaying(_)) && group.move_id == Some(move_id);
+            if !cut || relays && withdraw {
                 group.disarmed = Some(move_id);
             }
+            withdrawn = relays && group.disarmed == Some(move_id);
         }
-        self.events.push_back(Event::Disarmed { group: id, move_id, cut });
+        self.events.push_back(Event::Disarmed { group: id, move_id, cut, withdrawn });
     }
 
     fn forget(
@@ -711,7 +714,7 @@ fn subject(request: &Request) -> Option<(GroupId, Option<MoveId>)> {
         Request::CopyStart { group, move_id, .. }
         | Request::CopyRound { group, move_id }
         | Request::Arm { group, move_id, .. }
-        | Request::Disarm { group, move_id }
+        | Request::Disarm { group, move_id, .. }
         | Request::Forget { group, move_id, .. }
         | Request::Prepare { group, move_id, .. }
         | Request::Open { group, move_id }

@@ -83,17 +83,24 @@ impl<B: PacketBuf> Worker<B> {
         out.free.push(packet);
     }
 
-    /// Whether a packet needs a mapping that is not here: one from the world, or an error of a client. The other side of a move may
-    /// have it.
+    /// Whether a packet needs a flow or a mapping that is not here: one from the world, and of a client an error, or TCP that opens
+    /// nothing. The other side of a move may have it.
     fn is_unmapped(&self, look: &Look) -> bool {
         let Look { side, tuple, .. } = look;
-        let mappings = &self.table.mappings;
-        match (side, look.parsed.content) {
-            (Side::Outside, _) => mappings.of_outside(tuple.protocol, tuple.client, tuple.port).is_none(),
-            (Side::Inside, Content::Error(_)) => {
-                mappings.of_client(tuple.protocol, tuple.client, tuple.port).is_none()
+        let (inside, mappings) = (*side == Side::Inside, &self.table.mappings);
+        let mapping = if inside {
+            mappings.of_client(tuple.protocol, tuple.client, tuple.port)
+        } else {
+            mappings.of_outside(tuple.protocol, tuple.client, tuple.port)
+        };
+        match look.parsed.content {
+            Content::Flow(headers)
+                if headers.protocol == Protocol::Tcp && tcp::first(inside, headers.tcp_flags).is_none() =>
+            {
+                self.table.find(inside, tuple).is_none()
             }
-            (Side::Inside, Content::Flow(_) | Content::Marker(..)) => false,
+            Content::Flow(_) if inside => false,
+            Content::Flow(_) | Content::Error(_) | Content::Marker(..) => mapping.is_none(),
         }
     }
 

@@ -57,6 +57,8 @@ pub enum SourceInput {
     Disarmed {
         /// It had cut.
         cut: bool,
+        /// And the token, which had not left, was withdrawn.
+        withdrawn: bool,
     },
     /// The worker refused what it was asked.
     Refused(String),
@@ -90,6 +92,8 @@ pub enum SourceAction {
     CutLate(Vec<SiteId>),
     /// Worker: do not cut.
     Disarm,
+    /// Worker: do not cut; and if it has, this must never be exported again. The token has not left.
+    Withdraw,
     /// Worker: forget the flows, relay for a while.
     Forget,
     /// Worker: serve under this epoch again.
@@ -238,8 +242,8 @@ impl Source {
             SourceInput::RoundEnd { dirty, flows } => self.round_ended(dirty, flows, now),
             SourceInput::Cut { token, missing } => self.cut(token, missing, now),
             SourceInput::CutBefore => self.cut_before(),
-            SourceInput::Disarmed { cut } => self.disarmed(cut, now),
-            SourceInput::Refused(reason) => self.give_up(&reason, false),
+            SourceInput::Disarmed { cut, withdrawn } => self.disarmed(cut, withdrawn, now),
+            SourceInput::Refused(reason) => self.give_up(&reason, false, now),
             SourceInput::Switching { ingresses, flip_in } => {
                 self.switching(ingresses, now.plus(flip_in), now)
             }
@@ -263,7 +267,7 @@ impl Source {
         }
         self.cut_late_if_there(now);
         if self.silent_bound().is_some_and(|at| at <= now) {
-            self.give_up("the target site was not reachable", false);
+            self.give_up("the target site was not reachable", false, now);
         }
     }
 
@@ -377,7 +381,7 @@ impl Source {
             ToSource::Accept { session, next } if session == self.session => self.accepted(next, now),
             ToSource::Ack { session, next } if session == self.session => self.acknowledged(next),
             ToSource::Mismatch { session } if session == self.session => self.restart(),
-            ToSource::Refuse { reason } => self.give_up(&reason, true),
+            ToSource::Refuse { reason } => self.give_up(&reason, true, now),
             // About a session that is over, or told for information: the log will say the same.
             ToSource::Accept { .. }
             | ToSource::Ack { .. }
@@ -521,7 +525,7 @@ impl Source {
         match self.state {
             State::Resting { .. } => self.drain(ingresses, now),
             // The flip was committed before the abort that was proposed: so it is taken back.
-            State::Deciding => self.disarm(self.refused),
+            State::Deciding => self.disarm(self.refused, now),
             State::Offering
             | State::Copying
             | State::Draining
@@ -531,9 +535,12 @@ impl Source {
         }
     }
 
-    fn disarm(&mut self, refused: bool) {
+    /// That the token has not left is what the taking back will be proposed with, and the proposal may be committed long after this
+    /// machine: so the worker has to remember it. When the target is there, it may yet take a cut that came in between.
+    fn disarm(&mut self, refused: bool, now: Micros) {
         self.state = State::Disarming { refused };
-        self.actions.push_back(SourceAction::Disarm);
+        let may_leave = self.given || self.is_there(now);
+        self.actions.push_back(if may_leave { SourceAction::Disarm } else { SourceAction::Withdraw });
     }
 
     fn drain(&mut self, ingresses: Vec<SiteId>, now: Micros) {
@@ -578,7 +585,7 @@ impl Source {
     }
 
     /// The target will not take the group (`refused`: by its own word), or was away for too long.
-    fn give_up(&mut self, reason: &str, refused: bool) {
+    fn give_up(&mut self, reason: &str, refused: bool, now: Micros) {
         match (&self.switching, self.state) {
             (_, State::Disarming { .. } | State::Deciding | State::Over) => {}
             (None, _) => {
@@ -586,20 +593,23 @@ impl Source {
                 self.refused = refused;
                 self.actions.push_back(SourceAction::ProposeAbort(reason.to_owned()));
             }
-            (Some(_), _) => self.disarm(refused),
+            (Some(_), _) => self.disarm(refused, now),
         }
     }
 
-    fn disarmed(&mut self, cut: bool, now: Micros) {
+    fn disarmed(&mut self, cut: bool, withdrawn: bool, now: Micros) {
         let State::Disarming { refused } = self.state else { return };
         self.frozen = cut;
-        // Refused by its own worker, the source may find that this had cut: a target that is there takes the token.
-        let may_be_given = self.given || self.is_there(now);
-        match (cut && may_be_given, refused) {
-            (false, _) => self.propose_take_back(Proof::NeverGiven),
-            (true, true) => self.propose_take_back(Proof::NeverAccepted),
-            // The target may have the token, and only it can tell; or it is there to take it.
-            (true, false) => self.restart_after_cut(),
+        if !cut || withdrawn {
+            self.propose_take_back(Proof::NeverGiven);
+        } else if refused {
+            self.propose_take_back(Proof::NeverAccepted);
+        } else if self.given || self.is_there(now) {
+            // The target may have the token, and only it can tell; or, as the worker had cut already, it is there to take it.
+            self.restart_after_cut();
+        } else {
+            // It has gone meanwhile.
+            self.actions.push_back(SourceAction::Withdraw);
         }
     }
 
@@ -791,7 +801,7 @@ mod tests {
         let refuse = SourceInput::Peer(ToSource::Refuse { reason: "no room".into() });
         assert_eq!(feed(&mut source, [refuse]), [SourceAction::Disarm]);
         let proposed = [SourceAction::ProposeTakeBack(Proof::NeverAccepted)];
-        assert_eq!(feed(&mut source, [SourceInput::Disarmed { cut: true }]), proposed);
+        assert_eq!(feed(&mut source, [SourceInput::Disarmed { cut: true, withdrawn: false }]), proposed);
     }
 
     #[test]
@@ -800,7 +810,7 @@ mod tests {
         feed(&mut source, [switching()]);
         assert_eq!(feed(&mut source, [SourceInput::Refused("why".into())]), [SourceAction::Disarm]);
         let proposed = [SourceAction::ProposeTakeBack(Proof::NeverGiven)];
-        assert_eq!(feed(&mut source, [SourceInput::Disarmed { cut: false }]), proposed);
+        assert_eq!(feed(&mut source, [SourceInput::Disarmed { cut: false, withdrawn: false }]), proposed);
     }
 
     #[test]
@@ -808,9 +818,9 @@ mod tests {
         let mut source = resting();
         feed(&mut source, [switching(), SourceInput::PeerDown]);
         source.handle_timeout(NOW.plus(WAITS.take_back));
-        assert_eq!(actions(&mut source), [SourceAction::Disarm]);
+        assert_eq!(actions(&mut source), [SourceAction::Withdraw]);
         let proposed = [SourceAction::ProposeTakeBack(Proof::NeverGiven)];
-        assert_eq!(feed(&mut source, [SourceInput::Disarmed { cut: false }]), proposed);
+        assert_eq!(feed(&mut source, [SourceInput::Disarmed { cut: false, withdrawn: false }]), proposed);
 
         let mut source = handed_over();
         feed(&mut source, [SourceInput::PeerDown]);
@@ -848,7 +858,7 @@ mod tests {
         }
         let probes = did.iter().filter(|did| **did == SourceAction::Send(ToTarget::Probe)).count();
         assert!(probes >= 8, "{probes}");
-        assert_eq!(did.last(), Some(&SourceAction::Disarm));
+        assert_eq!(did.last(), Some(&SourceAction::Withdraw));
         assert!(!did.iter().any(|did| matches!(did, SourceAction::CutLate(_))));
     }
 
@@ -872,9 +882,9 @@ mod tests {
         let cut = SourceInput::Cut { token: token(), missing: Vec::new() };
         assert_eq!(feed(&mut source, [cut]), []);
         source.handle_timeout(NOW.plus(WAITS.take_back));
-        assert_eq!(actions(&mut source), [SourceAction::Disarm]);
+        assert_eq!(actions(&mut source), [SourceAction::Withdraw]);
         let proposed = [SourceAction::ProposeTakeBack(Proof::NeverGiven)];
-        assert_eq!(feed(&mut source, [SourceInput::Disarmed { cut: true }]), proposed);
+        assert_eq!(feed(&mut source, [SourceInput::Disarmed { cut: true, withdrawn: true }]), proposed);
     }
 
     #[test]
@@ -902,7 +912,7 @@ mod tests {
         source.handle_timeout(NOW.plus(WAITS.take_back));
         actions(&mut source);
         let proposed = [SourceAction::ProposeTakeBack(Proof::NeverGiven)];
-        assert_eq!(feed(&mut source, [SourceInput::Disarmed { cut: true }]), proposed);
+        assert_eq!(feed(&mut source, [SourceInput::Disarmed { cut: true, withdrawn: true }]), proposed);
     }
 
     #[test]
@@ -913,19 +923,22 @@ mod tests {
         source.handle_timeout(NOW.plus(WAITS.take_back));
         actions(&mut source);
         let proposed = [SourceAction::ProposeTakeBack(Proof::NeverGiven)];
-        assert_eq!(feed(&mut source, [SourceInput::Disarmed { cut: true }]), proposed);
+        assert_eq!(feed(&mut source, [SourceInput::Disarmed { cut: true, withdrawn: true }]), proposed);
         assert_eq!(feed(&mut source, [SourceInput::PeerUp, accept(1)]), []);
     }
 
     #[test]
-    fn a_target_that_is_back_before_its_source_was_disarmed_takes_the_token_in_a_new_copy() {
+    fn a_target_that_is_back_after_the_token_was_withdrawn_does_not_get_it() {
         let mut source = resting();
         feed(&mut source, [switching(), SourceInput::PeerDown]);
         feed(&mut source, [SourceInput::Cut { token: token(), missing: Vec::new() }]);
         source.handle_timeout(NOW.plus(WAITS.take_back));
         actions(&mut source);
         assert_eq!(feed(&mut source, [SourceInput::PeerUp, accept(1)]), []);
-        assert_eq!(feed(&mut source, [SourceInput::Disarmed { cut: true }]), [offer(SESSION + 1)]);
+        assert_eq!(
+            feed(&mut source, [SourceInput::Disarmed { cut: true, withdrawn: true }]),
+            [SourceAction::ProposeTakeBack(Proof::NeverGiven)]
+        );
     }
 
     #[test]
@@ -935,7 +948,7 @@ mod tests {
         assert_eq!(feed(&mut source, [SourceInput::Refused("why".into())]), aborted);
         assert_eq!(feed(&mut source, [switching()]), [SourceAction::Disarm]);
         let proposed = [SourceAction::ProposeTakeBack(Proof::NeverGiven)];
-        assert_eq!(feed(&mut source, [SourceInput::Disarmed { cut: false }]), proposed);
+        assert_eq!(feed(&mut source, [SourceInput::Disarmed { cut: false, withdrawn: false }]), proposed);
     }
 
     #[test]
@@ -952,7 +965,10 @@ mod tests {
     fn a_cut_that_won_the_race_against_disarming_is_handed_over_to_a_target_that_is_there() {
         let mut source = resting();
         feed(&mut source, [switching(), SourceInput::Refused("why".into())]);
-        assert_eq!(feed(&mut source, [SourceInput::Disarmed { cut: true }]), [offer(SESSION + 1)]);
+        assert_eq!(
+            feed(&mut source, [SourceInput::Disarmed { cut: true, withdrawn: false }]),
+            [offer(SESSION + 1)]
+        );
     }
 
     #[test]
@@ -960,7 +976,10 @@ mod tests {
         let mut source = Source::new(spec(), WAITS, Pace::default(), 7, 3, Found::Cut, NOW);
         feed(&mut source, [switching(), SourceInput::PeerUp, accept(0)]);
         assert_eq!(feed(&mut source, [SourceInput::Refused("why".into())]), [SourceAction::Disarm]);
-        assert_eq!(feed(&mut source, [SourceInput::Disarmed { cut: true }]), [offer(SESSION + 1)]);
+        assert_eq!(
+            feed(&mut source, [SourceInput::Disarmed { cut: true, withdrawn: false }]),
+            [offer(SESSION + 1)]
+        );
     }
 
     #[test]
@@ -1032,5 +1051,26 @@ mod tests {
         assert_eq!(feed(&mut source, [SourceInput::CutBefore]), [offer(SESSION + 1)]);
         let accept = SourceInput::Peer(ToSource::Accept { session: SESSION + 1, next: 0 });
         assert_eq!(feed(&mut source, [accept]), [SourceAction::ArmAgain(Vec::new())]);
+    }
+
+    /// The proposal of the former life may be committed yet.
+    #[test]
+    fn a_cut_of_another_life_whose_token_was_withdrawn_is_taken_back() {
+        let mut source = Source::new(spec(), WAITS, Pace::default(), 7, 3, Found::Cut, NOW);
+        feed(&mut source, [switching(), SourceInput::PeerUp, accept(0)]);
+        assert_eq!(feed(&mut source, [SourceInput::Refused("withdrawn".into())]), [SourceAction::Disarm]);
+        let proposed = [SourceAction::ProposeTakeBack(Proof::NeverGiven)];
+        let withdrawn = SourceInput::Disarmed { cut: true, withdrawn: true };
+        assert_eq!(feed(&mut source, [withdrawn]), proposed);
+    }
+
+    #[test]
+    fn a_target_that_goes_while_its_source_is_disarmed_has_the_token_withdrawn() {
+        let mut source = resting();
+        feed(&mut source, [switching(), SourceInput::Refused("why".into()), SourceInput::PeerDown]);
+        let disarmed = |withdrawn| SourceInput::Disarmed { cut: true, withdrawn };
+        assert_eq!(feed(&mut source, [disarmed(false)]), [SourceAction::Withdraw]);
+        let proposed = [SourceAction::ProposeTakeBack(Proof::NeverGiven)];
+        assert_eq!(feed(&mut source, [disarmed(true)]), proposed);
     }
 }

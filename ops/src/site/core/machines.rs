@@ -106,7 +106,8 @@ impl Agent {
             SourceAction::CutLate(awaited) => {
                 self.arm_request(id, &spec, Arming { awaited, session, credit, bound_us: 0, again: false })
             }
-            SourceAction::Disarm => Request::Disarm { group, move_id: id },
+            SourceAction::Disarm => Request::Disarm { group, move_id: id, withdraw: false },
+            SourceAction::Withdraw => Request::Disarm { group, move_id: id, withdraw: true },
             SourceAction::Forget => self.forget_request(group, id, spec.epoch, spec.to),
             SourceAction::Serve(epoch) => {
                 self.set_local(group, Some(worker));

@@ -99,8 +99,8 @@ impl Agent {
                 let cut = if present { SourceInput::Cut { token, missing } } else { SourceInput::CutBefore };
                 self.feed_source_of(worker, move_id, cut, now);
             }
-            Event::Disarmed { move_id, cut, .. } => {
-                self.feed_source_of(worker, move_id, SourceInput::Disarmed { cut }, now);
+            Event::Disarmed { move_id, cut, withdrawn, .. } => {
+                self.feed_source_of(worker, move_id, SourceInput::Disarmed { cut, withdrawn }, now);
             }
             Event::Prepared { move_id, .. } => self.prepared(worker, move_id),
             Event::Refused { group, move_id, reason } => {
