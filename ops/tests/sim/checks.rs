@@ -77,8 +77,9 @@ impl World {
 
     /// A translated packet leaves a worker.
     pub(crate) fn check_egress(&mut self, site: SiteId, worker: WorkerId, frame: &[u8]) -> Checked {
-        let Some(seen) = packet::read(frame) else { return Ok(()) };
+        let Some(seen) = packet::read(frame).filter(|seen| !seen.by_port) else { return Ok(()) };
         let Some((sending, talk)) = self.traffic.of(seen.number) else { return Ok(()) };
+        let number = sending.talk;
         let (group, client, known_as) = (talk.group, talk.client, talk.known_as);
         let place = self.sites.get(&site).and_then(|state| state.workers.get(&worker));
         let statuses = place.and_then(|place| place.process.as_ref()).map(|process| process.status.values());
@@ -103,13 +104,18 @@ impl World {
                 self.checks.outcomes.translated(status.group, status.epoch);
             }
         }
-        let Some(outside) = outside else { return Ok(()) };
+        let Some(outside) = outside.filter(|_| seen.quoted.is_none()) else { return Ok(()) };
+        let now = self.now;
+        self.traffic.talks[number].translated = now;
         if lost {
             self.checks.mappings.forget(seen.protocol, client);
         }
-        self.checks.mappings.translated(seen.protocol, client, outside)?;
+        self.checks.mappings.translated(seen.protocol, client, outside, now)?;
         match self.services.get(&group.service) {
-            Some(slices) => self.checks.ports.translated(slices, seen.protocol, client, outside, !lost),
+            Some(slices) => {
+                let planned = !lost;
+                self.checks.ports.translated(slices, seen.protocol, (client, outside), planned, now)
+            }
             None => Ok(()),
         }
     }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 /// Things that each run of two thousand seeds must come to: else the simulation has lost them.
-const EXPECTED: [&str; 7] = [
+const EXPECTED: [&str; 13] = [
     "chunks",
     "moves",
     "handovers after several chunks",
@@ -11,6 +11,12 @@ const EXPECTED: [&str; 7] = [
     "proposals lost with their leader",
     "proposals committed by the next leader",
     "proposals committed more than once",
+    "connections closed",
+    "connections reset",
+    "echo replies that arrived",
+    "ICMP errors that arrived",
+    "flows that rested until they may expire",
+    "flows expired",
 ];
 
 /// Counts by name; those that begin with "most" are greatest values.

@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use dataplane::control::Phase;
-use flow::{GroupId, Protocol};
+use flow::{GroupId, Protocol, ServiceId};
 
 use crate::log::root;
 use crate::world::{SiteState, World};
@@ -44,6 +44,17 @@ impl Excuses {
 
     pub(crate) fn may_shuffle(&self, group: &GroupId) -> bool {
         self.order.contains(&root(*group)) || self.may_lose(group)
+    }
+
+    /// Flows of some group of the service may be lost.
+    pub(crate) fn may_lose_of(&self, service: ServiceId) -> bool {
+        self.flows.iter().any(|group| group.service == service)
+    }
+
+    /// Whether what was sent then is judged for all groups of the service.
+    pub(crate) fn is_watched_of(&self, service: ServiceId, at: u64) -> bool {
+        let mut watched = self.watched_from.iter().filter(|(group, _)| group.service == service);
+        watched.all(|(_, from)| *from <= at)
     }
 
     /// Whether what was sent then is judged.

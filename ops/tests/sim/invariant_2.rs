@@ -5,20 +5,21 @@ use std::collections::BTreeMap;
 use flow::Protocol;
 
 use crate::packet::End;
+use crate::traffic::LIVE;
 use crate::world::{Checked, Violation};
 
-/// The outside endpoint of each client endpoint. Clients of the simulation never rest long enough to expire.
+/// The outside endpoint of each client endpoint, and when it was used last.
 #[derive(Default)]
 pub(crate) struct Mappings {
-    outside: BTreeMap<(Protocol, End), End>,
+    outside: BTreeMap<(Protocol, End), (End, u64)>,
 }
 
 impl Mappings {
-    pub(crate) fn translated(&mut self, protocol: Protocol, client: End, outside: End) -> Checked {
-        let first = *self.outside.entry((protocol, client)).or_insert(outside);
-        if first == outside {
+    pub(crate) fn translated(&mut self, protocol: Protocol, client: End, outside: End, now: u64) -> Checked {
+        let known = self.outside.insert((protocol, client), (outside, now));
+        let Some((first, _)) = known.filter(|(first, at)| *first != outside && now - at < LIVE) else {
             return Ok(());
-        }
+        };
         Err(Violation::new(2, format!("{protocol:?} {client:?} was {first:?} and is {outside:?}")))
     }
 
@@ -31,4 +32,12 @@ impl Mappings {
     pub(crate) fn forget(&mut self, protocol: Protocol, client: End) {
         self.outside.remove(&(protocol, client));
     }
+}
+
+/// An error reaches a client, about a packet from this endpoint: it is the client's own, as the client knows it.
+pub(crate) fn quoted(client: End, to: End, about: End) -> Checked {
+    if to.0 == client.0 && about == client {
+        return Ok(());
+    }
+    Err(Violation::new(2, format!("an error about {client:?} reached {to:?}, and names {about:?}")))
 }

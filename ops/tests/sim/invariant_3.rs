@@ -7,17 +7,19 @@ use flow::Protocol;
 use flow::nat::NatSlices;
 
 use crate::packet::End;
+use crate::traffic::LIVE;
 use crate::world::{Checked, Violation};
 
 #[derive(Default)]
 pub(crate) struct OutsidePorts {
-    clients: BTreeMap<(Protocol, End), End>,
+    /// With when it was used last.
+    clients: BTreeMap<(Protocol, End), (End, u64)>,
 }
 
 impl OutsidePorts {
     /// Whoever's flows were lost may get other ports.
     pub(crate) fn forget_all(&mut self, clients: impl Fn(std::net::Ipv4Addr) -> bool) {
-        self.clients.retain(|_, client| !clients(client.0));
+        self.clients.retain(|_, (client, _)| !clients(client.0));
     }
 
     /// `planned`: no worker died, so a port that a client has stays its own.
@@ -25,9 +27,9 @@ impl OutsidePorts {
         &mut self,
         slices: &NatSlices,
         protocol: Protocol,
-        client: End,
-        outside: End,
+        (client, outside): (End, End),
         planned: bool,
+        now: u64,
     ) -> Checked {
         let owner = slices.owner(outside.0, outside.1);
         if owner.is_none() || owner != slices.subscriber(client.0) {
@@ -36,8 +38,8 @@ impl OutsidePorts {
                 format!("{outside:?} of client {client:?} is of the block of {owner:?}"),
             ));
         }
-        let first = *self.clients.entry((protocol, outside)).or_insert(client);
-        if planned && first != client {
+        let known = self.clients.insert((protocol, outside), (client, now));
+        if let Some((first, _)) = known.filter(|(first, at)| planned && *first != client && now - at < LIVE) {
             return Err(Violation::new(3, format!("{outside:?} is of {first:?} and of {client:?}")));
         }
         Ok(())

@@ -18,6 +18,9 @@ use crate::world::{Checked, Happening, Queue, SITES, World};
 /// Another node leads after so long at most.
 const LEADERLESS_MAX: u64 = 400_000;
 
+/// The shortest timeout of a flow: short, so that flows expire within a seed.
+pub(crate) const TIMEOUT_S: u32 = 3;
+
 /// Who the leader's own proposals are from.
 const LEADER: &str = "leader";
 
@@ -77,7 +80,12 @@ fn service(id: u8, clients: &str, pool: &str, ordering: Ordering) -> Option<Serv
             first_port: 1_024,
             port_key: 77,
         },
-        timeouts: Timeouts::default(),
+        timeouts: Timeouts {
+            udp_s: TIMEOUT_S,
+            tcp_established_s: 2 * TIMEOUT_S,
+            tcp_transitory_s: TIMEOUT_S,
+            icmp_s: TIMEOUT_S,
+        },
         ordering,
         group_len: GROUP_LEN,
     })

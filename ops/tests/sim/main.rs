@@ -82,6 +82,7 @@ fn shard(seeds: impl Iterator<Item = u64>) -> (Hits, Vec<String>, Counts) {
         counts.merge(&world.counts);
         counts.add("moves", world.log.cluster.finished.len() as u64);
         counts.add("packets", world.traffic.sendings.len() as u64);
+        counts.add("flows expired", world.expired());
         counts.add("virtual seconds", world.now / 1_000_000);
     }
     (hits, failures, counts)

@@ -15,7 +15,7 @@ use transfer::core::{Pace, ToSource, ToTarget};
 
 use crate::mutation::Mutation;
 use crate::packet;
-use crate::traffic::Way;
+use crate::traffic::{LIVE, Way};
 use crate::world::{Checked, Happening, IDLE, Life, Place, Process, Queue, SITES, Stream, World};
 
 /// The worker that comes and goes with the load.
@@ -644,6 +644,7 @@ impl World {
             self.checks.delays.leaves((site, worker), number, now.0);
             self.trace(|| format!("worker {site}/{worker} drops packet {number}"));
             self.excuse_relaxed(site, number);
+            self.excuse_expired(number);
             if full {
                 self.traffic.excuse(number);
             }
@@ -689,6 +690,24 @@ impl World {
         }
     }
 
+    /// A packet from the world opens no flow, and its flow may have expired.
+    fn excuse_expired(&mut self, number: u64) {
+        let Some((sending, talk)) = self.traffic.of(number) else { return };
+        let expired = sending.stale || self.now.saturating_sub(talk.translated) >= LIVE;
+        if expired && (sending.way == Way::In || sending.icmp) {
+            self.traffic.excuse(number);
+        }
+    }
+
+    /// Flows that expired in workers that still run.
+    pub(crate) fn expired(&self) -> u64 {
+        let places = self.sites.values().flat_map(|state| state.workers.values());
+        places
+            .filter_map(|place| place.process.as_ref())
+            .map(|process| process.worker.counters().flows_expired)
+            .sum()
+    }
+
     fn wake_worker(&mut self, site: SiteId, worker: WorkerId, wait: u64) {
         let at = self.now + wait;
         let Some(place) = self.sites.get_mut(&site).and_then(|state| state.workers.get_mut(&worker)) else {
@@ -708,7 +727,7 @@ impl World {
             match self.mutation.filter(|_| self.rng.below(200) == 0) {
                 Some(Mutation::OutputLost) => return Ok(()),
                 Some(Mutation::OutputTwice) => copies = 2,
-                Some(Mutation::PortBent) => packet::bend_source_port(&mut frame),
+                Some(Mutation::PortBent) if packet::has_ports(&frame) => packet::bend_source_port(&mut frame),
                 _ => {}
             }
             self.check_egress(site, worker, &frame)?;
