@@ -33,7 +33,7 @@ use flow::{Prefix, SiteId};
 use super::clock::Clock;
 use engine::{Command, Engine};
 use net::micros;
-pub use report::{ActTraffic, Checks, Delays, GroupDelays, PacketCounts, TcpCounts};
+pub use report::{ActTraffic, Checks, Delays, GroupDelays, Harm, PacketCounts, PathHarm, TcpCounts};
 
 /// A site where clients and servers can come in.
 #[derive(Clone, Debug)]
@@ -142,6 +142,14 @@ impl WorldSpec {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Mark(u64);
 
+impl Mark {
+    /// Time since the world began.
+    #[must_use]
+    pub fn since_start(self) -> Duration {
+        Duration::from_micros(self.0)
+    }
+}
+
 /// The world, before it runs.
 #[derive(Debug)]
 pub struct World;
@@ -204,6 +212,14 @@ impl WorldHandle {
     /// The world has ended.
     pub fn total(&self) -> Result<ActTraffic> {
         self.ask(|reply| Command::Report(None, reply))
+    }
+
+    /// What came to harm since the start, and when it was sent.
+    ///
+    /// # Errors
+    /// The world has ended.
+    pub fn harm(&self) -> Result<Harm> {
+        self.ask(Command::Harm)
     }
 
     /// Clients of all groups inside the prefix leave their site and appear at another one. Blocks no one: UDP is

@@ -13,7 +13,7 @@ use nix::poll::{PollFd, PollFlags};
 use super::frame::{Headers, TCP};
 use super::net::{Arrival, Net};
 use super::port::Port;
-use super::report::{ActTraffic, Delays, Ledger};
+use super::report::{ActTraffic, Delays, Harm, Ledger};
 use super::tcp::Tcp;
 use super::udp::Udp;
 use super::{WorldSpec, micros};
@@ -32,6 +32,7 @@ pub(super) enum Command {
     Begin(String, Sender<usize>),
     Report(Option<usize>, Sender<ActTraffic>),
     Live(Sender<ActTraffic>),
+    Harm(Sender<Harm>),
     Roam(Prefix, SiteId, Sender<usize>),
     SetRate(Prefix, f64, Sender<usize>),
     Window(Vec<Prefix>, Range<u64>, Sender<Delays>),
@@ -73,7 +74,8 @@ impl Engine {
         }
         net.now = clock.micros();
         let (udp, tcp) = (Udp::new(spec, &net, net.now), Tcp::new(spec, &net, net.now));
-        let names = spec.groups.iter().map(|group| group.prefix.to_string()).collect();
+        let groups = spec.groups.iter().map(|group| group.prefix).collect();
+        let ledger = Ledger::new(groups, net.sites.clone());
         Ok(Self {
             clock,
             commands,
@@ -81,7 +83,7 @@ impl Engine {
             ports,
             udp,
             tcp,
-            ledger: Ledger::new(names),
+            ledger,
             roaming: Vec::new(),
             roam_silence: micros(spec.roam_silence),
             grace: micros(spec.grace),
@@ -205,6 +207,7 @@ impl Engine {
             Command::Live(reply) => {
                 reply.send(self.ledger.report(Some(self.ledger.current()), now, settled)).ok()
             }
+            Command::Harm(reply) => reply.send(self.ledger.harm(settled)).ok(),
             Command::Roam(prefix, site, reply) => reply.send(self.roam(prefix, site, now)).ok(),
             Command::SetRate(prefix, factor, reply) => reply.send(self.set_rate(prefix, factor)).ok(),
             Command::Window(prefixes, time, reply) => {

@@ -52,7 +52,8 @@ pub(super) struct Server {
     site: usize,
     /// From the outside port of each site.
     delays: Vec<u64>,
-    nearest: usize,
+    /// The site where its answers come in.
+    pub(super) nearest: usize,
 }
 
 /// The topology, the time, and all packets on their way. Times are microseconds.

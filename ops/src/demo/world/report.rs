@@ -3,11 +3,16 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::AddAssign;
 
+use flow::{Prefix, SiteId};
 use hdrhistogram::Histogram;
 use serde::Serialize;
 
+use super::Mark;
+
 /// How long packets are counted together, in microseconds.
 const BIN_LEN: u64 = 500_000;
+/// Broken connections that are remembered.
+const BREAKS_MAX: usize = 1 << 14;
 /// Requests remembered for windows; the oldest go first.
 const SAMPLES_MAX: usize = 1 << 20;
 
@@ -24,6 +29,30 @@ pub struct PacketCounts {
     pub duplicated: u64,
     /// Arrived after a later packet of their flow and direction.
     pub reordered: u64,
+}
+
+/// Packets between clients of one group and servers near one site that came to harm, by when they were sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PathHarm {
+    /// Of the clients.
+    pub group: Prefix,
+    /// Where answers of the servers come in.
+    pub server: SiteId,
+    /// Sent from then on.
+    pub from: Mark,
+    /// And before.
+    pub until: Mark,
+    /// How many; those on their way for no longer than the grace time do not count as lost.
+    pub packets: PacketCounts,
+}
+
+/// All that came to harm, and when.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Harm {
+    /// Packets, in half seconds.
+    pub paths: Vec<PathHarm>,
+    /// TCP connections that ended without being asked to: group and time. The first [`BREAKS_MAX`].
+    pub breaks: Vec<(Prefix, Mark)>,
 }
 
 /// TCP connections.
@@ -105,9 +134,12 @@ pub struct ActTraffic {
 /// Packets that were sent at about one time.
 #[derive(Default)]
 struct Bin {
+    begin: u64,
     end: u64,
     act: usize,
     packets: PacketCounts,
+    /// By group and site of the server.
+    paths: Vec<PacketCounts>,
 }
 
 #[derive(Default)]
@@ -126,20 +158,31 @@ struct Sample {
     delay: u64,
 }
 
+/// Whose packets: places in the lists of groups and of sites.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Path {
+    pub(super) group: usize,
+    /// Where the server is near.
+    pub(super) server: usize,
+}
+
 /// All counters. Times are microseconds.
 pub(super) struct Ledger {
     bins: Vec<Bin>,
     acts: Vec<Act>,
     samples: VecDeque<Sample>,
-    groups: Vec<String>,
+    groups: Vec<Prefix>,
+    /// Where servers are.
+    sites: Vec<SiteId>,
+    breaks: Vec<(Prefix, Mark)>,
     /// TCP connections that are open now.
     pub(super) open: u64,
 }
 
 impl Ledger {
-    pub(super) fn new(groups: Vec<String>) -> Self {
-        let mut ledger =
-            Self { bins: Vec::new(), acts: Vec::new(), samples: VecDeque::new(), groups, open: 0 };
+    pub(super) fn new(groups: Vec<Prefix>, sites: Vec<SiteId>) -> Self {
+        let (bins, acts, samples, breaks) = (Vec::new(), Vec::new(), VecDeque::new(), Vec::new());
+        let mut ledger = Self { bins, acts, samples, groups, sites, breaks, open: 0 };
         ledger.begin(String::new(), 0);
         ledger
     }
@@ -153,30 +196,65 @@ impl Ledger {
             bin.end = now;
         }
         self.acts.push(Act { name, begin: now, ..Act::default() });
-        let act = self.acts.len() - 1;
-        self.bins.push(Bin { end: now + BIN_LEN, act, ..Bin::default() });
-        act
+        self.add_bin(now);
+        self.current()
     }
 
     /// Begins a new bin when the last one is full.
     pub(super) fn tick(&mut self, now: u64) {
         if self.bins.last().is_some_and(|bin| bin.end <= now) {
-            let act = self.acts.len() - 1;
-            self.bins.push(Bin { end: now + BIN_LEN, act, ..Bin::default() });
+            self.add_bin(now);
         }
     }
 
-    /// Counts a packet as sent; the bin that it is counted in, which it carries.
-    pub(super) fn sent(&mut self) -> u32 {
-        let at = self.bins.len() - 1;
-        self.bins[at].packets.sent += 1;
-        u32::try_from(at).unwrap_or(u32::MAX)
+    fn add_bin(&mut self, now: u64) {
+        let paths = vec![PacketCounts::default(); self.groups.len() * self.sites.len()];
+        let (act, packets) = (self.current(), PacketCounts::default());
+        self.bins.push(Bin { begin: now, end: now + BIN_LEN, act, packets, paths });
     }
 
-    /// The counters that a packet belongs to, by the bin that it carries.
-    pub(super) fn packets(&mut self, bin: u32) -> &mut PacketCounts {
+    /// Counts a packet as sent; the bin that it is counted in, which it carries.
+    pub(super) fn sent(&mut self, path: Path) -> u32 {
+        let bin = u32::try_from(self.bins.len() - 1).unwrap_or(u32::MAX);
+        self.count(bin, path, PacketCounts { sent: 1, ..PacketCounts::default() });
+        bin
+    }
+
+    /// Counts what became of a packet, by the bin that it carries.
+    pub(super) fn count(&mut self, bin: u32, path: Path, packets: PacketCounts) {
         let at = (bin as usize).min(self.bins.len() - 1);
-        &mut self.bins[at].packets
+        let bin = &mut self.bins[at];
+        bin.packets += packets;
+        bin.paths[path.group * self.sites.len() + path.server] += packets;
+    }
+
+    /// A connection ended without being asked to.
+    pub(super) fn broke(&mut self, group: usize, now: u64) {
+        self.tcp().reset += 1;
+        if self.breaks.len() < BREAKS_MAX {
+            self.breaks.push((self.groups[group], Mark(now)));
+        }
+    }
+
+    /// All that came to harm. What was sent after `settled` may still be on its way.
+    pub(super) fn harm(&self, settled: u64) -> Harm {
+        let mut harm = Harm { breaks: self.breaks.clone(), ..Harm::default() };
+        for bin in &self.bins {
+            for (at, &packets) in bin.paths.iter().enumerate() {
+                let lost =
+                    if bin.end <= settled { packets.sent.saturating_sub(packets.delivered) } else { 0 };
+                if lost + packets.duplicated + packets.reordered > 0 {
+                    harm.paths.push(PathHarm {
+                        group: self.groups[at / self.sites.len()],
+                        server: self.sites[at % self.sites.len()],
+                        from: Mark(bin.begin),
+                        until: Mark(bin.end),
+                        packets: PacketCounts { lost, ..packets },
+                    });
+                }
+            }
+        }
+        harm
     }
 
     pub(super) fn tcp(&mut self) -> &mut TcpCounts {
@@ -258,7 +336,7 @@ impl Ledger {
         for (at, group) in self.groups.iter().enumerate() {
             let request_ms = self.requests(|group| group == at, begin, end);
             let round_trip_ms = round_trips(acts, at);
-            traffic.by_group.insert(group.clone(), GroupDelays { request_ms, round_trip_ms });
+            traffic.by_group.insert(group.to_string(), GroupDelays { request_ms, round_trip_ms });
         }
         traffic
     }

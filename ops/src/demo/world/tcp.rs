@@ -462,7 +462,7 @@ impl Client {
         if !matches!(self.phase, ClientPhase::Connecting) {
             scene.ledger.open = scene.ledger.open.saturating_sub(1);
         }
-        scene.ledger.tcp().reset += 1;
+        scene.ledger.broke(self.group, scene.now);
         self.host.socket().abort();
         self.phase = ClientPhase::Broken { until: scene.now + RECONNECT_DELAY };
     }

@@ -9,7 +9,7 @@ use super::WorldSpec;
 use super::frame::{Address, Headers, UDP_PAYLOAD, write_udp};
 use super::net::{Net, micros};
 use super::pattern;
-use super::report::Ledger;
+use super::report::{Ledger, PacketCounts, Path};
 
 /// The port that servers echo at.
 const SERVER_PORT: u16 = 9_000;
@@ -86,6 +86,12 @@ struct Flow {
     outside: Option<Address>,
     up: Track,
     down: Track,
+}
+
+impl Flow {
+    fn path(&self, net: &Net) -> Path {
+        Path { group: net.clients[self.client].group, server: net.servers[self.server].nearest }
+    }
 }
 
 /// Which way a packet goes.
@@ -208,7 +214,8 @@ impl Udp {
     fn send(&mut self, at: u32, net: &mut Net, ledger: &mut Ledger) {
         let flow = &mut self.flows[at as usize];
         flow.sent += 1;
-        let label = Label { flow: at, number: flow.sent, bin: ledger.sent(), way: Way::Up, sent: net.now };
+        let bin = ledger.sent(flow.path(net));
+        let label = Label { flow: at, number: flow.sent, bin, way: Way::Up, sent: net.now };
         let mut frame = net.buffer();
         label.write(self.seed, &mut frame);
         let from = (net.clients[flow.client].address, flow.port);
@@ -264,15 +271,16 @@ impl Udp {
             ledger.checks().misdelivered += 1;
             return;
         }
-        let packets = ledger.packets(label.bin);
-        match track.see(label.number) {
-            Seen::Next => packets.delivered += 1,
-            Seen::Reordered => {
-                packets.delivered += 1;
-                packets.reordered += 1;
-            }
-            Seen::Again => return packets.duplicated += 1,
-            Seen::Ancient => return packets.reordered += 1,
+        let seen = track.see(label.number);
+        let packets = match seen {
+            Seen::Next => PacketCounts { delivered: 1, ..PacketCounts::default() },
+            Seen::Reordered => PacketCounts { delivered: 1, reordered: 1, ..PacketCounts::default() },
+            Seen::Again => PacketCounts { duplicated: 1, ..PacketCounts::default() },
+            Seen::Ancient => PacketCounts { reordered: 1, ..PacketCounts::default() },
+        };
+        ledger.count(label.bin, flow.path(net), packets);
+        if matches!(seen, Seen::Again | Seen::Ancient) {
+            return;
         }
         match label.way {
             Way::Up => self.echo(label, headers, net, ledger),
@@ -289,7 +297,7 @@ impl Udp {
         if flow.outside.replace(headers.from).is_some_and(|before| before != headers.from) {
             ledger.checks().outside_changed += 1;
         }
-        let label = Label { bin: ledger.sent(), way: Way::Down, ..label };
+        let label = Label { bin: ledger.sent(flow.path(net)), way: Way::Down, ..label };
         let server = flow.server;
         let mut frame = net.buffer();
         label.write(self.seed, &mut frame);
