@@ -94,6 +94,8 @@ pub struct Cluster {
     /// Workers that agents have started.
     hooked: Option<HookWorkers>,
     wan: Wan,
+    /// What each link of the emulator joins, in its order.
+    joined: Vec<(Part, Part)>,
     http: reqwest::Client,
 }
 
@@ -123,7 +125,7 @@ impl Cluster {
         let addresses = layout.addresses(&mut ports)?;
         let mut plan = WanPlan::new(&layout, &mut ports);
         layout.write_configs(&addresses, &mut plan)?;
-        let links = plan.links;
+        let WanPlan { links, joined, .. } = plan;
         drop(ports);
         let wan = Wan::start(links).context("the WAN emulator cannot start")?;
         let mut cluster = Self {
@@ -134,6 +136,7 @@ impl Cluster {
             metrics: addresses.metrics,
             quic: addresses.quic_placement,
             wan,
+            joined,
             http: reqwest::Client::builder().timeout(Duration::from_secs(10)).build()?,
             layout,
         };
@@ -286,10 +289,16 @@ impl Cluster {
         Ok(())
     }
 
-    /// The process of a part, if it runs.
+    /// The process of a part, if it runs, whoever started it.
     #[must_use]
     pub fn process_id(&self, part: Part) -> Option<u32> {
-        self.children.get(&part).map(Child::id)
+        self.children.get(&part).map(Child::id).or_else(|| self.hooked_process_id(part))
+    }
+
+    /// The process of a worker that its agent had started.
+    #[must_use]
+    pub fn hooked_process_id(&self, part: Part) -> Option<u32> {
+        self.hooked.as_ref()?.process_id(&part.to_string())
     }
 
     /// Parts that have ended by themselves since the last look, which none should.
@@ -312,10 +321,28 @@ impl Cluster {
         }
     }
 
+    /// The same, for whoever does not want to keep the deployment meanwhile.
+    pub fn controller_cut(&self, site: SiteId, time: Duration) -> impl Future<Output = ()> + Send + use<> {
+        let proxy = self.proxies.get(&site).cloned();
+        async move {
+            if let Some(proxy) = proxy {
+                proxy.cut_for(time).await;
+            }
+        }
+    }
+
     /// The emulator between the sites.
     #[must_use]
     pub fn wan(&self) -> &Wan {
         &self.wan
+    }
+
+    /// The emulator's links between two parts, both ways: of two switches their tunnel, of agents and placement nodes what they tell
+    /// one another. Parts of one place reach one another without it.
+    #[must_use]
+    pub fn links(&self, a: Part, b: Part) -> Vec<usize> {
+        let is_wanted = |joined: &(Part, Part)| *joined == (a, b) || *joined == (b, a);
+        self.joined.iter().enumerate().filter(|(_, joined)| is_wanted(joined)).map(|(at, _)| at).collect()
     }
 
     /// How it is laid out.
@@ -491,19 +518,21 @@ struct WanPlan<'a> {
     layout: &'a Layout,
     ports: &'a mut PortPool,
     links: Vec<LinkSpec>,
+    /// From which part to which, of each link.
+    joined: Vec<(Part, Part)>,
 }
 
 impl<'a> WanPlan<'a> {
     fn new(layout: &'a Layout, ports: &'a mut PortPool) -> Self {
-        Self { layout, ports, links: Vec::new() }
+        Self { layout, ports, links: Vec::new(), joined: Vec::new() }
     }
 
     /// Addresses by which two endpoints at two sites reach one another: where the first sends to reach the second, and the
     /// reverse. At one site they talk directly.
     fn join(
         &mut self,
-        (a, at_a): (SocketAddr, SiteId),
-        (b, at_b): (SocketAddr, SiteId),
+        (part_a, a, at_a): (Part, SocketAddr, SiteId),
+        (part_b, b, at_b): (Part, SocketAddr, SiteId),
     ) -> anyhow::Result<(SocketAddr, SocketAddr)> {
         if at_a == at_b {
             return Ok((b, a));
@@ -518,6 +547,7 @@ impl<'a> WanPlan<'a> {
         };
         self.links.push(link(near_a, near_b, b));
         self.links.push(link(near_b, near_a, a));
+        self.joined.extend([(part_a, part_b), (part_b, part_a)]);
         Ok((near_a, near_b))
     }
 }
@@ -680,6 +710,15 @@ enum Node {
     Site(SiteId),
 }
 
+impl Node {
+    fn part(self) -> Part {
+        match self {
+            Self::Placement(id) => Part::Placement(id),
+            Self::Site(site) => Part::Agent(site),
+        }
+    }
+}
+
 /// By which address one node reaches another, and one switch another.
 struct Reach(BTreeMap<(Node, Node), SocketAddr>, BTreeMap<(SiteId, SiteId), SocketAddr>);
 
@@ -692,7 +731,7 @@ impl Reach {
         let mut reach = BTreeMap::new();
         for (i, &(a, address_a, at_a)) in all.iter().enumerate() {
             for &(b, address_b, at_b) in &all[i + 1..] {
-                let (to_b, to_a) = wan.join((address_a, at_a), (address_b, at_b))?;
+                let (to_b, to_a) = wan.join((a.part(), address_a, at_a), (b.part(), address_b, at_b))?;
                 reach.insert((a, b), to_b);
                 reach.insert((b, a), to_a);
             }
@@ -700,7 +739,10 @@ impl Reach {
         let mut tunnels = BTreeMap::new();
         for a in layout.site_ids() {
             for b in layout.site_ids().filter(|b| *b > a) {
-                let (to_b, to_a) = wan.join((at.tunnel[&(a, b)], a), (at.tunnel[&(b, a)], b))?;
+                let (to_b, to_a) = wan.join(
+                    (Part::Switch(a), at.tunnel[&(a, b)], a),
+                    (Part::Switch(b), at.tunnel[&(b, a)], b),
+                )?;
                 tunnels.insert((a, b), to_b);
                 tunnels.insert((b, a), to_a);
             }

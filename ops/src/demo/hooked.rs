@@ -100,14 +100,21 @@ impl HookWorkers {
         let Ok(entries) = fs::read_dir(&self.directory) else { return Vec::new() };
         let paths = entries.filter_map(|entry| Some(entry.ok()?.path()));
         let pids = paths.filter(|path| path.extension().is_some_and(|extension| extension == "pid"));
-        pids.filter_map(|path| {
-            let pid: i32 = fs::read_to_string(&path).ok()?.trim().parse().ok()?;
-            let line = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
-            let config = path.with_extension("toml").display().to_string();
-            String::from_utf8_lossy(&line).contains(&config).then(|| Pid::from_raw(pid))
-        })
-        .collect()
+        pids.filter_map(|path| runs(&path)).collect()
     }
+
+    /// The process of a worker that a hook has started, by the worker's name.
+    pub(crate) fn process_id(&self, name: &str) -> Option<u32> {
+        u32::try_from(runs(&self.directory.join(name).with_extension("pid"))?.as_raw()).ok()
+    }
+}
+
+/// Who is written down in a file, if it still is that process.
+fn runs(path: &Path) -> Option<Pid> {
+    let pid: i32 = fs::read_to_string(path).ok()?.trim().parse().ok()?;
+    let line = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+    let config = path.with_extension("toml").display().to_string();
+    String::from_utf8_lossy(&line).contains(&config).then(|| Pid::from_raw(pid))
 }
 
 impl Drop for HookWorkers {
@@ -154,6 +161,7 @@ mod tests {
         let workers = HookWorkers::new(directory, &waiter(directory)).unwrap();
         assert!(hook(directory, START) && hook(directory, START), "twice is as good as once");
         assert_eq!(workers.present().len(), 1);
+        assert!(workers.process_id("worker-1-3").is_some() && workers.process_id("worker-1-4").is_none());
         assert!(hook(directory, STOP) && hook(directory, STOP));
         assert_eq!(workers.present(), []);
         assert!(hook(directory, START));

@@ -42,12 +42,26 @@ pub(crate) struct Line {
     /// When the last byte accepted so far has left at the rate.
     sent_at: u64,
     release_last: u64,
+    /// On top of the specification, for a while: delay and jitter.
+    extra: (u64, u64),
     rng: Seeded,
 }
 
 impl Line {
     pub(crate) fn new(spec: LineSpec, seed: u64) -> Self {
-        Self { spec, queue: VecDeque::new(), sent_at: 0, release_last: 0, rng: Seeded::new(seed) }
+        Self {
+            spec,
+            queue: VecDeque::new(),
+            sent_at: 0,
+            release_last: 0,
+            extra: (0, 0),
+            rng: Seeded::new(seed),
+        }
+    }
+
+    /// What comes from now on takes longer by so much, and by up to so much; nanoseconds.
+    pub(crate) fn slow_down(&mut self, delay: u64, jitter: u64) {
+        self.extra = (delay, jitter);
     }
 
     /// When the next packet is due.
@@ -64,9 +78,9 @@ impl Line {
             return None;
         }
         self.sent_at = self.sent_at.max(now) + self.nanos_of(bytes.len() as u64);
-        let jitter = nanos(self.spec.jitter);
+        let (delay, jitter) = (nanos(self.spec.delay) + self.extra.0, nanos(self.spec.jitter) + self.extra.1);
         let jitter = if jitter == 0 { 0 } else { self.rng.below(jitter + 1) };
-        self.release_last = self.release_last.max(self.sent_at + nanos(self.spec.delay) + jitter);
+        self.release_last = self.release_last.max(self.sent_at + delay + jitter);
         let mut copy = spare.pop().unwrap_or_default();
         copy.clear();
         copy.extend_from_slice(bytes);
@@ -124,6 +138,19 @@ mod tests {
         assert_eq!((line.due(30 * MS - 1), line.due(30 * MS), line.due(40 * MS)), (0, 1, 2));
         assert_eq!(line.drain(1).count(), 1);
         assert_eq!(line.next_release(), Some(40 * MS));
+    }
+
+    #[test]
+    fn a_line_that_is_slowed_down_keeps_order_when_it_is_itself_again() {
+        let mut line = Line::new(LineSpec::new(Duration::from_millis(5)), 1);
+        line.slow_down(300 * MS, 0);
+        assert!(accepted(&mut line, 10, 0));
+        assert_eq!(line.next_release(), Some(305 * MS));
+        line.slow_down(0, 0);
+        assert!(accepted(&mut line, 11, 100 * MS));
+        assert_eq!((line.due(305 * MS - 1), line.due(305 * MS)), (0, 2), "the second waits for the first");
+        assert!(accepted(&mut line, 12, 400 * MS));
+        assert_eq!((line.due(404 * MS), line.due(405 * MS)), (2, 3));
     }
 
     #[test]

@@ -101,6 +101,8 @@ struct Shared {
 #[derive(Debug)]
 struct SharedLink {
     up: AtomicBool,
+    /// Nanoseconds on top of what was specified: delay and jitter.
+    extra: (AtomicU64, AtomicU64),
     packets: AtomicU64,
     bytes: AtomicU64,
     dropped: AtomicU64,
@@ -129,6 +131,16 @@ impl Wan {
         }
     }
 
+    /// Makes links slower than they were specified: so much more delay and jitter; none for what they were. Packets never pass
+    /// one another. Unknown places are ignored.
+    pub fn slow_down(&self, links: &[usize], delay: Duration, jitter: Duration) {
+        let nanos = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX / 4);
+        for link in links.iter().filter_map(|&at| self.shared.links.get(at)) {
+            link.extra.0.store(nanos(delay), Relaxed);
+            link.extra.1.store(nanos(jitter), Relaxed);
+        }
+    }
+
     /// Counters of all links, in their order.
     #[must_use]
     pub fn stats(&self) -> Vec<LinkStats> {
@@ -149,7 +161,14 @@ impl Default for SharedLink {
     fn default() -> Self {
         let zero = || AtomicU64::new(0);
         let up = AtomicBool::new(true);
-        Self { up, packets: zero(), bytes: zero(), dropped: zero(), queue_bytes_max: zero() }
+        Self {
+            up,
+            extra: (zero(), zero()),
+            packets: zero(),
+            bytes: zero(),
+            dropped: zero(),
+            queue_bytes_max: zero(),
+        }
     }
 }
 
@@ -260,6 +279,7 @@ impl Link {
 
     fn accept(&mut self, bytes: &[u8], now: u64, shared: &SharedLink, spare: &mut Vec<Vec<u8>>) {
         let up = shared.up.load(Relaxed);
+        self.line.slow_down(shared.extra.0.load(Relaxed), shared.extra.1.load(Relaxed));
         match up.then(|| self.line.accept(bytes, now, spare)).flatten() {
             Some(backlog) => drop(shared.queue_bytes_max.fetch_max(backlog, Relaxed)),
             None => drop(shared.dropped.fetch_add(1, Relaxed)),
