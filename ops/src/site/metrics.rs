@@ -508,7 +508,7 @@ impl SiteMetrics {
     }
 }
 
-fn fates(stats: &Stats) -> [(&'static str, u64); 25] {
+fn fates(stats: &Stats) -> [(&'static str, u64); 27] {
     let c = &stats.counters;
     [
         ("received", c.received),
@@ -520,6 +520,8 @@ fn fates(stats: &Stats) -> [(&'static str, u64); 25] {
         ("relayed", c.relayed),
         ("icmp_by_port", c.icmp_by_port),
         ("held", c.held),
+        ("held_now", c.held_now),
+        ("markers", c.markers),
         ("dropped_malformed", c.dropped_malformed),
         ("dropped_no_group", c.dropped_no_group),
         ("dropped_no_mapping", c.dropped_no_mapping),
