@@ -8,6 +8,9 @@ FROM ?= 0
 # The seeds of `make test`: two thousand that follow from the commit, so that each commit tries others. Without git, the first ones.
 COMMIT = $(shell git rev-parse HEAD 2>/dev/null | cut -c1-7)
 COMMIT_FROM = $(if $(COMMIT),$(shell echo $$((0x$(COMMIT) * 2000))),0)
+# How long `make chaos` goes on, and what it tries; another seed each time if none is given.
+MINUTES ?= 3
+SEED ?=
 # Each fuzz target runs for so long.
 SECONDS ?= 30
 # Each has its fuzz targets in a package of its own, `fuzz`, which the commands over the workspace do not build.
@@ -18,7 +21,7 @@ LAB_PACKAGES = openvswitch-switch iproute2 procps ethtool iperf3 nginx-light cur
   iputils-ping $(DPDK_PACKAGES)
 HAS_DPDK = (pkg-config --exists libdpdk && command -v clang) >/dev/null 2>&1
 
-.PHONY: demo lab lab-short lab-setup build test test-setup lint bench sim fuzz fuzz-lint clean
+.PHONY: demo lab lab-short lab-setup build test test-setup lint bench sim chaos fuzz fuzz-lint clean
 
 # With DEMO_RUNS=n it is played n times, with n seeds, and each run prints a line.
 DEMO_RUNS ?= 1
@@ -72,6 +75,7 @@ test: test-setup
 	@$(MAKE) --no-print-directory lab-short
 	SIM_FROM=$(COMMIT_FROM) $(CARGO) test --package limosa --lib --bins --test api --test certs --test sim
 	$(CARGO) test --package limosa --test second_start --test life --test stalls -- --test-threads=1
+	$(CARGO) test --package limosa --test chaos -- --nocapture
 	$(CARGO) test --package limosa --test process -- --test-threads=1
 
 test-setup:
@@ -93,6 +97,11 @@ lint:
 
 sim:
 	SIM_SEEDS=$(SEEDS) SIM_FROM=$(FROM) $(CARGO) test --release --package limosa --test sim -- --nocapture
+
+# Storms of faults over a deployment under traffic, and a verdict on each promise: CONTRIBUTING.md. With LIMOSA_TEST_DIRECTORY=DIR
+# the logs of all processes, and what was done to them when, stay there.
+chaos:
+	CHAOS_MINUTES=$(MINUTES) CHAOS_SEED=$(SEED) $(CARGO) test --package limosa --test chaos -- --nocapture
 
 # All fuzz targets in turn. Needs cargo-fuzz (`cargo install cargo-fuzz`) and a C++ compiler. The sanitizer is not stable yet, hence
 # RUSTC_BOOTSTRAP. What is found lies in PACKAGE/fuzz/artifacts; inputs that reach something new in target/fuzz/corpus: CONTRIBUTING.md.

@@ -1,0 +1,253 @@
+//! What a fault excuses, as docs/design.md and docs/operations.md have it, and whom. All else that comes to harm is a failure.
+//!
+//! | fault | who | what | why |
+//! |---|---|---|---|
+//! | switch killed, stopped or ended | packets that come in, are served or go out there | lost | it carries nothing meanwhile |
+//! | switch stopped for longer than `moves.late_ms` | the same, of groups that move | order | a target waits for what stands in its queue for so long and no longer |
+//! | worker killed or ended | groups of its site, or on their way to or from there | lost, order, connections | its table, its queue and what it held die with it; others take its groups over without their flows |
+//! | worker stopped | the same | lost, order; connections if for long | its queue is bounded; after five seconds it is taken for dead |
+//! | data path between two sites cut | packets whose clients, servers or owners are at both | lost; order while a move is in hand | what is on its way is lost, and so are markers and cuts |
+//! | data path slow | the same, groups that move | order | the direct path is slower than the detour over the new owner |
+//! | move taken back | its group | order | what the target held comes back behind what is served meanwhile |
+//! | long outage of a path | its groups | connections | TCP gives up after 30 s |
+//!
+//! Agents, placement nodes, control links and controllers that die, stop or are cut excuse nothing by themselves. Nothing excuses a
+//! duplicate, a wrong byte, or a packet for somebody else.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use crate::watch::Seen;
+use flow::{Prefix, SiteId};
+
+/// What was sent shortly before the fault may still have been on its way.
+const BEFORE: Duration = Duration::from_millis(1_500);
+/// What was sent until it was over may have met it, echoes included.
+const AFTER: Duration = Duration::from_millis(1_500);
+/// A former owner relays for ten seconds.
+const RELAYS: Duration = Duration::from_secs(12);
+/// TCP gives up after thirty seconds of silence, and tries again.
+const TCP_GIVES_UP: Duration = Duration::from_secs(50);
+/// An outage that TCP may not survive, as its pauses grow with each try.
+const OUTAGE: Duration = Duration::from_secs(8);
+/// What stands in the queue of a switch is waited for by a target for two seconds (`moves.late_ms`), from its first packet on.
+pub(crate) const WAITED_FOR: Duration = Duration::from_millis(1_800);
+/// A worker that is stopped for longer may be taken for dead.
+pub(crate) const TAKEN_FOR_DEAD: Duration = Duration::from_secs(4);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Touches {
+    /// What goes through the site's switch.
+    Through(SiteId),
+    /// What a worker of the site serves.
+    ServedAt(SiteId),
+    /// What goes between two sites.
+    Across(SiteId, SiteId),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Excuse {
+    pub(crate) touches: Touches,
+    pub(crate) from: Duration,
+    /// Open while the fault, or what it left behind, goes on.
+    pub(crate) until: Option<Duration>,
+    /// Packets may be lost.
+    pub(crate) loses: bool,
+    /// Flows, and so connections, may be lost.
+    pub(crate) forgets: bool,
+    /// Order may be lost: always, or only in moves.
+    pub(crate) shuffles: bool,
+    pub(crate) shuffles_moves: bool,
+}
+
+impl Excuse {
+    fn end(&self) -> Duration {
+        self.until.unwrap_or(Duration::MAX)
+    }
+
+    /// The time in which packets of a group may come to harm: until moves that the fault met have ended, from when they began.
+    fn window(&self, group: Prefix, seen: &Seen) -> (Duration, Duration) {
+        let mut window = (self.from.saturating_sub(BEFORE), self.end().saturating_add(AFTER));
+        if let Touches::ServedAt(site) = self.touches {
+            for one in
+                seen.moves_of(group, self.from, self.end()).filter(|one| one.from == site || one.to == site)
+            {
+                window.0 = window.0.min(one.begun);
+                window.1 = window.1.max(one.ended.unwrap_or(Duration::MAX).saturating_add(AFTER));
+            }
+        }
+        window
+    }
+
+    fn reaches(&self, sites: &BTreeSet<SiteId>, ends: &[SiteId]) -> bool {
+        let through = |site: &SiteId| sites.contains(site) || ends.contains(site);
+        match self.touches {
+            Touches::Through(site) => through(&site),
+            Touches::ServedAt(site) => sites.contains(&site),
+            Touches::Across(a, b) => through(&a) && through(&b),
+        }
+    }
+}
+
+/// Where a group's clients come in.
+pub(crate) type Home = fn(Prefix) -> SiteId;
+
+/// Packets that came to harm: whose, and when they were sent.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Harmed {
+    pub(crate) group: Prefix,
+    /// Where the server is near.
+    pub(crate) server: SiteId,
+    pub(crate) from: Duration,
+    pub(crate) until: Duration,
+}
+
+pub(crate) struct Judge<'a> {
+    pub(crate) excuses: &'a [Excuse],
+    pub(crate) seen: &'a Seen,
+    pub(crate) home: Home,
+}
+
+impl Judge<'_> {
+    fn covers(&self, harm: &Harmed, wanted: impl Fn(&Excuse) -> bool) -> bool {
+        let (from, until) = (harm.from, harm.until);
+        let sites = self.seen.sites_of(harm.group, from.saturating_sub(RELAYS), until + AFTER);
+        let ends = [(self.home)(harm.group), harm.server];
+        self.excuses.iter().filter(|excuse| wanted(excuse)).any(|excuse| {
+            let (begin, end) = excuse.window(harm.group, self.seen);
+            begin <= until && from <= end && excuse.reaches(&sites, &ends)
+        })
+    }
+
+    pub(crate) fn may_lose(&self, harm: &Harmed) -> bool {
+        self.covers(harm, |excuse| excuse.loses)
+    }
+
+    pub(crate) fn may_shuffle(&self, harm: &Harmed) -> bool {
+        let (from, until) = (harm.from, harm.until);
+        let moves = || self.seen.moves_of(harm.group, from.saturating_sub(RELAYS), until + AFTER);
+        let moves_now = moves().next().is_some();
+        moves().any(|one| one.state == "taken_back")
+            || self.covers(harm, |excuse| excuse.shuffles || excuse.shuffles_moves && moves_now)
+    }
+
+    /// A connection of the group broke at a time: flows were lost, or all the time that its path was not there is long.
+    pub(crate) fn may_break(&self, group: Prefix, at: Duration) -> bool {
+        let from = at.saturating_sub(TCP_GIVES_UP);
+        let sites = self.seen.sites_of(group, from, at);
+        // Its server may be anywhere.
+        let ends = [SiteId(1), SiteId(2), SiteId(3)];
+        let mut outage = Duration::ZERO;
+        for excuse in self.excuses.iter().filter(|excuse| excuse.reaches(&sites, &ends)) {
+            let (begin, end) = excuse.window(group, self.seen);
+            if begin > at || end < from {
+                continue;
+            }
+            if excuse.forgets {
+                return true;
+            }
+            if excuse.loses {
+                outage += end.min(at).saturating_sub(begin.max(from));
+            }
+        }
+        outage >= OUTAGE
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    const AMSTERDAM: SiteId = SiteId(1);
+    const VIRGINIA: SiteId = SiteId(2);
+    const SINGAPORE: SiteId = SiteId(3);
+
+    fn at(seconds: u64) -> Duration {
+        Duration::from_secs(seconds)
+    }
+
+    /// Two groups of clients at Amsterdam; the second moves to Virginia from 100 s to 104 s.
+    fn seen() -> Seen {
+        let mut seen = Seen::default();
+        let groups =
+            [0, 1].map(|nth| json!({ "group": format!("1:100.64.{nth}.0/24"), "owner": "amsterdam" }));
+        seen.add_owners(&json!({ "groups": groups }), at(0));
+        let mut one = json!({
+            "id": 7, "group": "1:100.64.1.0/24", "from": "amsterdam", "to": "virginia", "state": "preparing", "ended": null
+        });
+        seen.add_moves(&json!({ "moves": [one] }), at(101), at(101));
+        one["ended"] = json!(9);
+        one["state"] = json!("done");
+        seen.add_moves(&json!({ "moves": [one] }), at(104), at(104));
+        seen
+    }
+
+    fn excuse(touches: Touches, from: u64, until: u64) -> Excuse {
+        let until = Some(at(until));
+        let (loses, forgets, shuffles, shuffles_moves) = (true, true, false, true);
+        Excuse { touches, from: at(from), until, loses, forgets, shuffles, shuffles_moves }
+    }
+
+    fn harmed(nth: u8, server: SiteId, from: u64) -> Harmed {
+        let group = format!("100.64.{nth}.0/24").parse().unwrap();
+        Harmed { group, server, from: at(from), until: at(from) + Duration::from_millis(500) }
+    }
+
+    fn with<T>(excuses: &[Excuse], look: impl FnOnce(&Judge<'_>) -> T) -> T {
+        let seen = seen();
+        look(&Judge { excuses, seen: &seen, home: |_| AMSTERDAM })
+    }
+
+    #[test]
+    fn a_switch_excuses_what_goes_through_it_while_it_is_gone() {
+        with(&[excuse(Touches::Through(SINGAPORE), 50, 55)], |judge| {
+            assert!(judge.may_lose(&harmed(0, SINGAPORE, 52)));
+            assert!(!judge.may_lose(&harmed(0, VIRGINIA, 52)), "it goes elsewhere");
+            assert!(!judge.may_lose(&harmed(0, SINGAPORE, 45)) && !judge.may_lose(&harmed(0, SINGAPORE, 58)));
+        });
+    }
+
+    #[test]
+    fn a_worker_excuses_what_its_site_serves_and_moves_that_it_is_in_from_their_begin_to_their_end() {
+        with(&[excuse(Touches::ServedAt(VIRGINIA), 103, 103)], |judge| {
+            assert!(!judge.may_lose(&harmed(0, VIRGINIA, 103)), "Amsterdam serves it");
+            assert!(judge.may_lose(&harmed(1, SINGAPORE, 100)) && judge.may_lose(&harmed(1, SINGAPORE, 105)));
+            assert!(
+                !judge.may_lose(&harmed(1, SINGAPORE, 97)) && !judge.may_lose(&harmed(1, SINGAPORE, 107))
+            );
+        });
+    }
+
+    #[test]
+    fn a_path_excuses_what_has_ends_at_both_sites_and_order_only_in_moves() {
+        with(&[excuse(Touches::Across(AMSTERDAM, SINGAPORE), 102, 103)], |judge| {
+            assert!(judge.may_lose(&harmed(0, SINGAPORE, 102)) && !judge.may_lose(&harmed(0, VIRGINIA, 102)));
+            assert!(
+                judge.may_shuffle(&harmed(1, SINGAPORE, 102))
+                    && !judge.may_shuffle(&harmed(0, SINGAPORE, 102))
+            );
+        });
+    }
+
+    #[test]
+    fn nothing_is_excused_without_a_fault() {
+        with(&[], |judge| {
+            let harm = harmed(1, VIRGINIA, 102);
+            assert!(!judge.may_lose(&harm) && !judge.may_shuffle(&harm));
+            assert!(!judge.may_break(harm.group, at(102)));
+        });
+    }
+
+    #[test]
+    fn a_connection_may_break_after_flows_were_lost_or_a_long_outage() {
+        let group = harmed(0, AMSTERDAM, 0).group;
+        with(&[excuse(Touches::ServedAt(AMSTERDAM), 10, 11)], |judge| {
+            assert!(judge.may_break(group, at(40)) && !judge.may_break(group, at(80)));
+        });
+        let outage = |until| Excuse { forgets: false, ..excuse(Touches::Through(AMSTERDAM), 10, until) };
+        with(&[outage(12)], |judge| assert!(!judge.may_break(group, at(40)), "TCP outlives it"));
+        with(&[outage(30)], |judge| assert!(judge.may_break(group, at(40))));
+    }
+}

@@ -1,0 +1,276 @@
+//! What is seen of a deployment from outside, all the time: who is ready, which moves are in hand, who owns what, and how late
+//! the machine lets a sleeper wake up.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use flow::{GroupId, Prefix, SiteId};
+use limosa::demo::cluster::{Cluster, Part};
+use serde_json::Value;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep};
+
+use crate::api::Api;
+
+const READY_POLL: Duration = Duration::from_millis(200);
+const MOVES_POLL: Duration = Duration::from_millis(120);
+const OWNERS_POLL: Duration = Duration::from_millis(500);
+const SITES_POLL: Duration = Duration::from_millis(700);
+/// The longest that a move is in hand before a look sees it.
+const UNSEEN: Duration = Duration::from_secs(1);
+/// What is kept of readiness.
+const KEPT: Duration = Duration::from_secs(180);
+/// Between two looks at the machine.
+const NAP: Duration = Duration::from_millis(10);
+/// Bounds grow by so many times the worst delay of a wake-up: a chain of processes is late at each of its steps.
+const LAG_FACTOR: u32 = 25;
+
+/// Time since the world began, the same as that of its marks.
+#[derive(Clone, Copy)]
+pub(crate) struct Clock {
+    origin: Instant,
+    offset: Duration,
+}
+
+impl Clock {
+    pub(crate) fn at(offset: Duration) -> Self {
+        Self { origin: Instant::now(), offset }
+    }
+
+    pub(crate) fn now(self) -> Duration {
+        self.origin.elapsed() + self.offset
+    }
+}
+
+/// A move as it was seen; it began a little before.
+#[derive(Clone, Debug)]
+pub(crate) struct MoveSeen {
+    pub(crate) group: Prefix,
+    pub(crate) from: SiteId,
+    pub(crate) to: SiteId,
+    pub(crate) state: String,
+    pub(crate) begun: Duration,
+    pub(crate) ended: Option<Duration>,
+}
+
+#[derive(Default)]
+pub(crate) struct Seen {
+    /// When it was asked, and whether it was ready; nothing while nobody answers.
+    ready: BTreeMap<Part, Vec<(Duration, bool)>>,
+    /// When a placement node said that a site has a problem.
+    problems: BTreeMap<SiteId, Vec<Duration>>,
+    pub(crate) moves: BTreeMap<u64, MoveSeen>,
+    /// Sites that own a part of a prefix, from a time on.
+    owners: BTreeMap<Prefix, Vec<(Duration, BTreeSet<SiteId>)>>,
+    /// Groups by owner, as of the last look.
+    groups: BTreeMap<SiteId, Vec<String>>,
+    /// Wake-ups that were late, and by how much.
+    late: Vec<(Duration, Duration)>,
+}
+
+pub(crate) struct Watch {
+    seen: Arc<Mutex<Seen>>,
+    clock: Clock,
+    _tasks: JoinSet<()>,
+}
+
+pub(crate) fn site_of(name: &Value) -> Option<SiteId> {
+    let names = ["amsterdam", "virginia", "singapore"];
+    let at = names.iter().position(|known| name == known)?;
+    Some(SiteId(u8::try_from(at).ok()? + 1))
+}
+
+/// The world's group that a group is, or is a part of.
+pub(crate) fn prefix_of(group: &Value) -> Option<Prefix> {
+    let id: GroupId = group.as_str()?.parse().ok()?;
+    Prefix::new(id.prefix.nth(0)?, 24).ok()
+}
+
+impl Watch {
+    pub(crate) fn start(cluster: &Cluster, api: &Api, clock: Clock) -> Self {
+        let seen = Arc::new(Mutex::new(Seen::default()));
+        let mut tasks = JoinSet::new();
+        let nodes = (1..).zip(&api.nodes).map(|(id, api)| (Part::Placement(id), format!("{api}/readyz")));
+        let agents = cluster.metrics().iter();
+        let agents = agents.map(|(site, at)| (Part::Agent(*site), format!("http://{at}/readyz")));
+        for (part, url) in nodes.chain(agents) {
+            tasks.spawn(look_at_readiness(Arc::clone(&seen), api.clone(), clock, part, url));
+        }
+        for node in 0..api.nodes.len() {
+            tasks.spawn(look_at_moves(Arc::clone(&seen), api.clone(), clock, node));
+            tasks.spawn(look_at_owners(Arc::clone(&seen), api.clone(), clock, node));
+            tasks.spawn(look_at_sites(Arc::clone(&seen), api.clone(), clock, node));
+        }
+        tasks.spawn(look_at_the_machine(Arc::clone(&seen), clock));
+        Self { seen, clock, _tasks: tasks }
+    }
+
+    pub(crate) fn seen(&self) -> MutexGuard<'_, Seen> {
+        lock(&self.seen)
+    }
+
+    /// A bound that grows with how late the machine has let others wake up since then.
+    pub(crate) fn bound(&self, base: Duration, since: Duration) -> Duration {
+        base + self.seen().worst_lag(since, self.clock.now()) * LAG_FACTOR
+    }
+}
+
+impl Seen {
+    pub(crate) fn worst_lag(&self, since: Duration, until: Duration) -> Duration {
+        let within = self.late.iter().filter(|(at, _)| *at >= since && *at <= until);
+        within.map(|(_, late)| *late).max().unwrap_or_default()
+    }
+
+    /// The first time from then on at which it was asked and was ready.
+    pub(crate) fn ready_from(&self, part: Part, since: Duration) -> Option<Duration> {
+        let looks = self.ready.get(&part)?;
+        looks.iter().find(|(at, ready)| *at >= since && *ready).map(|(at, _)| *at)
+    }
+
+    /// Whether it said in that time that it is not ready.
+    pub(crate) fn was_not_ready(&self, part: Part, from: Duration, until: Duration) -> bool {
+        let looks = self.ready.get(&part).into_iter().flatten();
+        looks.filter(|(at, _)| *at >= from && *at <= until).any(|(_, ready)| !ready)
+    }
+
+    pub(crate) fn had_problem(&self, site: SiteId, from: Duration, until: Duration) -> bool {
+        self.problems.get(&site).into_iter().flatten().any(|at| *at >= from && *at <= until)
+    }
+
+    /// Names of groups that a site owns.
+    pub(crate) fn groups_at(&self, site: SiteId) -> Vec<String> {
+        self.groups.get(&site).cloned().unwrap_or_default()
+    }
+
+    /// Moves in hand.
+    pub(crate) fn in_hand(&self) -> impl Iterator<Item = (u64, &MoveSeen)> {
+        self.moves.iter().filter(|(_, seen)| seen.ended.is_none()).map(|(id, seen)| (*id, seen))
+    }
+
+    /// Moves of a group that were in hand in that time.
+    pub(crate) fn moves_of(
+        &self,
+        group: Prefix,
+        from: Duration,
+        until: Duration,
+    ) -> impl Iterator<Item = &MoveSeen> {
+        self.moves.values().filter(move |seen| {
+            seen.group == group && seen.begun <= until && seen.ended.is_none_or(|ended| ended >= from)
+        })
+    }
+
+    /// Sites that owned a part of a group in that time, or were source or target of a move of it.
+    pub(crate) fn sites_of(&self, group: Prefix, from: Duration, until: Duration) -> BTreeSet<SiteId> {
+        let owners = self.owners.get(&group).map_or(&[][..], Vec::as_slice);
+        let first = owners.partition_point(|(at, _)| *at <= from).saturating_sub(1);
+        let present = owners[first.min(owners.len())..].iter().take_while(|(at, _)| *at <= until);
+        let mut sites: BTreeSet<SiteId> = present.flat_map(|(_, sites)| sites.iter().copied()).collect();
+        sites.extend(self.moves_of(group, from, until).flat_map(|seen| [seen.from, seen.to]));
+        sites
+    }
+
+    pub(crate) fn add_moves(&mut self, page: &Value, asked: Duration, now: Duration) {
+        for one in page["moves"].as_array().into_iter().flatten() {
+            let parts =
+                (one["id"].as_u64(), prefix_of(&one["group"]), site_of(&one["from"]), site_of(&one["to"]));
+            let (Some(id), Some(group), Some(from), Some(to)) = parts else { continue };
+            let begun = asked.saturating_sub(UNSEEN);
+            let state = one["state"].as_str().unwrap_or_default().to_owned();
+            let ended = !one["ended"].is_null();
+            let fresh = MoveSeen { group, from, to, state: state.clone(), begun, ended: None };
+            let seen = self.moves.entry(id).or_insert(fresh);
+            // A node that lags may still tell of a move that has ended.
+            if seen.ended.is_none() {
+                seen.state = state;
+                seen.ended = ended.then_some(now);
+            }
+        }
+    }
+
+    pub(crate) fn add_owners(&mut self, page: &Value, now: Duration) {
+        let mut owners: BTreeMap<Prefix, BTreeSet<SiteId>> = BTreeMap::new();
+        let mut groups: BTreeMap<SiteId, Vec<String>> = BTreeMap::new();
+        for group in page["groups"].as_array().into_iter().flatten() {
+            if let (Some(prefix), Some(owner)) = (prefix_of(&group["group"]), site_of(&group["owner"])) {
+                owners.entry(prefix).or_default().insert(owner);
+                let name = group["group"].as_str().unwrap_or_default();
+                groups.entry(owner).or_default().push(name.to_owned());
+            }
+        }
+        self.groups = groups;
+        for (prefix, sites) in owners {
+            let known = self.owners.entry(prefix).or_default();
+            if known.last().is_none_or(|(_, last)| *last != sites) {
+                known.push((now, sites));
+            }
+        }
+    }
+}
+
+fn lock(seen: &Mutex<Seen>) -> MutexGuard<'_, Seen> {
+    seen.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+async fn look_at_readiness(seen: Arc<Mutex<Seen>>, api: Api, clock: Clock, part: Part, url: String) {
+    loop {
+        let asked = clock.now();
+        if let Some((status, _)) = api.page(&url).await {
+            let mut seen = lock(&seen);
+            let looks = seen.ready.entry(part).or_default();
+            looks.push((asked, status == 200));
+            if looks.first().is_some_and(|(at, _)| *at + KEPT < asked) {
+                looks.remove(0);
+            }
+        }
+        sleep(READY_POLL).await;
+    }
+}
+
+async fn look_at_moves(seen: Arc<Mutex<Seen>>, api: Api, clock: Clock, node: usize) {
+    loop {
+        let asked = clock.now();
+        if let Some(page) = api.at(node, "/v1/moves?limit=60&consistency=stale").await {
+            lock(&seen).add_moves(&page, asked, clock.now());
+        }
+        sleep(MOVES_POLL).await;
+    }
+}
+
+async fn look_at_owners(seen: Arc<Mutex<Seen>>, api: Api, clock: Clock, node: usize) {
+    loop {
+        if let Some(page) = api.at(node, "/v1/groups?consistency=stale").await {
+            lock(&seen).add_owners(&page, clock.now());
+        }
+        sleep(OWNERS_POLL).await;
+    }
+}
+
+async fn look_at_sites(seen: Arc<Mutex<Seen>>, api: Api, clock: Clock, node: usize) {
+    loop {
+        if let Some(page) = api.at(node, "/v1/sites").await {
+            let now = clock.now();
+            for site in page["sites"].as_array().into_iter().flatten() {
+                if let Some(id) = site_of(&site["name"])
+                    && site["problems"].as_array().is_some_and(|problems| !problems.is_empty())
+                {
+                    lock(&seen).problems.entry(id).or_default().push(now);
+                }
+            }
+        }
+        sleep(SITES_POLL).await;
+    }
+}
+
+/// The machine is measured, never the deployment: a task that sleeps for a moment notes how late it wakes.
+async fn look_at_the_machine(seen: Arc<Mutex<Seen>>, clock: Clock) {
+    loop {
+        let due = clock.now() + NAP;
+        sleep(NAP).await;
+        let now = clock.now();
+        let late = now.saturating_sub(due);
+        if late > NAP {
+            lock(&seen).late.push((now, late));
+        }
+    }
+}
