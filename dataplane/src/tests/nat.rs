@@ -400,7 +400,7 @@ fn an_echo_reply_that_a_worker_relays_goes_by_port_when_the_address_is_shared() 
         first.now,
     );
     first.settle();
-    let relayed = first.send(echo(0, s1().0, own.0, own.1), Tag::Direct(Side::Outside, HERE));
+    let relayed = first.send(echo(0, s1().0, own.0, own.1), Tag::Relayed(Side::Outside, THERE));
     let seen = packet::parse(&relayed[0]).unwrap();
     let Content::Flow(headers) = seen.content else { panic!("{seen:?}") };
     assert_eq!((seen.tag, headers.protocol), (Tag::Relay(Side::Outside, HERE), Protocol::Udp));
@@ -431,4 +431,22 @@ fn what_nobody_of_a_shared_address_has_is_dropped() {
     let counters = first.worker.counters();
     assert_eq!((counters.icmp_by_port, counters.unaccounted()), (0, 0));
     assert_eq!((counters.dropped_no_mapping, counters.dropped_no_group), (1, 1));
+}
+
+#[test]
+fn icmp_that_came_by_address_alone_is_neither_held_before_the_flip_nor_a_sign_of_one_that_is_late() {
+    let [_, mut second] = sharing();
+    let id = second.inside(echo(8, sharer().0, s1().0, 77)).unwrap().source.1;
+    let reply = echo(0, s1().0, shared(), id);
+    let (group, move_id, ordering) = (second_group(), MoveId(9), Ordering::Strict);
+    let mut target = Lab::serving(SHARING);
+    target.ask(Request::Prepare { group, move_id, epoch: Epoch(2), source: THERE, flows: 1, ordering });
+    let passed = target.send(reply.clone(), Tag::Direct(Side::Outside, HERE));
+    assert_eq!((passed.len(), target.worker.counters().held), (1, 0), "it is not this worker's yet");
+    steered(passed, id);
+
+    second.ask(Request::Yield { group, relay_us: 1 });
+    steered(second.send(reply.clone(), Tag::Direct(Side::Outside, HERE)), id);
+    let gone = second.after(200_000).0;
+    assert!(matches!(gone[..], [Event::Gone { .. }]), "nothing kept it: {gone:?}");
 }

@@ -413,6 +413,15 @@ impl<B: PacketBuf> Worker<B> {
         } else {
             number
         };
+        let mode = self.groups[number as usize].mode;
+        let packet = if matches!(mode, Mode::Hold | Mode::Relay(_)) && self.is_here_by_address(number, look) {
+            match self.send_by_port(packet, look, out) {
+                Ok(()) => return,
+                Err(packet) => packet,
+            }
+        } else {
+            packet
+        };
         self.note_direct(number, look);
         match self.groups[number as usize].mode {
             Mode::Serve => self.serve(packet, number, look, now, out),
@@ -449,16 +458,36 @@ impl<B: PacketBuf> Worker<B> {
     /// A packet for a group that is not here. Of what came to an outside address that several groups share, the switch can lead ICMP
     /// only to one of them: from here it goes on by port. The rest came by a rule that is no more.
     fn pass_on(&mut self, packet: B, look: &Look, out: &mut Output<B>) {
-        let wrapped = self.by_port(packet.data(), look);
-        match wrapped.and_then(|bytes| B::from_bytes(&out.pool, &bytes)) {
-            Some(mut wrapped) => {
-                packet::set_tag(wrapped.data_mut(), Tag::ToOutside);
-                self.counters.icmp_by_port += 1;
-                self.send(wrapped, out);
-            }
-            None => self.counters.dropped_no_group += 1,
+        if let Err(packet) = self.send_by_port(packet, look, out) {
+            self.counters.dropped_no_group += 1;
+            out.free.push(packet);
         }
+    }
+
+    /// Gives a packet back to the switch, to be led by port; what cannot be comes back.
+    fn send_by_port(&mut self, packet: B, look: &Look, out: &mut Output<B>) -> Result<(), B> {
+        let wrapped = self.by_port(packet.data(), look);
+        let Some(mut wrapped) = wrapped.and_then(|bytes| B::from_bytes(&out.pool, &bytes)) else {
+            return Err(packet);
+        };
+        packet::set_tag(wrapped.data_mut(), Tag::ToOutside);
+        self.counters.icmp_by_port += 1;
+        self.send(wrapped, out);
         out.free.push(packet);
+        Ok(())
+    }
+
+    /// Whether the switch has led a packet here for its address alone, which says nothing of where the group is by now: a target would
+    /// hold it before the flip, and an old owner would take its ingress for one that has not flipped.
+    fn is_here_by_address(&self, number: u32, look: &Look) -> bool {
+        let address = match (look.parsed.tag, look.parsed.content) {
+            (Tag::Direct(Side::Outside, _), Content::Flow(headers)) if headers.protocol == Protocol::Icmp => {
+                headers.destination
+            }
+            (Tag::Direct(Side::Outside, _), Content::Error(error)) => error.outer.destination,
+            _ => return false,
+        };
+        self.is_shared(number, address)
     }
 
     fn by_port(&self, frame: &[u8], look: &Look) -> Option<Vec<u8>> {

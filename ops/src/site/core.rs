@@ -278,6 +278,8 @@ pub struct Agent {
     local_log: VecDeque<LocalMove>,
     /// Local moves that were found half done; see [`Agent::recover_local`].
     orphans: BTreeMap<MoveId, BTreeMap<WorkerId, GroupStatus>>,
+    /// Moves between workers whose source is away for a moment, with the group and that worker.
+    doubts: BTreeMap<MoveId, (GroupId, WorkerId)>,
     plan_dirty: bool,
     /// The rules that the switch was given, kept up with what changes.
     compiled: Option<Compiled>,
@@ -338,6 +340,7 @@ impl Agent {
             local_moves: 0,
             local_log: VecDeque::new(),
             orphans: BTreeMap::new(),
+            doubts: BTreeMap::new(),
             plan_dirty: false,
             compiled: None,
             relay_scope: BTreeSet::new(),
@@ -524,6 +527,7 @@ impl Agent {
             ("markers", !self.markers.is_empty()),
             ("moves between workers that were given up", !self.withdrawn.is_empty()),
             ("moves that were found half done", !self.orphans.is_empty()),
+            ("moves between workers in doubt", !self.doubts.is_empty()),
             ("groups that were told to be served", !self.unserved.is_empty()),
             ("groups that are said to be served", !self.served.keys().all(known)),
             ("groups to split or merge", !self.wanted.is_empty()),

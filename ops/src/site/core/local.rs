@@ -116,11 +116,19 @@ impl Agent {
 
     pub(super) fn is_moving_locally(&self, group: &GroupId) -> bool {
         self.outgoing.iter().any(|(id, out)| id.is_local() && out.machine.spec().group == *group)
+            || self.is_in_doubt(group)
+    }
+
+    /// It was about to move between two workers when the one that has it went away. Nothing is done with it before that one has said what
+    /// it has, or is taken for dead: the other may serve it only then.
+    fn is_in_doubt(&self, group: &GroupId) -> bool {
+        self.doubts.values().any(|(doubted, _)| doubted == group)
     }
 
     pub(super) fn is_moving(&self, group: &GroupId) -> bool {
         self.outgoing.values().any(|out| out.machine.spec().group == *group)
             || self.incoming.values().any(|incoming| incoming.machine.spec().group == *group)
+            || self.is_in_doubt(group)
     }
 
     pub(super) fn is_ready(&self, worker: WorkerId) -> bool {

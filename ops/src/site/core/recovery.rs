@@ -179,6 +179,9 @@ impl Agent {
                 };
                 self.outputs.push_back(Output::Worker(from, request));
             }
+            (None, None, Some(_)) if self.doubts.contains_key(&id) => {
+                self.orphans.insert(id, parts.clone());
+            }
             // The source has not heard of it, or is away for a moment.
             (None, None, Some((to, status))) if self.is_elsewhere(&status.group, to, true) => {
                 let relay_us = self.bounds.relay_us;

@@ -421,3 +421,53 @@ fn a_move_waits_for_one_between_workers_also_when_all_are_asked_what_they_have_m
     let did = status(&mut agent, WORKERS[0], vec![serving]);
     assert!(!did.iter().any(|output| matches!(output, Output::Connect(..))), "{did:?}");
 }
+
+/// The switch delivers to the target already, which holds, and the source may still serve.
+#[test]
+fn a_group_between_two_workers_waits_for_the_one_that_has_it_when_that_is_away_for_a_moment() {
+    let mine = group("1:100.64.0.0/27", HERE, 1);
+    let (mut agent, _) = settled(vec![mine], vec![at(whole(), 1, Phase::Serving)]);
+    let did = feed(&mut agent, Input::MoveLocally(whole(), WORKERS[1]));
+    let prepare = requests(&did).into_iter().find_map(|(_, request)| match request {
+        Request::Prepare { move_id, .. } => Some(move_id),
+        _ => None,
+    });
+    let local = prepare.unwrap();
+    agent.commit_local(local, NOW);
+    assert_eq!(agent.plan().groups[&whole()].local, Some(WORKERS[1]), "flipped");
+    feed(&mut agent, Input::WorkerDown(WORKERS[0]));
+    let away = Move {
+        id: MoveId(7),
+        group: whole(),
+        from: HERE,
+        to: THERE,
+        epoch: Epoch(2),
+        phase: MovePhase::Preparing,
+        ordering: Ordering::Strict,
+        ingresses: Vec::new(),
+        flip: None,
+        take_over: false,
+        reason: MoveReason::Operator,
+        started: 1,
+    };
+    let moving = Change::Group(Group { move_id: Some(MoveId(7)), ..mine });
+    let mut did = say(&mut agent, false, vec![Change::Move(away), moving]);
+    let shadow = GroupStatus { move_id: Some(local), ..at(whole(), 1, Phase::Shadow) };
+    did.extend(feed(&mut agent, Input::WorkerUp { worker: WorkerId(2), boot: 1 }));
+    did.extend(status(&mut agent, WORKERS[1], vec![shadow]));
+    did.extend(status(&mut agent, WorkerId(2), Vec::new()));
+    let served = |request: &(WorkerId, Request)| {
+        matches!(request.1, Request::Serve { .. } | Request::TakeOver { .. } | Request::CopyStart { .. })
+    };
+    assert!(!requests(&did).iter().any(served), "{did:?}");
+    assert!(!did.iter().any(|output| matches!(output, Output::Connect(..))), "{did:?}");
+
+    // It is back, and has cut meanwhile: the move between the workers goes forward.
+    feed(&mut agent, Input::WorkerUp { worker: WORKERS[0], boot: 1 });
+    let cut = GroupStatus { move_id: Some(local), ..at(whole(), 1, Phase::Relaying) };
+    let mut did = status(&mut agent, WORKERS[1], vec![shadow]);
+    did.extend(status(&mut agent, WorkerId(2), Vec::new()));
+    did.extend(status(&mut agent, WORKERS[0], vec![cut]));
+    assert!(agent.is_moving_locally(&whole()), "{did:?}");
+    assert!(!requests(&did).iter().any(|request| matches!(request.1, Request::Serve { .. })), "{did:?}");
+}

@@ -43,8 +43,12 @@ impl Agent {
             .chain(self.incoming.iter().filter(|(_, i)| i.worker == worker).map(|(id, _)| *id))
             .collect();
         for id in stale {
-            if self.outgoing.remove(&id).is_some() {
+            if let Some(out) = self.outgoing.remove(&id) {
                 self.outputs.push_back(Output::Hangup(id));
+                if id.is_local() && out.worker == worker {
+                    // Whether it still serves, or the other one will, it has to say itself.
+                    self.doubts.insert(id, (out.machine.spec().group, worker));
+                }
             }
             self.incoming.remove(&id);
             if id.is_local() {
@@ -63,6 +67,7 @@ impl Agent {
     pub(super) fn worker_lost(&mut self, id: WorkerId) {
         self.local.retain(|_, worker| *worker != id);
         self.unserved.retain(|_, worker| *worker != id);
+        self.doubts.retain(|_, (_, worker)| *worker != id);
         let lost = |machine_worker: WorkerId| machine_worker == id;
         let ended: Vec<_> = self.outgoing.iter().filter(|(_, o)| lost(o.worker)).map(|(id, _)| *id).collect();
         for move_id in ended {
@@ -207,6 +212,7 @@ impl Agent {
             entry.ready = true;
             entry.fresh = true;
         }
+        self.doubts.retain(|_, (_, source)| *source != worker);
         self.drop_stale_local(worker, &groups);
         self.serve_again(worker, &groups);
         for status in groups {
