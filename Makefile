@@ -5,8 +5,8 @@ CARGO ?= cargo
 SEEDS ?= 10000
 # The first of them.
 FROM ?= 0
-# The seeds of `make test`: two thousand that follow from the commit, so that each commit tries others. Without git, the first ones.
-COMMIT = $(shell git rev-parse HEAD 2>/dev/null | cut -c1-7)
+# The seeds of `make test`: two thousand that follow from what the commit has, so that each tries others. Without git, the first ones.
+COMMIT = $(shell git rev-parse "HEAD^{tree}" 2>/dev/null | cut -c1-7)
 COMMIT_FROM = $(if $(COMMIT),$(shell echo $$((0x$(COMMIT) * 2000))),0)
 # How long `make chaos` goes on, and what it tries; another seed each time if none is given.
 MINUTES ?= 3
@@ -75,7 +75,7 @@ test: test-setup
 	@$(MAKE) --no-print-directory lab-short
 	SIM_FROM=$(COMMIT_FROM) $(CARGO) test --package limosa --lib --bins --test api --test certs --test sim
 	$(CARGO) test --package limosa --test second_start --test life --test stalls -- --test-threads=1
-	$(CARGO) test --package limosa --test chaos -- --nocapture
+	CHAOS_SEED=$${CHAOS_SEED:-5} $(CARGO) test --package limosa --test chaos -- --nocapture
 	$(CARGO) test --package limosa --test process -- --test-threads=1
 
 test-setup:

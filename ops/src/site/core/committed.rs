@@ -165,7 +165,7 @@ impl Agent {
         if !self.is_settled() || self.is_moving_locally(&mv.group) || self.wanted.contains_key(&mv.group) {
             return;
         }
-        if mv.from == self.site && !self.outgoing.contains_key(&mv.id) {
+        if mv.from == self.site && !self.outgoing.contains_key(&mv.id) && !self.is_being_parted(&mv.group) {
             self.start_source(mv, now);
         }
         if mv.to == self.site && !self.incoming.contains_key(&mv.id) {
@@ -179,6 +179,13 @@ impl Agent {
         if mv.take_over {
             self.feed_target(mv.id, TargetInput::TakeOver, now);
         }
+    }
+
+    /// A worker that was told to serve the group, or its other half, has not said yet that it does: it may still serve the whole that the
+    /// two come from, and would go on with it for the half that stays.
+    fn is_being_parted(&self, id: &GroupId) -> bool {
+        let other = id.prefix.sibling().map(|prefix| GroupId { prefix, ..*id });
+        self.unserved.contains_key(id) || other.is_some_and(|other| self.unserved.contains_key(&other))
     }
 
     fn start_source(&mut self, mv: &Move, now: Micros) {

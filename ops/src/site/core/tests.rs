@@ -428,11 +428,10 @@ fn a_group_between_two_workers_waits_for_the_one_that_has_it_when_that_is_away_f
     let mine = group("1:100.64.0.0/27", HERE, 1);
     let (mut agent, _) = settled(vec![mine], vec![at(whole(), 1, Phase::Serving)]);
     let did = feed(&mut agent, Input::MoveLocally(whole(), WORKERS[1]));
-    let prepare = requests(&did).into_iter().find_map(|(_, request)| match request {
-        Request::Prepare { move_id, .. } => Some(move_id),
-        _ => None,
-    });
-    let local = prepare.unwrap();
+    let prepare = |(_, request): (WorkerId, Request)| {
+        if let Request::Prepare { move_id, .. } = request { Some(move_id) } else { None }
+    };
+    let local = requests(&did).into_iter().find_map(prepare).unwrap();
     agent.commit_local(local, NOW);
     assert_eq!(agent.plan().groups[&whole()].local, Some(WORKERS[1]), "flipped");
     feed(&mut agent, Input::WorkerDown(WORKERS[0]));
@@ -470,4 +469,34 @@ fn a_group_between_two_workers_waits_for_the_one_that_has_it_when_that_is_away_f
     did.extend(status(&mut agent, WORKERS[0], vec![cut]));
     assert!(agent.is_moving_locally(&whole()), "{did:?}");
     assert!(!requests(&did).iter().any(|request| matches!(request.1, Request::Serve { .. })), "{did:?}");
+}
+
+#[test]
+fn a_half_moves_when_its_worker_serves_both_halves_and_not_before() {
+    let halves = ["1:100.64.0.0/28", "1:100.64.0.16/28"].map(|half| group(half, HERE, 1));
+    let (mut agent, _) =
+        settled(vec![group("1:100.64.0.0/27", HERE, 1)], vec![at(whole(), 1, Phase::Serving)]);
+    let split = [Change::GroupGone(whole())].into_iter().chain(halves.map(Change::Group)).collect();
+    say(&mut agent, false, split);
+    let mv = Move {
+        id: MoveId(7),
+        group: halves[0].id,
+        from: HERE,
+        to: THERE,
+        epoch: Epoch(2),
+        phase: MovePhase::Preparing,
+        ordering: Ordering::Strict,
+        ingresses: Vec::new(),
+        flip: None,
+        take_over: false,
+        reason: MoveReason::Operator,
+        started: 1,
+    };
+    let moving = Change::Group(Group { move_id: Some(MoveId(7)), ..halves[0] });
+    let mut did = say(&mut agent, false, vec![Change::Move(mv), moving]);
+    let serving = |half: &Group| Event::Serving { group: half.id, epoch: Epoch(1) };
+    did.extend(feed(&mut agent, Input::Worker(WORKERS[0], serving(&halves[0]))));
+    let begins = |did: &[Output]| did.iter().any(|output| matches!(output, Output::Connect(..)));
+    assert!(!begins(&did), "{did:?}");
+    assert!(begins(&feed(&mut agent, Input::Worker(WORKERS[0], serving(&halves[1])))));
 }
