@@ -212,6 +212,7 @@ impl<B: PacketBuf> Turns<B> {
                         target,
                         awaited,
                         bound_us,
+                        session: 0,
                         credit,
                         again: false,
                     });

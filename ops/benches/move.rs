@@ -199,6 +199,7 @@ fn export(from: &mut Site, slices: &NatSlices, out: &tokio::sync::mpsc::Sender<V
                         target,
                         awaited,
                         bound_us,
+                        session: 0,
                         credit,
                         again: false,
                     });
