@@ -188,6 +188,15 @@ impl Agent {
         self.unserved.contains_key(id) || other.is_some_and(|other| self.unserved.contains_key(&other))
     }
 
+    /// A move of the group, or of its other half, may have waited until its worker serves it.
+    pub(super) fn drive_half(&mut self, id: &GroupId, now: Micros) {
+        let waits = |mv: &&Move| {
+            mv.group == *id || mv.group.service == id.service && mv.group.prefix.sibling() == Some(id.prefix)
+        };
+        let waiting: Vec<_> = self.moves.values().filter(waits).cloned().collect();
+        waiting.iter().for_each(|mv| self.drive(mv, now));
+    }
+
     fn start_source(&mut self, mv: &Move, now: Micros) {
         // Without a worker the one that had the group died, perhaps after its cut: the target may serve. Only when it
         // accepts a copy from nothing is it known that it does not, and another worker may serve meanwhile.

@@ -84,6 +84,24 @@ fn at(group: GroupId, epoch: u64, phase: Phase) -> GroupStatus {
     GroupStatus { group, epoch: Epoch(epoch), move_id, phase, flows: 3 }
 }
 
+/// Its move 7 from here to there, which is being prepared.
+fn leaving(group: GroupId) -> Move {
+    Move {
+        id: MoveId(7),
+        group,
+        from: HERE,
+        to: THERE,
+        epoch: Epoch(2),
+        phase: MovePhase::Preparing,
+        ordering: Ordering::Strict,
+        ingresses: Vec::new(),
+        flip: None,
+        take_over: false,
+        reason: MoveReason::Operator,
+        started: 1,
+    }
+}
+
 fn world(groups: Vec<Group>) -> Vec<Change> {
     let services = [site(HERE), site(THERE), Change::Service(service())];
     services.into_iter().chain(groups.into_iter().map(Change::Group)).collect()
@@ -348,20 +366,7 @@ fn the_end_of_a_round_of_a_copy_that_was_given_up_does_not_end_the_one_in_hand()
     let mine = group("1:100.64.0.0/27", HERE, 1);
     let mut agent = settled(vec![mine], vec![at(whole(), 1, Phase::Serving)]).0;
     let id = MoveId(7);
-    let mv = Move {
-        id,
-        group: whole(),
-        from: HERE,
-        to: THERE,
-        epoch: Epoch(2),
-        phase: MovePhase::Preparing,
-        ordering: Ordering::Strict,
-        ingresses: Vec::new(),
-        flip: None,
-        take_over: false,
-        reason: MoveReason::Operator,
-        started: 1,
-    };
+    let mv = leaving(whole());
     say(&mut agent, false, vec![Change::Move(mv)]);
     let copies = |did: &[Output]| {
         let start = |(_, request)| {
@@ -402,20 +407,7 @@ fn a_move_waits_for_one_between_workers_also_when_all_are_asked_what_they_have_m
     assert!(requests(&did).iter().any(|(_, request)| matches!(request, Request::Prepare { .. })), "{did:?}");
     let id = MoveId(7);
     let moving = Change::Group(Group { move_id: Some(id), ..mine });
-    let mv = Move {
-        id,
-        group: whole(),
-        from: HERE,
-        to: THERE,
-        epoch: Epoch(2),
-        phase: MovePhase::Preparing,
-        ordering: Ordering::Strict,
-        ingresses: Vec::new(),
-        flip: None,
-        take_over: false,
-        reason: MoveReason::Operator,
-        started: 1,
-    };
+    let mv = leaving(whole());
     say(&mut agent, false, vec![Change::Move(mv), moving]);
     feed(&mut agent, Input::WorkerUp { worker: WorkerId(2), boot: 1 });
     let did = status(&mut agent, WORKERS[0], vec![serving]);
@@ -435,20 +427,7 @@ fn a_group_between_two_workers_waits_for_the_one_that_has_it_when_that_is_away_f
     agent.commit_local(local, NOW);
     assert_eq!(agent.plan().groups[&whole()].local, Some(WORKERS[1]), "flipped");
     feed(&mut agent, Input::WorkerDown(WORKERS[0]));
-    let away = Move {
-        id: MoveId(7),
-        group: whole(),
-        from: HERE,
-        to: THERE,
-        epoch: Epoch(2),
-        phase: MovePhase::Preparing,
-        ordering: Ordering::Strict,
-        ingresses: Vec::new(),
-        flip: None,
-        take_over: false,
-        reason: MoveReason::Operator,
-        started: 1,
-    };
+    let away = leaving(whole());
     let moving = Change::Group(Group { move_id: Some(MoveId(7)), ..mine });
     let mut did = say(&mut agent, false, vec![Change::Move(away), moving]);
     let shadow = GroupStatus { move_id: Some(local), ..at(whole(), 1, Phase::Shadow) };
@@ -478,20 +457,7 @@ fn a_half_moves_when_its_worker_serves_both_halves_and_not_before() {
         settled(vec![group("1:100.64.0.0/27", HERE, 1)], vec![at(whole(), 1, Phase::Serving)]);
     let split = [Change::GroupGone(whole())].into_iter().chain(halves.map(Change::Group)).collect();
     say(&mut agent, false, split);
-    let mv = Move {
-        id: MoveId(7),
-        group: halves[0].id,
-        from: HERE,
-        to: THERE,
-        epoch: Epoch(2),
-        phase: MovePhase::Preparing,
-        ordering: Ordering::Strict,
-        ingresses: Vec::new(),
-        flip: None,
-        take_over: false,
-        reason: MoveReason::Operator,
-        started: 1,
-    };
+    let mv = leaving(halves[0].id);
     let moving = Change::Group(Group { move_id: Some(MoveId(7)), ..halves[0] });
     let mut did = say(&mut agent, false, vec![Change::Move(mv), moving]);
     let serving = |half: &Group| Event::Serving { group: half.id, epoch: Epoch(1) };

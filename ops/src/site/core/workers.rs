@@ -130,8 +130,7 @@ impl Agent {
                 self.note_served(worker, group, epoch);
                 if self.unserved.get(&group) == Some(&worker) {
                     self.unserved.remove(&group);
-                    // A move may have waited for that.
-                    self.drive_all(now);
+                    self.drive_half(&group, now);
                 }
             }
             Event::Abandoned { group, move_id, joined: true } => self.joined_in_vain(worker, group, move_id),
