@@ -362,7 +362,7 @@ impl Agent {
         }
     }
 
-    /// Takes one input.
+    /// Takes one input. When no other is at hand, [`Self::settle`] makes the rules that follow.
     pub fn handle(&mut self, input: Input, now: Micros) {
         self.started.get_or_insert(now);
         self.wake(now);
@@ -389,10 +389,10 @@ impl Agent {
             }
             Input::Recall(worker) => self.recall(worker),
         }
-        self.settle(now);
+        self.try_sync(now);
     }
 
-    /// Lets time pass.
+    /// Lets time pass; [`Self::settle`] as after an input.
     pub fn handle_timeout(&mut self, now: Micros) {
         self.wake(now);
         let due = |(id, out): (&MoveId, &Outgoing)| (out.machine.poll_timeout()? <= now).then_some(*id);
@@ -415,7 +415,7 @@ impl Agent {
             self.evacuate(now);
             self.balance(now);
         }
-        self.settle(now);
+        self.try_sync(now);
     }
 
     /// When [`Self::handle_timeout`] wants to be called.

@@ -219,15 +219,17 @@ impl Shell {
                     while let Ok(input) = queue.try_recv() {
                         self.take(input);
                     }
+                    self.settle();
                 }
                 () = tokio::time::sleep(wait) => {
                     let now = self.clock.now();
                     self.agent.handle_timeout(now);
-                    self.carry_out();
+                    self.settle();
                 }
                 Some(end) = hook_ends.recv() => self.fleet.hook_ended(end, self.clock.now()),
                 _ = report.tick() => {
                     self.look_at_workers();
+                    self.settle();
                     self.report();
                 }
             }
@@ -281,6 +283,13 @@ impl Shell {
         }
         self.carry_out();
         self.asking = None;
+    }
+
+    /// No more inputs are at hand.
+    fn settle(&mut self) {
+        let now = self.clock.now();
+        self.agent.settle(now);
+        self.carry_out();
     }
 
     fn carry_out(&mut self) {

@@ -102,6 +102,23 @@ impl World {
         let Some(life) = self.life(site, number) else { return };
         life.agent.handle(input, now);
         self.carry_out(site, number);
+        self.settle_agent(site, number);
+    }
+
+    /// As the shell does: once no more inputs are at hand, and one that was stopped has many.
+    fn settle_agent(&mut self, site: SiteId, number: u32) {
+        let wakes = self.sites.get(&site).is_some_and(|state| state.stopped_until == self.now);
+        if wakes {
+            return self.schedule.at(self.now, Happening::AgentSettle(site, number));
+        }
+        self.agent_settle(site, number);
+    }
+
+    pub(crate) fn agent_settle(&mut self, site: SiteId, number: u32) {
+        let now = self.micros();
+        let Some(life) = self.life(site, number) else { return };
+        life.agent.settle(now);
+        self.carry_out(site, number);
     }
 
     /// Until when the agent does nothing, if it is stopped.
@@ -120,7 +137,7 @@ impl World {
         }
         life.timer_at = u64::MAX;
         life.agent.handle_timeout(now);
-        self.carry_out(site, number);
+        self.settle_agent(site, number);
     }
 
     fn carry_out(&mut self, site: SiteId, number: u32) {

@@ -33,6 +33,7 @@ impl Agent {
         }
         if reset {
             self.drop_gone(&gone);
+            self.forget_gone();
             self.end_missing(now);
             self.resync(now);
         }

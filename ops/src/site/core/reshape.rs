@@ -32,9 +32,9 @@ impl Agent {
 
     /// Whether what placement says of a group has to wait; it is kept then.
     pub(super) fn must_wait(&mut self, group: &Group) -> bool {
+        // What overlaps something that is acted on waits for that to become it, also when the worker that had it is gone meanwhile.
         let waits = self.wanted.contains_key(&group.id)
-            || (!self.groups.contains_key(&group.id)
-                && self.overlapping(&group.id).iter().any(|id| self.is_held(id)));
+            || (!self.groups.contains_key(&group.id) && !self.overlapping(&group.id).is_empty());
         if waits {
             self.wanted.insert(group.id, *group);
         }
@@ -220,6 +220,7 @@ impl Agent {
             return false;
         }
         if !serves && !in_local_move {
+            self.abandon_gone(worker, status);
             return false;
         }
         let over = self.overlapping(&id);
@@ -240,6 +241,16 @@ impl Agent {
             self.outputs.push_back(Output::Worker(worker, forget));
         }
         true
+    }
+
+    /// What is left of a move that ended before the group was split or merged: the copy is of no use any more.
+    fn abandon_gone(&mut self, worker: WorkerId, status: &GroupStatus) {
+        let over = status.move_id.filter(|id| !self.moves.contains_key(id));
+        if let (Some(move_id), Phase::Shadow | Phase::Open) = (over, status.phase) {
+            let relay_us = self.bounds.relay_us;
+            let abandon = Request::Abandon { group: status.group, move_id, relay_us };
+            self.outputs.push_back(Output::Worker(worker, abandon));
+        }
     }
 
     /// A worker gave the group away, and it was split or merged since: it is taken back if it is this site's, or forgotten.
@@ -285,6 +296,15 @@ impl Agent {
                 self.leave_group(id);
             }
         }
+    }
+
+    /// After a snapshot: what was known of groups that it does not have. Their workers may still relay for them.
+    pub(super) fn forget_gone(&mut self) {
+        let groups = &self.groups;
+        self.served.retain(|id, _| groups.contains_key(id));
+        self.loads.retain(|id, _| groups.contains_key(id));
+        self.means.retain(|id, _| groups.contains_key(id));
+        self.settled_at.retain(|id, _| groups.contains_key(id));
     }
 
     /// The groups that workers of this site have.

@@ -67,6 +67,7 @@ fn outputs(agent: &mut Agent) -> Vec<Output> {
 
 fn feed(agent: &mut Agent, input: Input) -> Vec<Output> {
     agent.handle(input, NOW);
+    agent.settle(NOW);
     outputs(agent)
 }
 
@@ -243,6 +244,7 @@ fn a_probe_is_answered_while_the_worker_that_takes_the_group_answers() {
     feed(&mut agent, Input::Worker(worker, Event::Stats(Box::default())));
     let answers = |agent: &mut Agent, now| {
         agent.handle(from_source(ToTarget::Probe), now);
+        agent.settle(now);
         outputs(agent).iter().any(|output| matches!(output, Output::ToSource(_, ToSource::Alive)))
     };
     assert!(answers(&mut agent, NOW));
@@ -262,6 +264,7 @@ fn seconds(agent: &mut Agent, from: u64, until: u64, answers: &[(WorkerId, bool)
             agent.handle(Input::Worker(*worker, stats(*link_down)), now);
         }
         agent.handle_timeout(now);
+        agent.settle(now);
         did.extend(outputs(agent));
     }
     did
@@ -465,4 +468,63 @@ fn a_half_moves_when_its_worker_serves_both_halves_and_not_before() {
     let begins = |did: &[Output]| did.iter().any(|output| matches!(output, Output::Connect(..)));
     assert!(!begins(&did), "{did:?}");
     assert!(begins(&feed(&mut agent, Input::Worker(WORKERS[0], serving(&halves[1])))));
+}
+
+#[test]
+fn a_copy_for_a_group_that_was_split_since_its_move_ended_is_given_up() {
+    let halves = vec![group("1:100.64.0.0/28", THERE, 1), group("1:100.64.0.16/28", THERE, 1)];
+    let (_, did) = settled(halves, vec![at(whole(), 2, Phase::Shadow)]);
+    let gives_up = |request: &(WorkerId, Request)| matches!(request.1, Request::Abandon { group, move_id: MoveId(9), .. } if group == whole());
+    assert!(requests(&did).iter().any(gives_up), "{did:?}");
+}
+
+#[test]
+fn a_group_that_is_split_twice_while_its_worker_is_another_process_never_overlaps_its_parts() {
+    let (mut agent, _) =
+        settled(vec![group("1:100.64.0.0/27", HERE, 1)], vec![at(whole(), 1, Phase::Serving)]);
+    let split = |whole: &str, halves: [&str; 2]| {
+        let gone = Change::GroupGone(whole.parse().unwrap());
+        [gone].into_iter().chain(halves.map(|half| Change::Group(group(half, HERE, 1)))).collect()
+    };
+    feed(&mut agent, Input::WorkerDown(WORKERS[0]));
+    say(&mut agent, false, split("1:100.64.0.0/27", ["1:100.64.0.0/28", "1:100.64.0.16/28"]));
+    feed(&mut agent, Input::WorkerUp { worker: WORKERS[0], boot: 2 });
+    say(&mut agent, false, split("1:100.64.0.0/28", ["1:100.64.0.0/29", "1:100.64.0.8/29"]));
+    let acted_on: Vec<_> = agent.plan().groups.into_keys().collect();
+    let overlap = |a: &GroupId, b: &GroupId| a != b && a.prefix.overlaps(&b.prefix);
+    assert!(!acted_on.iter().any(|a| acted_on.iter().any(|b| overlap(a, b))), "{acted_on:?}");
+
+    status(&mut agent, WORKERS[1], Vec::new());
+    let mut did = status(&mut agent, WORKERS[0], Vec::new());
+    // Whatever is asked for is done.
+    let mut served = Vec::new();
+    for second in 1..5 {
+        for (worker, request) in requests(&did) {
+            let Request::Serve { group, epoch } = request else { continue };
+            served.retain(|other: &GroupId| !other.prefix.overlaps(&group.prefix));
+            served.push(group);
+            agent.handle(Input::Worker(worker, Event::Serving { group, epoch }), NOW);
+        }
+        did = seconds(&mut agent, second, second + 1, &[]);
+    }
+    served.sort_unstable();
+    let parts = ["1:100.64.0.0/29", "1:100.64.0.8/29", "1:100.64.0.16/28"];
+    assert_eq!(served, parts.map(|part| part.parse().unwrap()));
+}
+
+#[test]
+fn what_an_agent_missed_while_it_was_stopped_is_one_set_of_rules_without_what_was_undone() {
+    let theirs = group("1:100.64.0.0/27", THERE, 1);
+    let (mut agent, _) = settled(vec![theirs], Vec::new());
+    let flipped = Move { from: THERE, to: SiteId(3), phase: MovePhase::Switching, ..leaving(whole()) };
+    let outcome = placement::core::MoveOutcome::TakenBack;
+    let ended = Change::MoveEnded { id: flipped.id, group: whole(), outcome };
+    let back = Change::Group(Group { epoch: Epoch(3), ..theirs });
+    for changes in [vec![Change::Move(flipped)], vec![back, ended]] {
+        agent.handle(Input::Placement { revision: 1, wall_ms: 1, reset: false, changes }, NOW);
+    }
+    agent.settle(NOW);
+    let sets = outputs(&mut agent).into_iter().filter(|output| matches!(output, Output::Rules(..)));
+    assert_eq!(sets.count(), 1);
+    assert_eq!(agent.plan().groups[&whole()].steer, THERE);
 }
