@@ -15,7 +15,7 @@ use flow::{Batch, Epoch, GroupId, HoldTimes, MoveId, Prefix, ServiceId, SiteId, 
 use serde::{Deserialize, Serialize};
 
 /// Version of this vocabulary.
-pub const VERSION: u32 = 6;
+pub const VERSION: u32 = 7;
 
 /// Longest message, in bytes. A longer one ends the connection.
 pub const MESSAGE_LEN_MAX: usize = 4 << 20;
@@ -496,6 +496,8 @@ pub struct Counters {
     pub icmp_by_port: u64,
     pub held: u64,
     pub hold_opened_early: u64,
+    pub hold_without_cut: u64,
+    pub hold_without_marker: u64,
     pub held_now: u64,
     pub held_bytes_now: u64,
     pub markers: u64,

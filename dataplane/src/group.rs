@@ -269,13 +269,13 @@ impl<B> Hold<B> {
         }
     }
 
-    /// Releases ingresses that were waited for long enough.
-    pub fn release_due(&mut self, now: Micros) {
+    /// Releases ingresses that were waited for long enough; how many there were.
+    pub fn release_due(&mut self, now: Micros) -> usize {
         let due = |late: &Late<B>| late.deadline.is_some_and(|deadline| deadline <= now);
         let sites: Vec<SiteId> = self.late.iter().filter(|late| due(late)).map(|late| late.site).collect();
-        for site in sites {
-            self.release(site);
-        }
+        self.opened_early |= !sites.is_empty();
+        sites.iter().for_each(|site| self.release(*site));
+        sites.len()
     }
 }
 

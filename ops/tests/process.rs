@@ -19,8 +19,16 @@ use tokio::time::sleep;
 /// Longest wait for moves to end: a dead leader and its lease included.
 const MOVES_BOUND: Duration = Duration::from_secs(40);
 
+/// Phases of a move that the API tells of.
+const PHASES: [&str; 2] = ["preparing", "switching"];
+
+/// How often moves are started until one is seen in its phase.
+const TRIES: usize = 10;
+
 struct Deployment {
     cluster: Cluster,
+    /// Killed, and not started again yet.
+    gone: Vec<Part>,
     world: WorldHandle,
     _directory: Option<tempfile::TempDir>,
 }
@@ -66,7 +74,7 @@ impl Deployment {
         let world = World::start(spec).unwrap();
         world.begin_act("test").unwrap();
         sleep(Duration::from_secs(2)).await;
-        Self { cluster, world, _directory: directory }
+        Self { cluster, gone: Vec::new(), world, _directory: directory }
     }
 
     /// The names of groups at a site.
@@ -142,10 +150,81 @@ impl Deployment {
         assert_eq!(traffic.checks, Default::default());
     }
 
-    async fn kill_and_restart(&mut self, part: Part, pause: Duration) {
+    /// Where a move is, by the API; nothing when no node answers.
+    async fn state_of(&self, id: u64) -> String {
+        let state = self.cluster.get(&format!("/v1/moves/{id}")).await.unwrap_or_default();
+        state["state"].as_str().unwrap_or_default().to_owned()
+    }
+
+    async fn is_in_hand(&self, id: u64) -> bool {
+        let state = self.state_of(id).await;
+        state == "preparing" || state == "switching"
+    }
+
+    /// The first of these moves that the API says to be in this phase; `None` when all were past it before it could be asked.
+    async fn until_phase(&self, moves: &[u64], phase: &str) -> Option<u64> {
+        let ends = tokio::time::Instant::now() + MOVES_BOUND;
+        loop {
+            let mut is_left = false;
+            for &id in moves {
+                let state = self.state_of(id).await;
+                if state == phase {
+                    return Some(id);
+                }
+                is_left |= state == "preparing" || state == "switching" || state.is_empty();
+            }
+            if !is_left {
+                return None;
+            }
+            assert!(tokio::time::Instant::now() < ends, "no move came to the phase {phase}, and some go on");
+        }
+    }
+
+    /// Does something to the deployment while a move from Amsterdam to Singapore is in this phase. Moves that were quicker than this test
+    /// go back, and it is tried again.
+    async fn in_phase(&mut self, phase: &str, fault: impl AsyncFn(&mut Self)) -> Vec<u64> {
+        for _ in 0..TRIES {
+            let moves = self.start_moves(6, "amsterdam", "singapore").await;
+            if let Some(id) = self.until_phase(&moves, phase).await {
+                fault(self).await;
+                if self.is_in_hand(id).await {
+                    return moves;
+                }
+            }
+            self.restart_gone();
+            self.until_ended(&moves).await;
+            self.go_back().await;
+        }
+        panic!("no move was in hand in its phase {phase} when the fault came");
+    }
+
+    /// All groups that are at Singapore go to Amsterdam.
+    async fn go_back(&self) {
+        let count = self.groups_at("singapore").await.len();
+        let back = self.start_moves(count, "singapore", "amsterdam").await;
+        self.until_ended(&back).await;
+    }
+
+    fn kill(&mut self, part: Part) {
         self.cluster.kill(part).unwrap();
-        sleep(pause).await;
-        self.cluster.spawn(part).unwrap();
+        self.gone.push(part);
+    }
+
+    fn restart_gone(&mut self) {
+        for part in std::mem::take(&mut self.gone) {
+            self.cluster.spawn(part).unwrap();
+        }
+    }
+
+    /// Kills a process in each phase of moves, and starts it again after a while; what was to move has moved.
+    async fn kill_in_each_phase(&mut self, part: Part, pause: Duration) {
+        for phase in PHASES {
+            let moves = self.in_phase(phase, async |deployment| deployment.kill(part)).await;
+            sleep(pause).await;
+            self.restart_gone();
+            self.until_done(&moves).await;
+            self.go_back().await;
+        }
     }
 }
 
@@ -160,77 +239,80 @@ async fn moves_under_traffic_lose_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_agent_of_the_source_killed_during_moves_loses_nothing() {
+async fn the_agent_of_the_source_killed_in_each_phase_loses_nothing() {
     let mut deployment = Deployment::start().await;
-    let moves = deployment.start_moves(6, "amsterdam", "singapore").await;
-    sleep(Duration::from_millis(120)).await;
-    deployment.kill_and_restart(Part::Agent(SiteId(1)), Duration::from_millis(300)).await;
-    deployment.until_done(&moves).await;
+    deployment.kill_in_each_phase(Part::Agent(SiteId(1)), Duration::from_millis(300)).await;
     deployment.assert_unharmed().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_agent_of_the_target_killed_during_moves_loses_nothing() {
+async fn the_agent_of_the_target_killed_in_each_phase_loses_nothing() {
     let mut deployment = Deployment::start().await;
-    let moves = deployment.start_moves(6, "amsterdam", "singapore").await;
-    sleep(Duration::from_millis(120)).await;
-    deployment.kill_and_restart(Part::Agent(SiteId(3)), Duration::from_millis(300)).await;
-    deployment.until_done(&moves).await;
+    deployment.kill_in_each_phase(Part::Agent(SiteId(3)), Duration::from_millis(300)).await;
     deployment.assert_unharmed().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_agent_of_an_ingress_killed_during_moves_loses_nothing() {
+async fn the_agent_of_an_ingress_killed_in_each_phase_loses_nothing() {
     let mut deployment = Deployment::start().await;
-    let moves = deployment.start_moves(6, "amsterdam", "singapore").await;
-    sleep(Duration::from_millis(50)).await;
-    deployment.kill_and_restart(Part::Agent(SiteId(2)), Duration::from_millis(300)).await;
-    deployment.until_done(&moves).await;
+    deployment.kill_in_each_phase(Part::Agent(SiteId(2)), Duration::from_millis(300)).await;
     deployment.assert_unharmed().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_leader_killed_during_moves_loses_nothing() {
+async fn the_leader_killed_in_each_phase_loses_nothing() {
     let mut deployment = Deployment::start().await;
-    let moves = deployment.start_moves(6, "amsterdam", "singapore").await;
-    sleep(Duration::from_millis(60)).await;
-    let leader = deployment.cluster.leader().await.unwrap();
-    deployment.kill_and_restart(Part::Placement(leader), Duration::from_secs(1)).await;
-    deployment.until_done(&moves).await;
+    for phase in PHASES {
+        let kill = async |deployment: &mut Deployment| {
+            let leader = deployment.cluster.leader().await.unwrap();
+            deployment.kill(Part::Placement(leader));
+        };
+        let moves = deployment.in_phase(phase, kill).await;
+        sleep(Duration::from_secs(1)).await;
+        deployment.restart_gone();
+        deployment.until_done(&moves).await;
+        deployment.go_back().await;
+    }
     deployment.assert_unharmed().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_switch_without_its_controller_during_moves_loses_nothing() {
-    let deployment = Deployment::start().await;
-    let moves = deployment.start_moves(6, "amsterdam", "singapore").await;
-    sleep(Duration::from_millis(50)).await;
-    deployment.cluster.cut_controller(SiteId(2), Duration::from_secs(1)).await;
-    deployment.until_done(&moves).await;
+async fn a_switch_without_its_controller_in_each_phase_loses_nothing() {
+    let mut deployment = Deployment::start().await;
+    for phase in PHASES {
+        let cut = async |deployment: &mut Deployment| {
+            tokio::spawn(deployment.cluster.controller_cut(SiteId(2), Duration::from_secs(1)));
+        };
+        let moves = deployment.in_phase(phase, cut).await;
+        deployment.until_done(&moves).await;
+        deployment.go_back().await;
+    }
     deployment.assert_unharmed().await;
 }
 
 /// What is in a switch, or comes while it is gone, is lost with it; nothing else is, and it is steered as before.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_switch_killed_during_moves_is_steered_again() {
+async fn a_switch_killed_in_each_phase_is_steered_again() {
     let mut deployment = Deployment::start().await;
-    let moves = deployment.start_moves(6, "amsterdam", "singapore").await;
-    sleep(Duration::from_millis(120)).await;
-    deployment.kill_and_restart(Part::Switch(SiteId(2)), Duration::from_millis(200)).await;
-    deployment.until_done(&moves).await;
+    deployment.kill_in_each_phase(Part::Switch(SiteId(2)), Duration::from_millis(200)).await;
     deployment.assert_whole_again().await;
 }
 
 /// A worker's table dies with its process: its flows are lost, and only they. The groups are served again, and the flows
 /// of all other workers have seen nothing.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_worker_killed_during_moves_loses_its_own_flows_only_and_its_groups_are_served_again() {
+async fn a_worker_killed_in_each_phase_loses_its_own_flows_only_and_its_groups_are_served_again() {
     let mut deployment = Deployment::start().await;
-    let moves = deployment.start_moves(6, "amsterdam", "singapore").await;
-    sleep(Duration::from_millis(250)).await;
-    deployment.kill_and_restart(Part::Worker(SiteId(1), WorkerId(1)), Duration::from_millis(200)).await;
-    // The agent gives the groups to a worker, and each flow's next packet from its client makes it anew.
-    deployment.until_ended(&moves).await;
+    for phase in PHASES {
+        let kill = async |deployment: &mut Deployment| deployment.kill(Part::Worker(SiteId(1), WorkerId(1)));
+        let moves = deployment.in_phase(phase, kill).await;
+        sleep(Duration::from_millis(200)).await;
+        deployment.restart_gone();
+        // The agent gives the groups to a worker, and each flow's next packet from its client makes it anew.
+        deployment.until_ended(&moves).await;
+        deployment.cluster.until_ready().await.unwrap();
+        deployment.go_back().await;
+    }
     deployment.assert_whole_again().await;
     let elsewhere = deployment.start_moves(2, "singapore", "virginia").await;
     deployment.until_done(&elsewhere).await;

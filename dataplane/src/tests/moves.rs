@@ -356,6 +356,8 @@ fn a_target_holds_until_token_and_cut_and_serves_relayed_packets_first() {
     assert_eq!(lab.ask(join(token, &[])), [], "the cut has not come");
     lab.send(packets[0].clone(), Tag::Cut(HERE));
     let (events, sent) = lab.settle();
+    let counters = lab.worker.counters();
+    assert_eq!((counters.hold_without_cut, counters.hold_without_marker), (0, 0));
     let payloads: Vec<_> = sent.iter().map(|frame| see(frame).payload).collect();
     assert_eq!(payloads, [b"1", b"2"]);
     assert!(matches!(
@@ -397,6 +399,26 @@ fn a_shadow_that_differs_from_the_token_is_not_served() {
     lab.ask(install(Batch { upserts: vec![lost], removals: Vec::new() }));
     lab.ask(join(token, &[]));
     assert!(matches!(lab.after(60_000).0[..], [Event::Joined { flows: 2, .. }]));
+}
+
+#[test]
+fn holds_that_end_at_their_bounds_are_counted() {
+    let mut source = source_with_flows(1);
+    let all = copied(&mut source);
+    let (_, token, _) = cut(&mut source);
+    let mut lab = target();
+    lab.ask(install(all));
+    lab.send(udp(client(), remote(), b"late"), Tag::Direct(Side::Inside, HERE));
+    lab.ask(join(token, &[HERE]));
+    let counted = |lab: &Lab| {
+        let counters = lab.worker.counters();
+        (counters.hold_without_cut, counters.hold_without_marker, counters.hold_opened_early)
+    };
+    assert_eq!(counted(&lab), (0, 0, 0));
+    lab.after(60_000);
+    assert_eq!(counted(&lab), (1, 0, 0), "the cut has not come");
+    assert_eq!(lab.after(10 * SECOND).1.len(), 1);
+    assert_eq!(counted(&lab), (1, 1, 0), "nor the marker");
 }
 
 #[test]

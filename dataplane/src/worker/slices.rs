@@ -141,7 +141,7 @@ impl<B: PacketBuf> Worker<B> {
         if matches!(group.state, State::Shadow) {
             return;
         }
-        group.hold.release_due(now);
+        self.counters.hold_without_marker += group.hold.release_due(now) as u64;
         if group.hold.has_backlog() {
             let served = self.serve_backlog(number, *budget, now, out);
             *budget = budget.saturating_sub(served);
@@ -191,8 +191,12 @@ impl<B: PacketBuf> Worker<B> {
             if token != have {
                 return self.refuse_join(number, have);
             }
-            if !arrival.cut_seen && now < joining.cut_deadline {
-                return;
+            if !arrival.cut_seen {
+                if now < joining.cut_deadline {
+                    return;
+                }
+                self.counters.hold_without_cut += 1;
+                self.groups[number as usize].hold.opened_early = true;
             }
         }
         self.join(number, &joining.missing, joining.late_bound, now);

@@ -6,7 +6,10 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, ppoll};
-use nix::sys::socket::{MsgFlags, MultiHeaders, SockaddrStorage, recvmmsg, sendmmsg, setsockopt, sockopt};
+use nix::sys::socket::{
+    ControlMessageOwned, MsgFlags, MultiHeaders, RecvMsg, SockaddrStorage, recvmmsg, sendmmsg, setsockopt,
+    sockopt,
+};
 use nix::sys::time::TimeSpec;
 
 /// Datagrams per system call.
@@ -22,17 +25,23 @@ const SOCKET_BUFFER_LEN: usize = 8 << 20;
 pub(crate) struct Inbox {
     buffers: Vec<Vec<u8>>,
     lengths: [usize; BATCH_LEN],
+    arrivals: [Option<TimeSpec>; BATCH_LEN],
 }
 
 impl Inbox {
     pub(crate) fn new() -> Self {
-        Self { buffers: vec![vec![0; DATAGRAM_LEN_MAX]; BATCH_LEN], lengths: [0; BATCH_LEN] }
+        Self {
+            buffers: vec![vec![0; DATAGRAM_LEN_MAX]; BATCH_LEN],
+            lengths: [0; BATCH_LEN],
+            arrivals: [None; BATCH_LEN],
+        }
     }
 
     /// Receives without waiting; the number of datagrams, 0 when there are none. A datagram of length 0 is
     /// what a closed connection reads as.
     pub(crate) fn receive<F: AsFd>(&mut self, socket: &F) -> Result<usize, Errno> {
-        let mut headers = MultiHeaders::<SockaddrStorage>::preallocate(BATCH_LEN, None);
+        let room = nix::cmsg_space!(TimeSpec);
+        let mut headers = MultiHeaders::<SockaddrStorage>::preallocate(BATCH_LEN, Some(room));
         let mut buffers = self.buffers.iter_mut();
         let mut slices: [[IoSliceMut<'_>; 1]; BATCH_LEN] =
             std::array::from_fn(|_| [IoSliceMut::new(buffers.next().map_or(&mut [], Vec::as_mut_slice))]);
@@ -43,16 +52,32 @@ impl Inbox {
             Err(error) => return Err(error),
         };
         let mut count = 0;
-        for (length, result) in self.lengths.iter_mut().zip(results) {
+        for ((length, arrival), result) in self.lengths.iter_mut().zip(&mut self.arrivals).zip(results) {
             *length = result.bytes;
+            *arrival = arrival_of(&result);
             count += 1;
         }
         Ok(count)
     }
 
+    /// When the kernel had the datagram, by the wall clock; `None` for sockets that were not [`timestamped`].
+    pub(crate) fn arrival(&self, at: usize) -> Option<TimeSpec> {
+        self.arrivals[at]
+    }
+
     pub(crate) fn datagram(&self, at: usize) -> &[u8] {
         &self.buffers[at][..self.lengths[at]]
     }
+}
+
+fn arrival_of(message: &RecvMsg<'_, '_, SockaddrStorage>) -> Option<TimeSpec> {
+    let mut notes = message.cmsgs().ok()?;
+    notes.find_map(|note| if let ControlMessageOwned::ScmTimestampns(at) = note { Some(at) } else { None })
+}
+
+/// From now on the kernel notes when each datagram came.
+pub(crate) fn timestamped<F: AsFd>(socket: &F) -> Result<(), Errno> {
+    setsockopt(socket, sockopt::ReceiveTimestampns, &true)
 }
 
 /// Sends up to [`BATCH_LEN`] datagrams; the number that the kernel took, 0 when the socket is full.

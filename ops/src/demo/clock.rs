@@ -1,6 +1,9 @@
 //! The one clock of the demo's simulated networks.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+use nix::sys::time::TimeSpec;
+use nix::time::{ClockId, clock_gettime};
 
 /// Time since a start, shared by copies.
 #[derive(Clone, Copy, Debug)]
@@ -13,6 +16,13 @@ impl Clock {
 
     pub(super) fn nanos(self) -> u64 {
         u64::try_from(now().duration_since(self.0).as_nanos()).unwrap_or(u64::MAX)
+    }
+
+    /// When that was, of which the kernel noted the wall clock; at the latest now.
+    pub(super) fn nanos_at(self, wall: TimeSpec) -> u64 {
+        let past = clock_gettime(ClockId::CLOCK_REALTIME).map(|now| Duration::from(now)).unwrap_or_default();
+        let age = past.saturating_sub(Duration::from(wall));
+        self.nanos().saturating_sub(u64::try_from(age.as_nanos()).unwrap_or(u64::MAX))
     }
 
     pub(super) fn micros(self) -> u64 {

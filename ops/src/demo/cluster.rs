@@ -455,16 +455,26 @@ impl Cluster {
         page["workers"].as_array().map_or(0, |workers| workers.iter().filter(is_there).count())
     }
 
-    /// Where packets were dropped so far, in words: by workers and by the emulated network.
-    pub async fn drops(&self) -> Vec<String> {
-        let mut drops = Vec::new();
+    /// Lines of the sites' metrics that are not 0.
+    async fn counted(&self, wanted: impl Fn(&str) -> bool) -> Vec<String> {
+        let mut found = Vec::new();
         for &site in self.metrics.keys() {
             let text = self.site_text(site, "/metrics").await.unwrap_or_default();
-            let is_drop =
-                |line: &&str| line.starts_with("limosa_worker_packets") && line.contains("dropped_");
-            drops
-                .extend(text.lines().filter(is_drop).filter(|line| !line.ends_with(" 0")).map(str::to_owned));
+            let lines = text.lines().filter(|line| wanted(line) && !line.ends_with(" 0"));
+            found.extend(lines.map(str::to_owned));
         }
+        found
+    }
+
+    /// Holds that were opened before what they waited for had come: why packets may have lost their order.
+    pub async fn opened_holds(&self) -> Vec<String> {
+        self.counted(|line| line.starts_with("limosa_worker_holds_opened_early{")).await
+    }
+
+    /// Where packets were dropped so far, in words: by workers and by the emulated network.
+    pub async fn drops(&self) -> Vec<String> {
+        let mut drops =
+            self.counted(|line| line.starts_with("limosa_worker_packets") && line.contains("dropped_")).await;
         let links = self.wan.stats().into_iter().enumerate().filter(|(_, link)| link.dropped > 0);
         drops.extend(links.map(|(at, link)| format!("network link {at}: {} dropped", link.dropped)));
         drops

@@ -255,7 +255,7 @@ impl Stage {
         if started {
             say("  The agent has started a worker.");
         }
-        sleep(Duration::from_secs(6)).await;
+        let used = started && self.until_worker_used(site, before).await;
         self.until_moves_end(0).await?;
         self.set_rate(groups, 1.0)?;
         let stopped = started && self.until_workers(site, |count| count == before).await;
@@ -264,9 +264,11 @@ impl Stage {
                 "  Load is as before; the agent has moved the groups of that worker to the others, and stopped it.",
             );
         }
-        for (done, what) in
-            [(started, "no worker was started"), (stopped, "the worker was not stopped again")]
-        {
+        for (done, what) in [
+            (started, "no worker was started"),
+            (used || !started, "no group was moved to the new worker"),
+            (stopped, "the worker was not stopped again"),
+        ] {
             if !done {
                 self.report.failures.push(format!("3 surge: {what}"));
             }
@@ -415,6 +417,22 @@ impl Stage {
             sleep(Duration::from_millis(100)).await;
         }
         true
+    }
+
+    /// Until the agent has moved a group to a worker beyond the first ones.
+    async fn until_worker_used(&self, site: SiteId, first: usize) -> bool {
+        let ends = tokio::time::Instant::now() + SCALE_BOUND;
+        loop {
+            let text = self.cluster.site_text(site, "/v1/local-moves").await.unwrap_or_default();
+            let moves: Vec<LocalMove> = serde_json::from_str(&text).unwrap_or_default();
+            if moves.iter().any(|one| usize::from(one.to) > first) {
+                return true;
+            }
+            if tokio::time::Instant::now() > ends {
+                return false;
+            }
+            sleep(Duration::from_millis(200)).await;
+        }
     }
 
     async fn groups_at(&self, site: &str) -> anyhow::Result<Vec<String>> {
@@ -580,6 +598,11 @@ impl Stage {
             let (missing, drops) = (total.missing.join("; "), self.cluster.drops().await.join("; "));
             let what = format!("{} packets lost in all: {missing}; dropped: {drops}", total.packets.lost);
             self.report.failures.push(what);
+        }
+        if total.packets.reordered > 0 {
+            let opened = self.cluster.opened_holds().await;
+            let opened = if opened.is_empty() { "none".to_owned() } else { opened.join("; ") };
+            self.report.failures.push(format!("packets reordered; holds that were opened early: {opened}"));
         }
         // The median: a machine that is busy with other things has tails of its own.
         let improved = |act: &Act| act.user_delay_ms.after.p50 < act.user_delay_ms.before.p50;

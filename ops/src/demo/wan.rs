@@ -4,6 +4,9 @@
 //! `from`. For a pair of endpoints A and B take two addresses: A sends to `s_a`, B to `s_b`; the link A to B
 //! listens at `s_a` and sends from `s_b`, the link back listens at `s_b` and sends from `s_a`. So each end sees
 //! one peer address in both directions, as QUIC needs it.
+//!
+//! A thread that a busy machine keeps from running is late with everything, but by the same: packets count from when the kernel had
+//! them, and of what is due the oldest leaves first, whatever its link.
 
 use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::AsFd;
@@ -26,6 +29,8 @@ use super::line::{Line, LineSpec};
 const DETOUR: f64 = 2.0;
 /// How often the stop flag is looked at when nothing happens.
 const STOP_POLL: Duration = Duration::from_millis(50);
+/// Packets of different links that are due within so much of one another may leave in any order.
+const RELEASE_STEP: u64 = 500_000;
 /// Batches taken from one socket before the others, and what is due, have their turn.
 const BATCHES_PER_TURN: usize = 4;
 
@@ -247,11 +252,12 @@ impl Emulator {
     fn receive(&mut self, socket: usize) {
         for _ in 0..BATCHES_PER_TURN {
             let count = self.inbox.receive(&self.sockets[socket]).unwrap_or(0);
-            let now = self.clock.nanos();
             if let Some(at) = self.listeners[socket] {
                 for datagram in 0..count {
+                    let arrival = self.inbox.arrival(datagram);
+                    let came = arrival.map_or_else(|| self.clock.nanos(), |at| self.clock.nanos_at(at));
                     let bytes = self.inbox.datagram(datagram);
-                    self.links[at].accept(bytes, now, &self.shared.links[at], &mut self.spare);
+                    self.links[at].accept(bytes, came, &self.shared.links[at], &mut self.spare);
                 }
             }
             if count < BATCH_LEN {
@@ -262,8 +268,17 @@ impl Emulator {
 
     fn release(&mut self) {
         let now = self.clock.nanos();
-        for (link, shared) in self.links.iter_mut().zip(&self.shared.links) {
-            link.release(&self.sockets[link.from], now, shared, &mut self.spare);
+        loop {
+            let first = self.links.iter().filter_map(Link::next_release).min();
+            let Some(first) = first.filter(|first| *first <= now) else { return };
+            let until = now.min(first + RELEASE_STEP);
+            let mut released = false;
+            for (link, shared) in self.links.iter_mut().zip(&self.shared.links) {
+                released |= link.release(&self.sockets[link.from], until, shared, &mut self.spare);
+            }
+            if !released {
+                return; // A socket is full; the next turn goes on.
+            }
         }
     }
 }
@@ -286,11 +301,19 @@ impl Link {
         }
     }
 
-    fn release(&mut self, socket: &UdpSocket, now: u64, shared: &SharedLink, spare: &mut Vec<Vec<u8>>) {
+    /// Sends what is due; whether anything was.
+    fn release(
+        &mut self,
+        socket: &UdpSocket,
+        now: u64,
+        shared: &SharedLink,
+        spare: &mut Vec<Vec<u8>>,
+    ) -> bool {
+        let mut any = false;
         loop {
             let due = self.line.due(now).min(BATCH_LEN);
             if due == 0 {
-                return;
+                return any;
             }
             let sent = if shared.up.load(Relaxed) {
                 batch::send(socket, self.line.packets().take(due), Some(self.to))
@@ -298,11 +321,12 @@ impl Link {
                 Err(nix::errno::Errno::ENETDOWN)
             };
             let (count, delivered) = match sent {
-                Ok(0) => return, // The socket is full; the next turn goes on.
+                Ok(0) => return any, // The socket is full; the next turn goes on.
                 Ok(sent) => (sent, true),
                 // The first one cannot be sent, the others may.
                 Err(_) => (1, false),
             };
+            any = true;
             for bytes in self.line.drain(count) {
                 shared.released(bytes.len(), delivered);
                 spare.push(bytes);
@@ -326,6 +350,7 @@ fn open(address: SocketAddr) -> Result<UdpSocket> {
     let socket = UdpSocket::bind(address).with_context(|| format!("cannot bind {address} for the WAN"))?;
     socket.set_nonblocking(true)?;
     batch::grow_buffers(&socket);
+    batch::timestamped(&socket)?;
     Ok(socket)
 }
 
@@ -389,6 +414,39 @@ mod tests {
         assert_eq!(peer, pair.entry);
         assert!(pair.clock.micros() - start >= 40_000);
         assert_eq!(pair.wan.stats()[0].packets, 1);
+    }
+
+    #[test]
+    fn of_what_is_due_the_oldest_leaves_first_although_the_emulator_was_late() {
+        let receiver = UdpSocket::bind("127.0.0.1:0").unwrap();
+        receiver.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        let to = receiver.local_addr().unwrap();
+        // The second is known by the greater address or not: so both are tried.
+        for delays in [[30, 1], [1, 30]] {
+            let link = |ms| LinkSpec::new(free_address(), free_address(), to, Duration::from_millis(ms));
+            let links = delays.map(link);
+            let entries = [links[0].listen, links[1].listen];
+            let shared = Shared {
+                stop: AtomicBool::new(false),
+                links: links.iter().map(|_| SharedLink::default()).collect(),
+            };
+            let mut emulator = Emulator::new(links.to_vec(), Arc::new(shared)).unwrap();
+            let sender = UdpSocket::bind("127.0.0.1:0").unwrap();
+            for (entry, delay) in entries.iter().zip(delays) {
+                sender.send_to(&[delay as u8], entry).unwrap();
+            }
+            std::thread::sleep(Duration::from_millis(60));
+            (0..emulator.sockets.len()).for_each(|socket| emulator.receive(socket));
+            emulator.release();
+            let got: Vec<u8> = (0..2)
+                .map(|_| {
+                    let mut byte = [0];
+                    receiver.recv_from(&mut byte).unwrap();
+                    byte[0]
+                })
+                .collect();
+            assert_eq!(got, [1, 30]);
+        }
     }
 
     #[test]

@@ -125,6 +125,8 @@ pub enum Input {
     Retire(WorkerId),
     /// The worker is one like the others again; or it is gone for good, and was to go.
     Recall(WorkerId),
+    /// This agent is to end: no move is begun any more. Those of the log wait for the next one.
+    Stop,
 }
 
 /// What is to be done, in this order.
@@ -274,6 +276,10 @@ pub struct Agent {
     markers: BTreeMap<MoveId, Marker>,
     /// Moves between workers that were given up after their flip: the target relays from when this tag is in force.
     withdrawn: BTreeMap<MoveId, u64>,
+    /// Moves that were proposed to be taken back as their token never left, and whose worker, which knew that, may be gone.
+    voided: BTreeSet<MoveId>,
+    /// It was told to stop.
+    stopping: bool,
     local_moves: u64,
     local_log: VecDeque<LocalMove>,
     /// Local moves that were found half done; see [`Agent::recover_local`].
@@ -337,6 +343,8 @@ impl Agent {
             flips: BTreeMap::new(),
             markers: BTreeMap::new(),
             withdrawn: BTreeMap::new(),
+            voided: BTreeSet::new(),
+            stopping: false,
             local_moves: 0,
             local_log: VecDeque::new(),
             orphans: BTreeMap::new(),
@@ -388,6 +396,7 @@ impl Agent {
                 self.evacuate(now);
             }
             Input::Recall(worker) => self.recall(worker),
+            Input::Stop => self.stopping = true,
         }
         self.try_sync(now);
     }
@@ -526,6 +535,7 @@ impl Agent {
             ("flips", !self.flips.is_empty()),
             ("markers", !self.markers.is_empty()),
             ("moves between workers that were given up", !self.withdrawn.is_empty()),
+            ("moves whose token was withdrawn", !self.voided.is_empty()),
             ("moves that were found half done", !self.orphans.is_empty()),
             ("moves between workers in doubt", !self.doubts.is_empty()),
             ("groups that were told to be served", !self.unserved.is_empty()),

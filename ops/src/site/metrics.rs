@@ -29,6 +29,7 @@ pub struct SiteMetrics {
     registry: Registry,
     state: Mutex<State>,
     packets: IntGaugeVec,
+    holds_opened: IntGaugeVec,
     flows: IntGaugeVec,
     busy: GaugeVec,
     rtt: GaugeVec,
@@ -221,6 +222,11 @@ impl SiteMetrics {
                 "Packets by fate since the worker started",
                 &["worker", "fate"],
             )?,
+            holds_opened: gauge(
+                "limosa_worker_holds_opened_early",
+                "Holds that ended before what they waited for had come, by cause since the worker started: packets may be out of order",
+                &["worker", "cause"],
+            )?,
             flows: gauge("limosa_flow_table_entries", "Flows in the worker's table", &["worker"])?,
             busy: float(
                 "limosa_worker_busy_ratio",
@@ -288,6 +294,9 @@ impl SiteMetrics {
         let signed = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
         for (fate, value) in fates(stats) {
             self.packets.with_label_values(&[label.as_str(), fate]).set(signed(value));
+        }
+        for (cause, value) in openings(stats) {
+            self.holds_opened.with_label_values(&[label.as_str(), cause]).set(signed(value));
         }
         self.flows.with_label_values(&[&label]).set(signed(stats.counters.flows));
         self.busy.with_label_values(&[&label]).set(stats.busy);
@@ -506,6 +515,11 @@ impl SiteMetrics {
     pub fn stops(&self) {
         self.state().stopping = true;
     }
+}
+
+fn openings(stats: &Stats) -> [(&'static str, u64); 3] {
+    let c = &stats.counters;
+    [("full", c.hold_opened_early), ("no_cut", c.hold_without_cut), ("no_marker", c.hold_without_marker)]
 }
 
 fn fates(stats: &Stats) -> [(&'static str, u64); 27] {

@@ -199,19 +199,24 @@ impl Shell {
         let mut report = tokio::time::interval(REPORT_INTERVAL);
         report.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut looks = 0;
+        let mut told = false;
         let mut look = tokio::time::interval(STOP_LOOK);
         look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             let wait = self.agent.poll_timeout().map_or(Duration::from_secs(1), |at| self.until(at));
             tokio::select! {
-                _ = look.tick(), if stop.is_cancelled() => {
+                _ = look.tick(), if told => {
                     self.metrics.stops();
                     looks += 1;
                     if self.may_stop(looks) {
                         return;
                     }
                 }
-                () = stop.cancelled(), if !stop.is_cancelled() => look.reset_immediately(),
+                () = stop.cancelled(), if !told => {
+                    told = true;
+                    self.take(Input::Stop);
+                    look.reset_immediately();
+                }
                 input = queue.recv() => {
                     let Some(input) = input else { return };
                     self.take(input);
@@ -338,18 +343,13 @@ impl Shell {
         self.outgoing.insert(id, stream);
     }
 
-    /// Until the log answers. A refusal means that the log knows better, and the watch will say what.
+    /// Each proposal has a task until the log answers: a few per move in hand.
     fn propose(&self, command: Command) {
         let client = self.client.clone();
         tokio::spawn(async move {
-            for _ in 0..30 {
-                match client.propose(command.clone()).await {
-                    Ok(_) => return,
-                    Err(ClientError::Timeout { ms, last }) => {
-                        tracing::warn!(ms, last, "no answer from the log")
-                    }
-                    Err(error) => return tracing::debug!(%error, ?command, "the log refused"),
-                }
+            let answer = until_answered(|| client.propose(command.clone())).await;
+            if let Err(error) = answer {
+                tracing::debug!(%error, ?command, "the log refused");
             }
         });
     }
@@ -365,6 +365,19 @@ impl Shell {
         let rtts = self.peers.iter().filter_map(|(&site, link)| Some((site, us(link.round_trip()?))));
         let rtts: Vec<_> = rtts.collect();
         self.reporter.send(self.metrics.report(&self.agent, &rtts, &self.prober, REPORT_INTERVAL));
+    }
+}
+
+/// However long there is no quorum: a machine proposes once, and its move would never end. A refusal means that the log knows better, and
+/// the watch will say what.
+async fn until_answered<T, F: Future<Output = Result<T, ClientError>>>(
+    ask: impl Fn() -> F,
+) -> Result<T, ClientError> {
+    loop {
+        match ask().await {
+            Err(ClientError::Timeout { ms, last }) => tracing::warn!(ms, last, "no answer from the log"),
+            answer => return answer,
+        }
     }
 }
 
@@ -416,4 +429,23 @@ pub fn control_paths(directory: &std::path::Path) -> Vec<(WorkerId, PathBuf)> {
     let Ok(entries) = std::fs::read_dir(directory) else { return Vec::new() };
     let paths = entries.filter_map(|entry| Some(entry.ok()?.path()));
     paths.filter_map(|path| Some((worker_of(&path)?, path))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_proposal_is_repeated_for_as_long_as_there_is_no_quorum() {
+        let asked = Cell::new(0);
+        let answer = until_answered(|| {
+            asked.set(asked.get() + 1);
+            let quorum = asked.get() > 1_000;
+            let timeout = || ClientError::Timeout { ms: 5_000, last: "no quorum".to_owned() };
+            std::future::ready(quorum.then_some(7).ok_or_else(timeout))
+        });
+        assert_eq!((answer.await.unwrap(), asked.get()), (7, 1_001));
+    }
 }

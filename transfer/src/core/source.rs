@@ -146,6 +146,7 @@ pub struct Source {
     /// When the ingresses flip, or have.
     flip_at: Micros,
     switch_proposed: bool,
+    voided: bool,
     /// The target does not take the group, by its own word.
     refused: bool,
     /// Cut without the missing markers then, if the target is there.
@@ -198,6 +199,7 @@ impl Source {
             switching: None,
             flip_at: now,
             switch_proposed: false,
+            voided: false,
             refused: false,
             cut_late_at: None,
             flows,
@@ -293,6 +295,12 @@ impl Source {
     pub fn stood_still(&mut self, span: Micros) {
         self.heard = self.heard.plus(span);
         self.waiting_since = self.waiting_since.plus(span);
+    }
+
+    /// It has proposed to take the group back because the token never left: from then on it never may, whatever becomes of this machine.
+    #[must_use]
+    pub fn is_voided(&self) -> bool {
+        self.voided
     }
 
     /// The copy in hand: what a worker exports for another is of no use.
@@ -620,6 +628,7 @@ impl Source {
 
     fn propose_take_back(&mut self, proof: Proof) {
         self.state = State::Deciding;
+        self.voided = proof == Proof::NeverGiven;
         self.actions.push_back(SourceAction::ProposeTakeBack(proof));
     }
 

@@ -69,6 +69,7 @@ impl Agent {
         self.moves.retain(|id, _| moves.contains(id));
         self.markers.retain(|id, _| moves.contains(id) || id.is_local());
         self.flips.retain(|id, _| moves.contains(id));
+        self.voided.retain(|id| moves.contains(id));
         // What workers here have is acted on until it has become what took its place.
         let held = self.held();
         self.groups.clear();
@@ -166,10 +167,12 @@ impl Agent {
         if !self.is_settled() || self.is_moving_locally(&mv.group) || self.wanted.contains_key(&mv.group) {
             return;
         }
-        if mv.from == self.site && !self.outgoing.contains_key(&mv.id) && !self.is_being_parted(&mv.group) {
+        let begins = !self.stopping || mv.phase == MovePhase::Switching;
+        let may_leave = !self.is_being_parted(&mv.group) && !self.voided.contains(&mv.id);
+        if begins && mv.from == self.site && !self.outgoing.contains_key(&mv.id) && may_leave {
             self.start_source(mv, now);
         }
-        if mv.to == self.site && !self.incoming.contains_key(&mv.id) {
+        if begins && mv.to == self.site && !self.incoming.contains_key(&mv.id) {
             self.start_target(mv, now);
         }
         if mv.phase == MovePhase::Switching {
@@ -254,6 +257,7 @@ impl Agent {
         {
             self.flip(&mv);
         }
+        self.voided.remove(&id);
         let switching = self.moves.remove(&id).is_some_and(|m| m.phase == MovePhase::Switching);
         // A flip that is not in force yet still owes its marker: the target waits for it.
         let owed = self.markers.get(&id).is_some_and(|marker| marker.at.is_none());

@@ -96,7 +96,7 @@ impl Agent {
         let Some(state) = self.groups.get(&group).copied() else { return };
         let idle = state.owner == self.site && state.move_id.is_none() && !self.is_moving(&group);
         let fit = from != to && self.is_ready(from) && self.is_ready(to);
-        if !self.is_settled() || !idle || !fit {
+        if !self.is_settled() || !idle || !fit || self.stopping {
             return;
         }
         self.local_moves += 1;

@@ -528,3 +528,58 @@ fn what_an_agent_missed_while_it_was_stopped_is_one_set_of_rules_without_what_wa
     assert_eq!(sets.count(), 1);
     assert_eq!(agent.plan().groups[&whole()].steer, THERE);
 }
+
+#[test]
+fn an_agent_that_was_told_to_stop_begins_no_move_and_goes_on_with_those_in_hand() {
+    let mine = group("1:100.64.0.0/27", HERE, 1);
+    let begins = |did: &[Output]| did.iter().any(|output| matches!(output, Output::Connect(..)));
+    let moving = Change::Group(Group { move_id: Some(MoveId(7)), ..mine });
+    let told = |phase| {
+        let (mut agent, _) = settled(vec![mine], vec![at(whole(), 1, Phase::Serving)]);
+        feed(&mut agent, Input::Stop);
+        let mv = Move { phase, ingresses: vec![HERE, THERE], ..leaving(whole()) };
+        let did = say(&mut agent, false, vec![Change::Move(mv), moving.clone()]);
+        (begins(&did), agent)
+    };
+    let (begun, mut agent) = told(MovePhase::Preparing);
+    assert!(!begun);
+    assert!(requests(&feed(&mut agent, Input::MoveLocally(whole(), WORKERS[1]))).is_empty());
+    assert!(told(MovePhase::Switching).0, "the ingresses flip, and the group would be served nowhere");
+}
+
+/// It was cut, the target never came, and the token was withdrawn; that is proposed, and then the worker dies.
+#[test]
+fn a_token_that_was_withdrawn_by_a_worker_that_died_is_not_given_anew_by_another() {
+    let mine = group("1:100.64.0.0/27", HERE, 1);
+    let moving = Change::Group(Group { move_id: Some(MoveId(7)), ..mine });
+    let (mut agent, _) = settled(vec![mine], vec![at(whole(), 1, Phase::Serving)]);
+    let flipped = Move { phase: MovePhase::Switching, ingresses: vec![HERE, THERE], ..leaving(whole()) };
+    say(&mut agent, false, vec![Change::Move(flipped), moving]);
+    // The target is not heard of.
+    let late = NOW.plus(Micros(4_000_000));
+    let did = seconds(&mut agent, 1, 5, &WORKERS.map(|worker| (worker, false)));
+    let withdraws = |(_, request): &(WorkerId, Request)| matches!(request, Request::Disarm { .. });
+    assert!(requests(&did).iter().any(withdraws), "{did:?}");
+    let withdrawn = Event::Disarmed { group: whole(), move_id: MoveId(7), cut: true, withdrawn: true };
+    agent.handle(Input::Worker(WORKERS[0], withdrawn), late);
+    let takes_back = |did: &[Output]| {
+        did.iter().any(|output| matches!(output, Output::Propose(placement::core::Command::TakeBack { .. })))
+    };
+    assert!(takes_back(&outputs(&mut agent)));
+
+    feed(&mut agent, Input::WorkerDown(WORKERS[0]));
+    let mut did = feed(&mut agent, Input::WorkerUp { worker: WORKERS[0], boot: 2 });
+    for worker in WORKERS {
+        did.extend(status(&mut agent, worker, Vec::new()));
+    }
+    assert!(!did.iter().any(|output| matches!(output, Output::Connect(..))), "{did:?}");
+
+    // The log has decided: another worker serves.
+    let outcome = placement::core::MoveOutcome::TakenBack;
+    let ended = Change::MoveEnded { id: MoveId(7), group: whole(), outcome };
+    let did = say(&mut agent, false, vec![Change::Group(Group { epoch: Epoch(3), ..mine }), ended]);
+    let serves =
+        |(_, request): &(WorkerId, Request)| matches!(request, Request::Serve { epoch: Epoch(3), .. });
+    assert!(requests(&did).iter().any(serves), "{did:?}");
+    assert!(!agent.leftovers().contains(&"moves whose token was withdrawn"));
+}

@@ -7,7 +7,7 @@ use flow::{Epoch, GroupId, Micros, MoveId, WorkerId};
 use placement::core::Command;
 use transfer::core::{MoveSpec, SourceInput, TargetInput};
 
-use super::{Agent, Output, Worker, service_spec};
+use super::{Agent, Outgoing, Output, Worker, service_spec};
 
 impl Agent {
     pub(super) fn worker_up(&mut self, id: WorkerId, boot: u64, now: Micros) {
@@ -45,6 +45,7 @@ impl Agent {
         for id in stale {
             if let Some(out) = self.outgoing.remove(&id) {
                 self.outputs.push_back(Output::Hangup(id));
+                self.note_voided(id, &out);
                 if id.is_local() && out.worker == worker {
                     // Whether it still serves, or the other one will, it has to say itself.
                     self.doubts.insert(id, (out.machine.spec().group, worker));
@@ -71,11 +72,11 @@ impl Agent {
         let lost = |machine_worker: WorkerId| machine_worker == id;
         let ended: Vec<_> = self.outgoing.iter().filter(|(_, o)| lost(o.worker)).map(|(id, _)| *id).collect();
         for move_id in ended {
-            self.outgoing.remove(&move_id);
+            let Some(out) = self.outgoing.remove(&move_id) else { continue };
             self.outputs.push_back(Output::Hangup(move_id));
             if move_id.is_local() {
                 self.incoming.remove(&move_id);
-            } else {
+            } else if !self.note_voided(move_id, &out) {
                 let reason = format!("worker {id} of the source is gone, or was restarted");
                 let abort = Command::Abort { move_id, by: Some(self.site), reason };
                 self.outputs.push_back(Output::Propose(abort));
@@ -83,6 +84,16 @@ impl Agent {
         }
         self.incoming.retain(|_, incoming| !lost(incoming.worker));
         self.plan_dirty = true;
+    }
+
+    /// The proposal to take the group back outlives the machine and the worker that withdrew the token: another worker must not give one
+    /// to the target meanwhile. The same worker, when it is back, knows by itself.
+    fn note_voided(&mut self, id: MoveId, out: &Outgoing) -> bool {
+        let voided = !id.is_local() && out.machine.is_voided() && self.moves.contains_key(&id);
+        if voided {
+            self.voided.insert(id);
+        }
+        voided
     }
 
     pub(super) fn worker_said(&mut self, worker: WorkerId, event: Event, now: Micros) {
