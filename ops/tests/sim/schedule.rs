@@ -1,58 +1,45 @@
 //! Virtual time: what happens next, in microseconds, and in the order of asking when at the same time.
 
-use std::cmp::{Ordering, Reverse};
+use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
-struct Entry<E> {
-    at: u64,
-    number: u64,
-    event: E,
-}
-
-impl<E> PartialEq for Entry<E> {
-    fn eq(&self, other: &Self) -> bool {
-        self.cmp(other) == Ordering::Equal
-    }
-}
-
-impl<E> Eq for Entry<E> {}
-
-impl<E> PartialOrd for Entry<E> {
-    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-impl<E> Ord for Entry<E> {
-    fn cmp(&self, other: &Self) -> Ordering {
-        (self.at, self.number).cmp(&(other.at, other.number))
-    }
-}
+/// When, in which order of asking, and at which place the event lies.
+type Entry = (u64, u64, usize);
 
 /// A queue of events by time.
 pub(crate) struct Schedule<E> {
-    heap: BinaryHeap<Reverse<Entry<E>>>,
+    heap: BinaryHeap<Reverse<Entry>>,
+    /// Events are large, and stay where they are while the queue is kept in order.
+    events: Vec<Option<E>>,
+    free: Vec<usize>,
     number: u64,
 }
 
 impl<E> Default for Schedule<E> {
     fn default() -> Self {
-        Self { heap: BinaryHeap::new(), number: 0 }
+        Self { heap: BinaryHeap::new(), events: Vec::new(), free: Vec::new(), number: 0 }
     }
 }
 
 impl<E> Schedule<E> {
     pub(crate) fn at(&mut self, at: u64, event: E) {
         self.number += 1;
-        self.heap.push(Reverse(Entry { at, number: self.number, event }));
+        let place = self.free.pop().unwrap_or_else(|| {
+            self.events.push(None);
+            self.events.len() - 1
+        });
+        self.events[place] = Some(event);
+        self.heap.push(Reverse((at, self.number, place)));
     }
 
     /// When the next event is.
     pub(crate) fn next_at(&self) -> Option<u64> {
-        self.heap.peek().map(|Reverse(entry)| entry.at)
+        self.heap.peek().map(|Reverse((at, ..))| *at)
     }
 
     pub(crate) fn pop(&mut self) -> Option<(u64, E)> {
-        self.heap.pop().map(|Reverse(entry)| (entry.at, entry.event))
+        let Reverse((at, _, place)) = self.heap.pop()?;
+        self.free.push(place);
+        Some((at, self.events[place].take()?))
     }
 }
