@@ -50,6 +50,7 @@ pub struct Stage {
     cluster: Cluster,
     world: WorldHandle,
     seen: BTreeSet<u64>,
+    /// The last move between workers that was taken, of each agent; another one counts anew.
     local_seen: BTreeMap<SiteId, u64>,
     /// What was found.
     pub report: Report,
@@ -251,6 +252,7 @@ impl Stage {
     async fn scale(&mut self, site: SiteId, usual: f64, high: f64, groups: &[Prefix]) -> anyhow::Result<()> {
         let before = self.cluster.worker_count(site).await;
         self.cluster.set_thresholds(site, Thresholds::between(usual, high))?;
+        self.local_seen.remove(&site);
         let started = self.until_workers(site, |count| count > before).await;
         if started {
             say("  The agent has started a worker.");
@@ -334,6 +336,7 @@ impl Stage {
         self.cluster.kill(Part::Agent(SiteId(1)))?;
         sleep(Duration::from_millis(500)).await;
         self.cluster.spawn(Part::Agent(SiteId(1)))?;
+        self.local_seen.remove(&SiteId(1));
         self.until_these_end(&moves).await;
 
         let owned: Vec<_> =
@@ -571,10 +574,6 @@ impl Stage {
             let Ok(text) = self.cluster.site_text(site, "/v1/local-moves").await else { continue };
             let moves: Vec<LocalMove> = serde_json::from_str(&text)?;
             let seen = self.local_seen.entry(site).or_default();
-            if moves.last().is_some_and(|last| last.number < *seen) {
-                // The agent is another one, and counts anew.
-                *seen = 0;
-            }
             let new: Vec<_> = moves.into_iter().filter(|m| m.number > *seen).collect();
             *seen = new.last().map_or(*seen, |last| last.number);
             let name = self.cluster.layout().site(site).name.clone();

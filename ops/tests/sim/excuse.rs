@@ -8,7 +8,7 @@ use dataplane::control::Phase;
 use flow::{GroupId, Protocol, ServiceId};
 
 use crate::log::root;
-use crate::world::{SiteState, World};
+use crate::world::{Place, SiteState, World};
 
 /// For so long nothing may be in hand before a group is watched again: longer than any packet is on its way.
 const CALM: u64 = 500_000;
@@ -115,9 +115,15 @@ impl World {
         if !self.sites.values().filter(|site| !site.lost).all(heard) {
             return false;
         }
-        let processes = self.sites.values().flat_map(|site| site.workers.values());
+        let places = || self.sites.values().flat_map(|site| site.workers.values());
+        // One that hangs will wake, and find that others have what it had.
+        let hangs = |place: &&Place| place.stopped_until > self.now;
+        let hung = places().filter(hangs).filter_map(|place| place.process.as_ref());
+        if hung.flat_map(|process| process.status.keys()).any(overlaps) {
+            return false;
+        }
         let mut statuses =
-            processes.filter_map(|place| place.process.as_ref()).flat_map(|p| p.status.values());
+            places().filter_map(|place| place.process.as_ref()).flat_map(|p| p.status.values());
         statuses.all(|status| !overlaps(&status.group) || status.phase == Phase::Serving)
     }
 }

@@ -62,6 +62,8 @@ pub(crate) enum Kind {
     /// Stopped for a while, then it goes on where it was.
     AgentStopped(Role),
     WorkerStopped(Role),
+    /// Stopped for longer than an agent waits for it: then it wakes, and finds that others have what it had.
+    WorkerHung(Role),
     /// The move's stream brings nothing for a while, or breaks after its idle time.
     Stall,
     /// The switch comes back without rules.
@@ -81,6 +83,7 @@ pub(crate) fn kinds() -> Vec<Kind> {
             Kind::Reset(role),
             Kind::AgentStopped(role),
             Kind::WorkerStopped(role),
+            Kind::WorkerHung(role),
             Kind::SwitchForgets(role),
             Kind::Lost(role),
         ]
@@ -133,7 +136,8 @@ impl Plan {
             let kind = kinds[rng.below(kinds.len() as u64) as usize];
             // Losing flows or a site makes the rest of the run easier to excuse, so it is rarer.
             let rare =
-                matches!(kind, Kind::Worker(_) | Kind::AgentLong(_) | Kind::Lost(_)) && rng.below(2) == 0;
+                matches!(kind, Kind::Worker(_) | Kind::WorkerHung(_) | Kind::AgentLong(_) | Kind::Lost(_))
+                    && rng.below(2) == 0;
             let stage = STAGES[rng.below(STAGES.len() as u64) as usize];
             if !rare {
                 plan.pending.push((kind, stage));
@@ -297,6 +301,13 @@ impl World {
                     let known = place.process.iter().flat_map(|process| process.status.keys());
                     known.for_each(|group| self.excuses.shuffle(*group));
                     place.stopped_until = until;
+                }
+            }
+            Kind::WorkerHung(role) => {
+                lasts = self.between(4_500_000, 9_000_000);
+                let (site, until) = (self.site_of(&fault, role), self.now + lasts);
+                if let Some(worker) = self.worker_of(&fault, site) {
+                    self.worker_hangs(site, worker, until);
                 }
             }
             Kind::Stall => {

@@ -10,6 +10,8 @@ use crate::world::{Happening, Place, SITES, World};
 
 /// Between two looks at whether a worker is to come or go.
 const LOOK: u64 = 150_000;
+/// Between two questions for statistics.
+const STATS: u64 = 500_000;
 /// An operator makes sure for so long that the site does not forward any more.
 pub(crate) const FENCED_AFTER: u64 = 3_000_000;
 
@@ -75,6 +77,18 @@ impl World {
         self.after(500_000, Happening::FailOver(site));
     }
 
+    /// As the shell does: every worker is asked for its statistics, and one that does not answer is said to be silent, then hung.
+    pub(crate) fn ask_stats(&mut self, site: SiteId) {
+        self.after(STATS, Happening::AskStats(site));
+        let now = self.now;
+        let Some(state) = self.sites.get(&site).filter(|state| state.stopped_until <= now) else { return };
+        if state.life.is_none() {
+            return;
+        }
+        let workers: Vec<_> = state.workers.keys().copied().collect();
+        workers.into_iter().for_each(|worker| self.ask(site, worker, Request::Stats));
+    }
+
     /// A worker is started by load, and ended when it was told to go and says that it has nothing.
     pub(crate) fn elastic(&mut self, site: SiteId) {
         self.after(LOOK, Happening::Elastic(site));
@@ -99,7 +113,6 @@ impl World {
             (false, _) if busy && act => self.agent_input(site, number, Input::Retire(EXTRA)),
             (false, _) => {}
         }
-        self.ask(site, EXTRA, Request::Stats);
     }
 
     fn start_extra(&mut self, site: SiteId, number: u32) {

@@ -487,10 +487,25 @@ impl World {
         self.trace(|| format!("worker {site}/{worker} crashes"));
         process.status.keys().for_each(|group| self.excuses.lose(*group));
         self.worker_cut(site, worker);
-        // Wherever a worker of a moving group dies its packets may be in it.
-        let moving: Vec<_> =
-            self.log.cluster.moves.values().filter(|m| m.from == site || m.to == site).collect();
-        let moving: Vec<_> = moving.iter().map(|m| m.group).collect();
+        self.excuse_moving(site);
+    }
+
+    /// It does nothing until then. Another may have been given its groups, without their flows.
+    pub(crate) fn worker_hangs(&mut self, site: SiteId, worker: WorkerId, until: u64) {
+        let now = self.now;
+        let place = self.sites.get_mut(&site).and_then(|state| state.workers.get_mut(&worker));
+        let Some(place) = place.filter(|place| place.stopped_until <= now) else { return };
+        place.stopped_until = until;
+        let known = place.process.iter().flat_map(|process| process.status.keys());
+        known.for_each(|group| self.excuses.lose(*group));
+        self.excuse_moving(site);
+        self.trace(|| format!("worker {site}/{worker} hangs until {until}"));
+    }
+
+    /// Wherever a worker of a moving group dies its packets may be in it.
+    fn excuse_moving(&mut self, site: SiteId) {
+        let moving = self.log.cluster.moves.values().filter(|m| m.from == site || m.to == site);
+        let moving: Vec<_> = moving.map(|m| m.group).collect();
         moving.into_iter().for_each(|group| self.excuses.lose(group));
     }
 
@@ -524,6 +539,11 @@ impl World {
         };
         if place.connection != 0 {
             return;
+        }
+        if place.stopped_until > self.now {
+            // It answers when it wakes.
+            let until = place.stopped_until;
+            return self.schedule.at(until, Happening::WorkerConnect(site, number, worker));
         }
         process.worker.agent_connected();
         place.connection = connection;

@@ -76,6 +76,7 @@ pub(crate) enum Happening {
     Heal(Fault),
     StreamIdle(MoveId, u64),
     Elastic(SiteId),
+    AskStats(SiteId),
     FailOver(SiteId),
 }
 
@@ -272,6 +273,7 @@ impl World {
             self.after(100, Happening::AgentStart(site));
             self.after(1_000, Happening::Report(site));
             self.after(150_000, Happening::Elastic(site));
+            self.after(500_000, Happening::AskStats(site));
         }
         self.after(50_000, Happening::Brain);
     }
@@ -417,6 +419,7 @@ impl World {
             H::Roam(flow) => self.roam(flow),
             H::StreamIdle(id, number) => self.stream_idle(id, number),
             H::Elastic(site) => self.elastic(site),
+            H::AskStats(site) => self.ask_stats(site),
             H::FailOver(site) => self.fail_over(site),
             H::Fault(fault) => self.strike(fault),
             H::Heal(fault) => self.recover(fault),

@@ -225,7 +225,11 @@ impl Agent {
         }
         let over = self.overlapping(&id);
         if over.iter().any(|id| self.is_held(id)) {
-            // It answers an older question: the split or merge has been asked for since.
+            // It answers an older question: the split or merge has been asked for since. Unless others have it all: it was taken for dead.
+            if serves && self.is_all_had_by_others(worker, &over) {
+                let relay_us = self.bounds.relay_us;
+                self.outputs.push_back(Output::Worker(worker, Request::Yield { group: id, relay_us }));
+            }
             return true;
         }
         let owned = |id: &GroupId| self.groups.get(id).is_some_and(|group| group.owner == self.site);
@@ -241,6 +245,14 @@ impl Agent {
             self.outputs.push_back(Output::Worker(worker, forget));
         }
         true
+    }
+
+    fn is_all_had_by_others(&self, worker: WorkerId, ids: &[GroupId]) -> bool {
+        let had = |id: &GroupId| {
+            let other = self.local.get(id).filter(|other| **other != worker && self.is_ready(**other));
+            other.is_some() && (self.served.contains_key(id) || self.unserved.get(id) == other)
+        };
+        ids.iter().all(had)
     }
 
     /// What is left of a move that ended before the group was split or merged: the copy is of no use any more.

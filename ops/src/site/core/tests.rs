@@ -583,3 +583,31 @@ fn a_token_that_was_withdrawn_by_a_worker_that_died_is_not_given_anew_by_another
     assert!(requests(&did).iter().any(serves), "{did:?}");
     assert!(!agent.leftovers().contains(&"moves whose token was withdrawn"));
 }
+
+/// It hung while it was a move's target, so that another worker became that.
+#[test]
+fn a_worker_that_wakes_with_a_copy_for_what_another_serves_by_now_gives_it_up() {
+    let mine = group("1:100.64.0.0/27", HERE, 2);
+    let (mut agent, _) = settled(vec![mine], vec![at(whole(), 2, Phase::Serving)]);
+    feed(&mut agent, Input::WorkerDown(WORKERS[1]));
+    feed(&mut agent, Input::WorkerUp { worker: WORKERS[1], boot: 1 });
+    let mut did = status(&mut agent, WORKERS[1], vec![at(whole(), 2, Phase::Shadow)]);
+    did.extend(status(&mut agent, WORKERS[0], vec![at(whole(), 2, Phase::Serving)]));
+    let of_it = |(worker, _): &(WorkerId, Request)| *worker == WORKERS[1];
+    let asked: Vec<_> = requests(&did).into_iter().filter(of_it).collect();
+    assert!(matches!(asked[..], [(_, Request::Abandon { move_id: MoveId(9), .. })]), "{asked:?}");
+    assert_eq!(agent.plan().groups[&whole()].local, Some(WORKERS[0]));
+}
+
+#[test]
+fn a_worker_that_wakes_with_a_group_whose_parts_another_serves_gives_it_up() {
+    let halves = ["1:100.64.0.0/28", "1:100.64.0.16/28"].map(|half| group(half, HERE, 1));
+    let serving = halves.iter().map(|half| at(half.id, 1, Phase::Serving)).collect();
+    let (mut agent, _) = settled(halves.to_vec(), serving);
+    let did = status(&mut agent, WORKERS[1], vec![at(whole(), 1, Phase::Serving)]);
+    let yields = |request: &(WorkerId, Request)| matches!(request, (worker, Request::Yield { group, .. }) if *worker == WORKERS[1] && *group == whole());
+    assert!(requests(&did).iter().any(yields), "{did:?}");
+    // The one that serves the parts may answer what it was asked before it was told to divide them.
+    let did = status(&mut agent, WORKERS[0], vec![at(whole(), 1, Phase::Serving)]);
+    assert!(!requests(&did).iter().any(|(_, request)| matches!(request, Request::Yield { .. })), "{did:?}");
+}

@@ -267,9 +267,14 @@ impl Agent {
     /// The worker serves a group that another serves too, or was told to: it was taken for dead meanwhile.
     fn is_taken_over(&self, worker: WorkerId, status: &GroupStatus) -> bool {
         let serves = matches!(status.phase, Phase::Serving | Phase::Copying | Phase::Draining);
+        serves && self.is_had_by_another(worker, status)
+    }
+
+    /// Another worker serves what this one speaks of, or was told to.
+    fn is_had_by_another(&self, worker: WorkerId, status: &GroupStatus) -> bool {
         let other = self.local.get(&status.group).filter(|other| **other != worker && self.is_ready(**other));
         let served = self.served.get(&status.group).is_some_and(|epoch| *epoch >= status.epoch);
-        serves && other.is_some() && (served || self.unserved.get(&status.group) == other)
+        other.is_some() && (served || self.unserved.get(&status.group) == other)
     }
 
     /// Where the switch delivers while a move between workers is half done: to the target once the flip was ordered, and it was
@@ -321,13 +326,17 @@ impl Agent {
         }
     }
 
-    /// A shadow whose move was given to another worker while this one was away is of no use.
+    /// A shadow whose move was given to another worker while this one was away is of no use, also when that has served it since.
     fn abandons(&mut self, worker: WorkerId, status: &GroupStatus) -> bool {
         let Some(move_id) = status.move_id.filter(|_| matches!(status.phase, Phase::Shadow | Phase::Open))
         else {
             return false;
         };
-        if self.incoming.get(&move_id).is_none_or(|incoming| incoming.worker == worker) {
+        let is_elsewhere = match self.incoming.get(&move_id) {
+            Some(incoming) => incoming.worker != worker,
+            None => !move_id.is_local() && self.is_had_by_another(worker, status),
+        };
+        if !is_elsewhere {
             return false;
         }
         let abandon = Request::Abandon { group: status.group, move_id, relay_us: self.bounds.relay_us };
