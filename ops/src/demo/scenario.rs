@@ -36,6 +36,8 @@ const BUSY_LOOKS: u32 = 10;
 const BUSY_LOOK: Duration = Duration::from_millis(500);
 /// Longest wait for a worker to be started or stopped again: thresholds, moves, and ten seconds for which it relays take half a minute.
 const SCALE_BOUND: Duration = Duration::from_secs(150);
+/// How long nothing moves after users have roamed, so that there is something to measure.
+const BEFORE: Duration = Duration::from_secs(2);
 /// How long an act goes on after its moves, so that there is something to measure.
 const AFTER: Duration = Duration::from_secs(4);
 
@@ -52,6 +54,8 @@ pub struct Stage {
     seen: BTreeSet<u64>,
     /// The last move between workers that was taken, of each agent; another one counts anew.
     local_seen: BTreeMap<SiteId, u64>,
+    /// In this act.
+    first_moved: Option<Mark>,
     /// What was found.
     pub report: Report,
 }
@@ -167,7 +171,14 @@ impl Stage {
             machine: super::report::machine(),
             ..Report::default()
         };
-        Ok(Self { cluster, world, seen: BTreeSet::new(), local_seen: BTreeMap::new(), report })
+        Ok(Self {
+            cluster,
+            world,
+            seen: BTreeSet::new(),
+            local_seen: BTreeMap::new(),
+            first_moved: None,
+            report,
+        })
     }
 
     /// The deployment.
@@ -211,11 +222,15 @@ impl Stage {
         ));
         self.world.begin_act("2 roam")?;
         let groups: Vec<_> = (0..ROAMING).filter_map(group_prefix).collect();
+        // So long that there is something to measure before.
+        self.cluster.set_policy(serde_json::json!({ "automatic": false })).await?;
         for prefix in &groups {
             self.world.roam(*prefix, SiteId(3))?;
         }
         sleep(Duration::from_millis(1_100)).await;
         let arrived = self.start().await;
+        sleep(BEFORE).await;
+        self.cluster.set_policy(serde_json::json!({ "automatic": true })).await?;
         self.until_moves_end(ROAMING).await?;
         self.end("2 roam", arrived, &groups).await
     }
@@ -451,7 +466,7 @@ impl Stage {
     }
 
     /// Waits until so many moves have ended since the last act, and none has been in hand for two seconds.
-    async fn until_moves_end(&self, least: usize) -> anyhow::Result<()> {
+    async fn until_moves_end(&mut self, least: usize) -> anyhow::Result<()> {
         let ends = tokio::time::Instant::now() + MOVES_BOUND;
         let mut quiet = 0;
         let mut told = 0;
@@ -465,6 +480,7 @@ impl Stage {
             let in_hand = moves.iter().filter(|m| is_in_hand(m)).count();
             let ended = moves.iter().filter(|m| m.state == "done" && !self.seen.contains(&m.id)).count();
             if ended > told {
+                self.first_moved.get_or_insert(self.world.mark());
                 told = ended;
                 say(&format!("  {ended} groups have moved, {in_hand} are on their way."));
             }
@@ -473,27 +489,27 @@ impl Stage {
         Ok(())
     }
 
-    /// Measures, and closes the act. Delays are those of `groups`, or of all; before: since `changed`, until the moves
-    /// were done, which was two seconds ago.
+    /// Measures, and closes the act. Delays are those of `groups`, or of all; before: since `changed`, until the first had moved.
     async fn end(&mut self, name: &str, changed: Start, groups: &[Prefix]) -> anyhow::Result<()> {
         self.end_act(Act { name: name.to_owned(), ..Act::default() }, changed, groups).await
     }
 
     async fn end_act(&mut self, mut act: Act, changed: Start, groups: &[Prefix]) -> anyhow::Result<()> {
         let moved = self.world.mark();
+        let first_moved = self.first_moved.take().unwrap_or(moved);
         sleep(AFTER).await;
         let model_after = self.model_round_trip_ms().await;
         let all: Vec<_> = CLIENTS.iter().filter_map(|text| text.parse().ok()).collect();
         let groups = if groups.is_empty() { &all[..] } else { groups };
         let user_delay_ms = BeforeAfter {
-            before: self.world.delay_window(groups, changed.mark, Some(moved))?,
+            before: self.world.delay_window(groups, changed.mark, Some(first_moved))?,
             after: self.world.delay_window(groups, moved, None)?,
         };
         let mean = |window: anyhow::Result<Delays>| window.map(|delays| delays.mean);
         let round_trip_ms = RoundTrips {
             model_before: changed.model_ms,
             model_after,
-            requests_before: mean(self.world.delay_window(&all, changed.mark, Some(moved)))?,
+            requests_before: mean(self.world.delay_window(&all, changed.mark, Some(first_moved)))?,
             requests_after: mean(self.world.delay_window(&all, moved, None))?,
         };
         (act.user_delay_ms, act.round_trip_ms) = (user_delay_ms, round_trip_ms);
