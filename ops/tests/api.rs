@@ -175,6 +175,47 @@ async fn sites_are_put_shown_and_closed() {
 }
 
 #[tokio::test]
+async fn a_site_is_removed_when_nothing_leads_to_it() {
+    let world = World::new().await;
+    assert_problem(&world.delete("/v1/sites/oslo").await, 404, Some("site"), "oslo");
+    assert_problem(
+        &world.delete("/v1/sites/ams").await,
+        409,
+        None,
+        "site 1 owns 4 groups, the first is 1:100",
+    );
+    let put_policy = |rules: Value| {
+        let request = world.request(Method::PUT, "/v1/policy").header("If-Match", "*");
+        reply(request.json(&json!({ "automatic": false, "rules": rules })))
+    };
+    assert_eq!(put_policy(json!([{ "name": "far", "deny": ["virginia"] }])).await.status, 200);
+    assert_problem(&world.delete("/v1/sites/virginia").await, 409, None, "named by rule \"far\"");
+    assert_eq!(put_policy(json!([])).await.status, 200);
+    assert_eq!(
+        world.delete("/v1/sites/virginia?dryRun=true").await.body["sites"].as_array().unwrap().len(),
+        1
+    );
+    assert_eq!(world.get("/v1/sites/virginia").await.status, 200, "a dry run removes nothing");
+
+    let revision = world.get("/v1/sites/virginia").await.headers["limosa-revision"].clone();
+    let removed =
+        reply(world.request(Method::DELETE, "/v1/sites/virginia").header("Limosa-Actor", "alice")).await;
+    assert_eq!((removed.status.as_u16(), &removed.body["sites"][0]["name"]), (200, &json!("ams")));
+    assert_eq!(removed.body["sites"].as_array().unwrap().len(), 1);
+    assert_eq!(world.get("/v1/sites/virginia").await.status, 404);
+    assert_problem(&world.delete("/v1/sites/virginia").await, 404, Some("site"), "virginia");
+    assert_problem(&world.delete("/v1/sites/ams").await, 409, None, "owns 4 groups");
+    let since = revision.to_str().unwrap();
+    let news = world.get(&format!("/v1/changes?since={since}&wait_ms=20000")).await.body;
+    let changes = news["changes"].as_array().unwrap();
+    assert!(changes.contains(&json!({ "site_gone": { "id": 2 } })), "{news}");
+    let audit = world.get("/v1/audit?limit=1000").await.body;
+    let entry = |entry: &&Value| entry["action"] == "remove site 2" && entry["refused"].is_null();
+    let entry = audit["entries"].as_array().unwrap().iter().find(entry).expect("an audit entry");
+    assert_eq!(entry["actor"], "operator alice");
+}
+
+#[tokio::test]
 async fn services_and_groups_are_shown_page_by_page() {
     let world = World::new().await;
     assert_eq!(world.get("/v1/services").await.body["services"][0]["name"], "nat");
@@ -758,7 +799,7 @@ async fn every_route_is_described() {
         ("/v1/services", &["get"]),
         ("/v1/services/{name}", &["put"]),
         ("/v1/sites", &["get"]),
-        ("/v1/sites/{name}", &["get", "put"]),
+        ("/v1/sites/{name}", &["delete", "get", "put"]),
         ("/v1/sites/{name}/cordon", &["post"]),
         ("/v1/sites/{name}/drain", &["post"]),
         ("/v1/sites/{name}/fail-over", &["post"]),
@@ -785,6 +826,7 @@ async fn the_command_line_ends_with_the_code_that_fits() {
         "site undrain virginia",
         "site add oslo --id 3 --endpoint 127.0.0.1:5003 --capacity-pps 5 --latitude -60 --longitude 10",
         "site drain oslo --wait --deadline 5s",
+        "site remove oslo",
         "service list",
         "group list --site ams --limit 3",
         "group get 1:100.64.3.0/24",
@@ -805,6 +847,8 @@ async fn the_command_line_ends_with_the_code_that_fits() {
     assert_eq!(world.cli("move get 7").await, Exit::NotFound);
     assert_eq!(world.cli("move watch 7").await, Exit::NotFound);
     assert_eq!(world.cli("site get bergen").await, Exit::NotFound);
+    assert_eq!(world.cli("site remove oslo").await, Exit::NotFound, "it was removed");
+    assert_eq!(world.cli("site remove ams").await, Exit::Conflict, "it owns groups");
     assert_eq!(world.cli("move start 1:100.64.0.0/24 --to ams").await, Exit::Conflict);
     assert_eq!(world.cli("move start x --to ams").await, Exit::Usage);
     assert_eq!(world.cli("site drain ams --wait --deadline 700ms").await, Exit::Timeout);

@@ -1322,6 +1322,7 @@ impl Node {
         let brain = match &mut *mind {
             Mind::Leads(brain) => brain,
             Mind::Follows { model, tidied, heard } => {
+                model.note_sites(&cluster);
                 if now.since(*tidied) >= TIDY {
                     model.forget(&cluster, now);
                     *tidied = now;

@@ -66,6 +66,7 @@ impl Known {
                 Change::Group(group) => drop(self.groups.insert(group.id, *group)),
                 Change::GroupGone(id) => drop(self.groups.remove(id)),
                 Change::Site(site) => drop(self.sites.insert(site.id)),
+                Change::SiteGone(id) => drop(self.sites.remove(id)),
                 Change::Service(_) | Change::Move(_) | Change::MoveEnded { .. } | Change::Policy { .. } => {}
             }
         }

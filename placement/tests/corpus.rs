@@ -81,6 +81,7 @@ fn commands() -> Vec<String> {
             r#"{"split_group":{"group":{"service":1,"prefix":"100.64.0.0/24"}}}"#,
             r#"{"merge_groups":{"group":{"service":1,"prefix":"100.64.0.0/23"}}}"#,
             r#"{"confirm_policy":{"version":1}}"#,
+            r#"{"remove_site":{"site":2}}"#,
         ]
         .map(str::to_owned),
     );

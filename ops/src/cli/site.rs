@@ -54,6 +54,13 @@ pub enum Verb {
         #[arg(long, requires = "latitude", allow_hyphen_values = true)]
         longitude: Option<f64>,
     },
+    /// Remove a site that is empty. Drain it, stop its agent and workers, then remove it. Its certificate is of no use from then on,
+    /// until a site of the same name is added. Exit code 4 if there is no such site, 3 if it still owns groups, takes part in a
+    /// move, is named by a rule, or is the only one.
+    Remove {
+        /// Its name.
+        name: String,
+    },
     /// Empty a site: its groups move away, and no more come.
     Drain {
         /// Its name.
@@ -116,6 +123,13 @@ pub(super) async fn run(verb: Verb, context: &Context) -> Result<Exit, Failure> 
                 "latitude": latitude, "longitude": longitude,
             });
             context.client.send(Ask::put(&["sites", &name], body)).await?
+        }
+        Verb::Remove { name } => {
+            let answer = context.client.send(Ask::delete(&["sites", &name])).await?;
+            let left: Sites = answer.parse()?;
+            context.output.print(&answer.body, &rows(&left.sites));
+            progress(&format!("{name}: removed; take it out of `peers` and `tunnels` of the other sites"));
+            return Ok(Exit::Done);
         }
         Verb::Drain { name, wait, deadline } => {
             let mut answer = set(context, &name, "drain").await?;

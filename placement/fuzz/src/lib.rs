@@ -198,6 +198,7 @@ impl State {
         assert!(self.cluster.policy.validate().is_ok(), "a policy that cannot be is in force");
         for group in self.cluster.groups.values() {
             assert!(self.cluster.services.contains_key(&group.id.service), "a group of no service");
+            assert!(self.cluster.sites.contains_key(&group.owner), "a group of no site");
         }
     }
 }

@@ -6,7 +6,7 @@
 //! ```
 //!
 //! Always true: one owner per group and epoch; an epoch never shrinks; at most one move per group. Work per
-//! command is bounded by the groups it names, or makes.
+//! command is bounded by the groups it names, or makes; the removal of a site looks at all.
 
 use std::collections::BTreeMap;
 
@@ -60,6 +60,7 @@ impl Cluster {
     fn transition(&mut self, step: &mut Step, command: &Command) -> Result<Outcome, Rejected> {
         match command {
             Command::PutSite(spec) => self.put_site(step, spec)?,
+            Command::RemoveSite { site } => self.remove_site(step, *site)?,
             Command::SetAdmin { site, admin } => self.change_site(step, *site, |site| site.admin = *admin)?,
             Command::SetAlive { site, alive } => self.change_site(step, *site, |site| site.alive = *alive)?,
             Command::PutService { service, owner } => self.put_service(step, service, *owner)?,
@@ -79,7 +80,7 @@ impl Cluster {
             Command::SetStandbys { standbys } => self.set_standbys(step, standbys)?,
             Command::SplitGroup { group } => self.split_group(step, *group)?,
             Command::MergeGroups { group } => self.merge_groups(step, *group)?,
-            Command::Publish(round) => self.round = Some(Round::clone(round)),
+            Command::Publish(round) => self.publish(round),
         }
         Ok(Outcome::Done)
     }
@@ -125,6 +126,56 @@ impl Cluster {
         };
         self.set_site(step, site);
         Ok(())
+    }
+
+    /// Whether its agent still reports does not matter: somebody who has its key could, and must not keep it in.
+    fn remove_site(&mut self, step: &mut Step, id: SiteId) -> Result<(), Rejected> {
+        if !self.sites.contains_key(&id) {
+            return Ok(());
+        }
+        self.check_unused(id)?;
+        let standby: Vec<Group> =
+            self.groups.values().filter(|group| group.standby == Some(id)).copied().collect();
+        for group in standby {
+            self.set_group(step, Group { standby: None, ..group });
+        }
+        self.sites.remove(&id);
+        // Its number may be given to another site, which must not begin with this one's prices.
+        if let Some(round) = &mut self.round {
+            round.keep_sites(|site| site != id);
+            round.spread_prices.clear();
+        }
+        step.changes.push(Change::SiteGone(id));
+        Ok(())
+    }
+
+    /// Whether nothing leads to a site.
+    fn check_unused(&self, site: SiteId) -> Result<(), Rejected> {
+        let mut owned = self.groups.values().filter(|group| group.owner == site);
+        if let Some(first) = owned.next() {
+            return Err(Rejected::OwnsGroups { site, groups: 1 + owned.count(), first: first.id });
+        }
+        let part = |mv: &&Move| mv.from == site || mv.to == site || mv.ingresses.contains(&site);
+        if let Some(mv) = self.moves.values().find(part) {
+            return Err(Rejected::TakesPart { site, move_id: mv.id, group: mv.group });
+        }
+        let former = self.trial.as_ref().map(|trial| (&*trial.former, Some(trial.version)));
+        for (policy, returns) in std::iter::once((&self.policy, None)).chain(former) {
+            if let Some(rule) = policy.rules.iter().find(|rule| rule.kind.sites().contains(&site)) {
+                return Err(Rejected::NamedByRule { site, rule: rule.name.clone(), returns });
+            }
+        }
+        if self.sites.len() == 1 {
+            return Err(Rejected::OnlySite { site });
+        }
+        Ok(())
+    }
+
+    /// The leader may not have known yet that a site is no more.
+    fn publish(&mut self, round: &Round) {
+        let mut round = round.clone();
+        round.keep_sites(|site| self.sites.contains_key(&site));
+        self.round = Some(round);
     }
 
     fn change_site(

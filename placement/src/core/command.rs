@@ -26,6 +26,11 @@ pub struct Proposal {
 pub enum Command {
     /// Adds a site, or replaces what the operator said of it.
     PutSite(SiteSpec),
+    /// A site is no more. Only one that nothing leads to: it owns no group, has no part in a move, no rule names it.
+    RemoveSite {
+        /// The site.
+        site: SiteId,
+    },
     /// Allows or forbids.
     SetAdmin {
         /// The site.
@@ -232,6 +237,45 @@ pub enum Rejected {
     /// There is no such site.
     #[error("no site {0}: add it first")]
     NoSite(SiteId),
+    /// The site still has groups.
+    #[error(
+        "site {site} owns {groups} groups, the first is {first}: drain it, or fail it over if it is lost, and wait until it \
+         has none"
+    )]
+    OwnsGroups {
+        /// The site.
+        site: SiteId,
+        /// How many.
+        groups: usize,
+        /// The first of them.
+        first: GroupId,
+    },
+    /// The site is source, target or ingress of a move.
+    #[error("site {site} takes part in move {move_id} of {group}: wait for its end or abort it")]
+    TakesPart {
+        /// The site.
+        site: SiteId,
+        /// The first such move.
+        move_id: MoveId,
+        /// Of what.
+        group: GroupId,
+    },
+    /// A policy names the site.
+    #[error("site {site} is named by rule {rule:?} of {}: change the rule first", policy(*returns))]
+    NamedByRule {
+        /// The site.
+        site: SiteId,
+        /// The rule's name.
+        rule: String,
+        /// The rule is of the policy that returns unless this version, which is on trial, is confirmed.
+        returns: Option<u64>,
+    },
+    /// Groups have to be somewhere.
+    #[error("site {site} is the only one: add another first")]
+    OnlySite {
+        /// The site.
+        site: SiteId,
+    },
     /// There is no such service.
     #[error("no service {0}: add it first")]
     NoService(ServiceId),
@@ -496,6 +540,12 @@ pub enum Rejected {
     },
 }
 
+fn policy(returns: Option<u64>) -> String {
+    returns.map_or("the policy".to_owned(), |version| {
+        format!("the policy that returns unless policy {version} is confirmed")
+    })
+}
+
 fn trial(present: &Option<u64>) -> String {
     present.map_or("none is".to_owned(), |version| format!("policy {version} is"))
 }
@@ -512,6 +562,7 @@ impl Command {
     pub fn summary(&self) -> String {
         match self {
             Self::PutSite(site) => format!("put site {} {:?}", site.id, site.name),
+            Self::RemoveSite { site } => format!("remove site {site}"),
             Self::SetAdmin { site, admin } => format!("set site {site} {admin:?}"),
             Self::SetAlive { site, alive } => {
                 format!("set site {site} {}", if *alive { "alive" } else { "dead" })
@@ -556,6 +607,7 @@ impl Command {
             Self::Switch { by, .. } | Self::Served { by, .. } | Self::TakeBack { by, .. } => Some(*by),
             Self::Abort { by, .. } => *by,
             Self::PutSite(_)
+            | Self::RemoveSite { .. }
             | Self::SetAdmin { .. }
             | Self::SetAlive { .. }
             | Self::PutService { .. }

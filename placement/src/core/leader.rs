@@ -181,6 +181,7 @@ impl Brain {
     /// What the leader wants now. Work is bounded by the number of sites and moves, once per round by that of the groups that differ from
     /// what they were, beside a look at each, and in every eighth round or so by that of all groups.
     pub fn poll(&mut self, cluster: &Cluster, now: Micros) -> Vec<Command> {
+        self.model.note_sites(cluster).into_iter().for_each(|site| self.forget_site(site));
         let mut commands = self.leases(cluster, now);
         self.remember_moves(cluster, now);
         for present in cluster.moves.values() {
@@ -238,6 +239,14 @@ impl Brain {
     #[must_use]
     pub fn demand(&self, group: &GroupId) -> Option<&Demand> {
         self.model.demand(group)
+    }
+
+    /// What it knows by a site's number is of a site that is no more.
+    fn forget_site(&mut self, site: SiteId) {
+        self.reported.remove(&site);
+        self.recent.retain(|(_, from, _)| *from != site);
+        self.probes.wishes.remove(&site);
+        self.probes.left.remove(&site);
     }
 
     fn leases(&self, cluster: &Cluster, now: Micros) -> Vec<Command> {

@@ -23,6 +23,8 @@ pub mod plan;
 mod plan_tests;
 mod policy;
 mod problem;
+#[cfg(test)]
+mod remove_tests;
 pub mod replay;
 mod report;
 #[cfg(test)]

@@ -127,6 +127,12 @@ pub struct Round {
 }
 
 impl Round {
+    /// Leaves out what is said of other sites.
+    pub(super) fn keep_sites(&mut self, known: impl Fn(SiteId) -> bool) {
+        self.exceeded.retain(|site| known(*site));
+        self.prices.retain(|prices| known(prices.site));
+    }
+
     /// Whether it is worth a place in the log beside the last one: something moves, what binds is different, or a number
     /// is by more than a twentieth.
     #[must_use]
@@ -477,6 +483,8 @@ pub struct AuditEntry {
 pub enum Change {
     /// A site as it is now.
     Site(Site),
+    /// A site is no more. Nothing names it.
+    SiteGone(SiteId),
     /// A service as it is now.
     Service(Service),
     /// A group as it is now.

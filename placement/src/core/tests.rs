@@ -305,6 +305,7 @@ fn follow(cluster: &mut Cluster, changes: Vec<Change>) {
     for change in changes {
         match change {
             Change::Site(site) => drop(cluster.sites.insert(site.id, site)),
+            Change::SiteGone(id) => drop(cluster.sites.remove(&id)),
             Change::Service(service) => drop(cluster.services.insert(service.id, service)),
             Change::Group(group) => drop(cluster.groups.insert(group.id, group)),
             Change::GroupGone(id) => drop(cluster.groups.remove(&id)),
@@ -331,6 +332,7 @@ fn any_command() -> impl Strategy<Value = Command> {
         |wishes: Vec<(u8, SiteId)>| wishes.into_iter().map(|(n, to)| (group(n), to)).collect::<Vec<_>>();
     prop_oneof![
         1 => (0u8..4).prop_map(site),
+        1 => any_site().prop_map(|site| Command::RemoveSite { site }),
         1 => (any_site(), admin).prop_map(|(site, admin)| Command::SetAdmin { site, admin }),
         2 => (any_site(), proptest::bool::weighted(0.8))
             .prop_map(|(site, alive)| Command::SetAlive { site, alive }),
@@ -418,6 +420,7 @@ proptest! {
                 let moves: Vec<_> = log.cluster.moves.values().filter(|m| m.group == *id).collect();
                 prop_assert!(moves.len() <= 1);
                 prop_assert_eq!(moves.first().map(|m| m.id), group.move_id);
+                prop_assert!(log.cluster.sites.contains_key(&group.owner), "an owner is never removed");
                 prop_assert!(moves.iter().all(|m| m.epoch > group.epoch && m.from == group.owner && !m.id.is_local()));
             }
             seen.extend(log.cluster.moves.keys().filter(|id| !before.moves.contains_key(id)));

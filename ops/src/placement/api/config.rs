@@ -71,6 +71,25 @@ pub(super) async fn put_site(
     status_of(&api, &cluster, id)
 }
 
+/// Removes a site that nothing leads to any more: it owns no group, has no part in a move, no rule names it, and it is not the only
+/// one. From then on its certificate is of no use. Answers with the sites that are left.
+#[utoipa::path(delete, path = "/v1/sites/{name}", tag = "sites",
+    params(("name" = String, Path, description = "its name, or else its number"),
+        ("dryRun" = Option<bool>, Query, description = "checks only")),
+    responses((status = 200, body = Sites), (status = 404, body = ProblemBody), (status = 409, body = ProblemBody),
+        (status = 503, body = ProblemBody)))]
+pub(super) async fn remove_site(
+    State(api): State<Arc<Api>>,
+    Segments(name): Segments<String>,
+    Params(params): Params<WriteParams>,
+    Actor(actor): Actor,
+) -> Result<Answer<Sites>, Problem> {
+    let cluster = api.read(None, Consistency::Linearizable).await?;
+    let site = site_by(&cluster, &name)?.id;
+    let cluster = api.write(&actor, Command::RemoveSite { site }, params.dry_run).await?;
+    Ok(Answer::ok(cluster.revision, Sites { sites: SiteStatus::all(&cluster, &api.node.heard()) }))
+}
+
 /// Puts the name of the path into the body, unless the body says another.
 fn named(mut body: Value, name: &str) -> Result<Value, Problem> {
     let fields = body.as_object_mut().ok_or_else(|| Problem::senseless("body", "give a JSON object"))?;

@@ -121,7 +121,7 @@ struct Description;
 fn parts() -> (Router<Arc<Api>>, utoipa::openapi::OpenApi) {
     OpenApiRouter::with_openapi(Description::openapi())
         .routes(routes!(config::sites))
-        .routes(routes!(config::site, config::put_site))
+        .routes(routes!(config::site, config::put_site, config::remove_site))
         .routes(routes!(config::drain))
         .routes(routes!(traffic::traffic))
         .routes(routes!(config::fail_over))

@@ -176,6 +176,10 @@ fn judge(rejected: &Rejected) -> (StatusCode, Option<String>) {
         R::Budget { .. } => (StatusCode::CONFLICT, named("moves_in_flight_max")),
         R::NotParty { .. } => (StatusCode::FORBIDDEN, None),
         R::NoActiveSite
+        | R::OwnsGroups { .. }
+        | R::TakesPart { .. }
+        | R::NamedByRule { .. }
+        | R::OnlySite { .. }
         | R::Moving { .. }
         | R::Smallest { .. }
         | R::GroupsFull { .. }

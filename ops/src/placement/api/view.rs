@@ -573,6 +573,11 @@ impl ExplanationView {
 pub enum ChangeView {
     /// A site as it is now.
     Site(SiteView),
+    /// A site was removed. Nothing names it.
+    SiteGone {
+        /// Its number; another site may get it.
+        id: u8,
+    },
     /// A service as it is now.
     Service(Service),
     /// A group as it is now.
@@ -608,6 +613,7 @@ impl ChangeView {
     pub(super) fn of(cluster: &Cluster, change: Change) -> Self {
         match change {
             Change::Site(site) => Self::Site(SiteView::of(&site)),
+            Change::SiteGone(id) => Self::SiteGone { id: id.0 },
             Change::Service(service) => Self::Service(service),
             Change::Group(group) => Self::Group(GroupView::of(cluster, &group)),
             Change::GroupGone(id) => Self::GroupGone { group: id.to_string() },

@@ -23,6 +23,9 @@ impl Agent {
                 Change::Site(site) => {
                     self.sites.insert(site.id, site);
                 }
+                Change::SiteGone(id) => {
+                    self.sites.remove(&id);
+                }
                 Change::Service(service) => self.service(service),
                 Change::Group(group) => self.group(group),
                 Change::GroupGone(id) => self.group_gone(id),
@@ -66,6 +69,7 @@ impl Agent {
             .iter()
             .filter_map(|change| if let Change::Move(mv) = change { Some(mv.id) } else { None })
             .collect();
+        self.sites.clear();
         self.moves.retain(|id, _| moves.contains(id));
         self.markers.retain(|id, _| moves.contains(id) || id.is_local());
         self.flips.retain(|id, _| moves.contains(id));

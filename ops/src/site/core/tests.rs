@@ -611,3 +611,18 @@ fn a_worker_that_wakes_with_a_group_whose_parts_another_serves_gives_it_up() {
     let did = status(&mut agent, WORKERS[0], vec![at(whole(), 1, Phase::Serving)]);
     assert!(!requests(&did).iter().any(|(_, request)| matches!(request, Request::Yield { .. })), "{did:?}");
 }
+
+#[test]
+fn a_site_that_is_removed_is_forgotten_whether_it_is_heard_or_missed() {
+    let known = |agent: &Agent| agent.sites().keys().copied().collect::<Vec<_>>();
+    let (mut agent, _) = settled(vec![group("1:100.64.0.0/27", HERE, 1)], vec![]);
+    assert_eq!(known(&agent), [HERE, THERE]);
+    say(&mut agent, false, vec![Change::SiteGone(THERE)]);
+    assert_eq!(known(&agent), [HERE]);
+    say(&mut agent, false, vec![site(THERE)]);
+    assert_eq!(known(&agent), [HERE, THERE]);
+    // An agent that was away for long hears only what there is.
+    let rest = [site(HERE), Change::Service(service()), Change::Group(group("1:100.64.0.0/27", HERE, 1))];
+    say(&mut agent, true, rest.into());
+    assert_eq!(known(&agent), [HERE]);
+}

@@ -265,6 +265,8 @@ pub struct Model {
     probers: BTreeSet<SiteId>,
     /// When a site was asked for a server last.
     asked: BTreeMap<(SiteId, Prefix), Micros>,
+    /// The sites by name, when they were looked at last.
+    names: BTreeMap<SiteId, String>,
 }
 
 impl Model {
@@ -279,6 +281,7 @@ impl Model {
             neighbourhoods: BTreeMap::new(),
             probers: BTreeSet::new(),
             asked: BTreeMap::new(),
+            names: BTreeMap::new(),
         }
     }
 
@@ -407,6 +410,38 @@ impl Model {
         self.between.retain(|_, window| now.since(window.last()) <= window::AGE_MAX);
         self.neighbourhoods.retain(|_, near| now.since(near.last) <= window::AGE_MAX);
         self.asked.retain(|_, at| now.since(*at) < PROBE_AGAIN);
+    }
+
+    /// Looks which sites there are, and forgets what was measured of those that are others than at the last look: a number that
+    /// was given to another site, or to one after it was nobody's, says nothing of what was there before. Gives these numbers.
+    pub fn note_sites(&mut self, cluster: &Cluster) -> Vec<SiteId> {
+        let name = |id: &SiteId| cluster.sites.get(id).map(|site| &site.name);
+        let same = cluster.sites.keys().all(|id| self.names.get(id) == name(id));
+        if same && self.names.len() == cluster.sites.len() {
+            return Vec::new();
+        }
+        let first = self.names.is_empty();
+        let all: BTreeSet<SiteId> = self.names.keys().chain(cluster.sites.keys()).copied().collect();
+        let others: Vec<SiteId> =
+            all.into_iter().filter(|id| !first && self.names.get(id) != name(id)).collect();
+        others.iter().for_each(|site| self.forget_site(*site));
+        self.names = cluster.sites.values().map(|site| (site.id, site.name.clone())).collect();
+        others
+    }
+
+    fn forget_site(&mut self, site: SiteId) {
+        self.between.retain(|&(a, b), _| a != site && b != site);
+        self.neighbourhoods.retain(|&(_, ingress), _| ingress != site);
+        self.asked.retain(|&(asked, _), _| asked != site);
+        self.probers.remove(&site);
+        self.servers.forget_site(site);
+        for known in self.groups.values_mut() {
+            known.access.retain(|(ingress, _)| *ingress != site);
+            let demand = &mut known.demand;
+            demand.inside.remove(&site);
+            demand.outside.remove(&site);
+            demand.remote_rtt_us = demand.remote_rtt_us.filter(|(by, _)| *by != site);
+        }
     }
 
     /// What is known of a group's traffic.

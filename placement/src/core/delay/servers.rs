@@ -119,6 +119,14 @@ impl Servers {
         Some(number)
     }
 
+    /// Forgets the ways from and over a site.
+    pub(super) fn forget_site(&mut self, site: SiteId) {
+        for server in self.slots.iter_mut().flatten() {
+            server.seen.retain(|seen| seen.site != site && seen.over != Some(site));
+            server.home = server.home.filter(|home| *home != site);
+        }
+    }
+
     /// Forgets ways that nobody measures any more, and servers without any, but for those in use.
     pub(super) fn forget(&mut self, in_use: &[bool], now: Micros) {
         for (number, slot) in self.slots.iter_mut().enumerate() {
