@@ -213,6 +213,20 @@ async fn a_site_is_removed_when_nothing_leads_to_it() {
     let entry = |entry: &&Value| entry["action"] == "remove site 2" && entry["refused"].is_null();
     let entry = audit["entries"].as_array().unwrap().iter().find(entry).expect("an audit entry");
     assert_eq!(entry["actor"], "operator alice");
+
+    // Its agent is not heard, whatever it says of itself, until a site of its name is added.
+    let report = placement::core::SiteReport { site: flow::SiteId(2), ..Default::default() };
+    let request = placement::wire::encode(&placement::node::ClientRequest::Report(Box::new(report)));
+    let caller = placement::node::Caller::Site("virginia".to_owned());
+    let answer = || async {
+        let bytes = world.node.handle_client(&caller, request.clone()).await;
+        String::from_utf8_lossy(&bytes).into_owned()
+    };
+    let refused = answer().await;
+    assert!(refused.contains("no site has this name: it was removed, or is not added yet"), "{refused}");
+    let spec = json!({ "id": 2, "endpoint": "127.0.0.1:5001", "capacity_pps": 1_000_000 });
+    assert_eq!(world.put("/v1/sites/virginia", spec).await.status, 200);
+    assert!(!answer().await.contains("no site has this name"));
 }
 
 #[tokio::test]

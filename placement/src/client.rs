@@ -9,6 +9,7 @@ use bytes::Bytes;
 use crate::clock::Clock;
 use crate::core::{Command, Outcome, Probe, SiteReport};
 use crate::node::{ClientRequest, ClientResponse, NodeId, ProposeError, Transport};
+use crate::notices::Notices;
 use crate::raft::Changes;
 use crate::{pack, wire};
 
@@ -16,6 +17,9 @@ use crate::{pack, wire};
 const CALL_WAIT: Duration = Duration::from_secs(2);
 /// Pause after a whole round of nodes without success; elections take longer than a second.
 const PAUSE: Duration = Duration::from_millis(100);
+
+/// Pause of a site that was refused, before it asks the nodes again: until an operator adds the site nothing else comes of it.
+pub const REFUSED_PAUSE: Duration = Duration::from_secs(1);
 
 /// Why there is no outcome.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
@@ -46,6 +50,7 @@ pub struct Client {
     watched: AtomicUsize,
     deadline: Duration,
     clock: Clock,
+    notices: Notices,
 }
 
 impl Client {
@@ -60,6 +65,14 @@ impl Client {
             watched: AtomicUsize::new(0),
             deadline: Duration::from_secs(10),
             clock: Clock::start(),
+            notices: Notices::default(),
+        }
+    }
+
+    /// Says once a minute, for all nodes together, that they refuse this site.
+    pub fn tell_refused(&self, node: NodeId, error: &ProposeError) {
+        if let Some(kept_back) = self.notices.due(&error.to_string(), self.clock.now()) {
+            tracing::warn!(node, %error, kept_back, "placement refuses this site; it goes on asking");
         }
     }
 
@@ -88,14 +101,17 @@ impl Client {
         }
         let request = Self::encode_report(report);
         let calls = self.members.iter().map(|&member| self.report_to(member, request.clone()));
-        let mut last = None;
+        let mut last = ClientError::NoMembers;
         for answer in futures::future::join_all(calls).await {
             match answer {
-                Ok(_) | Err(ClientError::Refused(_)) => return answer,
-                Err(error) => last = Some(error),
+                Ok(_) => return answer,
+                // A node that is behind may refuse what the leader takes.
+                Err(error @ ClientError::Refused(_)) => last = error,
+                Err(_) if matches!(last, ClientError::Refused(_)) => {}
+                Err(error) => last = error,
             }
         }
-        Err(last.unwrap_or(ClientError::NoMembers))
+        Err(last)
     }
 
     /// The nodes, in the order of preference.
@@ -194,6 +210,7 @@ impl Client {
     /// runs backwards.
     pub async fn watch(&self, since: u64, wait: Duration) -> Changes {
         loop {
+            let mut pause = PAUSE;
             for _ in 0..self.members.len() {
                 let at = self.watched.load(Ordering::Relaxed) % self.members.len();
                 let wait_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
@@ -206,6 +223,11 @@ impl Client {
                         self.watched.store(next, Ordering::Relaxed);
                         return changes;
                     }
+                    Ok(ClientResponse::Done(Err(error @ ProposeError::Forbidden { .. }))) => {
+                        self.tell_refused(self.members[at], &error);
+                        pause = REFUSED_PAUSE;
+                        self.watched.store(at + 1, Ordering::Relaxed);
+                    }
                     Ok(
                         ClientResponse::Done(_) | ClientResponse::Probes(_) | ClientResponse::Unreadable(_),
                     )
@@ -214,7 +236,7 @@ impl Client {
                     }
                 }
             }
-            tokio::time::sleep(PAUSE).await;
+            tokio::time::sleep(pause).await;
         }
     }
 }

@@ -10,6 +10,7 @@ pub mod core;
 pub mod geo;
 pub mod likeness;
 pub mod node;
+mod notices;
 pub mod pack;
 mod promise;
 pub mod raft;

@@ -28,6 +28,7 @@ use crate::core::whatif::{self, Difference, WhatIf};
 use crate::core::witness::{self, Finding};
 use crate::core::{Cluster, Command, Outcome, PROBLEMS_MAX, Probe, Proposal, Rejected, SiteReport};
 use crate::geo::{Geo, GeoError};
+use crate::notices::Notices;
 use crate::raft::{
     Changes, Ledger, Network, Note, Page, PeerRequest, PeerResponse, Raft, Shared, SnapshotChunk,
     StateMachine, ask,
@@ -468,9 +469,9 @@ struct Inner {
     clock: Clock,
     mind: Mutex<Mind>,
     /// The last report of each site, and when it came.
-    heard: Mutex<BTreeMap<SiteId, (Micros, Arc<SiteReport>)>>,
+    heard: Mutex<BTreeMap<SiteId, Said>>,
     /// Reports that came in while the mind was busy, oldest first.
-    late: Mutex<VecDeque<(Micros, Arc<SiteReport>)>>,
+    late: Mutex<VecDeque<Said>>,
     /// What this node found of the last round that another published, if it could be looked at.
     finding: Mutex<Option<Finding>>,
     /// Not before this is another round looked at.
@@ -480,7 +481,16 @@ struct Inner {
     telling_all: tokio::sync::Mutex<()>,
     /// A snapshot that is coming in, with its sender's last index.
     incoming: Mutex<Option<(Option<u64>, BytesMut)>>,
+    notices: Notices,
     counters: Counters,
+}
+
+/// A report, with whose it is: by the time that it is made use of its site may be no more, and the number another's.
+#[derive(Clone)]
+struct Said {
+    at: Micros,
+    by: Caller,
+    report: Arc<SiteReport>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -543,6 +553,7 @@ impl Node {
             telling_all: tokio::sync::Mutex::new(()),
             late: Mutex::new(VecDeque::new()),
             incoming: Mutex::new(None),
+            notices: Notices::default(),
             counters: Counters::default(),
         });
         let node = Self { inner };
@@ -1145,12 +1156,12 @@ impl Node {
     pub async fn handle_client(&self, caller: &Caller, request: Bytes) -> Bytes {
         let response = match wire::decode(request, wire::MESSAGE_LEN_MAX) {
             Ok(ClientRequest::Watch { since, wait_ms, table }) => {
-                return self.answer_watch(since, Duration::from_millis(wait_ms), table).await;
+                return self.answer_watch(caller, since, Duration::from_millis(wait_ms), table).await;
             }
             Ok(ClientRequest::Propose(command)) => self.answer_proposal(caller, command).await,
             Ok(ClientRequest::Report(report)) => {
                 let checked = self.check(caller, Some(report.site));
-                match checked.and_then(|()| self.report(report)) {
+                match checked.and_then(|()| self.report(caller, report)) {
                     Ok(probes) if !probes.is_empty() => ClientResponse::Probes(probes),
                     result => ClientResponse::Done(result.map(|_| Outcome::Done)),
                 }
@@ -1166,15 +1177,25 @@ impl Node {
 
     async fn answer_proposal(&self, caller: &Caller, command: Command) -> ClientResponse {
         if let Err(error) = self.check(caller, command.site()) {
+            // A node that is behind may not know of a site yet: the refusal is the leader's to say.
+            let behind = !self.inner.raft.is_leader() && self.admit(caller).is_err();
+            let error = if behind { ProposeError::NotLeader { leader: self.leader() } } else { error };
             return ClientResponse::Done(Err(error));
         }
         let proposal = Proposal { actor: caller.to_string(), at_ms: wall_ms(), command };
         ClientResponse::Done(self.propose_here(proposal).await)
     }
 
-    async fn answer_watch(&self, since: u64, wait: Duration, as_table: bool) -> Bytes {
+    async fn answer_watch(&self, caller: &Caller, since: u64, wait: Duration, as_table: bool) -> Bytes {
+        if let Err(error) = self.admit(caller) {
+            return wire::encode(&ClientResponse::Done(Err(error)));
+        }
         count(&self.inner.counters.watches);
         let (changes, groups) = self.news_since(since, wait, as_table).await;
+        // What it waited for may have been the end of its site.
+        if let Err(error) = self.admit(caller) {
+            return wire::encode(&ClientResponse::Done(Err(error)));
+        }
         if changes.reset {
             count(&self.inner.counters.watch_resets);
         }
@@ -1182,29 +1203,52 @@ impl Node {
         if groups.is_empty() { wire::encode(&response) } else { wire::encode_with_groups(&response, groups) }
     }
 
+    /// Whether the caller is an operator, or a site that there is; then its number. A certificate outlives its site.
+    fn admit(&self, caller: &Caller) -> Result<Option<SiteId>, ProposeError> {
+        let Caller::Site(name) = caller else { return Ok(None) };
+        if let Some(id) = self.inner.shared.site_named(name) {
+            return Ok(Some(id));
+        }
+        if let Some(kept_back) = self.inner.notices.due(&caller.to_string(), self.inner.clock.now()) {
+            tracing::warn!(
+                site = name,
+                kept_back,
+                "an agent is refused: no site has the name of its certificate; it was removed, or is not added yet"
+            );
+        }
+        let right =
+            "no site has this name: it was removed, or is not added yet (`limosa site add`)".to_owned();
+        Err(ProposeError::Forbidden { who: caller.to_string(), right })
+    }
+
     /// Whether the caller may speak for a site (`None`: for the operator).
     fn check(&self, caller: &Caller, site: Option<SiteId>) -> Result<(), ProposeError> {
-        let Caller::Site(name) = caller else { return Ok(()) };
-        let own = self.cluster().site_named(name).map(|site| site.id);
-        if own.is_some() && own == site {
-            return Ok(());
-        }
-        let right = match (site, own) {
-            (None, _) => "only operators may".to_owned(),
-            (Some(site), None) => format!("it is for site {site}, and no site has this name"),
-            (Some(site), Some(own)) => format!("it is for site {site}, the caller is site {own}"),
+        let Some(own) = self.admit(caller)? else { return Ok(()) };
+        let right = match site {
+            Some(site) if site == own => return Ok(()),
+            None => "only operators may".to_owned(),
+            Some(site) => format!("it is for site {site}, the caller is site {own}"),
         };
         Err(ProposeError::Forbidden { who: caller.to_string(), right })
     }
 
+    /// Whether its sender's site is still the one with this number.
+    fn holds(&self, said: &Said) -> bool {
+        match &said.by {
+            Caller::Site(name) => self.inner.shared.is_site(said.report.site, name),
+            Caller::Operator(_) => true,
+        }
+    }
+
     /// Takes a report, and never waits for a round of the solver: while one goes on, the report waits for its end.
-    fn report(&self, report: Box<SiteReport>) -> Result<Vec<Probe>, ProposeError> {
+    fn report(&self, caller: &Caller, report: Box<SiteReport>) -> Result<Vec<Probe>, ProposeError> {
         count(&self.inner.counters.reports);
         let now = self.inner.clock.now();
-        let report: Arc<SiteReport> = report.into();
-        lock(&self.inner.heard).insert(report.site, (now, report.clone()));
+        let said = Said { at: now, by: caller.clone(), report: report.into() };
+        let report = said.report.clone();
+        lock(&self.inner.heard).insert(report.site, said.clone());
         let Ok(mut mind) = self.inner.mind.try_lock() else {
-            self.keep_for_later(report, now);
+            self.keep_for_later(said);
             return if self.inner.raft.is_leader() {
                 Ok(Vec::new())
             } else {
@@ -1213,7 +1257,7 @@ impl Node {
         };
         self.take_part(&mut mind, now);
         self.take_late(&mut mind);
-        mind.hear(&report, now);
+        self.hear(&mut mind, &said);
         match mind.leader_mut() {
             Some(brain) => Ok(brain.probes(&report, now)),
             // It knows now what it needs to lead well from the start, but the lease is the leader's to give.
@@ -1222,18 +1266,25 @@ impl Node {
     }
 
     /// The oldest goes when there are too many: sites report again.
-    fn keep_for_later(&self, report: Arc<SiteReport>, now: Micros) {
+    fn keep_for_later(&self, said: Said) {
         let mut late = lock(&self.inner.late);
         if late.len() == LATE_REPORTS_MAX {
             late.pop_front();
         }
-        late.push_back((now, report));
+        late.push_back(said);
+    }
+
+    /// With the mind held, so that nothing is heard of a site behind the look at which sites there are.
+    fn hear(&self, mind: &mut Mind, said: &Said) {
+        if self.holds(said) {
+            mind.hear(&said.report, said.at);
+        }
     }
 
     /// Hears what came in while the mind was busy.
     fn take_late(&self, mind: &mut Mind) {
         let late = std::mem::take(&mut *lock(&self.inner.late));
-        late.iter().for_each(|(at, report)| mind.hear(report, *at));
+        late.iter().for_each(|said| self.hear(mind, said));
     }
 
     /// What sites reported last, those that have fallen silent left out.
@@ -1241,8 +1292,8 @@ impl Node {
     pub fn reports(&self) -> Vec<Arc<SiteReport>> {
         let now = self.inner.clock.now();
         let heard = lock(&self.inner.heard);
-        let fresh = heard.values().filter(|(at, _)| now.since(*at) < DEMAND_AGE_MAX);
-        fresh.map(|(_, report)| report.clone()).collect()
+        let fresh = heard.values().filter(|said| now.since(said.at) < DEMAND_AGE_MAX && self.holds(said));
+        fresh.map(|said| said.report.clone()).collect()
     }
 
     /// What each site said of itself last to this node, and how long ago, by this node's clock.
@@ -1250,11 +1301,12 @@ impl Node {
     pub fn heard(&self) -> BTreeMap<SiteId, Heard> {
         let now = self.inner.clock.now();
         let heard = lock(&self.inner.heard);
-        let told = |(at, report): &(Micros, Arc<SiteReport>)| Heard {
-            age: Duration::from_micros(now.since(*at).0),
-            problems: report.problems.iter().take(PROBLEMS_MAX).map(|text| short(text)).collect(),
+        let told = |said: &Said| Heard {
+            age: Duration::from_micros(now.since(said.at).0),
+            problems: said.report.problems.iter().take(PROBLEMS_MAX).map(|text| short(text)).collect(),
         };
-        heard.iter().map(|(site, last)| (*site, told(last))).collect()
+        let of_present = heard.iter().filter(|(_, said)| self.holds(said));
+        of_present.map(|(site, said)| (*site, told(said))).collect()
     }
 
     /// Looks every few seconds whether there is another file of places.

@@ -46,11 +46,12 @@ async fn a_report_does_not_wait_for_a_busy_mind_and_is_heard_afterwards() {
     });
     wait_held.recv().unwrap();
     let report = SiteReport { site: SiteId(7), ..SiteReport::default() };
-    assert_eq!(node.report(Box::new(report.clone())), Ok(Vec::new()));
+    let operator = Caller::Operator("alice".into());
+    assert_eq!(node.report(&operator, Box::new(report.clone())), Ok(Vec::new()));
     assert_eq!(node.reports().len(), 1);
     assert_eq!(lock(&node.inner.late).len(), 1);
     for _ in 0..LATE_REPORTS_MAX + 5 {
-        node.report(Box::new(report.clone())).unwrap();
+        node.report(&operator, Box::new(report.clone())).unwrap();
     }
     assert_eq!(lock(&node.inner.late).len(), LATE_REPORTS_MAX, "they are bounded");
     release.send(()).unwrap();

@@ -9,7 +9,7 @@ use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
 
 use bytes::Bytes;
-use flow::GroupId;
+use flow::{GroupId, SiteId};
 use futures::{Stream, StreamExt};
 use openraft::alias::{LogIdOf, SnapshotMetaOf, SnapshotOf, StoredMembershipOf, VoteOf, WatchReceiverOf};
 use openraft::async_runtime::Instant;
@@ -96,6 +96,16 @@ impl Shared {
 
     pub(crate) fn cluster(&self) -> Arc<Cluster> {
         self.read().cluster.clone()
+    }
+
+    /// The number of the site with this name. Holds no copy of the state, which applying entries would have to leave alone.
+    pub(crate) fn site_named(&self, name: &str) -> Option<SiteId> {
+        self.read().cluster.site_named(name).map(|site| site.id)
+    }
+
+    /// Whether the site with this number has this name.
+    pub(crate) fn is_site(&self, id: SiteId, name: &str) -> bool {
+        self.read().cluster.sites.get(&id).is_some_and(|site| site.name == name)
     }
 
     fn read(&self) -> std::sync::RwLockReadGuard<'_, State> {

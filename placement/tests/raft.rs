@@ -12,9 +12,10 @@ use flow::{GroupId, ServiceId, SiteId};
 use placement::client::ClientError;
 use placement::core::{
     Change, Command, GroupReport, GroupTalk, MoveOutcome, MoveReason, MoveSummary, Ordering, Outcome,
-    PeerRtt, Probe, ServerRtt, Service, SiteReport, Timeouts,
+    PeerRtt, Probe, ServerRtt, Service, SiteReport, SiteSpec, Timeouts,
 };
-use placement::node::{Caller, ProposeError};
+use placement::node::{Caller, ClientRequest, ClientResponse, ProposeError};
+use placement::wire;
 
 fn operator() -> Caller {
     Caller::Operator("alice".into())
@@ -311,4 +312,81 @@ async fn sites_that_offer_probes_are_asked_for_them() {
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     assert_eq!(asked, [Probe { prefix, target }]);
+}
+
+/// The answer of a node to bytes of an agent.
+async fn answer(group: &Group, node: u64, caller: &Caller, request: &ClientRequest) -> ClientResponse {
+    let bytes = group.node(node).handle_client(caller, wire::encode(request)).await;
+    wire::decode(bytes, wire::SNAPSHOT_LEN_MAX).unwrap()
+}
+
+fn is_refused(response: &ClientResponse) -> bool {
+    let text = "no site has this name: it was removed, or is not added yet (`limosa site add`)";
+    matches!(response, ClientResponse::Done(Err(ProposeError::Forbidden { right, .. })) if right == text)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_agent_of_a_site_that_is_not_there_is_refused_and_goes_on_asking_until_it_is_added() {
+    let group = Group::of_three().await;
+    let operator = group.client(operator());
+    operator.propose(put_site(1)).await.unwrap();
+    let caller = Caller::Site("site-2".into());
+    let report = SiteReport { site: SiteId(2), ..SiteReport::default() };
+    let served = Command::Served { move_id: flow::MoveId(1), by: SiteId(2), summary: MoveSummary::default() };
+    let requests = [
+        ClientRequest::Report(Box::new(report.clone())),
+        ClientRequest::Propose(served),
+        ClientRequest::Watch { since: 0, wait_ms: 0, table: true },
+    ];
+    let refused_by_all = async || {
+        let leader = group.leader().await;
+        for request in &requests {
+            let response = answer(&group, leader, &caller, request).await;
+            assert!(is_refused(&response), "{request:?}: {response:?}");
+        }
+        for id in 1..=3 {
+            assert!(group.node(id).heard().is_empty() && group.node(id).reports().is_empty());
+        }
+    };
+    refused_by_all().await;
+    let agent = group.client(caller.clone());
+    let refused = agent.report(report.clone()).await;
+    assert!(matches!(refused, Err(ClientError::Refused(ProposeError::Forbidden { .. }))), "{refused:?}");
+
+    let add = async {
+        // It asks in vain first.
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        operator.propose(put_site(2)).await.unwrap();
+    };
+    let watch = agent.watch(0, Duration::from_secs(5));
+    let (all, ()) = tokio::join!(watch, add);
+    assert!(all.changes.iter().any(|change| matches!(change, Change::Site(site) if site.id == SiteId(2))));
+    agent.report(report.clone()).await.unwrap();
+    let leader = group.node(group.leader().await);
+    eventually("its report is heard", || leader.heard().contains_key(&SiteId(2))).await;
+
+    // A watch that waits when the site is removed is refused, and so is all that follows.
+    let since = group.node(1).cluster().revision.max(all.revision);
+    let waiting = ClientRequest::Watch { since, wait_ms: 60_000, table: true };
+    let waiting = answer(&group, 1, &caller, &waiting);
+    let remove = async {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        operator.propose(Command::RemoveSite { site: SiteId(2) }).await.unwrap();
+    };
+    let (mut response, ()) = tokio::join!(waiting, remove);
+    // What came before the removal, such as the end of its lease, is its to hear.
+    while let ClientResponse::Changes(changes) = &response {
+        assert!(!changes.changes.contains(&Change::SiteGone(SiteId(2))));
+        let next = ClientRequest::Watch { since: changes.revision, wait_ms: 60_000, table: true };
+        response = answer(&group, 1, &caller, &next).await;
+    }
+    assert!(is_refused(&response), "{response:?}");
+    let gone = |id: u64| !group.node(id).cluster().sites.contains_key(&SiteId(2));
+    eventually("all nodes know", || (1..=3).all(gone)).await;
+    refused_by_all().await;
+    // Another site with the number has said nothing yet.
+    let Command::PutSite(spec) = put_site(2) else { unreachable!() };
+    let bergen = SiteSpec { name: "bergen".into(), ..spec };
+    operator.propose(Command::PutSite(bergen)).await.unwrap();
+    refused_by_all().await;
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use placement::client::{Client, ClientError};
+use placement::client::{Client, ClientError, REFUSED_PAUSE};
 use placement::core::SiteReport;
 use tokio::sync::mpsc;
 
@@ -27,7 +27,10 @@ impl Reporter {
                     match client.report_to(member, report).await {
                         Ok(probes) => prober.ask(probes),
                         Err(ClientError::Refused(error)) => {
-                            tracing::warn!(node = member, %error, "placement refuses the reports");
+                            client.tell_refused(member, &error);
+                            tokio::time::sleep(REFUSED_PAUSE).await;
+                            // What has waited meanwhile is old.
+                            while reports.try_recv().is_ok() {}
                         }
                         Err(error) => tracing::debug!(node = member, %error, "the report was not taken"),
                     }
