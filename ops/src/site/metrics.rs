@@ -1,6 +1,6 @@
 //! What the agent counts and reports: metrics for Prometheus, loads and delays for placement.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -78,6 +78,8 @@ impl Trips {
 
 #[derive(Default)]
 struct State {
+    /// Peers whose round trip is shown.
+    rtt_peers: BTreeSet<String>,
     busy: BTreeMap<WorkerId, f64>,
     /// Handshakes since the last report.
     ways: BTreeMap<(Way, SiteId), Trips>,
@@ -412,9 +414,16 @@ impl SiteMetrics {
     }
 
     fn update(&self, agent: &Agent, rtts: &[(SiteId, u32)]) {
+        let mut peers = BTreeSet::new();
         for (site, rtt_us) in rtts {
             let name = agent.sites().get(site).map_or_else(|| site.to_string(), |site| site.name.clone());
             self.rtt.with_label_values(&[&name]).set(f64::from(*rtt_us) / 1e6);
+            peers.insert(name);
+        }
+        // A peer that is no site any more, or is not reached, has no last value.
+        let before = std::mem::replace(&mut self.state().rtt_peers, peers.clone());
+        for name in before.difference(&peers) {
+            let _ = self.rtt.remove_label_values(&[name]);
         }
         let counts = agent.counts();
         let ended = [

@@ -10,7 +10,7 @@ use tokio::task::AbortHandle;
 use transfer::codec::{self, ChunkHeader, Decoder, Encoder};
 use transfer::core::{MoveSpec, ToSource, ToTarget};
 use transfer::name::Role;
-use transfer::quic::{Connection, FrameReceiver, FrameSender, Frames, Listener, StreamKind};
+use transfer::quic::{Connection, FrameReceiver, FrameSender, Frames, Listener, Notices, StreamKind};
 use transfer::wire::{FRAME_LEN_MAX, Frame, decode_answer, encode_answer};
 
 use super::core::Input;
@@ -38,27 +38,55 @@ pub struct Incoming(Arc<Mutex<Registry>>);
 
 #[derive(Default)]
 struct Registry {
+    /// The sites of the configuration, by the name of their certificate.
+    peers: BTreeMap<SiteId, String>,
+    /// The sites that placement knows, once it was heard. A certificate outlives its site.
+    sites: Option<BTreeMap<SiteId, String>>,
     /// The site that gives the group away, of each move to here that is known.
     sources: BTreeMap<MoveId, SiteId>,
     streams: BTreeMap<(MoveId, SiteId), mpsc::Sender<ToSource>>,
 }
 
 impl Registry {
-    fn check(&self, id: MoveId, peer: SiteId) -> Result<(), NotTheSource> {
+    fn check(&self, id: MoveId, peer: SiteId) -> Result<(), Refused> {
+        self.check_site(peer)?;
         match self.sources.get(&id) {
-            Some(&source_site) if source_site != peer => Err(NotTheSource { id, source_site, peer }),
+            Some(&source_site) if source_site != peer => Err(Refused::NotTheSource { id, source_site, peer }),
             Some(_) | None => Ok(()),
         }
     }
+
+    /// Number and name, since the number of a site that was removed may be another's.
+    fn check_site(&self, peer: SiteId) -> Result<(), Refused> {
+        let (Some(sites), Some(name)) = (&self.sites, self.peers.get(&peer)) else { return Ok(()) };
+        if sites.get(&peer) == Some(name) {
+            return Ok(());
+        }
+        Err(Refused::NoSite { peer, name: name.clone() })
+    }
 }
 
-/// A site opened a stream of a move that is not from it.
+/// Why a site may not speak about a move.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("move {id} is from site {source_site}, not from site {peer}")]
-pub struct NotTheSource {
-    id: MoveId,
-    source_site: SiteId,
-    peer: SiteId,
+pub enum Refused {
+    /// The move is not from it.
+    #[error("move {id} is from site {source_site}, not from site {peer}")]
+    NotTheSource {
+        /// The move.
+        id: MoveId,
+        /// Where it is from.
+        source_site: SiteId,
+        /// Who spoke.
+        peer: SiteId,
+    },
+    /// It is no site, or none any more.
+    #[error("placement knows no site {peer} with the name {name}: it was removed, or is not added yet")]
+    NoSite {
+        /// Its number in the configuration.
+        peer: SiteId,
+        /// Its name there, and in its certificate.
+        name: String,
+    },
 }
 
 impl Incoming {
@@ -71,18 +99,27 @@ impl Incoming {
         self.lock().streams.is_empty()
     }
 
-    /// These are the moves to here and their sources, by the committed state. Streams of others end.
-    pub fn learn(&self, sources: BTreeMap<MoveId, SiteId>) {
-        let mut registry = self.lock();
-        registry.streams.retain(|(id, peer), _| sources.get(id).is_none_or(|source| source == peer));
-        registry.sources = sources;
+    /// Of peers with these names.
+    #[must_use]
+    pub fn new(peers: BTreeMap<SiteId, String>) -> Self {
+        Self(Arc::new(Mutex::new(Registry { peers, ..Registry::default() })))
     }
 
-    /// Whether a site may speak about a move: it is the source, or the move is not known here yet.
+    /// These are the moves to here and their sources, and all sites, by the committed state. Streams of others end.
+    pub fn learn(&self, sources: BTreeMap<MoveId, SiteId>, sites: BTreeMap<SiteId, String>) {
+        let mut registry = self.lock();
+        registry.sources = sources;
+        registry.sites = Some(sites);
+        let mut streams = std::mem::take(&mut registry.streams);
+        streams.retain(|(id, peer), _| registry.check(*id, *peer).is_ok());
+        registry.streams = streams;
+    }
+
+    /// Whether a site may speak about a move: placement knows it, and it is the source, or the move is not known here yet.
     ///
     /// # Errors
-    /// [`NotTheSource`].
-    pub fn check(&self, id: MoveId, peer: SiteId) -> Result<(), NotTheSource> {
+    /// [`Refused`].
+    pub fn check(&self, id: MoveId, peer: SiteId) -> Result<(), Refused> {
         self.lock().check(id, peer)
     }
 
@@ -104,7 +141,7 @@ impl Incoming {
     }
 
     /// Registers a stream for answers, in the place of the peer's former one.
-    fn open(&self, id: MoveId, peer: SiteId) -> Result<mpsc::Receiver<ToSource>, NotTheSource> {
+    fn open(&self, id: MoveId, peer: SiteId) -> Result<mpsc::Receiver<ToSource>, Refused> {
         let (sender, queue) = mpsc::channel(ANSWERS_MAX);
         let mut registry = self.lock();
         registry.check(id, peer)?;
@@ -285,6 +322,7 @@ pub async fn accept(
     inputs: mpsc::Sender<Input>,
     slices: watch::Receiver<Slices>,
 ) {
+    let notices = Arc::new(Notices::default());
     while let Some(connection) = listener.accept().await {
         let Role::Site(name) = &connection.peer().role else {
             connection.refuse("this is the agent of a site, which only agents of other sites connect to");
@@ -294,8 +332,13 @@ pub async fn accept(
             connection.refuse("it is not among the peers in the configuration of this site");
             continue;
         };
-        let receiver =
-            Receiver { site, incoming: incoming.clone(), inputs: inputs.clone(), slices: slices.clone() };
+        let receiver = Receiver {
+            site,
+            incoming: incoming.clone(),
+            inputs: inputs.clone(),
+            slices: slices.clone(),
+            notices: notices.clone(),
+        };
         tokio::spawn(receiver.streams(connection));
     }
 }
@@ -307,6 +350,7 @@ struct Receiver {
     incoming: Incoming,
     inputs: mpsc::Sender<Input>,
     slices: watch::Receiver<Slices>,
+    notices: Arc<Notices>,
 }
 
 impl Receiver {
@@ -326,8 +370,11 @@ impl Receiver {
 
     async fn stream(self, frames: Frames) {
         if let Err(error) = self.talk(frames).await {
-            if error.is::<NotTheSource>() {
-                tracing::warn!(site = %self.site, %error, "a stream is refused");
+            if error.is::<Refused>() {
+                // A source tries again several times a second.
+                if let Some(kept_back) = self.notices.due(&error.to_string()) {
+                    tracing::warn!(site = %self.site, %error, kept_back, "a stream is refused");
+                }
             } else {
                 tracing::debug!(site = %self.site, %error, "the stream of a move ended");
             }
@@ -422,6 +469,11 @@ mod tests {
     const SOURCE: SiteId = SiteId(1);
     const THIRD: SiteId = SiteId(3);
 
+    fn sites(ids: &[SiteId]) -> BTreeMap<SiteId, String> {
+        let name = |id: &SiteId| if *id == SOURCE { "source" } else { "third" }.to_owned();
+        ids.iter().map(|id| (*id, name(id))).collect()
+    }
+
     #[tokio::test]
     async fn answers_about_a_move_go_to_its_source_and_to_nobody_else() {
         let incoming = Incoming::default();
@@ -432,7 +484,7 @@ mod tests {
         assert_eq!(source.recv().await, Some(ToSource::Unknown));
         assert!(third.try_recv().is_err());
         // Once it is, the other's stream ends, and it gets no new one.
-        incoming.learn(BTreeMap::from([(MOVE, SOURCE)]));
+        incoming.learn(BTreeMap::from([(MOVE, SOURCE)]), sites(&[SOURCE, THIRD]));
         assert_eq!(third.recv().await, None);
         let refused = incoming.open(MOVE, THIRD).unwrap_err();
         assert_eq!(refused.to_string(), "move 7 is from site 1, not from site 3");
@@ -491,21 +543,21 @@ mod tests {
 
     #[tokio::test]
     async fn a_third_site_that_opens_a_stream_with_the_number_of_others_move_is_refused() {
-        let sites = Sites::new();
+        let network = Sites::new();
         let incoming = Incoming::default();
-        incoming.learn(BTreeMap::from([(MOVE, SOURCE)]));
+        incoming.learn(BTreeMap::from([(MOVE, SOURCE)]), sites(&[SOURCE, THIRD]));
         let (inputs, mut queue) = mpsc::channel(8);
         let (_slices, slices) = watch::channel(Slices::default());
         let names = BTreeMap::from([("source".to_owned(), SOURCE), ("third".to_owned(), THIRD)]);
-        let listener = sites.endpoints["target"].listen();
+        let listener = network.endpoints["target"].listen();
         tokio::spawn(accept(listener, names, incoming.clone(), inputs, slices));
 
-        let (_connection, mut source) = sites.open("source").await;
+        let (_connection, mut source) = network.open("source").await;
         let offer = Frame::Offer { session: 1, flows: 0, schemas: (codec::SCHEMA_MIN, codec::SCHEMA) };
         source.sender.send(&offer.encode()).await.unwrap();
         assert!(matches!(queue.recv().await, Some(Input::FromSource { from: SOURCE, .. })));
 
-        let (connection, mut third) = sites.open("third").await;
+        let (connection, mut third) = network.open("third").await;
         let refused = third.receiver.next().await;
         assert!(refused.is_err(), "{refused:?}");
         assert!(!connection.is_closed());
@@ -515,6 +567,47 @@ mod tests {
         let answer = source.receiver.next().await.unwrap().unwrap();
         assert_eq!(decode_answer(&answer).unwrap(), ToSource::Joined);
         assert!(queue.try_recv().is_err(), "nothing of the third site's came through");
+    }
+
+    /// What it may have said before placement was heard ends too.
+    #[tokio::test]
+    async fn a_stream_of_a_site_that_placement_does_not_know_is_refused() {
+        let network = Sites::new();
+        let incoming = Incoming::new(sites(&[SOURCE, THIRD]));
+        let (inputs, mut queue) = mpsc::channel(8);
+        let (_slices, slices) = watch::channel(Slices::default());
+        let names = BTreeMap::from([("source".to_owned(), SOURCE), ("third".to_owned(), THIRD)]);
+        tokio::spawn(accept(network.endpoints["target"].listen(), names, incoming.clone(), inputs, slices));
+        let offer = Frame::Offer { session: 1, flows: 0, schemas: (codec::SCHEMA_MIN, codec::SCHEMA) };
+
+        // Nothing was heard of placement yet.
+        let (_first, mut before) = network.open("source").await;
+        before.sender.send(&offer.encode()).await.unwrap();
+        assert!(matches!(queue.recv().await, Some(Input::FromSource { from: SOURCE, .. })));
+
+        incoming.learn(BTreeMap::new(), sites(&[THIRD]));
+        let ended = before.receiver.next().await;
+        assert!(!matches!(ended, Ok(Some(_))), "{ended:?}");
+        let refused = incoming.check(MOVE, SOURCE).unwrap_err().to_string();
+        assert_eq!(
+            refused,
+            "placement knows no site 1 with the name source: it was removed, or is not added yet"
+        );
+        let (connection, mut after) = network.open("source").await;
+        let ended = after.receiver.next().await;
+        assert!(ended.is_err(), "{ended:?}");
+        assert!(!connection.is_closed());
+        assert!(queue.try_recv().is_err());
+
+        // Another site has its number.
+        let other = BTreeMap::from([(SOURCE, "bergen".to_owned())]);
+        incoming.learn(BTreeMap::new(), other);
+        assert!(incoming.check(MOVE, SOURCE).is_err());
+        // It is added again.
+        incoming.learn(BTreeMap::new(), sites(&[SOURCE, THIRD]));
+        let (_third, mut again) = network.open("source").await;
+        again.sender.send(&offer.encode()).await.unwrap();
+        assert!(matches!(queue.recv().await, Some(Input::FromSource { from: SOURCE, .. })));
     }
 
     #[test]

@@ -56,6 +56,8 @@ pub struct Shell {
     client: Arc<Client>,
     workers: workers::Workers,
     peers: BTreeMap<SiteId, Arc<Link>>,
+    /// Of the peers, by their certificates.
+    names: BTreeMap<SiteId, String>,
     outgoing: BTreeMap<MoveId, moves::Stream>,
     incoming: moves::Incoming,
     /// Who has sent the input that is being taken.
@@ -132,6 +134,7 @@ impl Shell {
             let name = NodeName::site(&config.tls.cluster, &peer.name);
             (peer.site, Arc::new(Link::new(endpoint.clone(), peer.address.clone(), name)))
         };
+        let names: BTreeMap<_, _> = config.peers.iter().map(|peer| (peer.site, peer.name.clone())).collect();
         let prober = Arc::new(Prober::new(config.probe.clone()));
         Self {
             agent: Agent::new(config.site, incarnation(), ports, expected(config), config.bounds),
@@ -141,7 +144,8 @@ impl Shell {
             switch,
             peers: config.peers.iter().map(link).collect(),
             outgoing: BTreeMap::new(),
-            incoming: moves::Incoming::default(),
+            incoming: moves::Incoming::new(names.clone()),
+            names,
             asking: None,
             slices: watch::Sender::default(),
             metrics,
@@ -284,7 +288,8 @@ impl Shell {
                 *old = Arc::new(slices);
                 changed
             });
-            self.incoming.learn(self.agent.sources().collect());
+            let sites = self.agent.sites().values().map(|site| (site.id, site.name.clone()));
+            self.incoming.learn(self.agent.sources().collect(), sites.collect());
         }
         self.carry_out();
         self.asking = None;
@@ -362,7 +367,10 @@ impl Shell {
         let (silent, unlinked) = (agent.silent_workers(now), agent.unlinked_workers());
         self.metrics.silence(&silent, &unlinked, &agent.waiting_moves(now));
         let us = |rtt: Duration| u32::try_from(rtt.as_micros()).unwrap_or(u32::MAX);
-        let rtts = self.peers.iter().filter_map(|(&site, link)| Some((site, us(link.round_trip()?))));
+        // The way to a peer that is no site any more says nothing of the site that has its number now.
+        let known = |site: &SiteId| agent.sites().get(site).map(|site| &site.name) == self.names.get(site);
+        let rtts = self.peers.iter().filter(|(site, _)| known(site));
+        let rtts = rtts.filter_map(|(&site, link)| Some((site, us(link.round_trip()?))));
         let rtts: Vec<_> = rtts.collect();
         self.reporter.send(self.metrics.report(&self.agent, &rtts, &self.prober, REPORT_INTERVAL));
     }
