@@ -955,6 +955,12 @@ impl Node {
     /// # Errors
     /// [`ProposeError`].
     pub async fn add_learner(&self, id: NodeId, address: String) -> Result<(), ProposeError> {
+        if self.inner.shared.is_removed(id) {
+            return Err(ProposeError::Membership(format!(
+                "node {id} was removed, and a number is never used again: give the new node one that never was, and a \
+                 certificate for it"
+            )));
+        }
         let added = self.inner.raft.add_learner(id, BasicNode::new(address), true);
         // Catching up may take a snapshot.
         match tokio::time::timeout(self.inner.deadline * 10, added).await {
@@ -1047,6 +1053,16 @@ impl Node {
 
     /// Answers another placement node. `from` is who its certificate says it is.
     pub async fn handle_peer(&self, from: NodeId, request: Bytes) -> Bytes {
+        if self.inner.shared.is_removed(from) {
+            if let Some(kept_back) = self.inner.notices.due(&format!("node {from}"), self.inner.clock.now()) {
+                tracing::warn!(
+                    from,
+                    kept_back,
+                    "a placement node that was removed from the group is refused: stop it, and take its certificate away"
+                );
+            }
+            return wire::encode(&PeerResponse::Removed);
+        }
         let response = match wire::decode_with(request, wire::MESSAGE_LEN_MAX) {
             Ok((request, _)) if speaks_for(&request).is_some_and(|id| id != from) => {
                 count(&self.inner.counters.unreadable);
@@ -1511,18 +1527,32 @@ async fn prove(
         let request = wire::encode(&PeerRequest::Claims(ledger.witness.told(&ledger.store.promised())));
         let ask_one = async |id: NodeId| {
             let answer = ask(node.inner.transport.as_ref(), id, request.clone());
-            let answer = tokio::time::timeout(timings.election_min, answer).await.ok()?.ok()?;
-            if let PeerResponse::Claims(claims) = answer {
-                node.learn(&claims);
-            } else {
-                tracing::info!(id, "an earlier release knows nothing of promises, so it cannot say any");
+            match tokio::time::timeout(timings.election_min, answer).await.ok()?.ok()? {
+                PeerResponse::Claims(claims) => node.learn(&claims),
+                PeerResponse::Removed => {
+                    ledger.tell_removed(id);
+                    return Some((id, true));
+                }
+                PeerResponse::Append(_)
+                | PeerResponse::Vote(_)
+                | PeerResponse::Snapshot(_)
+                | PeerResponse::TransferLeader(_)
+                | PeerResponse::Propose(_)
+                | PeerResponse::ReadIndex(_)
+                | PeerResponse::Failed(_) => {
+                    tracing::info!(id, "an earlier release knows nothing of promises, so it cannot say any");
+                }
             }
-            Some(id)
+            Some((id, false))
         };
         let answers = futures::future::join_all(others.iter().map(|&id| ask_one(id))).await;
-        for id in answers.into_iter().flatten() {
-            others.remove(&id);
-            heard += 1;
+        let mut removed = false;
+        for (id, refuses) in answers.into_iter().flatten() {
+            removed |= refuses;
+            if !refuses {
+                others.remove(&id);
+                heard += 1;
+            }
         }
         if node.why_stopped().is_some() {
             return;
@@ -1531,7 +1561,7 @@ async fn prove(
             node.take_part_in_raft();
         }
         // The rest may be gone for long; what they know is still of use when they come back.
-        let pause = if heard >= needed { timings.election_max } else { timings.heartbeat };
+        let pause = if heard >= needed || removed { timings.election_max } else { timings.heartbeat };
         drop(node);
         tokio::time::sleep(pause).await;
     }

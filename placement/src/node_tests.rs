@@ -81,3 +81,57 @@ async fn a_node_whose_disk_is_full_stops_for_good_and_says_why() {
     assert_eq!((status.role, status.leader, status.quorum), (Role::Stopped, None, false));
     assert!(status.stopped.is_some());
 }
+
+/// What a node with the number would send to depose this one, whoever leads.
+fn takes_the_lead(from: NodeId) -> Bytes {
+    use openraft::impls::Vote;
+    let vote = Vote::new_committed(99, from);
+    let rpc = openraft::raft::AppendEntriesRequest {
+        vote,
+        prev_log_id: None,
+        entries: vec![],
+        leader_commit: None,
+    };
+    wire::encode(&PeerRequest::Append(rpc))
+}
+
+async fn says_removed(node: &Node, from: NodeId, request: Bytes) -> bool {
+    let answer = node.handle_peer(from, request).await;
+    matches!(wire::decode(answer, wire::MESSAGE_LEN_MAX), Ok(PeerResponse::Removed))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_was_removed_is_not_listened_to_and_one_that_never_belonged_is() {
+    let dir = TempDir::new().unwrap();
+    let node = leader(&dir, &Arc::default()).await;
+    let claims = || wire::encode(&PeerRequest::Claims(Claims::new()));
+    assert!(!says_removed(&node, 2, claims()).await, "it may be on its way in");
+    node.inner.raft.add_learner(2, BasicNode::new("node-2"), false).await.unwrap();
+    assert!(!says_removed(&node, 2, claims()).await, "it is a member");
+    node.remove(2).await.unwrap();
+
+    let term = node.status().term;
+    let read = || wire::encode(&PeerRequest::ReadIndex);
+    let command = Command::SetAlive { site: SiteId(1), alive: true };
+    let proposal = Proposal { actor: "alice".into(), at_ms: 0, command };
+    let before = node.cluster().audit.len();
+    for request in [takes_the_lead(2), claims(), read(), wire::encode(&PeerRequest::Propose(proposal))] {
+        assert!(says_removed(&node, 2, request).await);
+    }
+    assert_eq!((node.status().term, node.status().role), (term, Role::Leader));
+    assert_eq!(node.cluster().audit.len(), before, "nothing came into the log");
+    let again = node.add_learner(2, "node-2".into()).await.unwrap_err().to_string();
+    assert!(again.contains("node 2 was removed, and a number is never used again"), "{again}");
+
+    // It is on disk, in the log and in a snapshot.
+    node.snapshot().await.unwrap();
+    for _ in 0..1000 {
+        if node.status().snapshot.is_some() {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert!(node.cluster().removed_nodes.contains(&2));
+    // This node knows nothing of 3, so it may be a member that joined while this one was away.
+    assert!(!says_removed(&node, 3, takes_the_lead(3)).await);
+}

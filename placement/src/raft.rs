@@ -1,6 +1,6 @@
 //! The state machine and the network as Raft (openraft) wants them.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
 use std::future::Future;
 use std::io;
@@ -27,8 +27,10 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 use crate::claims::{Claim, Claims, Witness};
+use crate::clock::Clock;
 use crate::core::{Change, Cluster, Group, Outcome, Proposal, Rejected};
 use crate::node::{NodeId, ProposeError, Transport};
+use crate::notices::Notices;
 use crate::pack;
 use crate::store::Store;
 use crate::wire;
@@ -106,6 +108,11 @@ impl Shared {
     /// Whether the site with this number has this name.
     pub(crate) fn is_site(&self, id: SiteId, name: &str) -> bool {
         self.read().cluster.sites.get(&id).is_some_and(|site| site.name == name)
+    }
+
+    /// Whether a placement node was a member once and is none any more, by what is committed and known here.
+    pub(crate) fn is_removed(&self, node: NodeId) -> bool {
+        self.read().cluster.removed_nodes.contains(&node)
     }
 
     fn read(&self) -> std::sync::RwLockReadGuard<'_, State> {
@@ -265,6 +272,20 @@ impl State {
         applied.result
     }
 
+    /// Whoever leaves with a committed membership is noted, for snapshots too. While the change is under way, when the old and
+    /// the new voters decide together, all of them are members.
+    fn change_members(&mut self, next: StoredMembershipOf<TypeConfig>) {
+        let ids = |membership: &StoredMembershipOf<TypeConfig>| -> BTreeSet<NodeId> {
+            membership.membership().nodes().map(|(id, _)| *id).collect()
+        };
+        let (before, now) = (ids(&self.membership), ids(&next));
+        self.membership = next;
+        if before != now {
+            // Copies the cluster only while a reader holds the last one.
+            Arc::make_mut(&mut self.cluster).note_members(&before, &now);
+        }
+    }
+
     fn install(&mut self, meta: &SnapshotMetaOf<TypeConfig>, cluster: Cluster) {
         self.floor = cluster.revision;
         self.cluster = Arc::new(cluster);
@@ -362,8 +383,11 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
                 let answer = match &entry.payload {
                     EntryPayload::Normal(proposal) => Some(state.apply(entry.log_id.index, proposal)),
                     EntryPayload::Membership(membership) => {
-                        state.membership =
-                            StoredMembershipOf::<TypeConfig>::new(Some(entry.log_id), membership.clone());
+                        let membership = membership.clone();
+                        state.change_members(StoredMembershipOf::<TypeConfig>::new(
+                            Some(entry.log_id),
+                            membership,
+                        ));
                         None
                     }
                     EntryPayload::Blank => None,
@@ -430,11 +454,26 @@ pub(crate) struct Ledger {
     pub(crate) witness: Arc<Witness>,
     /// Raft's figures, once it runs.
     pub(crate) metrics: OnceLock<WatchReceiverOf<TypeConfig, RaftMetrics<TypeConfig>>>,
+    clock: Clock,
+    notices: Notices,
 }
 
 impl Ledger {
     pub(crate) fn new(store: Store) -> Self {
-        Self { witness: store.witness(), store, metrics: OnceLock::new() }
+        let (clock, notices) = (Clock::start(), Notices::default());
+        Self { witness: store.witness(), store, metrics: OnceLock::new(), clock, notices }
+    }
+
+    /// Says once a minute that others do not listen to this node any more.
+    pub(crate) fn tell_removed(&self, by: NodeId) {
+        if let Some(kept_back) = self.notices.due("removed", self.clock.now()) {
+            tracing::warn!(
+                by,
+                kept_back,
+                "another node says that this one was removed from the group: stop it and take its directory away; \
+                 to come back it needs a number that was never used (`limosa raft add`)"
+            );
+        }
     }
 
     /// Time since a quorum answered this node as the leader.
@@ -474,6 +513,8 @@ pub(crate) enum PeerResponse {
     ReadIndex(Result<u64, ProposeError>),
     Claims(Claims),
     Failed(String),
+    /// To a node that was a member and was removed: nothing that it sends is looked at.
+    Removed,
 }
 
 /// Bytes of a snapshot in one message.
@@ -542,6 +583,10 @@ impl Peer {
         let answer = ask(self.transport.as_ref(), self.target, request);
         match tokio::time::timeout(option.hard_ttl(), answer).await {
             Ok(Ok(PeerResponse::Failed(text))) => Err(NetworkError::from_string(text).into()),
+            Ok(Ok(PeerResponse::Removed)) => {
+                self.ledger.tell_removed(self.target);
+                Err(Unreachable::from_string("it says that this node was removed from the group").into())
+            }
             Ok(answer) => Ok(answer?),
             Err(_) => Err(Unreachable::from_string("no answer in time").into()),
         }

@@ -14,7 +14,7 @@ use placement::core::{
     Change, Command, GroupReport, GroupTalk, MoveOutcome, MoveReason, MoveSummary, Ordering, Outcome,
     PeerRtt, Probe, ServerRtt, Service, SiteReport, SiteSpec, Timeouts,
 };
-use placement::node::{Caller, ClientRequest, ClientResponse, ProposeError};
+use placement::node::{Caller, ClientRequest, ClientResponse, ProposeError, Role};
 use placement::wire;
 
 fn operator() -> Caller {
@@ -389,4 +389,36 @@ async fn the_agent_of_a_site_that_is_not_there_is_refused_and_goes_on_asking_unt
     let bergen = SiteSpec { name: "bergen".into(), ..spec };
     operator.propose(Command::PutSite(bergen)).await.unwrap();
     refused_by_all().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_was_away_follows_a_leader_that_joined_meanwhile_and_not_one_that_was_removed() {
+    let group = Group::of_three().await;
+    let old = group.leader().await;
+    let [away, stays] = [old % 3 + 1, (old + 1) % 3 + 1];
+    group.wires.cut.lock().unwrap().insert(away);
+    group.start(4).await;
+    group.node(old).add_learner(4, "node-4".into()).await.unwrap();
+    group.node(old).change_membership((1..=4).collect()).await.unwrap();
+    group.node(old).transfer(4).await.unwrap();
+    eventually("the new node leads", || group.node(4).status().role == Role::Leader).await;
+    group.node(4).remove(old).await.unwrap();
+    group.node(4).propose("alice", put_site(1)).await.unwrap();
+
+    // Removed, it asks those who know in vain; who does not know yet learns it from the present leader.
+    eventually("the other knows", || group.node(stays).cluster().sites.contains_key(&SiteId(1))).await;
+    let read = wire::encode(&"ReadIndex");
+    for id in [4, stays] {
+        let answer = group.node(id).handle_peer(old, read.clone()).await;
+        assert_eq!(wire::decode::<String>(answer, 1 << 20).unwrap(), "Removed");
+    }
+    let lost = group.node(old).propose("alice", put_site(9)).await;
+    assert!(lost.is_err(), "{lost:?}");
+    group.wires.cut.lock().unwrap().clear();
+    eventually("it has all", || group.node(away).cluster().sites.contains_key(&SiteId(1))).await;
+    assert_eq!(group.node(away).status().members.len(), 3);
+    let answer = group.node(away).handle_peer(old, read).await;
+    assert_eq!(wire::decode::<String>(answer, 1 << 20).unwrap(), "Removed");
+    group.node(away).propose("alice", put_site(2)).await.unwrap();
+    assert!(!group.node(4).cluster().sites.contains_key(&SiteId(9)));
 }

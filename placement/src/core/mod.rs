@@ -44,8 +44,8 @@ pub use command::{
 };
 pub use model::{
     AUDIT_LEN_MAX, Admin, AuditEntry, Change, Cluster, Domain, FINISHED_LEN_MAX, FinishedMove, Flip, Group,
-    Move, MoveOutcome, MovePhase, MoveReason, MoveSummary, Ordering, POLICIES_LEN_MAX, PolicyRevision, Round,
-    Service, Site, SitePrices, SiteSpec, Timeouts, Trial,
+    Move, MoveOutcome, MovePhase, MoveReason, MoveSummary, Ordering, POLICIES_LEN_MAX, PolicyRevision,
+    REMOVED_NODES_LEN_MAX, Round, Service, Site, SitePrices, SiteSpec, Timeouts, Trial,
 };
 pub use policy::{
     Budget, Capacity, Charge, Dial, Drain, HARD_SLO_MS, Kind, LABELS_LEN_MAX, PRICE_MS_MAX, Place, Policy,

@@ -2,7 +2,7 @@
 //!
 //! Everything here is plain data in deterministic order. JSON shows maps as lists of their values.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use flow::nat::NatSpec;
 use flow::{Epoch, GroupId, HoldTimes, MoveId, Prefix, ServiceId, SiteId};
@@ -15,6 +15,9 @@ use crate::solver::PerResource;
 pub const FINISHED_LEN_MAX: usize = 1024;
 /// Policies that are kept, so that one can go back to them.
 pub const POLICIES_LEN_MAX: usize = 16;
+/// Placement nodes that are remembered when they are removed: far more than a group ever has. The lowest numbers are forgotten
+/// first, which are the oldest where numbers are given in order.
+pub const REMOVED_NODES_LEN_MAX: usize = 1024;
 /// Audit entries that are kept.
 pub const AUDIT_LEN_MAX: usize = 1024;
 
@@ -52,6 +55,10 @@ pub struct Cluster {
     /// The last round that the leader published. Not a change for watchers: nothing follows from it.
     #[serde(default)]
     pub round: Option<Round>,
+    /// Placement nodes that were members of the Raft group and are none any more; at most [`REMOVED_NODES_LEN_MAX`]. Not a
+    /// change for watchers.
+    #[serde(default)]
+    pub removed_nodes: BTreeSet<u64>,
 }
 
 /// A policy that was in force.
@@ -528,6 +535,16 @@ impl Cluster {
             audit: self.audit.clone(),
             finished: self.finished.clone(),
             round: self.round.clone(),
+            removed_nodes: self.removed_nodes.clone(),
+        }
+    }
+
+    /// The members of the Raft group were these, and are those now.
+    pub(crate) fn note_members(&mut self, before: &BTreeSet<u64>, now: &BTreeSet<u64>) {
+        self.removed_nodes.extend(before.difference(now));
+        self.removed_nodes.retain(|id| !now.contains(id));
+        while self.removed_nodes.len() > REMOVED_NODES_LEN_MAX {
+            self.removed_nodes.pop_first();
         }
     }
 

@@ -220,3 +220,18 @@ fn what_was_measured_of_a_site_that_was_removed_is_not_anothers() {
     assert_eq!(delay_to_gone(&model), delay_to_gone(&fresh));
     assert_eq!(model.note_sites(&log.cluster), [], "nothing is forgotten twice");
 }
+
+#[test]
+fn a_node_that_left_the_group_is_remembered_and_the_number_of_those_is_bounded() {
+    let mut cluster = cluster();
+    let ids = |ids: std::ops::RangeInclusive<u64>| ids.collect::<std::collections::BTreeSet<u64>>();
+    cluster.note_members(&ids(1..=3), &ids(2..=4));
+    assert_eq!(cluster.removed_nodes, ids(1..=1));
+    let bytes = crate::wire::encode_cluster(&cluster);
+    assert_eq!(crate::wire::decode_cluster(bytes).unwrap().removed_nodes, ids(1..=1), "snapshots have it");
+    cluster.note_members(&ids(2..=4), &ids(1..=4));
+    assert!(cluster.removed_nodes.is_empty(), "who is a member is not removed, whatever was before");
+    cluster.note_members(&ids(1..=2_000), &ids(1..=1));
+    assert_eq!(cluster.removed_nodes.len(), REMOVED_NODES_LEN_MAX);
+    assert!(cluster.removed_nodes.contains(&2_000));
+}
