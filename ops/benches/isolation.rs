@@ -36,7 +36,8 @@ fn median(mut times: Vec<Duration>) -> (Duration, Duration, Duration) {
 fn show(what: &str, times: Vec<Duration>) {
     let count = times.len();
     let (middle, least, most) = median(times);
-    println!("{what}: {middle:.0?} ({least:.0?} to {most:.0?}, median of {count})");
+    let ms = |time: Duration| time.as_millis();
+    println!("{what}: {} ms ({} to {}, median of {count})", ms(middle), ms(least), ms(most));
 }
 
 async fn start(directory: PathBuf) -> Cluster {

@@ -626,3 +626,18 @@ fn a_site_that_is_removed_is_forgotten_whether_it_is_heard_or_missed() {
     say(&mut agent, true, rest.into());
     assert_eq!(known(&agent), [HERE]);
 }
+
+#[test]
+fn a_worker_that_wakes_with_an_old_copy_does_not_get_what_a_later_move_brings_to_another() {
+    let theirs = group("1:100.64.0.0/27", THERE, 3);
+    let (mut agent, _) = settled(vec![theirs], Vec::new());
+    let coming = Move { from: THERE, to: HERE, epoch: Epoch(4), ..leaving(whole()) };
+    say(&mut agent, false, vec![Change::Move(coming)]);
+    let target = agent.plan().groups[&whole()].local.unwrap();
+    let offer = ToTarget::Offer { session: 1, flows: 0 };
+    feed(&mut agent, Input::FromSource { move_id: MoveId(7), from: THERE, message: offer, wire_len: 1 });
+    let other = WORKERS.into_iter().find(|worker| *worker != target).unwrap();
+    let did = status(&mut agent, other, vec![at(whole(), 2, Phase::Shadow)]);
+    assert!(matches!(requests(&did)[..], [(_, Request::Abandon { move_id: MoveId(9), .. })]), "{did:?}");
+    assert_eq!(agent.plan().groups[&whole()].local, Some(target));
+}

@@ -7,7 +7,7 @@ use flow::{Epoch, GroupId, Micros, MoveId, WorkerId};
 use placement::core::Command;
 use transfer::core::{MoveSpec, SourceInput, TargetInput};
 
-use super::{Agent, Outgoing, Output, Worker, service_spec};
+use super::{Agent, Incoming, Outgoing, Output, Worker, service_spec};
 
 impl Agent {
     pub(super) fn worker_up(&mut self, id: WorkerId, boot: u64, now: Micros) {
@@ -326,6 +326,12 @@ impl Agent {
         }
     }
 
+    /// A later move brings the group to another worker.
+    fn comes_to_another(&self, worker: WorkerId, status: &GroupStatus) -> bool {
+        let of_group = |incoming: &&Incoming| incoming.machine.spec().group == status.group;
+        self.incoming.values().filter(of_group).any(|incoming| incoming.worker != worker)
+    }
+
     /// A shadow whose move was given to another worker while this one was away is of no use, also when that has served it since.
     fn abandons(&mut self, worker: WorkerId, status: &GroupStatus) -> bool {
         let Some(move_id) = status.move_id.filter(|_| matches!(status.phase, Phase::Shadow | Phase::Open))
@@ -334,7 +340,10 @@ impl Agent {
         };
         let is_elsewhere = match self.incoming.get(&move_id) {
             Some(incoming) => incoming.worker != worker,
-            None => !move_id.is_local() && self.is_had_by_another(worker, status),
+            None => {
+                !move_id.is_local()
+                    && (self.is_had_by_another(worker, status) || self.comes_to_another(worker, status))
+            }
         };
         if !is_elsewhere {
             return false;
