@@ -226,9 +226,8 @@ impl Agent {
         let over = self.overlapping(&id);
         if over.iter().any(|id| self.is_held(id)) {
             // It answers an older question: the split or merge has been asked for since. Unless others have it all: it was taken for dead.
-            if serves && self.is_all_had_by_others(worker, &over) {
-                let relay_us = self.bounds.relay_us;
-                self.outputs.push_back(Output::Worker(worker, Request::Yield { group: id, relay_us }));
+            if self.is_all_had_by_others(worker, &over) {
+                self.take_away(worker, status);
             }
             return true;
         }

@@ -641,3 +641,52 @@ fn a_worker_that_wakes_with_an_old_copy_does_not_get_what_a_later_move_brings_to
     assert!(matches!(requests(&did)[..], [(_, Request::Abandon { move_id: MoveId(9), .. })]), "{did:?}");
     assert_eq!(agent.plan().groups[&whole()].local, Some(target));
 }
+
+#[test]
+fn a_worker_that_wakes_after_its_cut_forgets_what_another_gives_away_by_now() {
+    let mine = group("1:100.64.0.0/27", HERE, 1);
+    let moving = Group { move_id: Some(MoveId(7)), ..mine };
+    let (mut agent, _) = settled(vec![mine], vec![at(whole(), 1, Phase::Serving)]);
+    let flipped = Move { phase: MovePhase::Switching, ingresses: vec![HERE, THERE], ..leaving(whole()) };
+    say(&mut agent, false, vec![Change::Move(flipped), Change::Group(moving)]);
+    agent.worker_lost(WORKERS[0]);
+    agent.drive_all(NOW);
+    // It begins from nothing at another worker.
+    let given = |agent: &Agent, worker| agent.plan().groups[&whole()].local == Some(worker);
+    let did = feed(&mut agent, Input::PeerUp(MoveId(7)));
+    let offered = |output: &Output| {
+        if let Output::ToTarget(_, ToTarget::Offer { session, .. }) = output { Some(*session) } else { None }
+    };
+    let session = did.iter().find_map(offered).unwrap();
+    let accept = ToSource::Accept { session, next: 0 };
+    feed(&mut agent, Input::FromTarget(MoveId(7), accept));
+    let source = WORKERS.into_iter().find(|worker| given(&agent, *worker)).unwrap();
+    let woken = WORKERS.into_iter().find(|worker| *worker != source).unwrap();
+    let cut = GroupStatus { move_id: Some(MoveId(7)), ..at(whole(), 1, Phase::Relaying) };
+    let did = status(&mut agent, woken, vec![cut]);
+    let forgets = |request: &(WorkerId, Request)| matches!(request, (worker, Request::Forget { target: THERE, .. }) if *worker == woken);
+    assert!(requests(&did).iter().any(forgets), "{did:?}");
+    assert!(given(&agent, source));
+}
+
+/// It was the target of a move between workers, hung, and a third got the group.
+#[test]
+fn of_a_move_between_workers_nothing_is_left_when_a_third_has_the_group() {
+    let (mut agent, _) =
+        settled(vec![group("1:100.64.0.0/27", HERE, 1)], vec![at(whole(), 1, Phase::Serving)]);
+    let third = WorkerId(2);
+    feed(&mut agent, Input::WorkerUp { worker: third, boot: 1 });
+    for (worker, has) in [(WORKERS[0], vec![at(whole(), 1, Phase::Serving)]), (WORKERS[1], vec![])] {
+        status(&mut agent, worker, has);
+    }
+    let local = Some(MoveId::local(1));
+    let of_move = |phase| GroupStatus { move_id: local, ..at(whole(), 1, phase) };
+    let mut did = status(&mut agent, WORKERS[1], vec![of_move(Phase::Relaying)]);
+    did.extend(status(&mut agent, third, vec![of_move(Phase::Shadow)]));
+    assert!(agent.plan().groups[&whole()].local == Some(WORKERS[0]) && agent.leftovers().is_empty());
+    let requests = requests(&did);
+    let one = |wanted: fn(&Request) -> bool, by| requests.iter().any(|(w, r)| *w == by && wanted(r));
+    assert!(one(|request| matches!(request, Request::Forget { target: HERE, .. }), WORKERS[1]), "{did:?}");
+    assert!(one(|request| matches!(request, Request::Abandon { .. }), third), "{did:?}");
+    assert!(!requests.iter().any(|(_, r)| matches!(r, Request::Join { .. } | Request::TakeOver { .. })));
+}

@@ -233,13 +233,11 @@ impl Agent {
             if self.is_local_move_known(status.move_id) || self.adopt(worker, &status) {
                 continue;
             }
-            if self.abandons(worker, &status) {
+            if self.abandons(worker, &status) || self.forgets(worker, &status) {
                 continue;
             }
             if self.is_taken_over(worker, &status) {
-                let relay_us = self.bounds.relay_us;
-                self.outputs
-                    .push_back(Output::Worker(worker, Request::Yield { group: status.group, relay_us }));
+                self.take_away(worker, &status);
                 continue;
             }
             if let Some(id) = status.move_id.filter(|id| id.is_local()) {
@@ -264,10 +262,25 @@ impl Agent {
         self.resync(now);
     }
 
-    /// The worker serves a group that another serves too, or was told to: it was taken for dead meanwhile.
+    /// The worker serves a group that another serves too, or was told to: it was taken for dead meanwhile. Or it has its part of a move
+    /// between two workers of which one was, so that a third has the group.
     fn is_taken_over(&self, worker: WorkerId, status: &GroupStatus) -> bool {
         let serves = matches!(status.phase, Phase::Serving | Phase::Copying | Phase::Draining);
-        serves && self.is_had_by_another(worker, status)
+        let in_local_move = status.move_id.is_some_and(MoveId::is_local) && status.phase != Phase::Tombstone;
+        (serves || in_local_move) && self.is_had_by_another(worker, status)
+    }
+
+    /// The worker gives up what others have, and passes on what still comes.
+    pub(super) fn take_away(&mut self, worker: WorkerId, status: &GroupStatus) {
+        let (group, relay_us) = (status.group, self.bounds.relay_us);
+        let move_id = status.move_id.unwrap_or_default();
+        let request = match status.phase {
+            Phase::Serving | Phase::Copying | Phase::Draining => Request::Yield { group, relay_us },
+            Phase::Shadow | Phase::Open => Request::Abandon { group, move_id, relay_us },
+            Phase::Relaying => self.forget_request(group, move_id, status.epoch, self.site),
+            Phase::Tombstone => return,
+        };
+        self.outputs.push_back(Output::Worker(worker, request));
     }
 
     /// Another worker serves what this one speaks of, or was told to.
@@ -324,6 +337,16 @@ impl Agent {
         for worker in self.ready_workers().collect::<Vec<_>>() {
             self.serve_again(worker, &[]);
         }
+    }
+
+    /// What was cut is given away from another worker by now, because this one was taken for dead.
+    fn forgets(&mut self, worker: WorkerId, status: &GroupStatus) -> bool {
+        let Some(move_id) = status.move_id.filter(|_| status.phase == Phase::Relaying) else { return false };
+        let machine = self.outgoing.get(&move_id).filter(|out| !move_id.is_local() && out.worker != worker);
+        let Some(spec) = machine.map(|out| *out.machine.spec()) else { return false };
+        let forget = self.forget_request(status.group, move_id, spec.epoch, spec.to);
+        self.outputs.push_back(Output::Worker(worker, forget));
+        true
     }
 
     /// A later move brings the group to another worker.
