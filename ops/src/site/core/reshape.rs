@@ -209,8 +209,16 @@ impl Agent {
     /// the status is dealt with.
     pub(super) fn adopt(&mut self, worker: WorkerId, status: &GroupStatus) -> bool {
         let id = status.group;
-        if !self.known || self.groups.contains_key(&id) || self.wanted.contains_key(&id) {
+        if !self.known || self.groups.contains_key(&id) {
             return false;
+        }
+        if self.wanted.contains_key(&id) {
+            // What it is to be made from is at others, which were given it while this one hung.
+            let is_had = self.is_all_had_by_others(worker, &self.overlapping(&id));
+            if is_had {
+                self.take_away(worker, status);
+            }
+            return is_had;
         }
         let in_local_move =
             status.move_id.is_some_and(|id| id.is_local()) && status.phase != Phase::Tombstone;
@@ -246,12 +254,15 @@ impl Agent {
         true
     }
 
+    /// Other workers of this site have some of these, and other sites the rest.
     fn is_all_had_by_others(&self, worker: WorkerId, ids: &[GroupId]) -> bool {
-        let had = |id: &GroupId| {
-            let other = self.local.get(id).filter(|other| **other != worker && self.is_ready(**other));
-            other.is_some() && (self.served.contains_key(id) || self.unserved.get(id) == other)
+        let had = |id: &&GroupId| {
+            let other = self.local.get(*id).filter(|other| **other != worker && self.is_ready(**other));
+            other.is_some() && (self.served.contains_key(*id) || self.unserved.get(*id) == other)
         };
-        ids.iter().all(had)
+        let is_here = |id: &&GroupId| self.groups.get(*id).is_some_and(|group| group.owner == self.site);
+        let mut here = ids.iter().filter(is_here).peekable();
+        here.peek().is_some() && here.all(|id| had(&id))
     }
 
     /// What is left of a move that ended before the group was split or merged: the copy is of no use any more.

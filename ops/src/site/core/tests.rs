@@ -600,16 +600,35 @@ fn a_worker_that_wakes_with_a_copy_for_what_another_serves_by_now_gives_it_up() 
 }
 
 #[test]
-fn a_worker_that_wakes_with_a_group_whose_parts_another_serves_gives_it_up() {
-    let halves = ["1:100.64.0.0/28", "1:100.64.0.16/28"].map(|half| group(half, HERE, 1));
+fn a_worker_that_wakes_with_a_group_whose_parts_others_have_gives_it_up() {
+    let half = |text, owner| group(text, owner, 1);
+    let yields = |did: &[Output]| {
+        let yields = |(worker, request): (WorkerId, Request)| match request {
+            Request::Yield { group, .. } => Some((worker, group)),
+            _ => None,
+        };
+        requests(did).into_iter().find_map(yields)
+    };
+    let whole_at = |agent: &mut Agent, worker| status(agent, worker, vec![at(whole(), 1, Phase::Serving)]);
+    // Both are another worker's, or one is another site's by now.
+    for owner in [HERE, THERE] {
+        let halves = [half("1:100.64.0.0/28", HERE), half("1:100.64.0.16/28", owner)];
+        let here = halves.iter().filter(|half| half.owner == HERE);
+        let serving = here.map(|half| at(half.id, 1, Phase::Serving)).collect();
+        let (mut agent, _) = settled(halves.to_vec(), serving);
+        assert_eq!(yields(&whole_at(&mut agent, WORKERS[1])), Some((WORKERS[1], whole())));
+        // The one that serves the parts may answer what it was asked before it was told to divide them.
+        assert_eq!(yields(&whole_at(&mut agent, WORKERS[0])), None);
+    }
+    // They are to become that group again.
+    let halves = [half("1:100.64.0.0/28", HERE), half("1:100.64.0.16/28", HERE)];
     let serving = halves.iter().map(|half| at(half.id, 1, Phase::Serving)).collect();
     let (mut agent, _) = settled(halves.to_vec(), serving);
-    let did = status(&mut agent, WORKERS[1], vec![at(whole(), 1, Phase::Serving)]);
-    let yields = |request: &(WorkerId, Request)| matches!(request, (worker, Request::Yield { group, .. }) if *worker == WORKERS[1] && *group == whole());
-    assert!(requests(&did).iter().any(yields), "{did:?}");
-    // The one that serves the parts may answer what it was asked before it was told to divide them.
-    let did = status(&mut agent, WORKERS[0], vec![at(whole(), 1, Phase::Serving)]);
-    assert!(!requests(&did).iter().any(|(_, request)| matches!(request, Request::Yield { .. })), "{did:?}");
+    feed(&mut agent, Input::WorkerUp { worker: WORKERS[1], boot: 1 });
+    let gone = halves.iter().map(|half| Change::GroupGone(half.id));
+    let merged = Change::Group(group("1:100.64.0.0/27", HERE, 1));
+    say(&mut agent, false, gone.chain([merged]).collect());
+    assert_eq!(yields(&whole_at(&mut agent, WORKERS[1])), Some((WORKERS[1], whole())));
 }
 
 #[test]
