@@ -20,7 +20,7 @@ impl Clock {
 
     /// When that was, of which the kernel noted the wall clock; at the latest now.
     pub(super) fn nanos_at(self, wall: TimeSpec) -> u64 {
-        let past = clock_gettime(ClockId::CLOCK_REALTIME).map(|now| Duration::from(now)).unwrap_or_default();
+        let past = clock_gettime(ClockId::CLOCK_REALTIME).map(Duration::from).unwrap_or_default();
         let age = past.saturating_sub(Duration::from(wall));
         self.nanos().saturating_sub(u64::try_from(age.as_nanos()).unwrap_or(u64::MAX))
     }

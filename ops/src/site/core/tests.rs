@@ -603,9 +603,8 @@ fn a_worker_that_wakes_with_a_copy_for_what_another_serves_by_now_gives_it_up() 
 fn a_worker_that_wakes_with_a_group_whose_parts_others_have_gives_it_up() {
     let half = |text, owner| group(text, owner, 1);
     let yields = |did: &[Output]| {
-        let yields = |(worker, request): (WorkerId, Request)| match request {
-            Request::Yield { group, .. } => Some((worker, group)),
-            _ => None,
+        let yields = |(worker, request): (WorkerId, Request)| {
+            if let Request::Yield { group, .. } = request { Some((worker, group)) } else { None }
         };
         requests(did).into_iter().find_map(yields)
     };
