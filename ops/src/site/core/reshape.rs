@@ -14,7 +14,7 @@ use flow::{Epoch, GroupId, Micros, WorkerId};
 use placement::core::{Change, Group};
 use switchctl::SitePlan;
 
-use super::{Agent, Output};
+use super::{Agent, Outgoing, Output};
 
 impl Agent {
     /// How many groups are not yet as placement wants them.
@@ -258,7 +258,12 @@ impl Agent {
     fn is_all_had_by_others(&self, worker: WorkerId, ids: &[GroupId]) -> bool {
         let had = |id: &&GroupId| {
             let other = self.local.get(*id).filter(|other| **other != worker && self.is_ready(**other));
-            other.is_some() && (self.served.contains_key(*id) || self.unserved.get(*id) == other)
+            let moves_on = || {
+                let of_it = |out: &Outgoing| out.machine.spec().group == **id && out.worker != worker;
+                self.outgoing.iter().any(|(id, out)| id.is_local() && of_it(out))
+            };
+            other.is_some()
+                && (self.served.contains_key(*id) || self.unserved.get(*id) == other || moves_on())
         };
         let is_here = |id: &&GroupId| self.groups.get(*id).is_some_and(|group| group.owner == self.site);
         let mut here = ids.iter().filter(is_here).peekable();

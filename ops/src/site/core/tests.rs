@@ -658,6 +658,10 @@ fn a_worker_that_wakes_with_an_old_copy_does_not_get_what_a_later_move_brings_to
     let did = status(&mut agent, other, vec![at(whole(), 2, Phase::Shadow)]);
     assert!(matches!(requests(&did)[..], [(_, Request::Abandon { move_id: MoveId(9), .. })]), "{did:?}");
     assert_eq!(agent.plan().groups[&whole()].local, Some(target));
+    // Or it joined when it woke, with the token that the source hands to the other now.
+    let did = status(&mut agent, other, vec![at(whole(), 4, Phase::Serving)]);
+    assert!(matches!(requests(&did)[..], [(_, Request::Yield { .. })]), "{did:?}");
+    assert_eq!(agent.plan().groups[&whole()].local, Some(target));
 }
 
 #[test]

@@ -262,12 +262,13 @@ impl Agent {
         self.resync(now);
     }
 
-    /// The worker serves a group that another serves too, or was told to: it was taken for dead meanwhile. Or it has its part of a move
-    /// between two workers of which one was, so that a third has the group.
+    /// The worker serves a group that another serves too, or was told to, or that a move brings to another: it was taken for dead
+    /// meanwhile. Or it has its part of a move between two workers of which one was, so that a third has the group.
     fn is_taken_over(&self, worker: WorkerId, status: &GroupStatus) -> bool {
         let serves = matches!(status.phase, Phase::Serving | Phase::Copying | Phase::Draining);
         let in_local_move = status.move_id.is_some_and(MoveId::is_local) && status.phase != Phase::Tombstone;
         (serves || in_local_move) && self.is_had_by_another(worker, status)
+            || serves && self.comes_to_another(worker, status)
     }
 
     /// The worker gives up what others have, and passes on what still comes.
@@ -351,8 +352,10 @@ impl Agent {
 
     /// A later move brings the group to another worker.
     fn comes_to_another(&self, worker: WorkerId, status: &GroupStatus) -> bool {
-        let of_group = |incoming: &&Incoming| incoming.machine.spec().group == status.group;
-        self.incoming.values().filter(of_group).any(|incoming| incoming.worker != worker)
+        let of_group = |(id, incoming): &(&MoveId, &Incoming)| {
+            !id.is_local() && incoming.machine.spec().group == status.group
+        };
+        self.incoming.iter().filter(of_group).any(|(_, incoming)| incoming.worker != worker)
     }
 
     /// A shadow whose move was given to another worker while this one was away is of no use, also when that has served it since.
