@@ -29,6 +29,8 @@ struct Deployment {
     cluster: Cluster,
     /// Killed, and not started again yet.
     gone: Vec<Part>,
+    /// The groups that were at Amsterdam at first.
+    home: Vec<Value>,
     world: WorldHandle,
     _directory: Option<tempfile::TempDir>,
 }
@@ -74,7 +76,10 @@ impl Deployment {
         let world = World::start(spec).unwrap();
         world.begin_act("test").unwrap();
         sleep(Duration::from_secs(2)).await;
-        Self { cluster, gone: Vec::new(), world, _directory: directory }
+        let mut deployment =
+            Self { cluster, gone: Vec::new(), home: Vec::new(), world, _directory: directory };
+        deployment.home = deployment.groups_at("amsterdam").await;
+        deployment
     }
 
     /// The names of groups at a site.
@@ -85,10 +90,17 @@ impl Deployment {
 
     /// Starts moves of so many groups from one site to another, and gives their numbers.
     async fn start_moves(&self, count: usize, from: &str, to: &str) -> Vec<u64> {
-        let groups = self.groups_at(from).await;
-        let moves: Vec<_> =
-            groups.iter().take(count).map(|group| json!({ "group": group, "to": to })).collect();
-        assert_eq!(moves.len(), count);
+        let mut groups = self.groups_at(from).await;
+        groups.truncate(count);
+        assert_eq!(groups.len(), count);
+        self.move_groups(&groups, to).await
+    }
+
+    async fn move_groups(&self, groups: &[Value], to: &str) -> Vec<u64> {
+        if groups.is_empty() {
+            return Vec::new();
+        }
+        let moves: Vec<_> = groups.iter().map(|group| json!({ "group": group, "to": to })).collect();
         let started = self.cluster.post("/v1/moves", &json!({ "moves": moves })).await.unwrap();
         started["moves"].as_array().unwrap().iter().map(|started| started["move"].as_u64().unwrap()).collect()
     }
@@ -198,10 +210,11 @@ impl Deployment {
         panic!("no move was in hand in its phase {phase} when the fault came");
     }
 
-    /// All groups that are at Singapore go to Amsterdam.
+    /// The groups of Amsterdam that are at Singapore go back.
     async fn go_back(&self) {
-        let count = self.groups_at("singapore").await.len();
-        let back = self.start_moves(count, "singapore", "amsterdam").await;
+        let mut away = self.groups_at("singapore").await;
+        away.retain(|group| self.home.contains(group));
+        let back = self.move_groups(&away, "amsterdam").await;
         self.until_ended(&back).await;
     }
 
