@@ -73,18 +73,18 @@ impl Running {
         let thread = std::thread::spawn(move || run(&config, &flag).unwrap());
         // The standard types carry packets as well: one read or write is one message.
         let (switch, _) = UnixListener::from(listener).accept().unwrap();
-        switch.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        switch.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
         Self { control, switch, stop, thread: Some(thread) }
     }
 
     fn agent(&self) -> Agent {
-        let stream = (0..500)
+        let stream = (0..3000)
             .find_map(|_| {
                 std::thread::sleep(Duration::from_millis(10));
                 UnixStream::connect(&self.control).ok()
             })
             .expect("the worker listens");
-        stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
         let mut agent = Agent { stream, decoder: FrameDecoder::new() };
         agent.say(&Request::Hello { version: VERSION, site: SITE });
         assert!(matches!(agent.hear(), Event::Hello { version: VERSION, .. }));

@@ -33,7 +33,7 @@ impl Running {
     pub(crate) fn start() -> Self {
         let directory = tempfile::tempdir().unwrap();
         let peer = UdpSocket::bind("127.0.0.1:0").unwrap();
-        peer.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        peer.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
         // A port that was free a moment ago.
         let tunnel = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let mut running =
@@ -101,10 +101,10 @@ impl Drop for Running {
 
 /// Connects to a port, waiting until the switch listens.
 pub(crate) fn attach(path: &Path) -> Socket {
-    for _ in 0..250 {
+    for _ in 0..1500 {
         let socket = Socket::new(Domain::UNIX, Type::SEQPACKET, None).unwrap();
         if socket.connect(&SockAddr::unix(path).unwrap()).is_ok() {
-            socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+            socket.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
             return socket;
         }
         std::thread::sleep(Duration::from_millis(20));
