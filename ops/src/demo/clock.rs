@@ -1,4 +1,4 @@
-//! The one clock of the demo's simulated networks.
+//! The one clock of simulated networks.
 
 use std::time::{Duration, Instant};
 
@@ -7,25 +7,25 @@ use nix::time::{ClockId, clock_gettime};
 
 /// Time since a start, shared by copies.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Clock(Instant);
+pub(crate) struct Clock(Instant);
 
 impl Clock {
-    pub(super) fn start() -> Self {
+    pub(crate) fn start() -> Self {
         Self(now())
     }
 
-    pub(super) fn nanos(self) -> u64 {
+    pub(crate) fn nanos(self) -> u64 {
         u64::try_from(now().duration_since(self.0).as_nanos()).unwrap_or(u64::MAX)
     }
 
     /// When that was, of which the kernel noted the wall clock; at the latest now.
-    pub(super) fn nanos_at(self, wall: TimeSpec) -> u64 {
+    pub(crate) fn nanos_at(self, wall: TimeSpec) -> u64 {
         let past = clock_gettime(ClockId::CLOCK_REALTIME).map(Duration::from).unwrap_or_default();
         let age = past.saturating_sub(Duration::from(wall));
         self.nanos().saturating_sub(u64::try_from(age.as_nanos()).unwrap_or(u64::MAX))
     }
 
-    pub(super) fn micros(self) -> u64 {
+    pub(crate) fn micros(self) -> u64 {
         self.nanos() / 1_000
     }
 }

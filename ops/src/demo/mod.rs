@@ -2,7 +2,7 @@
 //! what happens to them.
 
 pub(crate) mod batch;
-mod clock;
+pub(crate) mod clock;
 pub mod cluster;
 pub(crate) mod hooked;
 pub(crate) mod line;

@@ -17,7 +17,7 @@ use super::api::{AGENT, Api, PLACEMENT};
 use super::ovs::{Datapath, Ovs};
 use super::processes::Processes;
 use super::underlay::{self, CLIENTS, Far, POOL, Underlay, far_servers, worker_device, worker_port};
-use super::wan::WireStats;
+use super::wan::WanStats;
 use crate::certs;
 use crate::demo::DemoSite;
 use crate::demo::hooked::{HookWorkers, Thresholds};
@@ -36,6 +36,8 @@ const FLOWS: usize = 1 << 16;
 const START_BOUND: Duration = Duration::from_secs(40);
 /// The WAN emulator, by name.
 const WAN: &str = "wan";
+/// The WAN may be so late before it is said.
+const WAN_LATE_MAX_US: u64 = 20_000;
 
 /// The running deployment.
 pub(super) struct Deployment {
@@ -95,8 +97,9 @@ impl Deployment {
         let binary = std::env::current_exe()?;
         let network = underlay::network(&sites, directory.join("wan.json"), loss)?;
         fs::write(directory.join("wan.toml"), toml::to_string(&network)?)?;
-        let mut wan = underlay.wan.command(&binary);
-        wan.args(["lab", "wan", "--config"]).arg(directory.join("wan.toml"));
+        // Before all others: a real WAN does not wait for the processors of those that it connects.
+        let mut wan = underlay.wan.command("nice");
+        wan.args(["-n", "-15"]).arg(&binary).args(["lab", "wan", "--config"]).arg(directory.join("wan.toml"));
         processes.spawn(WAN, wan)?;
         let mut ovs = Vec::new();
         for site in 1..=count {
@@ -475,7 +478,7 @@ impl Deployment {
         u8::try_from(status.get("leader")?.as_u64()?).ok()
     }
 
-    /// Where packets were dropped so far, in words: by workers and by the WAN.
+    /// Where packets were dropped so far, in words: by workers and by the WAN. And whether that was late.
     pub(super) async fn drops(&self) -> Vec<String> {
         let mut drops = Vec::new();
         for site in self.numbers() {
@@ -484,13 +487,20 @@ impl Deployment {
             let lines = text.lines().filter(is_drop).filter(|line| !line.ends_with(" 0"));
             drops.extend(lines.map(|line| format!("{}: {line}", self.name(site))));
         }
-        let lost = self.wan().into_iter().filter(|line| line.dropped > 0);
+        let wan = self.wan();
+        if wan.late_us_max > WAN_LATE_MAX_US {
+            drops.push(format!(
+                "the WAN had no processor: packets left up to {} ms late",
+                wan.late_us_max / 1_000
+            ));
+        }
+        let lost = wan.lines.into_iter().filter(|line| line.dropped > 0);
         drops.extend(lost.map(|line| format!("WAN {} to {}: {}", line.from, line.to, line.dropped)));
         drops
     }
 
     /// Counters of the WAN, half a second old at most.
-    pub(super) fn wan(&self) -> Vec<WireStats> {
+    fn wan(&self) -> WanStats {
         let text = fs::read_to_string(self.directory.join("wan.json")).unwrap_or_default();
         serde_json::from_str(&text).unwrap_or_default()
     }

@@ -4,6 +4,8 @@
 //! address of another end, leaves there after the delay, jitter and rate of the line between the two; some are lost.
 //! A network may be behind several ends: what is for it leaves at the nearest.
 //! Packets on one line never pass one another. Everything else is dropped; there is no ARP, so neighbours are set by hand.
+//! A delay begins when the kernel had the packet, not when this process came to it, and how late packets left is counted: a WAN that
+//! had no processor is no fault of what is tried.
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
@@ -18,8 +20,8 @@ use nix::sys::socket::{AddressFamily, LinkAddr, SockFlag, SockProtocol, SockType
 use serde::{Deserialize, Serialize};
 use std::os::fd::AsFd;
 
-use crate::clock::Clock;
 use crate::demo::batch::{self, BATCH_LEN, Inbox};
+use crate::demo::clock::Clock;
 use crate::demo::line::{Line, LineSpec};
 
 /// Between two writes of the counters.
@@ -84,6 +86,14 @@ fn no_limit() -> u64 {
     u64::from(u32::MAX)
 }
 
+/// What the counters' file holds.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct WanStats {
+    /// The longest time by which a packet left after it was due, since the start.
+    pub(super) late_us_max: u64,
+    pub(super) lines: Vec<WireStats>,
+}
+
 /// What went over a line.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct WireStats {
@@ -124,6 +134,7 @@ struct Hub {
     by_address: BTreeMap<Ipv4Addr, usize>,
     /// From an end to an end.
     lines: BTreeMap<(usize, usize), Running>,
+    late_us_max: u64,
     spare: Vec<Vec<u8>>,
 }
 
@@ -160,7 +171,7 @@ impl Hub {
             let (delay_us, line) = (wire.delay_us, Line::new(wire.spec(), seed as u64));
             lines.insert((begin, out), Running { out, delay_us, line, stats });
         }
-        Ok(Self { ends: network.end.clone(), by_address, lines, spare: Vec::new() })
+        Ok(Self { ends: network.end.clone(), by_address, lines, late_us_max: 0, spare: Vec::new() })
     }
 
     /// Of the ends that lead to an address, the one with the shortest line from here.
@@ -189,6 +200,8 @@ impl Hub {
 
     /// Hands what is due to `send`, which says how many frames it took.
     fn release(&mut self, now: u64, mut send: impl FnMut(usize, &mut dyn Iterator<Item = &[u8]>) -> usize) {
+        let late = self.next_release().map_or(0, |first| now.saturating_sub(first));
+        self.late_us_max = self.late_us_max.max(late / 1_000);
         for running in self.lines.values_mut() {
             loop {
                 let due = running.line.due(now).min(BATCH_LEN);
@@ -208,8 +221,9 @@ impl Hub {
         }
     }
 
-    fn stats(&self) -> Vec<&WireStats> {
-        self.lines.values().map(|running| &running.stats).collect()
+    fn stats(&self) -> WanStats {
+        let lines = self.lines.values().map(|running| running.stats.clone()).collect();
+        WanStats { late_us_max: self.late_us_max, lines }
     }
 }
 
@@ -225,7 +239,7 @@ impl Emulator {
         let mut inbox = Inbox::new();
         let mut stats_at = 0;
         loop {
-            let now = self.nanos();
+            let now = self.clock.nanos();
             let wait = self
                 .hub
                 .next_release()
@@ -237,7 +251,7 @@ impl Emulator {
             for at in (0..ready.len()).filter(|at| ready[*at]) {
                 self.receive(at, &mut inbox);
             }
-            let now = self.nanos();
+            let now = self.clock.nanos();
             let sockets = &self.sockets;
             // On an error the first one cannot be sent; the others may.
             self.hub.release(now, |out, frames| batch::send(&sockets[out], frames, None).unwrap_or(1));
@@ -250,16 +264,12 @@ impl Emulator {
         }
     }
 
-    fn nanos(&self) -> u64 {
-        self.clock.now().0.saturating_mul(1_000)
-    }
-
     fn receive(&mut self, end: usize, inbox: &mut Inbox) {
         for _ in 0..BATCHES_PER_TURN {
             let count = inbox.receive(&self.sockets[end]).unwrap_or(0);
-            let now = self.nanos();
             for at in 0..count {
-                self.hub.accept(end, inbox.datagram(at), now);
+                let came = inbox.arrival(at).map_or_else(|| self.clock.nanos(), |at| self.clock.nanos_at(at));
+                self.hub.accept(end, inbox.datagram(at), came);
             }
             if count < BATCH_LEN {
                 return;
@@ -276,6 +286,7 @@ fn open(interface: &str) -> anyhow::Result<OwnedFd> {
         link_address(interface).with_context(|| format!("{interface}: there is no such interface"))?;
     bind(socket.as_raw_fd(), &address).with_context(|| interface.to_owned())?;
     batch::grow_buffers(&socket);
+    batch::timestamped(&socket)?;
     Ok(socket)
 }
 
@@ -331,7 +342,18 @@ mod tests {
         hub.accept(0, &frame(A, B), 0);
         assert_eq!(released(&mut hub, 19_999_999), [0; 0]);
         assert_eq!(released(&mut hub, 20_000_000), [1]);
-        assert_eq!((hub.stats()[0].packets, hub.stats()[0].bytes), (1, 60));
+        let stats = hub.stats();
+        assert_eq!((stats.lines[0].packets, stats.lines[0].bytes, stats.late_us_max), (1, 60, 0));
+    }
+
+    #[test]
+    fn a_packet_that_leaves_late_is_told_by_its_lateness() {
+        let mut hub = hub();
+        hub.accept(0, &frame(A, B), 0);
+        hub.accept(0, &frame(A, B), 1_000_000);
+        assert_eq!(released(&mut hub, 27_000_000), [1, 1]);
+        assert_eq!(released(&mut hub, 28_000_000), [0; 0]);
+        assert_eq!(hub.stats().late_us_max, 7_000);
     }
 
     #[test]
