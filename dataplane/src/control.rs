@@ -341,7 +341,8 @@ pub enum Event {
         session: u64,
         /// The proof of completeness.
         token: Token,
-        /// Ingresses whose marker had not come when the bound passed; empty when all had.
+        /// Ingresses whose marker had not come when the bound passed; empty when all had. Of a move between workers of
+        /// one site: those that were late in the move to this site and still are.
         missing: Vec<SiteId>,
     },
     /// Source: answer to [`Request::Disarm`].

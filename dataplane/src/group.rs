@@ -32,13 +32,20 @@ impl Sites {
 
 /// Markers by move, the latest few moves.
 #[derive(Debug, Default)]
-pub struct Markers(VecDeque<(MoveId, Sites)>);
+pub struct Markers(VecDeque<Marked>);
+
+#[derive(Debug)]
+struct Marked {
+    move_id: MoveId,
+    epoch: Epoch,
+    sites: Sites,
+}
 
 impl Markers {
     /// Notes the marker of an ingress.
-    pub fn note(&mut self, move_id: MoveId, site: SiteId) {
-        if let Some((_, sites)) = self.0.iter_mut().find(|(known, _)| *known == move_id) {
-            sites.insert(site);
+    pub fn note(&mut self, move_id: MoveId, epoch: Epoch, site: SiteId) {
+        if let Some(marked) = self.0.iter_mut().find(|marked| marked.move_id == move_id) {
+            marked.sites.insert(site);
             return;
         }
         if self.0.len() == MARKED_MOVES_MAX {
@@ -46,14 +53,23 @@ impl Markers {
         }
         let mut sites = Sites::default();
         sites.insert(site);
-        self.0.push_back((move_id, sites));
+        self.0.push_back(Marked { move_id, epoch, sites });
     }
 
     /// Those of `wanted` whose marker has not come.
     #[must_use]
     pub fn missing(&self, move_id: MoveId, wanted: &[SiteId]) -> Vec<SiteId> {
-        let sites =
-            self.0.iter().find(|(known, _)| *known == move_id).map(|(_, sites)| *sites).unwrap_or_default();
+        self.but(wanted, |marked| marked.move_id == move_id)
+    }
+
+    /// Those of `wanted` whose marker of the move between sites that led to the epoch has not come.
+    #[must_use]
+    pub fn missing_of_epoch(&self, epoch: Epoch, wanted: &[SiteId]) -> Vec<SiteId> {
+        self.but(wanted, |marked| marked.epoch == epoch && !marked.move_id.is_local())
+    }
+
+    fn but(&self, wanted: &[SiteId], is_of: impl Fn(&Marked) -> bool) -> Vec<SiteId> {
+        let sites = self.0.iter().find(|marked| is_of(marked)).map(|marked| marked.sites).unwrap_or_default();
         wanted.iter().copied().filter(|site| !sites.contains(*site)).collect()
     }
 }
@@ -535,6 +551,8 @@ impl<B> Group<B> {
     #[must_use]
     pub fn behind(&self) -> Vec<SiteId> {
         let behind = match &self.state {
+            // Between workers of one site nothing ends at the worker: whoever is late, is so for the next worker too.
+            _ if self.move_id.is_some_and(MoveId::is_local) => return vec![],
             State::Relaying(given) => &given.missing,
             State::Tombstone { behind, .. } => behind,
             State::Serving | State::Copying | State::Draining(_) | State::Shadow | State::Open => {

@@ -63,7 +63,11 @@ impl Device {
             "net_af_packet" | "net_af_xdp" => {
                 let iface = self.argument("iface").unwrap_or("");
                 if std::path::Path::new("/sys/class/net").join(iface).exists() && !iface.is_empty() {
-                    format!("interface {iface} is there; it wants root or CAP_NET_RAW (and for net_af_xdp CAP_BPF)")
+                    format!(
+                        "interface {iface} is there; it must be up, and wants root or CAP_NET_RAW (and for net_af_xdp \
+                         CAP_BPF); net_af_packet refuses one by chance when another process of this network namespace has \
+                         the same fanout number (process xor interface index): started again, it has another"
+                    )
                 } else {
                     format!("no interface {iface:?}: name one that `ip link` shows, with iface=NAME")
                 }

@@ -474,6 +474,71 @@ fn packets_of_a_late_ingress_wait_for_its_marker() {
     assert!(lab.inside(udp(client(), remote(), b"4")).is_some());
 }
 
+/// A target that waits for the marker of one ingress gives its group to another worker of its site.
+fn next_worker_of_the_site() -> (Lab, Token, Vec<Vec<u8>>) {
+    let mut source = source_with_flows(1);
+    let all = copied(&mut source);
+    let (_, token, packets) = cut(&mut source);
+    let mut first = target();
+    first.ask(install(all));
+    first.send(packets[0].clone(), Tag::Cut(HERE));
+    first.ask(join(token, &[HERE]));
+    let group = group_id();
+    let move_id = MoveId::local(1);
+    let (session, credit, epoch) = (1, u64::MAX, Epoch(2));
+    let batch = merged(&first.ask(Request::CopyStart { group, move_id, session, credit }));
+    first.worker.handle(
+        Request::Arm {
+            group,
+            move_id,
+            epoch,
+            target: THERE,
+            awaited: Vec::new(),
+            bound_us: 0,
+            session,
+            credit,
+            again: false,
+        },
+        first.now,
+    );
+    let (events, packets) = first.settle();
+    let Some(Event::Cut { token, missing, .. }) = events.last() else { panic!("{events:?}") };
+    assert_eq!(missing, &[HERE]);
+    let mut next = Lab::bare(THERE, 64);
+    let ordering = Ordering::Strict;
+    next.ask(Request::Prepare { group, move_id, epoch, source: THERE, flows: 1, ordering });
+    next.ask(Request::Install { group, move_id, sequence: 1, batch, more: false });
+    (next, *token, packets)
+}
+
+fn join_next(lab: &mut Lab, token: Token, packets: &[Vec<u8>]) {
+    lab.send(packets[0].clone(), Tag::Cut(THERE));
+    let (late_bound_us, cut_bound_us) = (10 * SECOND, 50_000);
+    let (group, move_id, missing) = (group_id(), MoveId::local(1), vec![HERE]);
+    let events = lab.ask(Request::Join { group, move_id, token, missing, late_bound_us, cut_bound_us });
+    assert!(matches!(events[..], [Event::Joined { .. }]), "{events:?}");
+}
+
+#[test]
+fn an_ingress_that_is_late_is_late_for_the_next_worker_of_the_site_too() {
+    let (mut lab, token, packets) = next_worker_of_the_site();
+    join_next(&mut lab, token, &packets);
+    let late = Tag::Direct(Side::Inside, HERE);
+    assert!(lab.send(udp(client(), remote(), b"2"), late).is_empty());
+    assert_eq!(lab.send(udp(client(), remote(), b"1"), Tag::Relayed(Side::Inside, HERE)).len(), 1);
+    lab.send(marker_frame(HERE, Tag::Marker(HERE)), Tag::Relayed(Side::Inside, HERE));
+    let payloads: Vec<_> = lab.settle().1.iter().map(|frame| see(frame).payload).collect();
+    assert_eq!(payloads, [b"2"]);
+}
+
+#[test]
+fn an_ingress_whose_marker_came_to_the_next_worker_of_the_site_is_late_no_more() {
+    let (mut lab, token, packets) = next_worker_of_the_site();
+    lab.send(marker_frame(HERE, Tag::Marker(HERE)), Tag::Relayed(Side::Inside, HERE));
+    join_next(&mut lab, token, &packets);
+    assert_eq!(lab.send(udp(client(), remote(), b"2"), Tag::Direct(Side::Inside, HERE)).len(), 1);
+}
+
 #[test]
 fn a_full_hold_buffer_opens_early_towards_the_source_and_drops_nothing() {
     let settings = Settings { site: THERE, flow_capacity: 100, hold_packets_max: 2, ..Settings::default() };

@@ -586,8 +586,10 @@ impl<B: PacketBuf> Worker<B> {
             self.counters.markers += 1;
             return out.free.push(packet);
         }
-        group.markers.note(body.move_id, body.from);
-        if group.joined == Some(body.move_id) && group.state != State::Shadow {
+        group.markers.note(body.move_id, body.epoch, body.from);
+        // Since then the group may have gone from worker to worker, under the same epoch.
+        let led_here = !body.move_id.is_local() && body.epoch == group.epoch;
+        if (led_here || group.joined == Some(body.move_id)) && group.state != State::Shadow {
             group.hold.release(body.from);
             group.refresh_mode();
         }

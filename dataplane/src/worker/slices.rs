@@ -215,7 +215,11 @@ impl<B: PacketBuf> Worker<B> {
     fn join(&mut self, number: u32, missing: &[flow::SiteId], late_bound: Micros, now: Micros) {
         let group = &mut self.groups[number as usize];
         let Some(move_id) = group.move_id.take() else { return };
-        let mut late = group.markers.missing(move_id, missing);
+        let mut late = if move_id.is_local() {
+            group.markers.missing_of_epoch(group.epoch, missing)
+        } else {
+            group.markers.missing(move_id, missing)
+        };
         if let Some(arrival) = group.arrival.take() {
             self.reserved -= arrival.reserved;
             if arrival.ordering == Ordering::Relaxed {
@@ -246,6 +250,9 @@ impl<B: PacketBuf> Worker<B> {
         }
         let (epoch, target) = (armed.epoch, armed.target);
         let group = &mut self.groups[number as usize];
+        // Who is late for us is late for the next worker of this site, which gets what it sends.
+        let late = group.hold.late.iter().map(|late| late.site);
+        let missing = if move_id.is_local() { late.collect() } else { missing };
         let token = Token { epoch, flows: group.flows.count, digest: group.flows.digest };
         group.state = State::Relaying(Given { target, token, missing });
         group.freeze(tick(now));

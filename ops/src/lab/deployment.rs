@@ -300,6 +300,7 @@ impl Deployment {
                 self.start_worker(site, number)?;
             }
         }
+        self.until_workers_listen().await?;
         self.form_raft().await?;
         for site in self.numbers() {
             self.start_agent(site)?;
@@ -327,6 +328,30 @@ impl Deployment {
     /// Starts a worker, for the first time or again.
     pub(super) fn start_worker(&mut self, site: u8, number: u16) -> anyhow::Result<()> {
         self.start_process("worker", &worker(site, number), site)
+    }
+
+    /// The driver numbers its fanout group by process and interface, and two workers of one namespace may meet in one number, of
+    /// which the second ends. Another process has another.
+    async fn until_workers_listen(&mut self) -> anyhow::Result<()> {
+        let all: Vec<_> =
+            self.numbers().flat_map(|site| (1..=WORKERS).map(move |number| (site, number))).collect();
+        let ends = tokio::time::Instant::now() + START_BOUND;
+        for (site, number) in all {
+            let control = self.directory.join(format!("s{site}/worker-{number}.control"));
+            while !control.exists() {
+                anyhow::ensure!(
+                    tokio::time::Instant::now() < ends,
+                    "{} does not listen within {} s",
+                    worker(site, number),
+                    START_BOUND.as_secs()
+                );
+                if self.processes.has_ended(&worker(site, number)) {
+                    self.start_worker(site, number)?;
+                }
+                sleep(Duration::from_millis(50)).await;
+            }
+        }
+        Ok(())
     }
 
     /// Kills Open vSwitch of a site and starts it again.

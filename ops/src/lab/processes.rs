@@ -68,6 +68,11 @@ impl Processes {
         Ok(())
     }
 
+    /// Whether it has ended by itself.
+    pub(super) fn has_ended(&mut self, name: &str) -> bool {
+        self.children.get_mut(name).is_some_and(|child| matches!(child.try_wait(), Ok(Some(_))))
+    }
+
     /// Processes that have ended by themselves since the last look, which none should.
     pub(super) fn ended(&mut self) -> Vec<String> {
         let ended = self.children.iter_mut().filter_map(|(name, child)| {

@@ -11,6 +11,7 @@ use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::SyncSender;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -125,7 +126,23 @@ pub(super) fn run(path: &Path) -> anyhow::Result<()> {
     let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
     let network: Network = toml::from_str(&text).with_context(|| path.display().to_string())?;
     let sockets = network.end.iter().map(|end| open(&end.interface)).collect::<anyhow::Result<Vec<_>>>()?;
-    Emulator { sockets, hub: Hub::new(&network)?, stats: network.stats, clock: Clock::start() }.run()
+    let (hub, stats) = (Hub::new(&network)?, write_beside(network.stats));
+    Emulator { sockets, hub, stats, clock: Clock::start() }.run()
+}
+
+/// Where to send the counters that a thread writes into a file: a disk that is busy must hold up no packet.
+fn write_beside(path: PathBuf) -> SyncSender<WanStats> {
+    let (sender, receiver) = std::sync::mpsc::sync_channel::<WanStats>(1);
+    std::thread::spawn(move || {
+        let new = path.with_extension("new");
+        for stats in receiver {
+            let text = serde_json::to_string(&stats).unwrap_or_default();
+            if let Err(error) = std::fs::write(&new, text).and_then(|()| std::fs::rename(&new, &path)) {
+                tracing::warn!(%error, path = %path.display(), "the WAN's counters cannot be written");
+            }
+        }
+    });
+    sender
 }
 
 /// Which packet goes where and when. Sans-IO.
@@ -230,7 +247,7 @@ impl Hub {
 struct Emulator {
     sockets: Vec<OwnedFd>,
     hub: Hub,
-    stats: PathBuf,
+    stats: SyncSender<WanStats>,
     clock: Clock,
 }
 
@@ -257,9 +274,8 @@ impl Emulator {
             self.hub.release(now, |out, frames| batch::send(&sockets[out], frames, None).unwrap_or(1));
             if now / 1_000 >= stats_at {
                 stats_at = now / 1_000 + STATS_INTERVAL_US;
-                let text = serde_json::to_string(&self.hub.stats())?;
-                let new = self.stats.with_extension("new");
-                std::fs::write(&new, text).and_then(|()| std::fs::rename(&new, &self.stats))?;
+                // While the last ones are still being written, these are left out.
+                let _ = self.stats.try_send(self.hub.stats());
             }
         }
     }

@@ -34,9 +34,10 @@ impl Mappings {
     }
 }
 
-/// An error reaches a client, about a packet from this endpoint: it is the client's own, as the client knows it.
-pub(crate) fn quoted(client: End, to: End, about: End) -> Checked {
-    if to.0 == client.0 && about == client {
+/// An error reaches a client, about a packet from this endpoint: it is the client's own, as the client knows it. The ports only where
+/// flows are the same as when it was sent.
+pub(crate) fn quoted(client: End, to: End, about: End, same_flows: bool) -> Checked {
+    if to.0 == client.0 && about.0 == client.0 && (about == client || !same_flows) {
         return Ok(());
     }
     Err(Violation::new(2, format!("an error about {client:?} reached {to:?}, and names {about:?}")))

@@ -158,7 +158,15 @@ impl World {
     fn agent_output(&mut self, site: SiteId, number: u32, output: Output) {
         let now = self.micros();
         match output {
-            Output::Worker(worker, request) => self.ask(site, worker, request),
+            Output::Worker(worker, request) => {
+                if let Request::Disarm { group, move_id, withdraw: true } = &request
+                    && move_id.is_local()
+                {
+                    // The log tells of moves that are taken back; of those between workers only the agent does.
+                    self.excuses.shuffle(*group);
+                }
+                self.ask(site, worker, request);
+            }
             Output::Rules(rules, tag) => {
                 let eager = self.mutation == Some(Mutation::MarkerBeforeFlip);
                 if eager {

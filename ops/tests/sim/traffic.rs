@@ -460,7 +460,10 @@ impl World {
         let talk = &mut self.traffic.talks[number];
         if let Some((about, _)) = seen.quoted {
             self.counts.add("ICMP errors that arrived", 1);
-            return crate::invariant_2::quoted(talk.client, seen.destination, about);
+            // Ports may be another flow's since flows were lost; addresses never are another client's.
+            let same =
+                !self.excuses.may_lose(&talk.group) && self.excuses.is_watched_since(&talk.group, arrived.at);
+            return crate::invariant_2::quoted(talk.client, seen.destination, about, same);
         }
         if talk.over {
             return Ok(());
