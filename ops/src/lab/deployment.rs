@@ -30,6 +30,8 @@ pub(super) const WORKERS: u16 = 2;
 pub(super) const WORKER_PORTS: u16 = 3;
 /// Packets that each worker may hold; every one is a buffer of full length.
 const HOLD_PACKETS: usize = 4_096;
+/// Frames that the kernel keeps for each worker: what comes in two seconds, in which a busy machine may not let it run.
+const RING_FRAMES: usize = 4_096;
 /// Flows that each worker has room for.
 const FLOWS: usize = 1 << 16;
 /// How long a part may take to come up on a busy machine.
@@ -97,9 +99,8 @@ impl Deployment {
         let binary = std::env::current_exe()?;
         let network = underlay::network(&sites, directory.join("wan.json"), loss)?;
         fs::write(directory.join("wan.toml"), toml::to_string(&network)?)?;
-        // Before all others: a real WAN does not wait for the processors of those that it connects.
-        let mut wan = underlay.wan.command("nice");
-        wan.args(["-n", "-15"]).arg(&binary).args(["lab", "wan", "--config"]).arg(directory.join("wan.toml"));
+        let mut wan = underlay.wan.hardware(&binary.display().to_string());
+        wan.args(["lab", "wan", "--config"]).arg(directory.join("wan.toml"));
         processes.spawn(WAN, wan)?;
         let mut ovs = Vec::new();
         for site in 1..=count {
@@ -263,7 +264,9 @@ impl Deployment {
 
     fn worker_config(&self, site: u8, number: u16) -> String {
         let device = match self.datapath {
-            Datapath::Cable => format!("net_af_packet0,iface={}", worker_device(number)),
+            Datapath::Cable => {
+                format!("net_af_packet0,iface={},framecnt={RING_FRAMES}", worker_device(number))
+            }
             Datapath::VhostUser => {
                 format!(
                     "net_virtio_user0,path={},server=1,queues=1",
@@ -300,12 +303,12 @@ impl Deployment {
                 self.start_worker(site, number)?;
             }
         }
-        self.until_workers_listen().await?;
         self.form_raft().await?;
         for site in self.numbers() {
             self.start_agent(site)?;
         }
-        self.declare().await
+        self.declare().await?;
+        self.until_workers_serve().await
     }
 
     fn start_process(&mut self, kind: &str, name: &str, site: u8) -> anyhow::Result<()> {
@@ -332,21 +335,19 @@ impl Deployment {
 
     /// The driver numbers its fanout group by process and interface, and two workers of one namespace may meet in one number, of
     /// which the second ends. Another process has another.
-    async fn until_workers_listen(&mut self) -> anyhow::Result<()> {
-        let all: Vec<_> =
-            self.numbers().flat_map(|site| (1..=WORKERS).map(move |number| (site, number))).collect();
+    async fn until_workers_serve(&mut self) -> anyhow::Result<()> {
         let ends = tokio::time::Instant::now() + START_BOUND;
-        for (site, number) in all {
-            let control = self.directory.join(format!("s{site}/worker-{number}.control"));
-            while !control.exists() {
+        for site in self.numbers() {
+            while self.worker_count(site).await < usize::from(WORKERS) {
                 anyhow::ensure!(
                     tokio::time::Instant::now() < ends,
-                    "{} does not listen within {} s",
-                    worker(site, number),
+                    "the agent of site {site} does not have its {WORKERS} workers within {} s",
                     START_BOUND.as_secs()
                 );
-                if self.processes.has_ended(&worker(site, number)) {
-                    self.start_worker(site, number)?;
+                for number in 1..=WORKERS {
+                    if self.processes.has_ended(&worker(site, number)) {
+                        self.start_worker(site, number)?;
+                    }
                 }
                 sleep(Duration::from_millis(50)).await;
             }

@@ -131,7 +131,10 @@ impl Ovs {
     }
 
     fn command(&self, program: &str) -> Command {
-        let mut command = self.namespace.command(program);
+        self.with_directories(self.namespace.command(program))
+    }
+
+    fn with_directories(&self, mut command: Command) -> Command {
         command.env("OVS_RUNDIR", &self.directory).env("OVS_LOGDIR", &self.directory);
         command.env("OVS_DBDIR", &self.directory).env("OVS_SYSCONFDIR", &self.directory);
         command
@@ -152,7 +155,7 @@ impl Ovs {
     }
 
     fn start_daemon(&self, processes: &mut Processes) -> anyhow::Result<()> {
-        let mut daemon = self.command(&self.program()?);
+        let mut daemon = self.with_directories(self.namespace.hardware(&self.program()?));
         daemon.arg(format!("unix:{}", self.database().display()));
         daemon.arg("--pidfile");
         processes.spawn(&self.daemon(), daemon)?;

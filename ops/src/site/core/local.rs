@@ -373,6 +373,7 @@ impl Agent {
             tracing::warn!(worker = %id, "the worker stays away; its groups go to others");
             self.workers.remove(&id);
             self.worker_lost(id);
+            self.ask_status();
             self.resync(now);
         }
     }
@@ -391,6 +392,8 @@ impl Agent {
             self.workers.remove(&id);
             self.drop_machines_of(id);
             self.worker_lost(id);
+            // Of a move between it and another, that one may have the flows.
+            self.ask_status();
             self.resync(now);
         }
         let cut_off = self.workers.iter().filter(|(_, w)| w.up && w.is_cut_off(now)).map(|(id, _)| *id);

@@ -258,12 +258,8 @@ impl Agent {
     fn is_all_had_by_others(&self, worker: WorkerId, ids: &[GroupId]) -> bool {
         let had = |id: &&GroupId| {
             let other = self.local.get(*id).filter(|other| **other != worker && self.is_ready(**other));
-            let moves_on = || {
-                let of_it = |out: &Outgoing| out.machine.spec().group == **id && out.worker != worker;
-                self.outgoing.iter().any(|(id, out)| id.is_local() && of_it(out))
-            };
-            other.is_some()
-                && (self.served.contains_key(*id) || self.unserved.get(*id) == other || moves_on())
+            let served = self.served.contains_key(*id) || self.unserved.get(*id) == other;
+            other.is_some() && (served || self.moves_between_others(worker, id))
         };
         let is_here = |id: &&GroupId| self.groups.get(*id).is_some_and(|group| group.owner == self.site);
         let mut here = ids.iter().filter(is_here).peekable();

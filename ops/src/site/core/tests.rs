@@ -265,9 +265,69 @@ fn seconds(agent: &mut Agent, from: u64, until: u64, answers: &[(WorkerId, bool)
         }
         agent.handle_timeout(now);
         agent.settle(now);
-        did.extend(outputs(agent));
+        let mut asked = outputs(agent);
+        let all_linked = answers.iter().all(|(_, down)| !down);
+        for (worker, request) in requests(&asked) {
+            if request == Request::Status && all_linked && answers.contains(&(worker, false)) {
+                asked.extend(status(agent, worker, Vec::new()));
+            }
+        }
+        did.extend(asked);
     }
     did
+}
+
+/// What is done in the end when one of two workers is taken for dead while a group moves from the first to the second.
+fn left_between_two(hung: WorkerId, flipped: bool, other_has: GroupStatus) -> Vec<(WorkerId, Request)> {
+    let mut agent = served_by_the_first();
+    let begun = NOW.plus(Micros(7_500_000));
+    agent.handle(Input::MoveLocally(whole(), WORKERS[1]), begun);
+    let prepare = |(_, request): (WorkerId, Request)| {
+        if let Request::Prepare { move_id, .. } = request { Some(move_id) } else { None }
+    };
+    let local = requests(&outputs(&mut agent)).into_iter().find_map(prepare).unwrap();
+    if flipped {
+        agent.commit_local(local, begun);
+    }
+    let other = if hung == WORKERS[0] { WORKERS[1] } else { WORKERS[0] };
+    let mut asked = Vec::new();
+    for second in 8..14 {
+        let now = NOW.plus(Micros(second * 1_000_000));
+        agent.handle(Input::Worker(other, stats(false)), now);
+        agent.handle_timeout(now);
+        asked.extend(requests(&outputs(&mut agent)));
+    }
+    assert!(asked.contains(&(other, Request::Status)), "{asked:?}");
+    let serves = |(_, request): &(WorkerId, Request)| matches!(request, Request::Serve { .. });
+    assert!(!asked.iter().any(serves), "before it is known what the other has: {asked:?}");
+    let did = status(&mut agent, other, vec![GroupStatus { move_id: Some(local), ..other_has }]);
+    assert_eq!(agent.plan().groups[&whole()].local, Some(other));
+    assert!(!agent.is_moving(&whole()));
+    requests(&did)
+}
+
+#[test]
+fn flows_stay_at_the_worker_that_they_were_to_leave_when_the_next_one_hangs() {
+    for (flipped, phase) in [(false, Phase::Copying), (true, Phase::Draining)] {
+        let did = left_between_two(WORKERS[1], flipped, at(whole(), 1, phase));
+        let disarms = |(worker, request): &(WorkerId, Request)| {
+            *worker == WORKERS[0] && matches!(request, Request::Disarm { withdraw: false, .. })
+        };
+        assert!(did.iter().any(disarms), "{did:?}");
+    }
+    let did = left_between_two(WORKERS[1], true, at(whole(), 1, Phase::Relaying));
+    assert!(did.contains(&(WORKERS[0], Request::Serve { group: whole(), epoch: Epoch(1) })), "{did:?}");
+}
+
+#[test]
+fn what_was_copied_is_served_when_the_worker_that_it_comes_from_hangs() {
+    for flipped in [false, true] {
+        let did = left_between_two(WORKERS[0], flipped, at(whole(), 1, Phase::Shadow));
+        let takes_over = |(worker, request): &(WorkerId, Request)| {
+            *worker == WORKERS[1] && matches!(request, Request::TakeOver { .. })
+        };
+        assert!(did.iter().any(takes_over), "{did:?}");
+    }
 }
 
 /// The first worker serves the group, and both were well for a while.
@@ -689,6 +749,29 @@ fn a_worker_that_wakes_after_its_cut_forgets_what_another_gives_away_by_now() {
     let forgets = |request: &(WorkerId, Request)| matches!(request, (worker, Request::Forget { target: THERE, .. }) if *worker == woken);
     assert!(requests(&did).iter().any(forgets), "{did:?}");
     assert!(given(&agent, source));
+}
+
+#[test]
+fn a_worker_that_wakes_gives_up_what_moves_between_two_others_by_now() {
+    let (mut agent, _) =
+        settled(vec![group("1:100.64.0.0/27", HERE, 1)], vec![at(whole(), 1, Phase::Serving)]);
+    let did = feed(&mut agent, Input::MoveLocally(whole(), WORKERS[1]));
+    let local = requests(&did).into_iter().find_map(|(_, request)| {
+        if let Request::Prepare { move_id, .. } = request { Some(move_id) } else { None }
+    });
+    agent.commit_local(local.unwrap(), NOW);
+    let third = WorkerId(2);
+    feed(&mut agent, Input::WorkerUp { worker: third, boot: 1 });
+    let part = |phase| vec![GroupStatus { move_id: local, ..at(whole(), 1, phase) }];
+    status(&mut agent, WORKERS[1], part(Phase::Shadow));
+    let did = status(&mut agent, third, vec![at(whole(), 1, Phase::Serving)]);
+    let yields = |(worker, request): &(WorkerId, Request)| {
+        *worker == third && matches!(request, Request::Yield { .. })
+    };
+    assert!(requests(&did).iter().any(yields), "{did:?}");
+    status(&mut agent, WORKERS[0], part(Phase::Draining));
+    assert_eq!(agent.plan().groups[&whole()].local, Some(WORKERS[1]));
+    assert!(agent.is_moving_locally(&whole()));
 }
 
 /// It was the target of a move between workers, hung, and a third got the group.

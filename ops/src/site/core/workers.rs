@@ -288,7 +288,19 @@ impl Agent {
     fn is_had_by_another(&self, worker: WorkerId, status: &GroupStatus) -> bool {
         let other = self.local.get(&status.group).filter(|other| **other != worker && self.is_ready(**other));
         let served = self.served.get(&status.group).is_some_and(|epoch| *epoch >= status.epoch);
-        other.is_some() && (served || self.unserved.get(&status.group) == other)
+        let was_told = self.unserved.get(&status.group) == other;
+        other.is_some() && (served || was_told || self.moves_between_others(worker, &status.group))
+    }
+
+    /// Two other workers of this site move the group.
+    pub(super) fn moves_between_others(&self, worker: WorkerId, group: &GroupId) -> bool {
+        let goes_to_another = |id: &MoveId| self.incoming.get(id).is_some_and(|part| part.worker != worker);
+        self.outgoing.iter().any(|(id, part)| {
+            id.is_local()
+                && part.machine.spec().group == *group
+                && part.worker != worker
+                && goes_to_another(id)
+        })
     }
 
     /// Where the switch delivers while a move between workers is half done: to the target once the flip was ordered, and it was
