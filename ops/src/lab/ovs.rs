@@ -155,7 +155,13 @@ impl Ovs {
     }
 
     fn start_daemon(&self, processes: &mut Processes) -> anyhow::Result<()> {
-        let mut daemon = self.with_directories(self.namespace.hardware(&self.program()?));
+        let program = self.program()?;
+        let daemon = match self.datapath {
+            Datapath::Cable => self.namespace.hardware(&program),
+            // It polls, and would leave the processor to nobody.
+            Datapath::VhostUser => self.namespace.command(&program),
+        };
+        let mut daemon = self.with_directories(daemon);
         daemon.arg(format!("unix:{}", self.database().display()));
         daemon.arg("--pidfile");
         processes.spawn(&self.daemon(), daemon)?;
