@@ -209,6 +209,8 @@ struct RawPlacement {
 
 /// A quarter of a second: above the round trip between any two continents.
 const HEARTBEAT_MS: u64 = 250;
+/// What the longest election takes.
+const ELECTION_HEARTBEATS: u64 = 8;
 /// Six seconds: when a leader dies, an election (up to two) and a report that still waits for the dead one (two more) must
 /// fit, or the next leader takes living sites for dead.
 const LEASE_MS: u64 = 6_000;
@@ -229,6 +231,17 @@ impl PlacementConfig {
             return Err(file.error("peers", raw.id, "peers are the other nodes; leave this one out"));
         }
         let locations = "there is no such file; leave the key out to go without locations";
+        let heartbeat_ms =
+            file.bounded("heartbeat_ms", raw.heartbeat_ms.unwrap_or(HEARTBEAT_MS), 20, 5_000)?;
+        let lease_ms = file.bounded("lease_ms", raw.lease_ms.unwrap_or(LEASE_MS), 500, 600_000)?;
+        let election_ms = ELECTION_HEARTBEATS * heartbeat_ms;
+        if lease_ms <= election_ms {
+            let remedy = format!(
+                "use more than {election_ms}, the longest election with heartbeat_ms = {heartbeat_ms}, or the next leader takes \
+                 living sites for dead"
+            );
+            return Err(file.error("lease_ms", lease_ms, remedy));
+        }
         Ok(Self {
             id: raw.id,
             tls: raw.tls.validate(&file, &cluster)?,
@@ -237,13 +250,8 @@ impl PlacementConfig {
             directory: file.beside(&raw.directory),
             peers: if raw.peers.is_empty() { raw.peers } else { nodes(&file, "peers", raw.peers)? },
             locations: raw.locations.map(|path| file.existing("locations", &path, locations)).transpose()?,
-            heartbeat_ms: file.bounded(
-                "heartbeat_ms",
-                raw.heartbeat_ms.unwrap_or(HEARTBEAT_MS),
-                20,
-                5_000,
-            )?,
-            lease_ms: file.bounded("lease_ms", raw.lease_ms.unwrap_or(LEASE_MS), 500, 600_000)?,
+            heartbeat_ms,
+            lease_ms,
         })
     }
 }
@@ -894,6 +902,20 @@ mod tests {
         let path = directory.path().join("switch.control");
         assert_eq!(config.switch.address.to_string(), format!("unix:{}", path.display()));
         assert_eq!(config.switch.in_force, switchctl::InForce::Barrier);
+    }
+
+    #[test]
+    fn a_lease_outlasts_the_longest_election() {
+        let read = |keys: &str| {
+            let text = "cluster = \"c\"\nid = 1\nlisten = \"127.0.0.1:4000\"\napi = \"127.0.0.1:9000\"\ndirectory = \"d\"\n";
+            let tls = "tls = { certificate = \"c.pem\", key = \"k.pem\", authority = \"a.pem\" }\n";
+            let (_directory, path) = written(&format!("{text}{tls}{keys}"));
+            PlacementConfig::read(&path).map(|config| config.lease_ms).map_err(|error| error.to_string())
+        };
+        assert_eq!(read("heartbeat_ms = 700\n"), Ok(6_000));
+        assert_eq!(read("heartbeat_ms = 100\nlease_ms = 801\n"), Ok(801));
+        let short = read("heartbeat_ms = 1000\n").unwrap_err();
+        assert!(short.contains("lease_ms = \"6000\": use more than 8000"), "{short}");
     }
 
     #[test]
