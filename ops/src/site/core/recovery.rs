@@ -66,7 +66,7 @@ impl Agent {
     }
 
     /// No move is in hand: the group is served here, or not at all.
-    fn align(&mut self, worker: WorkerId, status: GroupStatus, group: Group) {
+    pub(super) fn align(&mut self, worker: WorkerId, status: GroupStatus, group: Group) {
         let mine = group.owner == self.site && self.local.get(&group.id) == Some(&worker);
         let move_id = status.move_id.unwrap_or_default();
         let request = match (mine, status.phase) {

@@ -14,7 +14,7 @@ use flow::{Epoch, GroupId, Micros, WorkerId};
 use placement::core::{Change, Group};
 use switchctl::SitePlan;
 
-use super::{Agent, Outgoing, Output};
+use super::{Agent, Output};
 
 impl Agent {
     /// How many groups are not yet as placement wants them.

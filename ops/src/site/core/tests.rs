@@ -724,8 +724,8 @@ fn a_worker_that_wakes_with_an_old_copy_does_not_get_what_a_later_move_brings_to
     assert_eq!(agent.plan().groups[&whole()].local, Some(target));
 }
 
-#[test]
-fn a_worker_that_wakes_after_its_cut_forgets_what_another_gives_away_by_now() {
+/// The group leaves for another site from another worker than the one that had it, which was taken for dead: agent, and the two.
+fn leaves_from_another_worker() -> (Agent, WorkerId, WorkerId) {
     let mine = group("1:100.64.0.0/27", HERE, 1);
     let moving = Group { move_id: Some(MoveId(7)), ..mine };
     let (mut agent, _) = settled(vec![mine], vec![at(whole(), 1, Phase::Serving)]);
@@ -744,11 +744,28 @@ fn a_worker_that_wakes_after_its_cut_forgets_what_another_gives_away_by_now() {
     feed(&mut agent, Input::FromTarget(MoveId(7), accept));
     let source = WORKERS.into_iter().find(|worker| given(&agent, *worker)).unwrap();
     let woken = WORKERS.into_iter().find(|worker| *worker != source).unwrap();
+    (agent, source, woken)
+}
+
+#[test]
+fn a_worker_that_wakes_after_its_cut_forgets_what_another_gives_away_by_now() {
+    let (mut agent, source, woken) = leaves_from_another_worker();
     let cut = GroupStatus { move_id: Some(MoveId(7)), ..at(whole(), 1, Phase::Relaying) };
     let did = status(&mut agent, woken, vec![cut]);
     let forgets = |request: &(WorkerId, Request)| matches!(request, (worker, Request::Forget { target: THERE, .. }) if *worker == woken);
     assert!(requests(&did).iter().any(forgets), "{did:?}");
-    assert!(given(&agent, source));
+    assert_eq!(agent.plan().groups[&whole()].local, Some(source));
+}
+
+#[test]
+fn a_worker_that_wakes_and_serves_what_another_gives_away_by_now_gives_it_up() {
+    let (mut agent, source, woken) = leaves_from_another_worker();
+    let did = status(&mut agent, woken, vec![at(whole(), 1, Phase::Serving)]);
+    let yields = |(worker, request): &(WorkerId, Request)| {
+        *worker == woken && matches!(request, Request::Yield { .. })
+    };
+    assert!(requests(&did).iter().any(yields), "{did:?}");
+    assert_eq!(agent.plan().groups[&whole()].local, Some(source));
 }
 
 #[test]
@@ -772,6 +789,23 @@ fn a_worker_that_wakes_gives_up_what_moves_between_two_others_by_now() {
     status(&mut agent, WORKERS[0], part(Phase::Draining));
     assert_eq!(agent.plan().groups[&whole()].local, Some(WORKERS[1]));
     assert!(agent.is_moving_locally(&whole()));
+}
+
+#[test]
+fn a_worker_that_wakes_in_a_move_between_workers_forgets_what_another_site_has_by_now() {
+    let (mut agent, _) = settled(vec![group("1:100.64.0.0/27", THERE, 2)], Vec::new());
+    for (phase, abandons) in [(Phase::Copying, false), (Phase::Relaying, false), (Phase::Shadow, true)] {
+        let part = GroupStatus { move_id: Some(MoveId::local(1)), ..at(whole(), 1, phase) };
+        let did = requests(&status(&mut agent, WORKERS[0], vec![part]));
+        let told = |(worker, request): &(WorkerId, Request)| {
+            let epoch = Epoch(2);
+            let forgets = matches!(request, Request::Forget { target: THERE, epoch: e, .. } if *e == epoch);
+            let gives_up = matches!(request, Request::Abandon { .. });
+            *worker == WORKERS[0] && if abandons { gives_up } else { forgets }
+        };
+        assert!(did.iter().any(told), "{phase:?}: {did:?}");
+        assert!(!did.iter().any(|(_, request)| matches!(request, Request::Disarm { .. })), "{did:?}");
+    }
 }
 
 /// It was the target of a move between workers, hung, and a third got the group.

@@ -240,6 +240,10 @@ impl Agent {
                 self.take_away(worker, &status);
                 continue;
             }
+            if let (Some(group), true) = (self.gone_since(&status), self.synced) {
+                self.align(worker, status, group);
+                continue;
+            }
             if let Some(id) = status.move_id.filter(|id| id.is_local()) {
                 // A tombstone of a move between workers relays to whichever worker has the group now.
                 if status.phase != Phase::Tombstone {
@@ -269,6 +273,22 @@ impl Agent {
         let in_local_move = status.move_id.is_some_and(MoveId::is_local) && status.phase != Phase::Tombstone;
         (serves || in_local_move) && self.is_had_by_another(worker, status)
             || serves && self.comes_to_another(worker, status)
+            || serves && self.leaves_another(worker, status)
+    }
+
+    /// While the worker had its part of a move between workers, the group went to another site: it is as that has it.
+    fn gone_since(&self, status: &GroupStatus) -> Option<placement::core::Group> {
+        let in_local_move = status.move_id.is_some_and(MoveId::is_local) && status.phase != Phase::Tombstone;
+        let group = self.groups.get(&status.group).filter(|_| in_local_move)?;
+        let is_gone = group.owner != self.site && group.epoch > status.epoch && group.move_id.is_none();
+        is_gone.then_some(*group)
+    }
+
+    /// A move to another site has begun from another worker.
+    fn leaves_another(&self, worker: WorkerId, status: &GroupStatus) -> bool {
+        self.outgoing.iter().any(|(id, part)| {
+            !id.is_local() && part.worker != worker && part.machine.spec().group == status.group
+        })
     }
 
     /// The worker gives up what others have, and passes on what still comes.
