@@ -739,7 +739,9 @@ impl World {
     fn excuse_expired(&mut self, number: u64) {
         let Some((sending, talk)) = self.traffic.of(number) else { return };
         let expired = sending.stale || self.now.saturating_sub(talk.translated) >= LIVE;
-        if expired && (sending.way == Way::In || sending.icmp) {
+        // A reset makes no flow anew, as other packets of a client do.
+        let makes_none = sending.way == Way::In || sending.icmp || sending.flags & crate::packet::RST != 0;
+        if expired && makes_none {
             self.traffic.excuse(number);
         }
     }
