@@ -1101,6 +1101,27 @@ fn a_half_that_only_relays_is_no_obstacle_to_the_whole_nor_the_whole_to_a_half()
 }
 
 #[test]
+fn halves_merge_also_where_the_whole_was_given_away_before_and_still_relays() {
+    let mut lab = source_with_flows(0);
+    let forget = Request::Forget {
+        group: group_id(),
+        move_id: MOVE,
+        epoch: Epoch(2),
+        target: THERE,
+        relay_us: 10 * SECOND,
+    };
+    lab.ask(forget);
+    let serve = |text: &str| Request::Serve { group: text.parse().unwrap(), epoch: Epoch(3) };
+    lab.ask(serve("1:100.64.0.0/25"));
+    lab.ask(serve("1:100.64.0.128/25"));
+    assert!(lab.inside(udp(client(), remote(), b"")).is_some());
+    let did = lab.ask(serve("1:100.64.0.0/24"));
+    assert!(matches!(did[..], [.., Event::Serving { group, .. }] if group == group_id()), "{did:?}");
+    lab.seconds(1);
+    assert_eq!(counts(&mut lab), [("1:100.64.0.0/24".to_owned(), 1)]);
+}
+
+#[test]
 fn a_worker_that_yields_relays_to_its_own_site_and_forgets_under_the_same_epoch() {
     let mut lab = source_with_flows(100);
     assert_eq!(lab.ask(Request::Yield { group: group_id(), relay_us: SECOND }), []);

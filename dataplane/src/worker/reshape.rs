@@ -23,21 +23,23 @@ impl<B: PacketBuf> Worker<B> {
     /// # Errors
     /// When one of them moves, is relayed or has packets that wait, is of another service, or has a greater epoch.
     pub(super) fn reshape(&mut self, id: GroupId, epoch: Epoch) -> Result<(), Refusal> {
-        if self.by_id.contains_key(&id) {
-            return Ok(());
-        }
-        let overlapping = self.by_id.iter().filter(|(known, _)| known.prefix.overlaps(&id.prefix));
-        let touching: Vec<u32> = overlapping.map(|(_, number)| *number).collect();
-        if touching.is_empty() {
-            return Ok(());
-        }
-        self.check_prefix(&id)?;
         let relays = |number: &u32| {
             let group = &self.groups[*number as usize];
             matches!(group.state, State::Tombstone { .. })
                 && matches!(group.mode, Mode::Relay(_))
                 && group.id.service == id.service
         };
+        let known = self.by_id.get(&id);
+        if known.is_some_and(|number| !relays(number)) {
+            return Ok(());
+        }
+        let overlapping = self.by_id.iter().filter(|(known, _)| known.prefix.overlaps(&id.prefix));
+        let touching: Vec<u32> = overlapping.map(|(_, number)| *number).collect();
+        // What was forgotten may be the group itself, whose parts are served here since.
+        if touching.len() == usize::from(known.is_some()) {
+            return Ok(());
+        }
+        self.check_prefix(&id)?;
         let (buried, touching): (Vec<u32>, Vec<u32>) = touching.into_iter().partition(relays);
         for number in &touching {
             let group = &self.groups[*number as usize];
