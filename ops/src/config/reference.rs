@@ -121,7 +121,7 @@ const PLACEMENT: &[Key] = &[
         Range(500, 600_000),
         "How long a site that is silent counts as alive. When a leader dies, an election (up to two \
          seconds) and a report that still waits for the dead one (two more) must fit, or the next leader \
-         takes living sites for dead.",
+         takes living sites for dead. Has to be more than 8 `heartbeat_ms`.",
     ),
 ];
 

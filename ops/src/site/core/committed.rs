@@ -111,7 +111,9 @@ impl Agent {
         let switching =
             switching.filter(|m| m.phase == MovePhase::Switching && !self.flips.contains_key(&m.id));
         let steer = switching.map_or(group.owner, |m| m.to);
-        self.groups.insert(group.id, group);
+        // Rules and their tunnel keys name the epoch, which a move that was taken back before its flip changes too.
+        let before = self.groups.insert(group.id, group);
+        self.plan_dirty |= before.is_some_and(|before| before.epoch != group.epoch);
         self.set_steer(group.id, steer);
         self.place(group.id);
     }
