@@ -133,12 +133,14 @@ impl Nodes {
         let peer = |other| format!("{{ id = {other}, address = \"127.0.0.1:{}\" }}", self.quic[other - 1]);
         format!(
             "cluster = \"life\"\nid = {id}\nlisten = \"127.0.0.1:{}\"\napi = \"127.0.0.1:{}\"\n\
-             directory = \"node-{id}\"\nheartbeat_ms = {}\npeers = [{}]\n\
+             directory = \"node-{id}\"\nheartbeat_ms = {}\nlease_ms = {}\npeers = [{}]\n\
              tls = {{ certificate = \"certs/placement-{id}.pem\", key = \"certs/placement-{id}.key\", \
              authority = \"certs/authority.pem\" }}\n",
             self.quic[id - 1],
             self.api[id - 1],
             self.heartbeat_ms,
+            // Longer than the longest election.
+            (9 * self.heartbeat_ms).max(6_000),
             others.map(peer).collect::<Vec<_>>().join(", ")
         )
     }
