@@ -31,7 +31,7 @@ use crate::geo::{Geo, GeoError};
 use crate::notices::Notices;
 use crate::raft::{
     Changes, Ledger, Network, Note, Page, PeerRequest, PeerResponse, Raft, Shared, SnapshotChunk,
-    StateMachine, ask,
+    StateMachine, TypeConfig, ask,
 };
 use crate::solver::InstanceError;
 use crate::store::{Store, StoreError};
@@ -493,6 +493,21 @@ struct Said {
     report: Arc<SiteReport>,
 }
 
+type Metrics = openraft::RaftMetrics<TypeConfig>;
+
+/// Up to where a node has acknowledged the log; the leader knows.
+fn matched(metrics: &Metrics, id: NodeId) -> Option<u64> {
+    metrics.replication.as_ref()?.get(&id)?.as_ref().map(|at| at.index)
+}
+
+/// When a node acknowledged anything last; the leader knows.
+fn heard_at(
+    metrics: &Metrics,
+    id: NodeId,
+) -> Option<openraft::metrics::SerdeInstant<openraft::type_config::alias::InstantOf<TypeConfig>>> {
+    *metrics.heartbeat.as_ref()?.get(&id)?
+}
+
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -811,12 +826,11 @@ impl Node {
         let metrics = self.inner.raft.metrics().borrow_watched().clone();
         let membership = metrics.membership_config.membership();
         let voters: BTreeSet<NodeId> = membership.voter_ids().collect();
-        let matched = |id: &NodeId| metrics.replication.as_ref()?.get(id)?.as_ref().map(|at| at.index);
         let member = |(id, node): (&NodeId, &BasicNode)| Member {
             id: *id,
             address: node.addr.clone(),
             voter: voters.contains(id),
-            matched: matched(id),
+            matched: matched(&metrics, *id),
         };
         let stopped = self.why_stopped();
         let age = self.quorum_age();
@@ -961,19 +975,57 @@ impl Node {
                  certificate for it"
             )));
         }
-        let added = self.inner.raft.add_learner(id, BasicNode::new(address), true);
-        // Catching up may take a snapshot.
-        match tokio::time::timeout(self.inner.deadline * 10, added).await {
-            Ok(result) => result.map(|_| ()).map_err(write_error),
-            Err(_) => Err(self.timeout()),
-        }
+        let added = self.inner.raft.add_learner(id, BasicNode::new(address), false);
+        match tokio::time::timeout(self.inner.deadline, added).await {
+            Ok(result) => result.map_err(write_error)?,
+            Err(_) => return Err(self.timeout()),
+        };
+        self.until_caught_up(id).await
     }
 
-    /// Makes these nodes the voters; each must be a member. Former voters leave. On the leader.
+    /// Waits until a member has acknowledged all that is in the log now. openraft's own waiting is content with a lag that a young log
+    /// never reaches, also of a node that nobody has heard.
+    async fn until_caught_up(&self, id: NodeId) -> Result<(), ProposeError> {
+        let goal = self.status().last_log;
+        let silent = |bound: Duration, has: &str| {
+            ProposeError::Membership(format!(
+                "node {id} {has} within {} ms, and gets no vote before: see that it runs and that the file of every node names it in \
+                 `peers`, then repeat the command",
+                millis(bound)
+            ))
+        };
+        let wait = |bound: Duration| self.inner.raft.wait(Some(bound));
+        let bound = self.inner.deadline;
+        // What it acknowledged long ago says nothing: it may have died since.
+        let before = heard_at(&self.inner.raft.metrics().borrow_watched(), id);
+        let heard = |metrics: &Metrics| {
+            let at = heard_at(metrics, id);
+            at.is_some() && at != before
+        };
+        wait(bound).metrics(heard, "it answers").await.map_err(|_| silent(bound, "has not answered"))?;
+        // It may take a snapshot.
+        let bound = bound * 10;
+        let has_all = |metrics: &Metrics| matched(metrics, id) >= goal;
+        wait(bound)
+            .metrics(has_all, "it has the log")
+            .await
+            .map_err(|_| silent(bound, "has not acknowledged the log"))?;
+        Ok(())
+    }
+
+    /// Makes these nodes the voters; each must be a member, and new ones have to have the log. Former voters leave. On the leader.
     ///
     /// # Errors
     /// [`ProposeError`].
     pub async fn change_membership(&self, voters: BTreeSet<NodeId>) -> Result<(), ProposeError> {
+        let status = self.status();
+        if status.leader == Some(status.id) {
+            // A vote counts for every majority from then on.
+            let is_new = |id: &NodeId| status.members.iter().any(|member| member.id == *id && !member.voter);
+            for id in voters.iter().copied().filter(is_new) {
+                self.until_caught_up(id).await?;
+            }
+        }
         let changed = self.inner.raft.change_membership(voters, false);
         match tokio::time::timeout(self.inner.deadline, changed).await {
             Ok(result) => result.map(|_| ()).map_err(write_error),

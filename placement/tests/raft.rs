@@ -104,6 +104,33 @@ async fn a_new_node_gets_a_snapshot_then_a_vote_and_an_old_one_leaves() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_does_not_answer_gets_no_vote_and_gets_it_when_it_does() {
+    let group = Group::new();
+    group.start(1).await;
+    group.node(1).initialize([(1, "node-1".into())].into()).await.unwrap();
+    let leader = group.node(group.leader().await);
+    let refused = |result: Result<(), ProposeError>| {
+        assert!(
+            matches!(&result, Err(ProposeError::Membership(why)) if why.contains("node 2 has not answered")),
+            "{result:?}"
+        );
+    };
+    refused(leader.add_learner(2, "node-2".into()).await);
+    refused(leader.change_membership([1, 2].into()).await);
+    leader.propose("alice", put_site(1)).await.unwrap();
+
+    group.start(2).await;
+    leader.add_learner(2, "node-2".into()).await.unwrap();
+    // What it acknowledged before it died does not count.
+    group.stop(2).await;
+    refused(leader.change_membership([1, 2].into()).await);
+    group.start(2).await;
+    leader.change_membership([1, 2].into()).await.unwrap();
+    leader.propose("alice", put_site(2)).await.unwrap();
+    assert!(leader.status().members.iter().all(|member| member.voter));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn watches_bring_everything_once_then_differences() {
     let group = Group::of_three().await;
     let client = group.client(operator());
