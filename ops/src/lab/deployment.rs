@@ -336,23 +336,21 @@ impl Deployment {
     /// The driver numbers its fanout group by process and interface, and two workers of one namespace may meet in one number, of
     /// which the second ends. Another process has another.
     async fn until_workers_serve(&mut self) -> anyhow::Result<()> {
-        let ends = tokio::time::Instant::now() + START_BOUND;
-        for site in self.numbers() {
-            while self.worker_count(site).await < usize::from(WORKERS) {
-                anyhow::ensure!(
-                    tokio::time::Instant::now() < ends,
-                    "the agent of site {site} does not have its {WORKERS} workers within {} s",
-                    START_BOUND.as_secs()
-                );
-                for number in 1..=WORKERS {
-                    if self.processes.has_ended(&worker(site, number)) {
-                        self.start_worker(site, number)?;
-                    }
+        Self::until("the agents have their workers", async || {
+            let mut all = true;
+            for site in self.numbers() {
+                if self.worker_count(site).await >= usize::from(WORKERS) {
+                    continue;
                 }
-                sleep(Duration::from_millis(50)).await;
+                all = false;
+                let ended: Vec<_> =
+                    (1..=WORKERS).filter(|number| self.processes.has_ended(&worker(site, *number))).collect();
+                // One that cannot be started is missed at the end of the wait.
+                ended.into_iter().for_each(|number| drop(self.start_worker(site, number)));
             }
-        }
-        Ok(())
+            all
+        })
+        .await
     }
 
     /// Kills Open vSwitch of a site and starts it again.
@@ -367,11 +365,11 @@ impl Deployment {
         let member = |id: u8| (id.to_string(), format!("{}:4001", underlay::control_address(id)));
         let members: std::collections::BTreeMap<_, _> = self.numbers().map(member).collect();
         let body = json!({ "members": members });
-        self.until("the placement nodes answer", async || {
+        Self::until("the placement nodes answer", async || {
             self.post("/v1/raft/initialize", &body).await.is_ok()
         })
         .await?;
-        self.until("the placement nodes elected a leader", async || {
+        Self::until("the placement nodes elected a leader", async || {
             let mut ready = 0;
             for api in &self.apis {
                 ready += usize::from(api.get(PLACEMENT, "/readyz").await.is_ok_and(|a| a.status == 200));
@@ -393,7 +391,7 @@ impl Deployment {
             });
             self.put(&format!("/v1/sites/{}", site.name), &body, None).await?;
         }
-        self.until("the sites report", async || {
+        Self::until("the sites report", async || {
             let sites = self.get("/v1/sites").await.unwrap_or_default();
             sites["sites"].as_array().is_some_and(|all| all.iter().all(|site| site["alive"] == true))
         })
@@ -428,7 +426,7 @@ impl Deployment {
     /// # Errors
     /// That takes too long.
     pub(super) async fn until_ready(&self) -> anyhow::Result<()> {
-        self.until("the agents are ready", async || {
+        Self::until("the agents are ready", async || {
             let mut ready = 0;
             for api in &self.apis {
                 ready += usize::from(api.get(AGENT, "/readyz").await.is_ok_and(|a| a.status == 200));
@@ -438,7 +436,7 @@ impl Deployment {
         .await
     }
 
-    async fn until(&self, what: &str, mut check: impl AsyncFnMut() -> bool) -> anyhow::Result<()> {
+    async fn until(what: &str, mut check: impl AsyncFnMut() -> bool) -> anyhow::Result<()> {
         let ends = tokio::time::Instant::now() + START_BOUND;
         while !check().await {
             let late = tokio::time::Instant::now() > ends;
