@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use transfer::name::{NodeName, Role};
 use transfer::quic::{CALL_LEN_MAX, Connection, Frames, Limits, Listener, StreamKind};
 
-use crate::config::PlacementConfig;
+use crate::config::{ELECTION_HEARTBEATS, PlacementConfig};
 use crate::keys;
 use crate::net::QuicTransport;
 
@@ -62,8 +62,9 @@ fn node_config(config: &PlacementConfig) -> NodeConfig {
     let mut node = NodeConfig::new(config.id, config.directory.clone());
     let heartbeat = Duration::from_millis(config.heartbeat_ms);
     node.raft.heartbeat = heartbeat;
-    node.raft.election_min = heartbeat * 4;
-    node.raft.election_max = heartbeat * 8;
+    let [least, most] = ELECTION_HEARTBEATS;
+    node.raft.election_min = heartbeat * least;
+    node.raft.election_max = heartbeat * most;
     node.brain.lease = Micros::from_millis(config.lease_ms);
     node.geo.clone_from(&config.locations);
     node.peers = config.peers.iter().map(|peer| peer.id).collect();
