@@ -474,15 +474,21 @@ fn packets_of_a_late_ingress_wait_for_its_marker() {
     assert!(lab.inside(udp(client(), remote(), b"4")).is_some());
 }
 
-/// A target that waits for the marker of one ingress gives its group to another worker of its site.
-fn next_worker_of_the_site() -> (Lab, Token, Vec<Vec<u8>>) {
+/// A target that serves and waits for the marker of one ingress.
+fn joined_without_a_marker() -> Lab {
     let mut source = source_with_flows(1);
     let all = copied(&mut source);
     let (_, token, packets) = cut(&mut source);
-    let mut first = target();
-    first.ask(install(all));
-    first.send(packets[0].clone(), Tag::Cut(HERE));
-    first.ask(join(token, &[HERE]));
+    let mut lab = target();
+    lab.ask(install(all));
+    lab.send(packets[0].clone(), Tag::Cut(HERE));
+    lab.ask(join(token, &[HERE]));
+    lab
+}
+
+/// A target that waits for the marker of one ingress gives its group to another worker of its site.
+fn next_worker_of_the_site() -> (Lab, Token, Vec<Vec<u8>>) {
+    let mut first = joined_without_a_marker();
     let group = group_id();
     let move_id = MoveId::local(1);
     let (session, credit, epoch) = (1, u64::MAX, Epoch(2));
@@ -601,13 +607,7 @@ fn late_packets_are_served_out_of_order_rather_than_dropped_when_the_hold_is_ful
 
 #[test]
 fn a_group_that_still_waits_for_a_late_ingress_splits() {
-    let mut source = source_with_flows(3);
-    let all = copied(&mut source);
-    let (_, token, packets) = cut(&mut source);
-    let mut lab = target();
-    lab.ask(install(all));
-    lab.send(packets[0].clone(), Tag::Cut(HERE));
-    lab.ask(join(token, &[HERE]));
+    let mut lab = joined_without_a_marker();
     let half = GroupId { prefix: group_id().prefix.halves().unwrap().0, ..group_id() };
     let events = lab.ask(Request::Serve { group: half, epoch: Epoch(2) });
     assert!(

@@ -769,6 +769,20 @@ fn a_worker_that_wakes_and_serves_what_another_gives_away_by_now_gives_it_up() {
 }
 
 #[test]
+fn rules_name_the_epoch_of_a_group_whose_move_was_taken_back_before_its_flip() {
+    let (mut agent, _) =
+        settled(vec![group("1:100.64.0.0/27", THERE, 1)], vec![at(whole(), 1, Phase::Tombstone)]);
+    let did = say(&mut agent, false, vec![Change::Group(group("1:100.64.0.0/27", THERE, 3))]);
+    let rules =
+        did.iter().find_map(|output| if let Output::Rules(rules, _) = output { Some(rules) } else { None });
+    assert_eq!(**rules.unwrap(), switchctl::compile(&agent.plan()));
+    // What rules do not name changes none.
+    let moving = Group { move_id: Some(MoveId(7)), ..group("1:100.64.0.0/27", THERE, 3) };
+    let did = say(&mut agent, false, vec![Change::Group(moving)]);
+    assert!(!did.iter().any(|output| matches!(output, Output::Rules(..))), "{did:?}");
+}
+
+#[test]
 fn a_worker_that_wakes_gives_up_what_moves_between_two_others_by_now() {
     let (mut agent, _) =
         settled(vec![group("1:100.64.0.0/27", HERE, 1)], vec![at(whole(), 1, Phase::Serving)]);
