@@ -142,7 +142,7 @@ pub struct Joinable {
 
 impl Joinable {
     /// Joins what `other` counted beyond `base` into this: counters by sum, lifetime by maximum, TCP by
-    /// the later state. `base` is the value that both started from. `ingress` stays: the party that
+    /// what either side saw. `base` is the value that both started from. `ingress` stays: the party that
     /// serves now knows better.
     #[must_use]
     pub fn join(&self, base: &Self, other: &Self) -> Self {
@@ -152,19 +152,32 @@ impl Joinable {
             bytes_out: self.bytes_out + other.bytes_out.saturating_sub(base.bytes_out),
             bytes_in: self.bytes_in + other.bytes_in.saturating_sub(base.bytes_in),
             remaining_s: self.remaining_s.max(other.remaining_s),
-            tcp: join_tcp(self.tcp, other.tcp),
+            tcp: join_tcp(base, self, other),
             ingress: self.ingress,
         }
     }
+
+    fn has_packets_since(&self, base: &Self) -> bool {
+        self.packets_out > base.packets_out || self.packets_in > base.packets_in
+    }
 }
 
-/// One side may have seen only one FIN and the other the other: both together are `BothFin`.
-fn join_tcp(a: TcpState, b: TcpState) -> TcpState {
-    match (a, b) {
-        (TcpState::ClientFin, TcpState::RemoteFin) | (TcpState::RemoteFin, TcpState::ClientFin) => {
-            TcpState::BothFin
-        }
-        _ => a.max(b),
+/// The state that two sides together saw, each from `base` on. A side that saw nothing new has no say: its
+/// state may be that of an older connection on the same ports.
+fn join_tcp(base: &Joinable, a: &Joinable, b: &Joinable) -> TcpState {
+    use TcpState::{BothFin, ClientFin, ClientInit, Established, RemoteFin, RemoteInit, Transitory};
+    match (a.tcp, b.tcp) {
+        (x, y) if x == y => x,
+        // One side may have seen only one FIN or SYN and the other the other.
+        (ClientFin, RemoteFin) | (RemoteFin, ClientFin) => BothFin,
+        (ClientInit, RemoteInit) | (RemoteInit, ClientInit) => Established,
+        // The ports are used again, and the answer may have passed the side that knows the old connection
+        // only: the next packet of either direction shows that the new one is established.
+        (ClientInit | RemoteInit, closed) if closed.is_closing() && b.has_packets_since(base) => Transitory,
+        (closed, ClientInit | RemoteInit) if closed.is_closing() && a.has_packets_since(base) => Transitory,
+        (x, y) if x == base.tcp => y,
+        (x, y) if y == base.tcp => x,
+        (x, y) => x.max(y),
     }
 }
 
@@ -313,6 +326,27 @@ mod tests {
     }
 
     #[test]
+    fn a_connection_opened_again_is_not_closed_by_who_saw_the_old_one() {
+        use TcpState::{BothFin, ClientInit, Established, Transitory};
+        let base = counted(5, 4, BothFin);
+        let joined = |here: Joinable, there: Joinable| {
+            let (one, other) = (here.join(&base, &there), there.join(&base, &here));
+            assert_eq!(one.tcp, other.tcp);
+            one.tcp
+        };
+        assert_eq!(joined(counted(6, 4, ClientInit), counted(5, 3, BothFin)), ClientInit);
+        assert_eq!(joined(counted(7, 7440, Established), counted(5, 3, BothFin)), Established);
+        // The SYN went through one side, its answer through the other.
+        assert_eq!(joined(counted(6, 4, ClientInit), counted(6, 3, BothFin)), Transitory);
+    }
+
+    #[test]
+    fn a_syn_on_each_side_is_an_established_connection() {
+        let (here, there) = (counted(1, 4, TcpState::ClientInit), counted(1, 4, TcpState::RemoteInit));
+        assert_eq!(here.join(&Joinable::default(), &there).tcp, TcpState::Established);
+    }
+
+    #[test]
     fn the_digest_sees_every_part_that_must_not_change() {
         let endpoint = |a: [u8; 4], port| Endpoint { address: IpAddr::from(a), port };
         let key = FlowKey {
@@ -341,6 +375,16 @@ mod tests {
             let a = counted(base + here, 100, TcpState::None);
             let b = counted(base + there, 100, TcpState::None);
             prop_assert_eq!(a.join(&start, &b).packets_out, base + here + there);
+            prop_assert_eq!(a.join(&start, &b), b.join(&start, &a));
+        }
+
+        #[test]
+        fn it_does_not_matter_which_side_joins(
+            base in (0u64..3, 0u8..8), here in (0u64..3, 0u8..8), there in (0u64..3, 0u8..8),
+        ) {
+            let of = |(packets, tcp): (u64, u8)| counted(packets, 100, TcpState::from_number(tcp).unwrap());
+            let start = of(base);
+            let (a, b) = (of((base.0 + here.0, here.1)), of((base.0 + there.0, there.1)));
             prop_assert_eq!(a.join(&start, &b), b.join(&start, &a));
         }
     }

@@ -475,6 +475,10 @@ impl World {
                 self.closes(number, &arrived)
             };
         }
+        if talk.protocol == Protocol::Tcp && !talk.open && arrived.flags & packet::SYN == 0 {
+            // What was on its way when the old connection was reset opens no new one.
+            return Ok(());
+        }
         let echo = talk.protocol == Protocol::Icmp;
         talk.open = true;
         self.counts.add("echo replies that arrived", u64::from(echo));
