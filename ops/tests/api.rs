@@ -230,6 +230,25 @@ async fn a_site_is_removed_when_nothing_leads_to_it() {
 }
 
 #[tokio::test]
+async fn a_site_without_a_lease_that_owns_groups_is_a_problem_although_nothing_was_heard_of_it() {
+    let world = World::new().await;
+    for site in [1, 2] {
+        let lost = Command::SetAlive { site: flow::SiteId(site), alive: false };
+        world.node.propose("leader", lost).await.unwrap();
+    }
+    let sites = world.get("/v1/sites").await.body["sites"].clone();
+    assert_eq!(
+        sites[0]["problems"],
+        json!(["no report since this node started; its lease has ended, and it owns groups: 4"]),
+        "{sites}"
+    );
+    assert_eq!(sites[1]["problems"], Value::Null, "it may be about to come for the first time: {sites}");
+    assert_eq!(world.cli("site list").await, Exit::Degraded);
+    assert_eq!(world.cli("site get ams").await, Exit::Degraded);
+    assert_eq!(world.cli("site get virginia").await, Exit::Done);
+}
+
+#[tokio::test]
 async fn services_and_groups_are_shown_page_by_page() {
     let world = World::new().await;
     assert_eq!(world.get("/v1/services").await.body["services"][0]["name"], "nat");

@@ -158,6 +158,18 @@ fn site_get(deployment: &Deployment, site: &str) -> (Option<i32>, String) {
     (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
 }
 
+/// Waits until `limosa site get` ends so and says this.
+fn until_told(deployment: &Deployment, code: Option<i32>, text: &str) {
+    let ends = Instant::now() + BOUND;
+    loop {
+        let (ended, said) = site_get(deployment, "amsterdam");
+        if ended == code && said.contains(text) {
+            return;
+        }
+        assert!(Instant::now() < ends, "{ended:?}: {said}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_worker_that_hangs_is_said_and_the_other_has_its_groups_until_it_answers_again() {
     let deployment = Deployment::start_with(2).await;
@@ -178,21 +190,41 @@ async fn a_worker_that_hangs_is_said_and_the_other_has_its_groups_until_it_answe
     let hangs = Part::Worker(site, flow::WorkerId(1));
     deployment.signal(hangs, Signal::SIGSTOP);
     until("said", &|said| said.contains("[-] every worker answers")).await;
-    let ends = Instant::now() + BOUND;
-    let (code, said) = loop {
-        let (code, said) = site_get(&deployment, "amsterdam");
-        if code == Some(6) || Instant::now() > ends {
-            break (code, said);
-        }
-    };
-    assert!(code == Some(6) && said.contains("every worker answers"), "{code:?}: {said}");
-    // Without the worker that hangs, all groups of the site are served.
-    until("taken over", &|said| !said.contains("[-]")).await;
-    let ends = Instant::now() + BOUND;
-    while site_get(&deployment, "amsterdam").0 != Some(0) {
-        assert!(Instant::now() < ends, "{:?}", site_get(&deployment, "amsterdam"));
-    }
+    until_told(&deployment, Some(6), "every worker answers");
+    // Without the worker that hangs, all groups of the site are served; that one is missing is said all the same.
+    let missing = "[-] every expected worker is there";
+    until("taken over", &|said| said.contains(missing) && said.matches("[-]").count() == 1).await;
+    until_told(&deployment, Some(6), "every expected worker");
+    let metrics = deployment.cluster.site_text(site, "/metrics").await.unwrap();
+    assert!(metrics.contains("limosa_workers_missing{site=\"amsterdam\"} 1"), "{metrics}");
     deployment.signal(hangs, Signal::SIGCONT);
     until("back", &|said| !said.contains("[-]")).await;
+    deployment.cluster.until_ready().await.unwrap();
+    until_told(&deployment, Some(0), "");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_placement_an_agent_says_that_nobody_takes_its_reports() {
+    let deployment = Deployment::start().await;
+    for id in 1..=3 {
+        deployment.signal(Part::Placement(id), Signal::SIGSTOP);
+    }
+    let site = HEALTHY[0];
+    let said_by = async |holds: bool| {
+        let ends = Instant::now() + BOUND;
+        loop {
+            let said = deployment.cluster.site_text(site, "/readyz?verbose").await.unwrap();
+            if said.contains("[-] placement takes the site's reports") == holds {
+                return;
+            }
+            assert!(Instant::now() < ends, "{said}");
+            sleep(Duration::from_millis(100)).await;
+        }
+    };
+    said_by(true).await;
+    for id in 1..=3 {
+        deployment.signal(Part::Placement(id), Signal::SIGCONT);
+    }
+    said_by(false).await;
     deployment.cluster.until_ready().await.unwrap();
 }

@@ -1,7 +1,7 @@
 //! What a site's agent uses: proposals that outlive leaders, a watch that outlives nodes, reports.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -17,6 +17,13 @@ use crate::{pack, wire};
 const CALL_WAIT: Duration = Duration::from_secs(2);
 /// Pause after a whole round of nodes without success; elections take longer than a second.
 const PAUSE: Duration = Duration::from_millis(100);
+
+/// A leader that has taken no report for so long is not reached directly: one of the other nodes is asked to pass on what is for it.
+/// Sites report twice a second.
+const UNREACHED: Duration = Duration::from_millis(1_200);
+
+/// Of times: who sends no reports cannot tell by them whether the leader is reached.
+const NEVER: u64 = u64::MAX;
 
 /// Pause of a site that was refused, before it asks the nodes again: until an operator adds the site nothing else comes of it.
 pub const REFUSED_PAUSE: Duration = Duration::from_secs(1);
@@ -40,6 +47,14 @@ pub enum ClientError {
     NoMembers,
 }
 
+/// A report for one node, encoded.
+#[derive(Clone, Debug)]
+pub struct ReportMessage {
+    bytes: Bytes,
+    /// The place of the node that is to pass it on, if it is.
+    passer: Option<usize>,
+}
+
 /// Talks to a group of placement nodes.
 pub struct Client {
     transport: Arc<dyn Transport>,
@@ -48,6 +63,12 @@ pub struct Client {
     leader: AtomicUsize,
     /// Place in `members` of who answered the last watch.
     watched: AtomicUsize,
+    /// Place in `members` of who passes on what is for a leader that is not reached.
+    passer: AtomicUsize,
+    /// When the leader took a report itself last, in microseconds since `clock` began; the first report counts as taken.
+    reached_us: AtomicU64,
+    /// When a leader took one by any way.
+    taken_us: AtomicU64,
     deadline: Duration,
     clock: Clock,
     notices: Notices,
@@ -63,6 +84,9 @@ impl Client {
             members,
             leader: AtomicUsize::new(0),
             watched: AtomicUsize::new(0),
+            passer: AtomicUsize::new(0),
+            reached_us: AtomicU64::new(NEVER),
+            taken_us: AtomicU64::new(0),
             deadline: Duration::from_secs(10),
             clock: Clock::start(),
             notices: Notices::default(),
@@ -87,7 +111,7 @@ impl Client {
     /// # Errors
     /// [`ClientError`].
     pub async fn propose(&self, command: Command) -> Result<Outcome, ClientError> {
-        self.to_leader(ClientRequest::Propose(command), self.deadline).await
+        self.to_leader(command, self.deadline).await
     }
 
     /// A sign of life, to all nodes: those that do not lead learn what they need when they come to. Not worth a long wait:
@@ -99,8 +123,9 @@ impl Client {
         if self.members.is_empty() {
             return Err(ClientError::NoMembers);
         }
-        let request = Self::encode_report(report);
-        let calls = self.members.iter().map(|&member| self.report_to(member, request.clone()));
+        let messages = self.messages(report);
+        let calls =
+            self.members.iter().zip(messages).map(|(&member, message)| self.report_to(member, message));
         let mut last = ClientError::NoMembers;
         for answer in futures::future::join_all(calls).await {
             match answer {
@@ -120,21 +145,34 @@ impl Client {
         &self.members
     }
 
-    /// A report as [`Self::report_to`] sends it, encoded once for all nodes.
+    /// A report for each member, in their order, as [`Self::report_to`] sends it. While the leader is not reached, because it is not
+    /// among the members or the way to it is cut, one of them is to pass it on.
     #[must_use]
-    pub fn encode_report(report: SiteReport) -> Bytes {
-        wire::encode(&ClientRequest::Report(Box::new(report)))
+    pub fn messages(&self, report: SiteReport) -> Vec<ReportMessage> {
+        let report = Box::new(report);
+        let now = self.clock.now().0;
+        let _ = self.reached_us.compare_exchange(NEVER, now, Ordering::Relaxed, Ordering::Relaxed);
+        let passer = self.passer();
+        let passed = passer.map(|at| (at, wire::encode(&ClientRequest::PassReport(report.clone()))));
+        let bytes = wire::encode(&ClientRequest::Report(report));
+        let message = |at: usize| match &passed {
+            Some((passer, bytes)) if *passer == at => {
+                ReportMessage { bytes: bytes.clone(), passer: Some(at) }
+            }
+            _ => ReportMessage { bytes: bytes.clone(), passer: None },
+        };
+        (0..self.members.len()).map(message).collect()
     }
 
     /// Sends a report to one node. It is the leader that takes it; others learn from it and say that they do not lead.
     ///
     /// # Errors
     /// [`ClientError::Refused`] when the report is not this site's to send, else [`ClientError::Timeout`].
-    pub async fn report_to(&self, member: NodeId, report: Bytes) -> Result<Vec<Probe>, ClientError> {
+    pub async fn report_to(&self, member: NodeId, message: ReportMessage) -> Result<Vec<Probe>, ClientError> {
         let wait = self.deadline.min(CALL_WAIT);
-        let last = match self.call(member, report, wait).await {
-            Ok(ClientResponse::Done(Ok(_))) => return Ok(self.taken(member, Vec::new())),
-            Ok(ClientResponse::Probes(probes)) => return Ok(self.taken(member, probes)),
+        let last = match self.call(member, message.bytes, wait).await {
+            Ok(ClientResponse::Done(Ok(_))) => return Ok(self.taken(member, message.passer, Vec::new())),
+            Ok(ClientResponse::Probes(probes)) => return Ok(self.taken(member, message.passer, probes)),
             Ok(ClientResponse::Done(Err(error @ ProposeError::Forbidden { .. }))) => {
                 return Err(ClientError::Refused(error));
             }
@@ -142,29 +180,67 @@ impl Client {
             Ok(ClientResponse::Changes(_)) => format!("node {member} answered something else"),
             Ok(ClientResponse::Unreadable(error)) | Err(error) => error,
         };
+        if let Some(at) = message.passer {
+            self.passer_failed(at);
+        }
         Err(ClientError::Timeout { ms: u64::try_from(wait.as_millis()).unwrap_or(u64::MAX), last })
     }
 
-    /// Who takes a report leads.
-    fn taken(&self, member: NodeId, probes: Vec<Probe>) -> Vec<Probe> {
-        if let Some(at) = self.members.iter().position(|&id| id == member) {
+    /// Time since a leader took a report of this site, by whatever way; since this client began if none ever did.
+    #[must_use]
+    pub fn silence(&self) -> Duration {
+        self.since(&self.taken_us)
+    }
+
+    fn since(&self, at_us: &AtomicU64) -> Duration {
+        Duration::from_micros(self.clock.now().0.saturating_sub(at_us.load(Ordering::Relaxed)))
+    }
+
+    /// Who of the members is to pass on what is for the leader, if that is not reached.
+    fn passer(&self) -> Option<usize> {
+        let unreached = self.since(&self.reached_us) > UNREACHED && !self.members.is_empty();
+        unreached.then(|| self.passer.load(Ordering::Relaxed) % self.members.len())
+    }
+
+    /// The next one is asked, unless another call had the same idea.
+    fn passer_failed(&self, at: usize) {
+        let next = (at + 1) % self.members.len();
+        let _ = self.passer.compare_exchange(at, next, Ordering::Relaxed, Ordering::Relaxed);
+    }
+
+    /// Who takes a report, and does not pass it on, leads.
+    fn taken(&self, member: NodeId, passer: Option<usize>, probes: Vec<Probe>) -> Vec<Probe> {
+        let now = self.clock.now().0;
+        self.taken_us.store(now, Ordering::Relaxed);
+        if passer.is_none()
+            && let Some(at) = self.members.iter().position(|&id| id == member)
+        {
             self.leader.store(at, Ordering::Relaxed);
+            self.reached_us.store(now, Ordering::Relaxed);
         }
         probes
     }
 
-    async fn to_leader(&self, request: ClientRequest, deadline: Duration) -> Result<Outcome, ClientError> {
+    /// Asks the leader itself in one round over the members, and in the next one of them after the other to pass it on.
+    async fn to_leader(&self, command: Command, deadline: Duration) -> Result<Outcome, ClientError> {
         if self.members.is_empty() {
             return Err(ClientError::NoMembers);
         }
-        let request = wire::encode(&request);
+        let passed = wire::encode(&ClientRequest::PassProposal(command.clone()));
+        let direct = wire::encode(&ClientRequest::Propose(command));
+        let passer = self.passer();
+        let mut passes = passer.is_some();
+        if let Some(at) = passer {
+            self.leader.store(at, Ordering::Relaxed);
+        }
         let start = self.clock.now();
         let mut last = String::from("nobody answered");
         let ms = u64::try_from(deadline.as_millis()).unwrap_or(u64::MAX);
         let mut misses = 0;
         while self.clock.now().since(start).0 / 1000 < ms {
             let at = self.leader.load(Ordering::Relaxed) % self.members.len();
-            let next = match self.call(self.members[at], request.clone(), CALL_WAIT).await {
+            let request = if passes { passed.clone() } else { direct.clone() };
+            let next = match self.call(self.members[at], request, CALL_WAIT).await {
                 Ok(ClientResponse::Done(Ok(outcome))) => return Ok(outcome),
                 Ok(ClientResponse::Done(Err(ProposeError::NotLeader { leader }))) => {
                     last = format!("node {} does not lead", self.members[at]);
@@ -190,6 +266,7 @@ impl Client {
             self.leader.store(next.filter(|&next| next != at).unwrap_or(at + 1), Ordering::Relaxed);
             misses += 1;
             if misses % self.members.len() == 0 {
+                passes = !passes;
                 tokio::time::sleep(PAUSE).await;
             }
         }

@@ -198,7 +198,7 @@ pub enum AssessError {
 }
 
 /// Who sends, by its certificate.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Caller {
     /// The agent of the site with this name.
     Site(String),
@@ -233,6 +233,10 @@ pub enum ClientRequest {
     },
     /// To every node: all learn of delays and loads, and the leader, who alone says that it is done, renews the lease.
     Report(Box<SiteReport>),
+    /// To any node, from who cannot reach the leader: the node passes it on.
+    PassProposal(Command),
+    /// As [`Self::Report`], and the node passes it on.
+    PassReport(Box<SiteReport>),
 }
 
 /// From a node to an agent.
@@ -612,6 +616,14 @@ impl Node {
         }
     }
 
+    /// Another node says that this one was removed from the group.
+    fn learn_removed(&self, by: NodeId) {
+        self.condemn(format!(
+            "node {by} says that this one was removed from the group: take its directory and its certificate away; to \
+             come back it needs a number that was never used before (`limosa raft add`)"
+        ));
+    }
+
     fn condemn(&self, reason: String) {
         let first = self.inner.condemned.send_if_modified(|known| {
             let first = known.is_none();
@@ -834,7 +846,7 @@ impl Node {
         };
         let stopped = self.why_stopped();
         let age = self.quorum_age();
-        let quorum = stopped.is_none() && age.is_some_and(|age| age <= self.inner.quorum_age_max);
+        let quorum = stopped.is_none() && self.has_quorum();
         RaftStatus {
             id: self.inner.id,
             role: if stopped.is_some() { Role::Stopped } else { role(metrics.state, quorum) },
@@ -863,6 +875,11 @@ impl Node {
             let since = self.inner.clock.now().since(at);
             Duration::from_micros(since.0).saturating_add(Duration::from_millis(age_ms))
         })
+    }
+
+    /// Whether a quorum answered the leader lately, as far as this node knows.
+    fn has_quorum(&self) -> bool {
+        self.quorum_age().is_some_and(|age| age <= self.inner.quorum_age_max)
     }
 
     /// Counts since the start of the process.
@@ -1157,6 +1174,7 @@ impl Node {
                 .await
                 .map_or_else(|e| failed(&e), PeerResponse::TransferLeader),
             PeerRequest::Propose(proposal) => PeerResponse::Propose(self.propose_here(proposal).await),
+            PeerRequest::Report { by, report } => PeerResponse::Report(self.take_report(&by, report)),
             PeerRequest::ReadIndex => PeerResponse::ReadIndex(self.read_index().await),
             PeerRequest::Claims(claims) => {
                 self.learn(&claims);
@@ -1226,14 +1244,10 @@ impl Node {
             Ok(ClientRequest::Watch { since, wait_ms, table }) => {
                 return self.answer_watch(caller, since, Duration::from_millis(wait_ms), table).await;
             }
-            Ok(ClientRequest::Propose(command)) => self.answer_proposal(caller, command).await,
-            Ok(ClientRequest::Report(report)) => {
-                let checked = self.check(caller, Some(report.site));
-                match checked.and_then(|()| self.report(caller, report)) {
-                    Ok(probes) if !probes.is_empty() => ClientResponse::Probes(probes),
-                    result => ClientResponse::Done(result.map(|_| Outcome::Done)),
-                }
-            }
+            Ok(ClientRequest::Propose(command)) => self.answer_proposal(caller, command, false).await,
+            Ok(ClientRequest::PassProposal(command)) => self.answer_proposal(caller, command, true).await,
+            Ok(ClientRequest::Report(report)) => answer_report(self.take_report(caller, report)),
+            Ok(ClientRequest::PassReport(report)) => answer_report(self.pass_report(caller, report).await),
             Err(error) => {
                 count(&self.inner.counters.unreadable);
                 tracing::warn!(%caller, %error, "unreadable message of a client");
@@ -1243,7 +1257,7 @@ impl Node {
         wire::encode(&response)
     }
 
-    async fn answer_proposal(&self, caller: &Caller, command: Command) -> ClientResponse {
+    async fn answer_proposal(&self, caller: &Caller, command: Command, pass: bool) -> ClientResponse {
         if let Err(error) = self.check(caller, command.site()) {
             // A node that is behind may not know of a site yet: the refusal is the leader's to say.
             let behind = !self.inner.raft.is_leader() && self.admit(caller).is_err();
@@ -1251,7 +1265,37 @@ impl Node {
             return ClientResponse::Done(Err(error));
         }
         let proposal = Proposal { actor: caller.to_string(), at_ms: wall_ms(), command };
-        ClientResponse::Done(self.propose_here(proposal).await)
+        let answer = if pass && self.led_by_another().is_some() {
+            self.propose_to_leader(proposal).await
+        } else {
+            self.propose_here(proposal).await
+        };
+        ClientResponse::Done(answer)
+    }
+
+    /// The other node that leads, by a quorum's word: one that may lead no more is not worth a wait.
+    fn led_by_another(&self) -> Option<NodeId> {
+        self.leader().filter(|&leader| self.has_quorum() && leader != self.inner.id)
+    }
+
+    fn take_report(&self, caller: &Caller, report: Box<SiteReport>) -> Result<Vec<Probe>, ProposeError> {
+        self.check(caller, Some(report.site))?;
+        self.report(caller, report)
+    }
+
+    /// Takes a report, and has the leader take it too if that is another.
+    async fn pass_report(
+        &self,
+        caller: &Caller,
+        report: Box<SiteReport>,
+    ) -> Result<Vec<Probe>, ProposeError> {
+        let taken = self.take_report(caller, report.clone());
+        let Some(leader) = self.led_by_another().filter(|_| !matches!(taken, Ok(_))) else { return taken };
+        let request = PeerRequest::Report { by: caller.clone(), report };
+        match self.ask_leader(leader, &request).await? {
+            PeerResponse::Report(answer) => answer,
+            _ => Err(ProposeError::NotLeader { leader: None }),
+        }
     }
 
     async fn answer_watch(&self, caller: &Caller, since: u64, wait: Duration, as_table: bool) -> Bytes {
@@ -1276,6 +1320,10 @@ impl Node {
         let Caller::Site(name) = caller else { return Ok(None) };
         if let Some(id) = self.inner.shared.site_named(name) {
             return Ok(Some(id));
+        }
+        // One that belongs to no group yet, or has not heard of a quorum lately, cannot know that there is no such site.
+        if !self.has_quorum() {
+            return Err(ProposeError::NotLeader { leader: None });
         }
         if let Some(kept_back) = self.inner.notices.due(&caller.to_string(), self.inner.clock.now()) {
             tracing::warn!(
@@ -1494,6 +1542,10 @@ async fn think(inner: std::sync::Weak<Inner>) {
         if node.why_stopped().is_some() {
             return;
         }
+        if let Some(&by) = node.inner.ledger.removed_by.get() {
+            node.learn_removed(by);
+            return;
+        }
         word.look(&node.status(), node.inner.clock.now());
         let brain = node.clone();
         // A round of the solver may take longer than a message should wait.
@@ -1542,6 +1594,13 @@ impl QuorumWord {
     }
 }
 
+fn answer_report(taken: Result<Vec<Probe>, ProposeError>) -> ClientResponse {
+    match taken {
+        Ok(probes) if !probes.is_empty() => ClientResponse::Probes(probes),
+        result => ClientResponse::Done(result.map(|_| Outcome::Done)),
+    }
+}
+
 /// The node in whose name a message is; `None` for those in nobody's.
 fn speaks_for(request: &PeerRequest) -> Option<NodeId> {
     match request {
@@ -1549,7 +1608,10 @@ fn speaks_for(request: &PeerRequest) -> Option<NodeId> {
         PeerRequest::Vote(rpc) | PeerRequest::PreVote(rpc) => Some(rpc.vote.leader_id.node_id),
         PeerRequest::Snapshot(chunk) => Some(chunk.vote.leader_id.node_id),
         PeerRequest::TransferLeader(rpc) => Some(rpc.from_leader().leader_id.node_id),
-        PeerRequest::Propose(_) | PeerRequest::ReadIndex | PeerRequest::Claims(_) => None,
+        PeerRequest::Propose(_)
+        | PeerRequest::Report { .. }
+        | PeerRequest::ReadIndex
+        | PeerRequest::Claims(_) => None,
     }
 }
 
@@ -1581,30 +1643,24 @@ async fn prove(
             let answer = ask(node.inner.transport.as_ref(), id, request.clone());
             match tokio::time::timeout(timings.election_min, answer).await.ok()?.ok()? {
                 PeerResponse::Claims(claims) => node.learn(&claims),
-                PeerResponse::Removed => {
-                    ledger.tell_removed(id);
-                    return Some((id, true));
-                }
+                PeerResponse::Removed => node.learn_removed(id),
                 PeerResponse::Append(_)
                 | PeerResponse::Vote(_)
                 | PeerResponse::Snapshot(_)
                 | PeerResponse::TransferLeader(_)
                 | PeerResponse::Propose(_)
+                | PeerResponse::Report(_)
                 | PeerResponse::ReadIndex(_)
                 | PeerResponse::Failed(_) => {
                     tracing::info!(id, "an earlier release knows nothing of promises, so it cannot say any");
                 }
             }
-            Some((id, false))
+            Some(id)
         };
         let answers = futures::future::join_all(others.iter().map(|&id| ask_one(id))).await;
-        let mut removed = false;
-        for (id, refuses) in answers.into_iter().flatten() {
-            removed |= refuses;
-            if !refuses {
-                others.remove(&id);
-                heard += 1;
-            }
+        for id in answers.into_iter().flatten() {
+            others.remove(&id);
+            heard += 1;
         }
         if node.why_stopped().is_some() {
             return;
@@ -1613,7 +1669,7 @@ async fn prove(
             node.take_part_in_raft();
         }
         // The rest may be gone for long; what they know is still of use when they come back.
-        let pause = if heard >= needed || removed { timings.election_max } else { timings.heartbeat };
+        let pause = if heard >= needed { timings.election_max } else { timings.heartbeat };
         drop(node);
         tokio::time::sleep(pause).await;
     }

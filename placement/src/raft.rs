@@ -27,10 +27,8 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 use crate::claims::{Claim, Claims, Witness};
-use crate::clock::Clock;
-use crate::core::{Change, Cluster, Group, Outcome, Proposal, Rejected};
-use crate::node::{NodeId, ProposeError, Transport};
-use crate::notices::Notices;
+use crate::core::{Change, Cluster, Group, Outcome, Probe, Proposal, Rejected, SiteReport};
+use crate::node::{Caller, NodeId, ProposeError, Transport};
 use crate::pack;
 use crate::store::Store;
 use crate::wire;
@@ -433,6 +431,11 @@ pub(crate) enum PeerRequest {
     TransferLeader(TransferLeaderRequest<TypeConfig>),
     /// A proposal for the leader.
     Propose(Proposal),
+    /// A site's report for the leader, which the sender took from who is named.
+    Report {
+        by: Caller,
+        report: Box<SiteReport>,
+    },
     /// Which log index must be applied before a read is up to date?
     ReadIndex,
     /// What do you know that we all have promised? This is what I know.
@@ -454,26 +457,13 @@ pub(crate) struct Ledger {
     pub(crate) witness: Arc<Witness>,
     /// Raft's figures, once it runs.
     pub(crate) metrics: OnceLock<WatchReceiverOf<TypeConfig, RaftMetrics<TypeConfig>>>,
-    clock: Clock,
-    notices: Notices,
+    /// Who said first that this node was removed from the group. Numbers are never used again, so it is for good.
+    pub(crate) removed_by: OnceLock<NodeId>,
 }
 
 impl Ledger {
     pub(crate) fn new(store: Store) -> Self {
-        let (clock, notices) = (Clock::start(), Notices::default());
-        Self { witness: store.witness(), store, metrics: OnceLock::new(), clock, notices }
-    }
-
-    /// Says once a minute that others do not listen to this node any more.
-    pub(crate) fn tell_removed(&self, by: NodeId) {
-        if let Some(kept_back) = self.notices.due("removed", self.clock.now()) {
-            tracing::warn!(
-                by,
-                kept_back,
-                "another node says that this one was removed from the group: stop it and take its directory away; \
-                 to come back it needs a number that was never used (`limosa raft add`)"
-            );
-        }
+        Self { witness: store.witness(), store, metrics: OnceLock::new(), removed_by: OnceLock::new() }
     }
 
     /// Time since a quorum answered this node as the leader.
@@ -510,6 +500,7 @@ pub(crate) enum PeerResponse {
     Snapshot(Option<SnapshotResponse<TypeConfig>>),
     TransferLeader(TransferLeaderResponse<TypeConfig>),
     Propose(Result<Outcome, ProposeError>),
+    Report(Result<Vec<Probe>, ProposeError>),
     ReadIndex(Result<u64, ProposeError>),
     Claims(Claims),
     Failed(String),
@@ -584,7 +575,7 @@ impl Peer {
         match tokio::time::timeout(option.hard_ttl(), answer).await {
             Ok(Ok(PeerResponse::Failed(text))) => Err(NetworkError::from_string(text).into()),
             Ok(Ok(PeerResponse::Removed)) => {
-                self.ledger.tell_removed(self.target);
+                let _ = self.ledger.removed_by.set(self.target);
                 Err(Unreachable::from_string("it says that this node was removed from the group").into())
             }
             Ok(answer) => Ok(answer?),

@@ -178,7 +178,8 @@ const SITES: &[Key] = &[
         "numbers",
         NEEDED,
         Words("at least one"),
-        "Workers that should be there; the site is ready when they are.",
+        "Workers that should be there; the site is ready while they are, or with `workers.elastic` while as \
+         many as its `min` are.",
     ),
     key(
         "workers.ports",

@@ -17,6 +17,12 @@ use switchctl::session::SwitchEvent;
 use super::core::Agent;
 use super::prober::Prober;
 
+/// A leader of placement has to have taken a report within so long. Sites report twice a second; an election takes longer, and nothing
+/// is decided while it lasts.
+pub const PLACEMENT_SILENCE_MAX: Duration = Duration::from_millis(1_500);
+/// The check for it. Placement is not told: it would hear of it when it is over.
+const REPORTS_TAKEN: &str = "placement takes the site's reports (within 1.5 s)";
+
 /// Ways that wait for a report, to clients and servers together; more are left out.
 const WAYS_MAX: usize = 2 * REPORT_WAYS_MAX;
 /// Groups whose servers wait for a report; more are left out.
@@ -41,6 +47,8 @@ pub struct SiteMetrics {
     longest_wait: Gauge,
     silent_workers: IntGauge,
     unlinked_workers: IntGauge,
+    missing_workers: IntGauge,
+    placement_silence: Gauge,
     hold_max: Gauge,
     switch_connected: IntGauge,
     switch_errors: IntCounter,
@@ -97,7 +105,10 @@ struct State {
     failing: Vec<&'static str>,
     silent: Vec<WorkerId>,
     unlinked: Vec<WorkerId>,
+    missing: Vec<WorkerId>,
     waiting: Vec<MoveId>,
+    /// No leader of placement has taken a report for too long.
+    unheard: bool,
 }
 
 impl State {
@@ -205,12 +216,22 @@ impl SiteMetrics {
             "Longest silence of a target that may have the token of a move from here",
         )?;
         registry.register(Box::new(longest_wait.clone()))?;
+        let placement_silence = Gauge::new(
+            "limosa_placement_silence_seconds",
+            "Time since a leader of placement took a report of this site",
+        )?;
+        registry.register(Box::new(placement_silence.clone()))?;
         let build =
             IntGaugeVec::new(Opts::new("limosa_build_info", "Version of this process"), &["version"])?;
         build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
         registry.register(Box::new(build))?;
         Ok(Self {
             longest_wait,
+            placement_silence,
+            missing_workers: single(
+                "limosa_workers_missing",
+                "Expected workers without a connection: they do not run, or their control sockets are gone",
+            )?,
             unlinked_workers: single(
                 "limosa_workers_unlinked",
                 "Workers that answer and have no link to the switch",
@@ -377,8 +398,8 @@ impl SiteMetrics {
         for (fate, count) in prober.counts() {
             self.probes.with_label_values(&[fate]).set(i64::try_from(count).unwrap_or(i64::MAX));
         }
-        let failing: Vec<_> =
-            self.checks().into_iter().filter(|(_, holds)| !holds).map(|(check, _)| check).collect();
+        let told = |check: &(&str, bool)| !check.1 && check.0 != REPORTS_TAKEN;
+        let failing: Vec<_> = self.checks().into_iter().filter(told).map(|(check, _)| check).collect();
         let mut state = self.state();
         // What fails for a moment, as the newest rules do with every move, is no problem.
         let lasting = failing.iter().filter(|check| state.failing.contains(check));
@@ -496,6 +517,33 @@ impl SiteMetrics {
         state.waiting = moves.iter().map(|(id, _)| *id).collect();
     }
 
+    /// The expected workers that are not there, as of now; what is new is logged.
+    pub fn missing(&self, workers: &[WorkerId]) {
+        self.missing_workers.set(i64::try_from(workers.len()).unwrap_or(i64::MAX));
+        let mut state = self.state();
+        for worker in workers.iter().filter(|worker| !state.missing.contains(worker)) {
+            tracing::warn!(%worker, "an expected worker is not there: it does not run, or its control socket is gone");
+        }
+        for worker in state.missing.iter().filter(|worker| !workers.contains(worker)) {
+            tracing::info!(%worker, "an expected worker is there");
+        }
+        state.missing = workers.to_vec();
+    }
+
+    /// How long no leader of placement has taken a report; what is new is logged.
+    pub fn placement(&self, silence: Duration) {
+        self.placement_silence.set(silence.as_secs_f64());
+        let unheard = silence > PLACEMENT_SILENCE_MAX;
+        match (std::mem::replace(&mut self.state().unheard, unheard), unheard) {
+            (false, true) => tracing::warn!(
+                silence_s = silence.as_secs_f64(),
+                "no leader of placement takes this site's reports: its lease ends, and nothing is decided for it"
+            ),
+            (true, false) => tracing::info!("a leader of placement takes this site's reports again"),
+            _ => {}
+        }
+    }
+
     /// What must hold for the site to be ready, each with whether it does.
     #[must_use]
     pub fn checks(&self) -> Vec<(&'static str, bool)> {
@@ -503,6 +551,8 @@ impl SiteMetrics {
         let mut checks = vec![
             ("placement and workers were heard", state.synced),
             ("all groups of the site are served", state.serving),
+            (REPORTS_TAKEN, !state.unheard),
+            ("every expected worker is there", state.missing.is_empty()),
             ("every worker answers (within 1.5 s)", state.silent.is_empty()),
             ("every worker has its link to the switch", state.unlinked.is_empty()),
             ("no move waits for a silent site that may have its token", state.waiting.is_empty()),

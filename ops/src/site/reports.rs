@@ -2,8 +2,7 @@
 
 use std::sync::Arc;
 
-use bytes::Bytes;
-use placement::client::{Client, ClientError, REFUSED_PAUSE};
+use placement::client::{Client, ClientError, REFUSED_PAUSE, ReportMessage};
 use placement::core::SiteReport;
 use tokio::sync::mpsc;
 
@@ -13,14 +12,18 @@ use super::prober::Prober;
 const WAITING_MAX: usize = 1;
 
 /// Tells all placement nodes.
-pub struct Reporter(Vec<mpsc::Sender<Bytes>>);
+pub struct Reporter {
+    client: Arc<Client>,
+    /// In the order of the client's members.
+    nodes: Vec<mpsc::Sender<ReportMessage>>,
+}
 
 impl Reporter {
     /// Starts a task per node, each until this is dropped. Must be called inside a tokio runtime.
     #[must_use]
     pub fn start(client: &Arc<Client>, prober: &Arc<Prober>) -> Self {
         let begin = |&member: &u64| {
-            let (sender, mut reports) = mpsc::channel::<Bytes>(WAITING_MAX);
+            let (sender, mut reports) = mpsc::channel::<ReportMessage>(WAITING_MAX);
             let (client, prober) = (client.clone(), prober.clone());
             tokio::spawn(async move {
                 while let Some(report) = reports.recv().await {
@@ -38,14 +41,13 @@ impl Reporter {
             });
             sender
         };
-        Self(client.members().iter().map(begin).collect())
+        Self { nodes: client.members().iter().map(begin).collect(), client: client.clone() }
     }
 
     /// Sends a report to each node that has taken the one before the last; never waits.
     pub fn send(&self, report: SiteReport) {
-        let report = Client::encode_report(report);
-        for node in &self.0 {
-            let _ = node.try_send(report.clone());
+        for (node, message) in self.nodes.iter().zip(self.client.messages(report)) {
+            let _ = node.try_send(message);
         }
     }
 }

@@ -68,6 +68,10 @@ pub struct Shell {
     prober: Arc<Prober>,
     reporter: Reporter,
     fleet: Fleet,
+    /// The workers that the site is not ready without,
+    expected: Vec<WorkerId>,
+    /// or, where they come and go with the load, how many.
+    workers_min: Option<usize>,
 }
 
 /// Runs the agent of a site until the token is cancelled and the moves in hand have ended, or were waited for long
@@ -154,6 +158,8 @@ impl Shell {
             client,
             prober,
             fleet,
+            expected: config.expected.clone(),
+            workers_min: config.elastic.as_ref().map(|elastic| elastic.limits.min),
         }
     }
 
@@ -359,6 +365,14 @@ impl Shell {
         });
     }
 
+    fn missing_workers(&self) -> Vec<WorkerId> {
+        let there = self.agent.connected_workers();
+        if self.workers_min.is_some_and(|min| there.len() >= min) {
+            return Vec::new();
+        }
+        self.expected.iter().copied().filter(|worker| !there.contains(worker)).collect()
+    }
+
     /// Asks the workers for statistics, and tells placement of the last ones. Nothing here waits for anybody.
     fn report(&mut self) {
         self.workers.broadcast(&Request::Stats);
@@ -366,6 +380,8 @@ impl Shell {
         let agent = &self.agent;
         let (silent, unlinked) = (agent.silent_workers(now), agent.unlinked_workers());
         self.metrics.silence(&silent, &unlinked, &agent.waiting_moves(now));
+        self.metrics.missing(&self.missing_workers());
+        self.metrics.placement(self.client.silence());
         let us = |rtt: Duration| u32::try_from(rtt.as_micros()).unwrap_or(u32::MAX);
         // The way to a peer that is no site any more says nothing of the site that has its number now.
         let known = |site: &SiteId| agent.sites().get(site).map(|site| &site.name) == self.names.get(site);

@@ -195,8 +195,13 @@ impl Group {
     }
 
     pub fn client(&self, caller: Caller) -> placement::client::Client {
+        self.client_of(caller, vec![1, 2, 3])
+    }
+
+    /// A client that knows of these nodes only.
+    pub fn client_of(&self, caller: Caller, members: Vec<NodeId>) -> placement::client::Client {
         let wire = ClientWire { caller, wires: self.wires.clone() };
-        placement::client::Client::new(Arc::new(wire), vec![1, 2, 3])
+        placement::client::Client::new(Arc::new(wire), members)
     }
 
     /// Waits until a node that is not cut off leads.

@@ -136,7 +136,7 @@ impl SiteStatus {
             moves_in: moves(|m| m.to, site.id),
             moves_out: moves(|m| m.from, site.id),
             drain: drain::progress(cluster, site.id).map(DrainView::from),
-            problems: problems(site, heard.get(&site.id)),
+            problems: problems(site, owned.get(&site.id).copied().unwrap_or(0), heard.get(&site.id)),
         };
         cluster.sites.values().map(status).collect()
     }
@@ -145,9 +145,18 @@ impl SiteStatus {
 /// A site reports twice a second; one that has not for so long is said to be silent.
 const REPORT_AGE_MAX: Duration = Duration::from_millis(1_500);
 
-fn problems(site: &Site, heard: Option<&Heard>) -> Vec<String> {
-    // A site that was added and has not come yet is no fault, nor is one that this node had no time to hear.
-    let Some(heard) = heard else { return Vec::new() };
+fn problems(site: &Site, groups: u64, heard: Option<&Heard>) -> Vec<String> {
+    let Some(heard) = heard else {
+        // A site that was added and has not come yet is no fault. Nor is one with a lease: its reports may go to other nodes.
+        let lost = !site.alive && groups > 0;
+        return if lost {
+            vec![format!(
+                "no report since this node started; its lease has ended, and it owns groups: {groups}"
+            )]
+        } else {
+            Vec::new()
+        };
+    };
     if heard.age > REPORT_AGE_MAX {
         let lease = if site.alive { "its lease still runs" } else { "its lease has ended" };
         let (age, most) = (heard.age.as_secs_f64(), REPORT_AGE_MAX.as_secs_f64());

@@ -1,6 +1,6 @@
 //! Moves between the workers of the site, for load or because one is to end.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use flow::{Epoch, GroupId, Micros, MoveId, WorkerId};
 use switchctl::OldPath;
@@ -283,6 +283,12 @@ impl Agent {
             .filter(|(_, worker)| worker.up && worker.is_silent(now))
             .map(|(id, _)| *id)
             .collect()
+    }
+
+    /// Workers that there is a connection to.
+    #[must_use]
+    pub fn connected_workers(&self) -> BTreeSet<WorkerId> {
+        self.workers.iter().filter(|(_, worker)| worker.up).map(|(id, _)| *id).collect()
     }
 
     /// Workers that answer and have no link to the switch.
