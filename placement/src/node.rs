@@ -434,6 +434,15 @@ impl Mind {
         }
     }
 
+    fn note_sites(&mut self, cluster: &Cluster) {
+        match self {
+            Self::Leads(brain) => brain.note_sites(cluster),
+            Self::Follows { model, .. } => {
+                model.note_sites(cluster);
+            }
+        }
+    }
+
     fn hear(&mut self, report: &SiteReport, at: Micros) {
         match self {
             Self::Leads(brain) => brain.handle_report(report, at),
@@ -866,7 +875,8 @@ impl Node {
     }
 
     /// Time since a quorum answered the leader. A follower counts what the leader said of it, and the time since.
-    fn quorum_age(&self) -> Option<Duration> {
+    #[must_use]
+    pub fn quorum_age(&self) -> Option<Duration> {
         if let Some(age) = self.inner.ledger.quorum_ack() {
             return Some(age);
         }
@@ -877,8 +887,9 @@ impl Node {
         })
     }
 
-    /// Whether a quorum answered the leader lately, as far as this node knows.
-    fn has_quorum(&self) -> bool {
+    /// Whether a quorum answered the leader lately, as far as this node knows. Without one what it has may be old.
+    #[must_use]
+    pub fn has_quorum(&self) -> bool {
         self.quorum_age().is_some_and(|age| age <= self.inner.quorum_age_max)
     }
 
@@ -1392,6 +1403,7 @@ impl Node {
 
     /// With the mind held, so that nothing is heard of a site behind the look at which sites there are.
     fn hear(&self, mind: &mut Mind, said: &Said) {
+        self.inner.shared.look(|cluster| mind.note_sites(cluster));
         if self.holds(said) {
             mind.hear(&said.report, said.at);
         }

@@ -65,6 +65,45 @@ async fn a_report_does_not_wait_for_a_busy_mind_and_is_heard_afterwards() {
     panic!("nobody takes the reports that wait");
 }
 
+fn site(id: u8) -> Command {
+    Command::PutSite(crate::core::SiteSpec {
+        id: SiteId(id),
+        name: format!("site-{id}"),
+        latitude: None,
+        longitude: None,
+        endpoint: "[::1]:9".into(),
+        capacity_pps: 1_000,
+        capacity_flows: None,
+        capacity_bps: None,
+        failure_domain: None,
+    })
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_heard_of_a_site_before_the_leader_has_looked_again_is_not_forgotten() {
+    let dir = TempDir::new().unwrap();
+    let node = leader(&dir, &Arc::default()).await;
+    node.propose("alice", site(1)).await.unwrap();
+    node.wishes();
+    let seen = crate::core::GroupReport {
+        group: "1:100.64.0.0/24".parse().unwrap(),
+        packets_per_s: 100,
+        flows: 1,
+        bits_per_s: 0,
+        inside_ingress: vec![(SiteId(2), 1)],
+        outside_ingress: Vec::new(),
+        remote_rtt_us: None,
+    };
+    let group = seen.group;
+    let report = SiteReport { site: SiteId(1), groups: vec![seen], ..SiteReport::default() };
+    node.propose("alice", site(2)).await.unwrap();
+    node.report(&Caller::Site("site-1".into()), Box::new(report)).unwrap();
+    node.wishes();
+    let mind = lock(&node.inner.mind);
+    let demand = mind.leader().and_then(|brain| brain.model().demand(&group)).unwrap();
+    assert!(demand.inside.contains_key(&SiteId(2)), "{demand:?}");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_whose_disk_is_full_stops_for_good_and_says_why() {
     let dir = TempDir::new().unwrap();

@@ -103,6 +103,11 @@ impl Shared {
         self.read().cluster.site_named(name).map(|site| site.id)
     }
 
+    /// A short look at the state, which entries wait for: to compare, not to compute. Holds no copy.
+    pub(crate) fn look<T>(&self, at: impl FnOnce(&Cluster) -> T) -> T {
+        at(&self.read().cluster)
+    }
+
     /// Whether the site with this number has this name.
     pub(crate) fn is_site(&self, id: SiteId, name: &str) -> bool {
         self.read().cluster.sites.get(&id).is_some_and(|site| site.name == name)

@@ -178,10 +178,16 @@ impl Brain {
         probes
     }
 
+    /// Looks which sites there are: see [`Model::note_sites`]. To be called before reports are heard, or a site that was added since the
+    /// last look is forgotten again with the next.
+    pub fn note_sites(&mut self, cluster: &Cluster) {
+        self.model.note_sites(cluster).into_iter().for_each(|site| self.forget_site(site));
+    }
+
     /// What the leader wants now. Work is bounded by the number of sites and moves, once per round by that of the groups that differ from
     /// what they were, beside a look at each, and in every eighth round or so by that of all groups.
     pub fn poll(&mut self, cluster: &Cluster, now: Micros) -> Vec<Command> {
-        self.model.note_sites(cluster).into_iter().for_each(|site| self.forget_site(site));
+        self.note_sites(cluster);
         let mut commands = self.leases(cluster, now);
         self.remember_moves(cluster, now);
         for present in cluster.moves.values() {
