@@ -753,9 +753,17 @@ async fn a_node_without_a_leader_says_so() {
     assert_eq!(world.get("/v1/policy?consistency=stale").await.status, 200);
     assert_eq!(world.cli("raft status").await, Exit::Degraded);
     assert_eq!(world.cli("site get ams").await, Exit::Degraded);
+    for list in ["site list", "group list", "service list", "move list", "audit list"] {
+        assert_eq!(world.cli(list).await, Exit::Degraded, "{list}: it may be old");
+    }
+    let shown = world.get("/v1/sites").await;
+    assert_eq!((shown.status.as_u16(), &shown.headers["limosa-quorum"]), (200, &"no".parse().unwrap()));
     let other = World::new().await;
-    let both = format!("--api {},{} site get ams", world.base, other.base);
-    assert_eq!(run(&both).await, Exit::Done, "the next node is asked");
+    for verb in ["site get ams", "group list"] {
+        let both = format!("--api {},{} {verb}", world.base, other.base);
+        assert_eq!(run(&both).await, Exit::Done, "the next node is asked");
+    }
+    assert_eq!(other.get("/v1/sites").await.headers["limosa-quorum"], "yes");
 }
 
 #[tokio::test]

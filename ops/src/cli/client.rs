@@ -2,14 +2,16 @@
 
 use std::error::Error;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use reqwest::header::HeaderMap;
 use reqwest::{Method, StatusCode, Url};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::{Exit, Failure};
-use crate::placement::api::ProblemBody;
+use crate::placement::api::{ProblemBody, QUORUM_AGE_HEADER, QUORUM_HEADER};
 
 /// Longest wait for a connection: a node that is gone should not hold up the next.
 const CONNECT_BOUND: Duration = Duration::from_secs(2);
@@ -21,6 +23,8 @@ pub(super) struct Client {
     /// The one that answered last.
     present: AtomicUsize,
     timeout: Duration,
+    /// Why the last answer that may be old may be so.
+    old: Mutex<Option<String>>,
 }
 
 /// An answer.
@@ -30,6 +34,8 @@ pub(super) struct Answer {
     pub(super) body: Value,
     /// The ETag.
     pub(super) tag: Option<String>,
+    /// Why it may be old, if it may.
+    old: Option<String>,
 }
 
 impl Answer {
@@ -84,6 +90,11 @@ impl Ask {
         self
     }
 
+    /// Whether an old answer is worth less than another node's. What a node says of itself is never old.
+    fn judges_age(&self) -> bool {
+        self.method == Method::GET && self.path.first().is_none_or(|noun| noun != "raft")
+    }
+
     fn url(&self, base: &Url) -> Url {
         let mut url = base.clone();
         if let Ok(mut segments) = url.path_segments_mut() {
@@ -114,16 +125,20 @@ impl Client {
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         let http = reqwest::Client::builder().no_proxy().connect_timeout(CONNECT_BOUND).build();
         let http = http.map_err(|error| Failure::new(Exit::Error, format!("no HTTP client: {error}")))?;
-        Ok(Self { http, bases, present: AtomicUsize::new(0), timeout })
+        Ok(Self { http, bases, present: AtomicUsize::new(0), timeout, old: Mutex::default() })
     }
 
-    /// Asks the node that answered last, then the others.
+    /// Asks the node that answered last, then the others; one whose answer may be old only if no other has a newer one.
     pub(super) async fn send(&self, ask: Ask) -> Result<Answer, Failure> {
         let first = self.present.load(Ordering::Relaxed);
         let mut worst: Option<Failure> = None;
+        let mut old: Option<(usize, Answer)> = None;
         for n in 0..self.bases.len() {
             let at = (first + n) % self.bases.len();
             match self.send_to(&self.bases[at], &ask).await {
+                Ok(answer) if answer.old.is_some() && ask.judges_age() => {
+                    old.get_or_insert((at, answer));
+                }
                 Ok(answer) => {
                     self.present.store(at, Ordering::Relaxed);
                     return Ok(answer);
@@ -137,7 +152,17 @@ impl Client {
                 }
             }
         }
+        if let Some((at, answer)) = old {
+            self.present.store(at, Ordering::Relaxed);
+            *self.old.lock().unwrap_or_else(PoisonError::into_inner) = answer.old.clone();
+            return Ok(answer);
+        }
         Err(worst.unwrap_or_else(|| Failure::usage("--api names no node: give at least one URL")))
+    }
+
+    /// Why what was shown may be old, if it may.
+    pub(super) fn old(&self) -> Option<String> {
+        self.old.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     async fn send_to(&self, base: &Url, ask: &Ask) -> Result<Answer, Miss> {
@@ -154,6 +179,7 @@ impl Client {
         let response = request.send().await.map_err(|error| self.miss(base, &error))?;
         let status = response.status();
         let tag = response.headers().get("etag").and_then(|tag| tag.to_str().ok()).map(str::to_owned);
+        let old = old(base, response.headers());
         let bytes = response.bytes().await.map_err(|error| self.miss(base, &error))?;
         if status.is_success() {
             let body = if bytes.is_empty() { Ok(Value::Null) } else { serde_json::from_slice(&bytes) };
@@ -161,7 +187,7 @@ impl Client {
                 let message = format!("{base} gives no JSON: {error}; is it the API of a placement node?");
                 Miss::Final(Failure::new(Exit::Error, message))
             })?;
-            return Ok(Answer { body, tag });
+            return Ok(Answer { body, tag, old });
         }
         Err(refusal(base, status, &bytes))
     }
@@ -181,6 +207,19 @@ impl Client {
         );
         Miss::Next(Failure::new(Exit::Error, message))
     }
+}
+
+/// Why an answer may be old.
+fn old(base: &Url, headers: &HeaderMap) -> Option<String> {
+    let text = |name| headers.get(name).and_then(|value| value.to_str().ok());
+    if text(QUORUM_HEADER) != Some("no") {
+        return None;
+    }
+    let age = text(QUORUM_AGE_HEADER).and_then(|age| age.parse::<u64>().ok());
+    let since = age.map_or_else(String::new, |ms| format!(" for {:.1} s", ms as f64 / 1e3));
+    Some(format!(
+        "{base} has heard of no majority of the placement nodes{since}: what it shows may be old (`limosa raft status`)"
+    ))
 }
 
 fn refusal(base: &Url, status: StatusCode, body: &[u8]) -> Miss {

@@ -155,7 +155,7 @@ async fn dispatch(noun: Noun, options: &Options) -> Result<Exit, Failure> {
         client: Client::new(&options.api, options.timeout)?,
         output: Output { format: options.output, headers: !options.no_headers },
     };
-    match noun {
+    let exit = match noun {
         Noun::Site(verb) => site::run(verb, &context).await,
         Noun::Service(verb) => service::run(verb, &context).await,
         Noun::Group(verb) => group::run(verb, &context).await,
@@ -165,6 +165,10 @@ async fn dispatch(noun: Noun, options: &Options) -> Result<Exit, Failure> {
         Noun::Switch(verb) => switch::run(verb, &context, options).await,
         Noun::Raft(verb) => raft::run(verb, &context).await,
         Noun::Audit(verb) => policy::audit(verb, &context).await,
+    }?;
+    match context.client.old().filter(|_| exit == Exit::Done) {
+        Some(why) => Err(Failure::new(Exit::Degraded, why)),
+        None => Ok(exit),
     }
 }
 

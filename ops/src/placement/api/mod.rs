@@ -5,7 +5,8 @@
 //! the listener is an operator; the name for the audit log (`Limosa-Actor`) is taken on trust.
 //!
 //! Any node answers: writes and up-to-date reads go by way of the leader. What only the leader can do gives 503
-//! and names it. `Limosa-Revision` is the revision that an answer shows. Every write may be repeated.
+//! and names it. `Limosa-Revision` is the revision that an answer shows; `Limosa-Quorum` (`yes` or `no`) and
+//! `Limosa-Quorum-Age-Ms` say whether the node heard of a majority lately, without which it may be old. Every write may be repeated.
 
 pub mod assess;
 pub mod config;
@@ -22,11 +23,12 @@ pub mod whatif;
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context;
 use axum::Router;
-use axum::extract::{DefaultBodyLimit, Request};
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::extract::{DefaultBodyLimit, Request, State};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use placement::core::{Cluster, Command, Proposal, Site};
@@ -181,6 +183,7 @@ pub fn router(
     let (router, description) = parts();
     let description = description.to_pretty_json()?;
     let api = Arc::new(Api { node, replays: moves::Replays::default(), description, stops, registry });
+    let dated = axum::middleware::from_fn_with_state(api.clone(), date);
     Ok(router
         .fallback(|| async { Problem::not_found("there is no such path: see /v1/openapi.json") })
         .method_not_allowed_fallback(|| async {
@@ -188,8 +191,29 @@ pub fn router(
             Problem::new(StatusCode::METHOD_NOT_ALLOWED, detail)
         })
         .layer(DefaultBodyLimit::max(BODY_LEN_MAX))
+        .layer(dated)
         .layer(axum::middleware::from_fn(guard))
         .with_state(api))
+}
+
+/// Whether the node had a quorum when it answered: `yes` or `no`. Without one the state may be old.
+pub const QUORUM_HEADER: &str = "limosa-quorum";
+/// Milliseconds since a quorum answered the leader, if that is known.
+pub const QUORUM_AGE_HEADER: &str = "limosa-quorum-age-ms";
+
+/// Says with each answer how old what it rests on may be.
+async fn date(State(api): State<Arc<Api>>, request: Request, next: Next) -> Response {
+    let mut response = next.run(request).await;
+    let quorum = if api.node.has_quorum() { "yes" } else { "no" };
+    response.headers_mut().insert(QUORUM_HEADER, HeaderValue::from_static(quorum));
+    if let Some(age) = api.node.quorum_age() {
+        response.headers_mut().insert(QUORUM_AGE_HEADER, HeaderValue::from(millis(age)));
+    }
+    response
+}
+
+fn millis(age: Duration) -> u64 {
+    u64::try_from(age.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Turns away what comes from web pages: they can reach loopback, and there is no authentication. A page's writes
