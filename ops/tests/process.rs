@@ -485,7 +485,10 @@ async fn remove_a_rule(socket: PathBuf) {
                 handle.set_rules(Arc::new(kept), 1);
             }
             SwitchEvent::InForce { tag: 1, changes } => return assert_eq!(changes, 1),
-            SwitchEvent::InForce { .. } | SwitchEvent::Disconnected => {}
+            SwitchEvent::InForce { .. }
+            | SwitchEvent::Disconnected
+            | SwitchEvent::Silent(_)
+            | SwitchEvent::Answering => {}
             SwitchEvent::Error(error) => panic!("{error}"),
         }
     }

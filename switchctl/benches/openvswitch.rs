@@ -55,7 +55,11 @@ impl Driven {
                     return (began.elapsed(), changes);
                 }
                 SwitchEvent::Error(error) => panic!("{error}"),
-                SwitchEvent::Connected { .. } | SwitchEvent::Disconnected | SwitchEvent::InForce { .. } => {}
+                SwitchEvent::Connected { .. }
+                | SwitchEvent::Disconnected
+                | SwitchEvent::InForce { .. }
+                | SwitchEvent::Silent(_)
+                | SwitchEvent::Answering => {}
             }
         }
     }

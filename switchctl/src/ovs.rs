@@ -22,8 +22,8 @@ pub enum OvsError {
     #[error("{0} cannot be reached: {1}")]
     Unreachable(String, io::Error),
     /// It took too long.
-    #[error("no answer within {} s", ANSWER_BOUND.as_secs())]
-    Timeout,
+    #[error("no answer within {} ms", .0.as_millis())]
+    Timeout(Duration),
     /// It does not speak JSON-RPC. The address is that of something else.
     #[error(transparent)]
     Rpc(#[from] JsonRpcError),
@@ -59,7 +59,7 @@ impl Channel {
     /// Asks, and waits for the answer within a bound.
     pub(crate) async fn call(&mut self, method: &str, params: &Value) -> Result<Value, OvsError> {
         let answered = tokio::time::timeout(ANSWER_BOUND, self.call_unbounded(method, params)).await;
-        answered.unwrap_or(Err(OvsError::Timeout))
+        answered.unwrap_or(Err(OvsError::Timeout(ANSWER_BOUND)))
     }
 
     async fn call_unbounded(&mut self, method: &str, params: &Value) -> Result<Value, OvsError> {

@@ -84,6 +84,11 @@ pub enum SwitchEvent {
     },
     /// The switch is gone; it keeps its rules, and the session tries to connect again.
     Disconnected,
+    /// Nothing was heard of the switch for so long, though it was asked: it is stopped, or hangs. Told at
+    /// [`SILENCE_BOUND`](crate::core::driver::SILENCE_BOUND) and again twice a second, until it answers or is disconnected.
+    Silent(Duration),
+    /// A switch that was silent answers again.
+    Answering,
     /// The datapath follows the rules with this tag, and so all that were set before.
     InForce {
         /// As it was set.
@@ -396,7 +401,15 @@ impl Session {
                     None => return Left::Unwanted,
                 },
                 Some(number) = self.settled.1.recv() => self.driver.handle_settled(number, self.now()),
-                () = tokio::time::sleep_until(wake) => self.driver.handle_timeout(self.now()),
+                () = tokio::time::sleep_until(wake) => {
+                    // What has come counts before time does: this process may have stood still itself.
+                    match tokio::time::timeout(Duration::ZERO, reader.read_buf(&mut input)).await {
+                        Ok(Ok(1..)) => if self.received(&mut input).is_err() { return Left::Lost },
+                        Ok(Ok(0) | Err(_)) => return Left::Lost,
+                        Err(_) => {}
+                    }
+                    self.driver.handle_timeout(self.now());
+                }
             }
         }
     }
@@ -444,6 +457,8 @@ impl Session {
         let event = match event {
             Event::Connected { datapath, rules } => SwitchEvent::Connected { datapath, rules },
             Event::Disconnected => SwitchEvent::Disconnected,
+            Event::Silent(span) => SwitchEvent::Silent(Duration::from_micros(span.0)),
+            Event::Answering => SwitchEvent::Answering,
             Event::InForce { tag, changes } => SwitchEvent::InForce { tag, changes },
             Event::Error(error) => SwitchEvent::Error(error),
             Event::Answer(id, answer) => {

@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use flow::Micros;
-use switchctl::core::driver::{Driver, DriverError, Event, Output, Proof, QueryId};
+use switchctl::core::driver::{Driver, DriverError, Event, Output, Proof, QueryId, SILENCE_BOUND};
 use switchctl::core::rules::PacketIn;
 use switchctl::ofp::{BundleControl, Command, FlowStats, Message, Reply};
 use switchctl::{Action, Match, PacketOut, PortNo, Rule, RuleKey, RuleSet};
@@ -141,9 +141,14 @@ fn a_refused_change_discards_the_bundle_and_is_tried_again_from_what_the_switch_
     assert_eq!(sent, ["DiscardRequest"]);
     answer(&mut driver, discard, BundleControl::DiscardReply);
     assert_eq!(names(&outputs(&mut driver)).0, ["refused 5"]);
+    let echo = driver.poll_timeout().unwrap();
+    driver.handle_timeout(echo);
+    let (sent, xid) = names(&outputs(&mut driver));
+    assert_eq!(sent, ["EchoRequest([])"], "the switch is asked whether it is there meanwhile");
+    driver.handle_message(xid, Message::EchoReply(Vec::new()), echo);
     let retry = driver.poll_timeout().unwrap();
     driver.handle_timeout(retry);
-    assert_eq!(names(&outputs(&mut driver)).0, ["read"]);
+    assert!(names(&outputs(&mut driver)).0.contains(&"read".to_owned()));
 }
 
 #[test]
@@ -240,9 +245,66 @@ fn a_silent_switch_is_asked_once_and_then_left() {
     let ask = driver.poll_timeout().unwrap();
     driver.handle_timeout(ask);
     assert_eq!(names(&outputs(&mut driver)).0, ["EchoRequest([])"]);
-    let leave = driver.poll_timeout().unwrap();
-    driver.handle_timeout(leave);
-    assert_eq!(outputs(&mut driver).pop(), Some(Output::Close));
+    let mut last = None;
+    while last != Some(Output::Close) {
+        let next = driver.poll_timeout().unwrap();
+        assert!(next.0 < 11_000_000, "a silent switch is left in the end");
+        driver.handle_timeout(next);
+        last = outputs(&mut driver).pop();
+    }
+}
+
+/// Lets time pass up to `until` for a switch that says nothing; gives what was told, and when.
+fn silence(driver: &mut Driver, until: Micros) -> Vec<(Micros, Event)> {
+    let mut told = Vec::new();
+    while let Some(at) = driver.poll_timeout().filter(|at| *at <= until) {
+        driver.handle_timeout(at);
+        told.extend(outputs(driver).into_iter().filter_map(|output| match output {
+            Output::Event(event) => Some((at, event)),
+            _ => None,
+        }));
+    }
+    told
+}
+
+#[test]
+fn a_switch_that_is_silent_is_said_to_be_within_the_bound_and_to_answer_at_its_next_word() {
+    assert!(SILENCE_BOUND < Micros(2_000_000));
+    let mut driver = Driver::default();
+    connect(&mut driver, &RuleSet::new());
+    outputs(&mut driver);
+    let told = silence(&mut driver, Micros(2_600_000));
+    let spans: Vec<_> = [1_500_000, 2_000_000, 2_500_000]
+        .map(|span| (Micros(span), Event::Silent(Micros(span))))
+        .into_iter()
+        .collect();
+    assert_eq!(told, spans, "at the bound, and again twice a second");
+    driver.handle_message(9, Message::EchoReply(Vec::new()), Micros(2_600_000));
+    assert_eq!(outputs(&mut driver), [Output::Event(Event::Answering)]);
+    // One that owes an answer is no other: that it is waited for longer does not hide that it is silent.
+    driver.set_rules(rules(&[1]), 5, Micros(2_700_000));
+    outputs(&mut driver);
+    let told = silence(&mut driver, Micros(4_200_000));
+    assert_eq!(told, [(Micros(4_100_000), Event::Silent(SILENCE_BOUND))]);
+    // With the connection its silence ends.
+    driver.handle_disconnected();
+    assert_eq!(names(&outputs(&mut driver)).0, ["disconnected"]);
+    connect(&mut driver, &RuleSet::new());
+    assert!(!names(&outputs(&mut driver)).0.contains(&"Answering".to_owned()));
+}
+
+#[test]
+fn a_switch_that_was_not_asked_is_not_silent() {
+    let mut driver = Driver::default();
+    connect(&mut driver, &RuleSet::new());
+    outputs(&mut driver);
+    // The driver stood still for a minute: it asks now, and waits for the answer from now on.
+    let late = Micros(60_000_000);
+    driver.handle_timeout(late);
+    assert_eq!(names(&outputs(&mut driver)).0, ["EchoRequest([])"]);
+    assert_eq!(silence(&mut driver, late.plus(Micros(900_000))), []);
+    driver.handle_message(9, Message::EchoReply(Vec::new()), late.plus(Micros(900_000)));
+    assert_eq!(outputs(&mut driver), []);
 }
 
 #[test]
@@ -363,7 +425,11 @@ fn probes_that_never_come_back_are_an_error_and_the_rules_count_late_rather_than
     let mut driver = committed(PROBE, None);
     let mut said = Vec::new();
     for _ in 0..5_000 {
-        said.extend(names(&outputs(&mut driver)).0.into_iter().filter(|name| !name.starts_with("packet")));
+        said.extend(
+            names(&outputs(&mut driver)).0.into_iter().filter(|name| {
+                !["packet", "EchoRequest", "Silent"].iter().any(|other| name.starts_with(other))
+            }),
+        );
         let Some(at) = driver.poll_timeout() else { break };
         driver.handle_timeout(at);
         if said.iter().any(|name| name.starts_with("in force")) {

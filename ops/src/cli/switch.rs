@@ -100,7 +100,7 @@ async fn setup(site: &Site, dry_run: bool, context: &Context) -> Result<Exit, Fa
 
 fn refused(error: &OvsError) -> Failure {
     let exit = match error {
-        OvsError::Timeout => Exit::Timeout,
+        OvsError::Timeout(_) => Exit::Timeout,
         OvsError::Database(switchctl::core::ovsdb::OvsdbError::Elsewhere { .. }) => Exit::Conflict,
         OvsError::Unreachable(..) | OvsError::Rpc(_) | OvsError::Refused { .. } | OvsError::Database(_) => {
             Exit::Error
@@ -124,7 +124,10 @@ async fn rules(config: &SiteConfig, context: &Context, options: &Options) -> Res
                 SwitchEvent::Error(error) => {
                     return Err(Failure::new(Exit::Error, format!("{address}: {error}")));
                 }
-                SwitchEvent::Disconnected | SwitchEvent::InForce { .. } => {}
+                SwitchEvent::Disconnected
+                | SwitchEvent::InForce { .. }
+                | SwitchEvent::Silent(_)
+                | SwitchEvent::Answering => {}
             }
         }
         Err(Failure::new(Exit::Error, format!("{address}: the connection ended")))

@@ -88,7 +88,9 @@ fn told_workers(workers: &SharedPage) -> Response {
 
 fn ready(metrics: &SiteMetrics) -> (StatusCode, String) {
     let checks = metrics.checks();
-    let line = |(what, holds): &(&str, bool)| format!("[{}] {what}\n", if *holds { '+' } else { '-' });
+    let line = |(what, holds): &(&str, bool)| {
+        if *holds { format!("[+] {what}\n") } else { format!("[-] {}\n", metrics.describe(what)) }
+    };
     let text = checks.iter().map(line).collect();
     let all = checks.iter().all(|(_, holds)| *holds);
     (if all { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, text)

@@ -11,6 +11,7 @@ use placement::core::{
     ClientRtt, GroupReport, GroupTalk, PeerRtt, REPORT_WAYS_MAX, ServerRtt, SiteReport, TALK_LEN_MAX,
 };
 use prometheus::{Gauge, GaugeVec, IntCounter, IntGauge, IntGaugeVec, Opts, Registry};
+use switchctl::core::driver::SILENCE_BOUND;
 use switchctl::ofp::{PortStats, TableStats};
 use switchctl::session::SwitchEvent;
 
@@ -29,6 +30,10 @@ const WAYS_MAX: usize = 2 * REPORT_WAYS_MAX;
 const TALKS_MAX: usize = 16_384;
 /// Server prefixes of one of them; the report has those with the most handshakes.
 const TALK_SERVERS_MAX: usize = 64;
+
+/// The check of the readiness that fails while the switch is silent, with the bound of [`SILENCE_BOUND`].
+const SWITCH_ANSWERS: &str = "the switch answers (within 1.5 s)";
+const _: () = assert!(SILENCE_BOUND.0 == 1_500_000);
 
 /// Counters and gauges of one agent.
 pub struct SiteMetrics {
@@ -51,6 +56,7 @@ pub struct SiteMetrics {
     placement_silence: Gauge,
     hold_max: Gauge,
     switch_connected: IntGauge,
+    switch_silent: Gauge,
     switch_errors: IntCounter,
     rule_changes: IntCounter,
     rules: IntGauge,
@@ -96,6 +102,8 @@ struct State {
     serving: bool,
     in_force: bool,
     connected: bool,
+    /// For how long nothing was heard of the switch, once that is too long.
+    switch_silent: Option<Duration>,
     /// Whether the fail mode is secure, where it is looked at.
     fail_mode: Option<bool>,
     local_moves: Vec<super::core::LocalMove>,
@@ -221,6 +229,11 @@ impl SiteMetrics {
             "Time since a leader of placement took a report of this site",
         )?;
         registry.register(Box::new(placement_silence.clone()))?;
+        let switch_silent = Gauge::new(
+            "limosa_switch_silent_seconds",
+            "For how long a connected switch has been silent though it was asked; 0 while it answers",
+        )?;
+        registry.register(Box::new(switch_silent.clone()))?;
         let build =
             IntGaugeVec::new(Opts::new("limosa_build_info", "Version of this process"), &["version"])?;
         build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
@@ -296,6 +309,7 @@ impl SiteMetrics {
             groups: single("limosa_groups", "Groups that have a worker at this site")?,
             revision: single("limosa_config_revision", "Revision of placement that the agent follows")?,
             hold_max,
+            switch_silent,
             registry,
             state: Mutex::default(),
         })
@@ -334,6 +348,8 @@ impl SiteMetrics {
         match event {
             SwitchEvent::Connected { .. } => self.set_connected(true),
             SwitchEvent::Disconnected => self.set_connected(false),
+            SwitchEvent::Silent(span) => self.set_silent(Some(*span)),
+            SwitchEvent::Answering => self.set_silent(None),
             SwitchEvent::InForce { changes, .. } => self.rule_changes.inc_by(*changes as u64),
             SwitchEvent::Error(_) => self.switch_errors.inc(),
         }
@@ -342,6 +358,32 @@ impl SiteMetrics {
     fn set_connected(&self, connected: bool) {
         self.switch_connected.set(connected.into());
         self.state().connected = connected;
+        // Of a connection that is gone nothing is expected, and a new one has just answered.
+        self.set_silent(None);
+    }
+
+    fn set_silent(&self, silent: Option<Duration>) {
+        self.switch_silent.set(silent.unwrap_or_default().as_secs_f64());
+        let before = std::mem::replace(&mut self.state().switch_silent, silent);
+        match (before, silent) {
+            (None, Some(span)) => {
+                let ms = span.as_millis();
+                tracing::warn!(ms, "the switch is silent though it was asked: it is stopped, or hangs");
+            }
+            (Some(_), None) => tracing::info!("the switch answers again, or its connection ended"),
+            _ => {}
+        }
+    }
+
+    /// A check that fails, with what is known of it.
+    #[must_use]
+    pub fn describe(&self, check: &str) -> String {
+        match self.state().switch_silent {
+            Some(span) if check == SWITCH_ANSWERS => {
+                format!("{check}: switch silent for {} ms", span.as_millis())
+            }
+            _ => check.to_owned(),
+        }
     }
 
     /// Takes a comparison of all rules.
@@ -400,11 +442,11 @@ impl SiteMetrics {
         }
         let told = |check: &(&str, bool)| !check.1 && check.0 != REPORTS_TAKEN;
         let failing: Vec<_> = self.checks().into_iter().filter(told).map(|(check, _)| check).collect();
-        let mut state = self.state();
+        let before = std::mem::replace(&mut self.state().failing, failing.clone());
         // What fails for a moment, as the newest rules do with every move, is no problem.
-        let lasting = failing.iter().filter(|check| state.failing.contains(check));
-        let problems = lasting.map(|check| format!("not ready: {check}")).collect();
-        state.failing = failing;
+        let lasting = failing.iter().filter(|check| before.contains(check));
+        let problems = lasting.map(|check| format!("not ready: {}", self.describe(check))).collect();
+        let mut state = self.state();
         let per_s = |count: u64| count * 1_000 / u64::try_from(interval.as_millis().max(1)).unwrap_or(1);
         let groups: Vec<_> = agent
             .loads()
@@ -557,6 +599,7 @@ impl SiteMetrics {
             ("every worker has its link to the switch", state.unlinked.is_empty()),
             ("no move waits for a silent site that may have its token", state.waiting.is_empty()),
             ("the switch is connected", state.connected),
+            (SWITCH_ANSWERS, state.switch_silent.is_none()),
             ("the switch follows the newest rules", state.in_force),
         ];
         checks.extend(
@@ -648,6 +691,31 @@ mod tests {
             "{text}"
         );
         assert!(!text.contains(r#"table="1""#), "{text}");
+    }
+
+    #[test]
+    fn a_switch_that_is_silent_is_said_with_how_long() {
+        let metrics = SiteMetrics::new("ams").unwrap();
+        let failing = || {
+            let checks = metrics.checks().into_iter().filter(|(_, holds)| !holds);
+            checks.map(|(check, _)| metrics.describe(check)).filter(|check| check.contains("answers"))
+        };
+        let silent_s = |value: &str| {
+            let line = format!("limosa_switch_silent_seconds{{site=\"ams\"}} {value}");
+            metrics.text().lines().any(|told| told == line)
+        };
+        metrics.switch(&SwitchEvent::Connected { datapath: 1, rules: 0 });
+        assert_eq!(failing().count(), 0);
+        assert!(silent_s("0"));
+        metrics.switch(&SwitchEvent::Silent(Duration::from_millis(2_500)));
+        let told: Vec<_> = failing().collect();
+        assert_eq!(told, ["the switch answers (within 1.5 s): switch silent for 2500 ms"]);
+        assert!(silent_s("2.5"));
+        metrics.switch(&SwitchEvent::Answering);
+        assert!(failing().count() == 0 && silent_s("0"));
+        metrics.switch(&SwitchEvent::Silent(Duration::from_millis(2_500)));
+        metrics.switch(&SwitchEvent::Disconnected);
+        assert!(failing().count() == 0 && silent_s("0"));
     }
 
     #[test]

@@ -421,6 +421,8 @@ async fn watch_switch(
             SwitchEvent::Connected { rules, .. } => tracing::info!(rules, "the switch is there"),
             SwitchEvent::Disconnected => tracing::warn!("the switch is gone; it keeps its rules"),
             SwitchEvent::Error(error) => tracing::warn!(%error, "the switch refused"),
+            // Said where it is kept for the readiness.
+            SwitchEvent::Silent(_) | SwitchEvent::Answering => {}
         }
     }
 }

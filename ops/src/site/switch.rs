@@ -13,9 +13,11 @@ use super::metrics::SiteMetrics;
 use crate::config::OpenVswitch;
 
 /// Between two looks at the fail mode.
-const FAIL_MODE_INTERVAL: Duration = Duration::from_secs(2);
+const FAIL_MODE_INTERVAL: Duration = Duration::from_secs(1);
+/// How long one look may take: a database that hangs is known for one within two seconds. It answers in milliseconds.
+const FAIL_MODE_BOUND: Duration = Duration::from_secs(1);
 /// The fail mode is complained about again after so many looks.
-const COMPLAIN_EVERY: u32 = 30;
+const COMPLAIN_EVERY: u32 = 60;
 /// Before a comparison is tried again that the switch did not answer.
 const DRIFT_RETRY: Duration = Duration::from_secs(1);
 /// Between two looks at the counters of tables and ports.
@@ -275,6 +277,15 @@ async fn fail_mode(
     target: &SwitchAddr,
     bridge: &str,
 ) -> Result<Option<FailMode>, OvsError> {
+    let found = tokio::time::timeout(FAIL_MODE_BOUND, read_fail_mode(database, target, bridge)).await;
+    found.unwrap_or(Err(OvsError::Timeout(FAIL_MODE_BOUND)))
+}
+
+async fn read_fail_mode(
+    database: &mut Option<Database>,
+    target: &SwitchAddr,
+    bridge: &str,
+) -> Result<Option<FailMode>, OvsError> {
     let database = match database {
         Some(database) => database,
         None => database.insert(Database::connect(target).await?),
@@ -303,6 +314,16 @@ fn compare(present: &RuleSet, wanted: &RuleSet) -> Differences {
 mod tests {
     use super::*;
     use switchctl::{Action, Match, PortNo};
+
+    #[tokio::test]
+    async fn a_database_that_hangs_is_known_for_one_within_two_seconds() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("db.sock");
+        let _listens = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        let found = fail_mode(&mut None, &SwitchAddr::Unix(path), "br0").await;
+        assert!(matches!(found, Err(OvsError::Timeout(FAIL_MODE_BOUND))), "{found:?}");
+        assert!(FAIL_MODE_INTERVAL + FAIL_MODE_BOUND <= Duration::from_secs(2));
+    }
 
     #[test]
     fn drift_is_told_by_what_is_wrong_with_a_rule() {

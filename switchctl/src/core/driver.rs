@@ -29,8 +29,15 @@ use crate::ofp::{
 
 /// How long the switch may be silent while it owes an answer. A bundle of 100,000 rules takes below a second.
 const ANSWER_TIMEOUT: Micros = Micros(10_000_000);
-/// How long a quiet connection is trusted before the switch is asked whether it is there.
-const ECHO_INTERVAL: Micros = Micros(5_000_000);
+/// How long a quiet connection is trusted before the switch is asked whether it is there: an echo costs it microseconds,
+/// and a switch that hangs is to be known within two seconds.
+const ECHO_INTERVAL: Micros = Micros(500_000);
+/// How long an echo may be unanswered before the switch counts as silent. The main thread of `ovs-vswitchd` answers it
+/// between other work, of which a bundle of 100,000 rules is the longest and takes below a second. Nothing but the
+/// event comes of it: the connection is given up much later, since a new one costs all rules to be read.
+const ECHO_BOUND: Micros = Micros(1_000_000);
+/// How long nothing is heard of a switch before [`Event::Silent`] says so.
+pub const SILENCE_BOUND: Micros = Micros(ECHO_INTERVAL.0 + ECHO_BOUND.0);
 /// When a refused set of rules is tried again, with the switch's rules read anew.
 const RETRY_DELAY: Micros = Micros(1_000_000);
 /// Packets that wait for rules; more are dropped, the newest first, and reported.
@@ -186,6 +193,11 @@ pub enum Event {
     },
     /// The switch is gone; it keeps its rules.
     Disconnected,
+    /// Nothing was heard of a connected switch for so long, though it was asked. Told at [`SILENCE_BOUND`], and again twice a
+    /// second until [`Event::Answering`] or [`Event::Disconnected`].
+    Silent(Micros),
+    /// A switch that was silent is heard again.
+    Answering,
     /// The datapath follows the rules with this tag, and so all that were set before.
     InForce {
         /// As it was set.
@@ -314,7 +326,12 @@ pub struct Driver {
     next_bundle: u32,
     next_settle: u64,
     heard_at: Micros,
-    echo_sent: bool,
+    /// Since when the switch owes an answer, if it does.
+    owes_since: Micros,
+    /// When it was asked whether it is there, if nothing was heard since.
+    echo_at: Option<Micros>,
+    /// When it was last said to be silent, if it still is.
+    silent_at: Option<Micros>,
 }
 
 impl Default for Driver {
@@ -337,7 +354,9 @@ impl Default for Driver {
             next_bundle: 1,
             next_settle: 0,
             heard_at: Micros(0),
-            echo_sent: false,
+            owes_since: Micros(0),
+            echo_at: None,
+            silent_at: None,
         }
     }
 }
@@ -360,14 +379,14 @@ impl Driver {
     pub fn poll_timeout(&self) -> Option<Micros> {
         match self.state {
             State::Disconnected => None,
-            State::Failed { retry_at } => Some(retry_at.min(self.silence_ends())),
+            State::Failed { retry_at } => Some(retry_at.min(self.silence_due())),
             State::Settling { step: Step::Word { nudge: Some(Nudge { at, .. }), .. }, .. } => {
-                Some(at.min(self.silence_ends()))
+                Some(at.min(self.silence_due()))
             }
             State::Settling { step: Step::Probe { resend_at, .. }, .. } => {
-                Some(resend_at.min(self.silence_ends()))
+                Some(resend_at.min(self.silence_due()))
             }
-            _ => Some(self.silence_ends()),
+            _ => Some(self.silence_due()),
         }
     }
 
@@ -422,7 +441,9 @@ impl Driver {
     /// A connection is there.
     pub fn handle_connected(&mut self, now: Micros) {
         self.heard_at = now;
-        self.echo_sent = false;
+        self.owes_since = now;
+        self.echo_at = None;
+        self.silent_at = None;
         self.send(Message::hello());
         self.state = State::Hello;
     }
@@ -441,6 +462,7 @@ impl Driver {
         }
         self.answer_resyncs(&Answer::Unavailable);
         self.in_force = 0;
+        self.silent_at = None;
         self.wanted.clone_from(&self.newest);
         if was_up {
             self.event(Event::Disconnected);
@@ -556,25 +578,40 @@ impl Driver {
         }
         self.nudge(now);
         self.probe_timeout(now);
-        if matches!(self.state, State::Disconnected) || now < self.silence_ends() {
-            return;
+        if !matches!(self.state, State::Disconnected) && now >= self.silence_due() {
+            self.silence(now);
         }
-        if self.echo_sent || self.owes_answer() {
+    }
+
+    /// Asks a quiet switch whether it is there, says that it is silent, and gives it up.
+    fn silence(&mut self, now: Micros) {
+        if self.given_up_at().is_some_and(|at| at <= now) {
             self.event(Event::Error(DriverError::Silent(now.since(self.heard_at))));
             self.outputs.push_back(Output::Close);
             // Once is enough.
-            self.heard_at = now;
+            self.owes_since = now;
+            self.echo_at = self.echo_at.map(|_| now);
+        } else if self.echo_at.is_some() {
+            self.silent_at = Some(now);
+            self.event(Event::Silent(now.since(self.heard_at)));
         } else {
-            self.echo_sent = true;
+            self.echo_at = Some(now);
             self.send(Message::EchoRequest(Vec::new()));
+        }
+    }
+
+    fn heard(&mut self, now: Micros) {
+        self.heard_at = now;
+        self.echo_at = None;
+        if self.silent_at.take().is_some() {
+            self.event(Event::Answering);
         }
     }
 
     /// A message from the switch.
     #[expect(clippy::wildcard_enum_match_arm, reason = "what is not awaited is ignored, whatever it is")]
     pub fn handle_message(&mut self, xid: u32, message: Message, now: Micros) {
-        self.heard_at = now;
-        self.echo_sent = false;
+        self.heard(now);
         match message {
             Message::EchoRequest(data) => self.outputs.push_back(Output::Send(xid, Message::EchoReply(data))),
             Message::Hello { version, versions } => self.hello(version, versions),
@@ -598,7 +635,7 @@ impl Driver {
     /// The rules that were read cannot be understood: all are replaced. The caller decides this when the
     /// answer to the rule list cannot be decoded.
     pub fn handle_unreadable(&mut self, xid: u32, now: Micros) {
-        self.heard_at = now;
+        self.heard(now);
         if let State::Reading { xid: awaited, datapath, .. } = &self.state
             && *awaited == xid
         {
@@ -611,9 +648,28 @@ impl Driver {
         }
     }
 
-    fn silence_ends(&self) -> Micros {
-        let quiet = if self.owes_answer() || self.echo_sent { ANSWER_TIMEOUT } else { ECHO_INTERVAL };
-        self.heard_at.plus(quiet)
+    /// When something is to be done about a switch that is not heard. Silence counts from when the switch was asked, so
+    /// that a driver that stood still itself does not blame it.
+    fn silence_due(&self) -> Micros {
+        let given_up = self.given_up_at().unwrap_or(Micros(u64::MAX));
+        let next = match (self.is_known(), self.echo_at, self.silent_at) {
+            (false, ..) => return given_up,
+            (true, None, _) => self.heard_at.plus(ECHO_INTERVAL),
+            (true, Some(asked), None) => asked.plus(ECHO_BOUND),
+            (true, Some(_), Some(told)) => told.plus(ECHO_INTERVAL),
+        };
+        next.min(given_up)
+    }
+
+    /// When the connection is given up if nothing is heard.
+    fn given_up_at(&self) -> Option<Micros> {
+        let since = if self.owes_answer() { Some(self.owes_since.max(self.heard_at)) } else { self.echo_at };
+        since.map(|since| since.plus(ANSWER_TIMEOUT))
+    }
+
+    /// Whether the switch has said who it is: until then there is nobody to be silent.
+    fn is_known(&self) -> bool {
+        !matches!(self.state, State::Disconnected | State::Hello | State::Features)
     }
 
     fn owes_answer(&self) -> bool {
@@ -651,7 +707,7 @@ impl Driver {
     fn read_rules(&mut self, datapath: Option<u64>, now: Micros) {
         if !self.owes_answer() {
             // The wait for the answer begins now, not when the switch was last heard.
-            self.heard_at = now;
+            self.owes_since = now;
         }
         let xid = self.send(Message::MultipartRequest(Request::Flows(FlowQuery::default())));
         self.state = State::Reading { xid, rules: RuleSet::new(), datapath };
@@ -728,7 +784,7 @@ impl Driver {
         } else {
             diff(&self.present, &wanted.rules)
         };
-        self.heard_at = now;
+        self.owes_since = now;
         if changes.is_empty() {
             // What the switch already had may have been set a moment ago by a connection that is gone, so the
             // datapath is settled all the same.

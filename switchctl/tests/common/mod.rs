@@ -41,7 +41,11 @@ pub(crate) async fn in_force(events: &mut mpsc::Receiver<SwitchEvent>, tag: u64)
         match next(events).await {
             SwitchEvent::InForce { tag: told, changes } if told == tag => return changes,
             SwitchEvent::Error(error) => panic!("{error}"),
-            SwitchEvent::Connected { .. } | SwitchEvent::Disconnected | SwitchEvent::InForce { .. } => {}
+            SwitchEvent::Connected { .. }
+            | SwitchEvent::Disconnected
+            | SwitchEvent::InForce { .. }
+            | SwitchEvent::Silent(_)
+            | SwitchEvent::Answering => {}
         }
     }
 }
