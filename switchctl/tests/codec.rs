@@ -35,6 +35,7 @@ fn matches() -> impl Strategy<Value = Match> {
                 m = m.masked(Field::IpSrc, src, src_mask & bits).masked(Field::IpDst, dst, dst_mask & bits);
             }
             port.map_or(m, |(protocol, port, mask)| {
+                let m = if ip.is_some() { m } else { m.eth_type(ETH_IPV4) };
                 m.ip_proto(protocol).tp_dst(port, mask).tp_src(port, !mask)
             })
         })
@@ -289,7 +290,7 @@ fn a_text_that_is_cut_ends_with_a_whole_character() {
 
 #[test]
 fn a_field_of_another_protocol_than_the_match_names_is_refused() {
-    let matches = Match::any().ip_proto(PROTO_TCP).tp_dst(1024, 0xfc00);
+    let matches = Match::any().eth_type(ETH_IPV4).ip_proto(PROTO_TCP).tp_dst(1024, 0xfc00);
     let message = Message::MultipartRequest(Request::Flows(FlowQuery { matches, ..FlowQuery::default() }));
     let mut bytes = ofp::encode(1, &message);
     let protocol = [0x80, 0, 20, 1, PROTO_TCP];

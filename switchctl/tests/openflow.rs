@@ -337,7 +337,7 @@ fn matches_actions_and_instructions_are_refused_by_their_own_errors() {
         body.resize(40 + (4 + matches.len()).next_multiple_of(8), 0);
         c.raw(14, &[&body[..], rest].concat())
     };
-    let matches: [(&str, &[u8], Code); 8] = [
+    let matches: [(&str, &[u8], Code); 12] = [
         ("a field of another class", &[0, 9, 0, 4, 0, 0, 0, 1], (4, 6)),
         ("a field of a wrong length", &[0x80, 0, 0, 3, 0, 0, 1], (4, 1)),
         (
@@ -350,6 +350,18 @@ fn matches_actions_and_instructions_are_refused_by_their_own_errors() {
         ("a tag with more bits than it has", &[0x80, 0, 0x0c, 2, 0xf0, 5], (4, 7)),
         ("an address without its protocol", &[0x80, 0, 0x16, 4, 192, 0, 2, 1], (4, 9)),
         ("a field twice", &[0x80, 0, 0x0a, 2, 8, 0, 0x80, 0, 0x0a, 2, 8, 0], (4, 10)),
+        (
+            "an address before its EtherType",
+            &[0x80, 0, 0x16, 4, 192, 0, 2, 1, 0x80, 0, 0x0a, 2, 8, 0],
+            (4, 9),
+        ),
+        (
+            "a port before its protocol",
+            &[0x80, 0, 0x0a, 2, 8, 0, 0x80, 0, 0x1a, 2, 0, 80, 0x80, 0, 0x14, 1, 6],
+            (4, 9),
+        ),
+        ("a protocol before its EtherType", &[0x80, 0, 0x14, 1, 6, 0x80, 0, 0x0a, 2, 8, 0], (4, 9)),
+        ("a protocol without its EtherType", &[0x80, 0, 0x14, 1, 6], (4, 9)),
     ];
     for (what, bytes, code) in matches {
         assert_eq!(with(bytes, &[]), Some(code), "{what}");
@@ -515,6 +527,52 @@ fn bundles_are_refused_by_their_own_errors() {
 }
 
 #[test]
+fn a_bundle_of_which_a_message_was_refused_is_never_committed() {
+    let running = Running::start();
+    let mut c = Controller::new(&running);
+    let control = |control| Message::BundleControl { bundle: 4, control, flags: 3 };
+    let (open, commit) = (control(BundleControl::OpenRequest), control(BundleControl::CommitRequest));
+    let wrap = |flags, message: &Message| Message::BundleAdd {
+        bundle: 4,
+        flags,
+        message: Box::new(message.clone()),
+    };
+    let flow = |priority| Message::FlowMod(add(1, priority, Match::any(), output(1)));
+    let timed = Message::FlowMod(FlowModMsg { idle_timeout: 3, ..add(1, 1, Match::any(), output(1)) });
+    // Refused when it is read, when it is checked, and for what it is in.
+    type Refuse<'a> = &'a dyn Fn(&mut Controller) -> Option<Code>;
+    let refusals: [(&str, Refuse<'_>); 5] = [
+        ("a buffer", &|c| c.error_of_changed(&wrap(3, &flow(2)), &[(8 + 8 + 24, &[0, 0, 0, 5])])),
+        ("a timeout", &|c| c.error_of(&wrap(3, &timed))),
+        ("another kind", &|c| c.error_of(&wrap(3, &Message::BarrierRequest))),
+        ("another id", &|c| c.error_of_changed(&wrap(3, &flow(2)), &[(12, &[0, 0, 0, 8])])),
+        ("other flags", &|c| c.error_of(&wrap(1, &flow(2)))),
+    ];
+    let fails = |c: &mut Controller, what: &str, refuse: Refuse<'_>| {
+        assert!(refuse(c).is_some(), "{what}");
+        assert_eq!(c.error_of(&wrap(3, &flow(3))), None, "{what}: others are taken");
+        assert_eq!(c.error_of(&commit), Some((17, 13)), "{what}");
+        assert!(c.flows().is_empty(), "{what}");
+    };
+    for (what, refuse) in &refusals {
+        assert_eq!(c.ask(&open), [control(BundleControl::OpenReply)], "{what}");
+        assert_eq!(c.error_of(&wrap(3, &flow(1))), None, "{what}");
+        fails(&mut c, what, refuse);
+    }
+    // As the first of a bundle that it would open, which may have any flags.
+    for (what, refuse) in &refusals[..4] {
+        fails(&mut c, what, refuse);
+    }
+    // It is gone with that, and whole ones are committed.
+    assert_eq!(c.error_of(&commit), Some((17, 2)));
+    assert!(c.error_of(&wrap(3, &timed)).is_some());
+    assert_eq!(c.ask(&open), [control(BundleControl::OpenReply)], "one that was never open is opened");
+    assert_eq!(c.error_of(&wrap(3, &flow(1))), None);
+    assert_eq!(c.ask(&commit), [control(BundleControl::CommitReply)]);
+    assert_eq!(c.flows().len(), 1);
+}
+
+#[test]
 fn settings_are_honoured_or_refused_by_their_own_errors() {
     let running = Running::start();
     let mut c = Controller::new(&running);
@@ -546,6 +604,28 @@ fn settings_are_honoured_or_refused_by_their_own_errors() {
     assert_eq!(c.error_of(&meter(1, 1)), Some((12, 3)));
     assert_eq!(c.error_of(&meter(2, 1)), None);
     assert_eq!(c.error_of(&meter(9, 1)), Some((12, 4)));
+    // Buckets and bands fill the message; of what is deleted nothing more is asked.
+    let bucket = [0, 16, 0, 0, 0, 0, 0, 1, 0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0];
+    let band = [0, 99, 0, 16, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    for (kind, record) in [(15, bucket), (29, band)] {
+        for command in 0..=2 {
+            let mut whole = |flags: u8, rest: &[u8]| {
+                let head = [0, command, 0, flags, 0, 0, 0, 1];
+                c.raw(kind, &[&head[..], rest].concat())
+            };
+            for rest in [&[0; 4][..], &[0; 8], &[0; 16], &record[..12], &[&record[..], &[0; 3]].concat()] {
+                assert_eq!(whole(0, rest), Some((1, 6)), "type {kind}, command {command}, {rest:?}");
+            }
+            let none: [Option<Code>; 3] = if kind == 15 {
+                [Some((6, 3)), Some((6, 8)), None]
+            } else {
+                [Some((12, 10)), Some((12, 3)), None]
+            };
+            assert_eq!(whole(0, &[record, record].concat()), none[usize::from(command)]);
+            let flagged = if kind == 29 && command != 2 { Some((12, 5)) } else { none[usize::from(command)] };
+            assert_eq!(whole(0x10, &record), flagged, "type {kind}, command {command}");
+        }
+    }
     let table = |table, config| Message::TableMod(TableMod { table, config });
     assert_eq!(c.error_of(&table(8, 0)), Some((8, 0)));
     assert_eq!(c.error_of(&table(1, 4)), Some((8, 1)));
@@ -573,9 +653,12 @@ fn every_kind_of_statistics_is_answered_or_refused_by_its_own_error() {
     };
     let all = [0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff];
     let one = [0, 0, 0, 1, 0, 0, 0, 1];
-    let cases: [(&str, u16, u16, &[u8], Code); 14] = [
+    let cases: [(&str, u16, u16, &[u8], Code); 17] = [
         ("a description with a body", 0, 0, &one, (1, 6)),
         ("in several parts", 0, 1, &[], (1, 13)),
+        ("with a flag that is none", 0, 2, &[], (1, 2)),
+        ("of rules, with a flag that is none", 3, 0x8000, &[], (1, 2)),
+        ("of ports, with a flag that is none", 13, 4, &[], (1, 2)),
         ("a port that is not there", 4, 0, &[0, 0, 0, 77, 0, 0, 0, 0], (1, 11)),
         ("ports, cut", 4, 0, &[0, 0, 0, 1], (1, 6)),
         ("queues of a port that is not there", 5, 0, &[0, 0, 0, 77, 255, 255, 255, 255], (9, 0)),

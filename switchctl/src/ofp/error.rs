@@ -16,7 +16,7 @@ codes! {
     BAD_VERSION = 1, 0;
     /// Unknown message type.
     BAD_TYPE = 1, 1;
-    /// Unknown multipart type.
+    /// Unknown multipart type or flags.
     BAD_MULTIPART = 1, 2;
     /// Unknown experimenter.
     BAD_EXPERIMENTER = 1, 3;
@@ -130,6 +130,8 @@ codes! {
     METER_UNKNOWN = 12, 3;
     /// A meter mod failed: no such command.
     METER_BAD_COMMAND = 12, 4;
+    /// A meter mod failed: flags that are none.
+    METER_BAD_FLAGS = 12, 5;
     /// A meter mod failed: there is no room for meters.
     METER_NO_ROOM = 12, 10;
     /// The features of tables cannot be set.

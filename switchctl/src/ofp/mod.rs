@@ -17,6 +17,7 @@ pub use multipart::{
     Absent, Aggregate, Description, FlowQuery, FlowStats, PortDesc, PortStats, Reply, Request, TableFeatures,
     TableStats, split_reply,
 };
+pub(crate) use settings::{ADD, DELETE, MODIFY};
 pub use settings::{AsyncConfig, GroupMod, MeterMod, PortMod, TableMod};
 
 use crate::core::rules::{Action, Field, Match, PacketIn, PacketOut, PortNo, Rule, RuleKey};
@@ -123,8 +124,8 @@ pub enum DecodeError {
         /// Its number.
         number: u8,
     },
-    /// A field whose EtherType or IP protocol is missing.
-    #[error("{0:?} is matched without the EtherType or IP protocol that it depends on")]
+    /// A field whose EtherType or IP protocol is not there before it.
+    #[error("{0:?} is matched without the EtherType or IP protocol that it depends on before it")]
     Needs(Field),
     /// An action with a wrong length.
     #[error("action {kind} has length {len}")]
@@ -813,6 +814,15 @@ fn take_bundle_control(r: &mut Reader<'_>) -> Result<Message, DecodeError> {
     bundle_flags(flags)?;
     settings::no_properties(r)?;
     Ok(Message::BundleControl { bundle, control, flags })
+}
+
+/// The bundle that a message is to be added to, and the flags that it names, also of a message that is refused.
+pub(crate) fn bundle_of(bytes: &[u8]) -> Option<(u32, u16)> {
+    let header = Header::peek(bytes)?;
+    let mut r = Reader::new(&bytes[HEADER_LEN..]);
+    let bundle = r.u32().ok()?;
+    let flags = r.take(2).and_then(|_| r.u16()).unwrap_or(0) & (BUNDLE_ATOMIC | BUNDLE_ORDERED);
+    (header.version == VERSION && header.kind == kind::BUNDLE_ADD).then_some((bundle, flags))
 }
 
 fn bundle_flags(flags: u16) -> Result<(), DecodeError> {

@@ -344,6 +344,11 @@ pub(super) fn take_request(r: &mut Reader<'_>) -> Result<Request, DecodeError> {
         let (field, value) = ("flags of a multipart request", flags.into());
         return Err(DecodeError::Value { field, value, code: error::MULTIPART_OVERFLOW });
     }
+    // Bits that are reserved are refused, and of the codes of bad requests this one is about such a request.
+    if flags != 0 {
+        let (field, value) = ("flags of a multipart request", flags.into());
+        return Err(DecodeError::Value { field, value, code: error::BAD_MULTIPART });
+    }
     let request = match kind {
         DESC => Request::Description,
         FLOW => Request::Flows(take_query(r)?),

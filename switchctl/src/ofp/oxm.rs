@@ -62,12 +62,14 @@ fn field_of(number: u8) -> Option<(Field, usize)> {
 fn numbers(matches: &Match) -> [(Field, Option<u8>); 10] {
     let v6 = matches.exact_value(Field::EthType) == Some(ETH_IPV6.into());
     let v4 = matches.exact_value(Field::EthType) == Some(ETH_IPV4.into());
+    let ip = v4 || v6;
     let (src, dst) = match (v4, v6) {
         (true, _) => (Some(IPV4_SRC), Some(IPV4_DST)),
         (_, true) => (Some(IPV6_SRC), Some(IPV6_DST)),
         _ => (None, None),
     };
-    let protocol = matches.exact_value(Field::IpProto).and_then(|protocol| u8::try_from(protocol).ok());
+    let protocol = matches.exact_value(Field::IpProto).filter(|_| ip);
+    let protocol = protocol.and_then(|protocol| u8::try_from(protocol).ok());
     let (first, second) = match protocol {
         Some(PROTO_TCP) => (Some(TCP_SRC), Some(TCP_DST)),
         Some(PROTO_UDP) => (Some(UDP_SRC), Some(UDP_DST)),
@@ -79,7 +81,7 @@ fn numbers(matches: &Match) -> [(Field, Option<u8>); 10] {
         (Field::InPort, Some(IN_PORT)),
         (Field::EthType, Some(ETH_TYPE)),
         (Field::Vlan, Some(VLAN_VID)),
-        (Field::IpProto, Some(IP_PROTO)),
+        (Field::IpProto, ip.then_some(IP_PROTO)),
         (Field::IpSrc, src),
         (Field::IpDst, dst),
         (Field::TpSrc, first),
@@ -220,7 +222,6 @@ pub(crate) fn take_match(r: &mut Reader<'_>) -> Result<Match, DecodeError> {
     let mut fields = r.sub(len - 4).map_err(|_| bad_len)?;
     r.take(len.next_multiple_of(8) - len).map_err(|_| bad_len)?;
     let mut matches = Match::any();
-    let (mut bad, mut read) = (None, Vec::new());
     while !fields.is_empty() {
         let (number, value, mask) = take_field(&mut fields)
             .map_err(|error| if matches!(error, DecodeError::Short { .. }) { bad_len } else { error })?;
@@ -228,16 +229,13 @@ pub(crate) fn take_match(r: &mut Reader<'_>) -> Result<Match, DecodeError> {
         let Some((field, _)) = field_of(number) else {
             return Err(Unsupported::Field { class: CLASS_NXM_1, number: number & !NXM_1 }.into());
         };
+        check_needs(number, field, &matches)?;
         if matches.field(field).is_some() {
-            bad = Some(number);
+            return Err(DecodeError::FieldTwice { number });
         }
         matches = matches.masked(field, value, mask);
-        read.push(number);
     }
-    match bad {
-        Some(number) => Err(DecodeError::FieldTwice { number }),
-        None => check_needs(matches, &read),
-    }
+    Ok(matches)
 }
 
 /// Fields that OpenFlow 1.4 gives no mask (table 11).
@@ -263,15 +261,25 @@ fn check_value(number: u8, value: u128, mask: u128) -> Result<(), DecodeError> {
     Ok(())
 }
 
-/// Refuses fields without what they depend on, or with another of it (a TCP port in a match of UDP), so that every match that
-/// is read can be written again.
-fn check_needs(matches: Match, read: &[u8]) -> Result<Match, DecodeError> {
-    for (field, number) in numbers(&matches) {
-        if number.is_none_or(|number| !read.contains(&number)) && matches.field(field).is_some() {
-            return Err(DecodeError::Needs(field));
-        }
-    }
-    Ok(matches)
+/// Refuses a field before or without what it depends on, or with another of it (a TCP port in a match of UDP): OpenFlow 1.4
+/// ("Flow Match Field Prerequisite") allows it only behind that. So every match that is read can be written again.
+fn check_needs(number: u8, field: Field, before: &Match) -> Result<(), DecodeError> {
+    let is = |field, values: &[u16]| {
+        let value = before.exact_value(field);
+        values.iter().any(|&wanted| value == Some(wanted.into()))
+    };
+    let protocol = |number: u8| is(Field::IpProto, &[number.into()]);
+    let met = match number {
+        IP_PROTO => is(Field::EthType, &[ETH_IPV4, ETH_IPV6]),
+        IPV4_SRC | IPV4_DST => is(Field::EthType, &[ETH_IPV4]),
+        IPV6_SRC | IPV6_DST => is(Field::EthType, &[ETH_IPV6]),
+        TCP_SRC | TCP_DST => protocol(PROTO_TCP),
+        UDP_SRC | UDP_DST => protocol(PROTO_UDP),
+        ICMPV4_TYPE | ICMPV4_CODE => protocol(PROTO_ICMP),
+        ICMPV6_TYPE | ICMPV6_CODE => protocol(PROTO_ICMPV6),
+        _ => true,
+    };
+    if met { Ok(()) } else { Err(DecodeError::Needs(field)) }
 }
 
 pub(super) const OUTPUT: u16 = 0;

@@ -4,6 +4,11 @@ use super::error::{self, Code};
 use super::wire::{Reader, Writer};
 use super::{DecodeError, PortNo};
 
+/// Commands of group and meter mods.
+pub(crate) const ADD: u16 = 0;
+pub(crate) const MODIFY: u16 = 1;
+pub(crate) const DELETE: u16 = 2;
+
 /// A change of groups, without its buckets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct GroupMod {
@@ -138,7 +143,9 @@ pub(super) fn put_group_mod(w: &mut Writer, change: GroupMod) {
 pub(super) fn take_group_mod(r: &mut Reader<'_>) -> Result<GroupMod, DecodeError> {
     let command = r.u16()?;
     r.take(2)?;
-    Ok(GroupMod { command, group: r.u32()? })
+    let group = r.u32()?;
+    whole_records(r, 0)?;
+    Ok(GroupMod { command, group })
 }
 
 pub(super) fn put_meter_mod(w: &mut Writer, change: MeterMod) {
@@ -147,10 +154,37 @@ pub(super) fn put_meter_mod(w: &mut Writer, change: MeterMod) {
     w.u32(change.meter);
 }
 
+/// `OFPMF_KBPS`, `OFPMF_PKTPS`, `OFPMF_BURST`, `OFPMF_STATS`.
+const METER_FLAGS: u16 = 0xf;
+
+/// To delete a meter its number is enough: what flags and bands say then is nobody's concern (OpenFlow 1.4, "Meter
+/// Modification Message").
 pub(super) fn take_meter_mod(r: &mut Reader<'_>) -> Result<MeterMod, DecodeError> {
-    let command = r.u16()?;
-    r.take(2)?;
-    Ok(MeterMod { command, meter: r.u32()? })
+    let (command, flags, meter) = (r.u16()?, r.u16()?, r.u32()?);
+    whole_records(r, 2)?;
+    if matches!(command, ADD | MODIFY) && flags & !METER_FLAGS != 0 {
+        let (field, value) = ("flags of a meter", flags.into());
+        return Err(DecodeError::Value { field, value, code: error::METER_BAD_FLAGS });
+    }
+    Ok(MeterMod { command, meter })
+}
+
+/// Bytes of a bucket without actions, and of a meter's band.
+const RECORD_LEN_MIN: usize = 16;
+
+/// Reads over the buckets of a group or the bands of a meter, which have to fill the message. The length of each is at
+/// this offset in it.
+fn whole_records(r: &mut Reader<'_>, length_at: usize) -> Result<(), DecodeError> {
+    while !r.is_empty() {
+        let mut head = *r;
+        head.take(length_at)?;
+        let len = usize::from(head.u16()?);
+        if len < RECORD_LEN_MIN || !len.is_multiple_of(8) {
+            return Err(DecodeError::RecordLength(len));
+        }
+        r.take(len)?;
+    }
+    Ok(())
 }
 
 /// `OFPPMPT_ETHERNET`.

@@ -12,9 +12,9 @@ use super::packet::{Packet, TABLES};
 use super::pipeline::{Pipeline, RULES_MAX};
 use crate::core::rules::{PacketOut, PortNo};
 use crate::ofp::{
-    self, Absent, Aggregate, AsyncConfig, BundleControl, Description, FlowModMsg, FlowQuery, GroupMod,
-    HEADER_LEN, Header, Message, MeterMod, PortDesc, PortMod, Reply, Request, TableFeatures, TableMod, error,
-    kind,
+    self, ADD, Absent, Aggregate, AsyncConfig, BundleControl, DELETE, Description, FlowModMsg, FlowQuery,
+    GroupMod, HEADER_LEN, Header, MODIFY, Message, MeterMod, PortDesc, PortMod, Reply, Request,
+    TableFeatures, TableMod, error, kind,
 };
 
 /// Bytes read from one controller before others have their turn.
@@ -32,10 +32,6 @@ const CAPABILITIES: u32 = 0b111;
 const FRAGMENTS_NORMAL: u16 = 0;
 /// All groups, ports, queues or meters.
 const ALL: u32 = u32::MAX;
-/// Commands of group and meter mods.
-const ADD: u16 = 0;
-const MODIFY: u16 = 1;
-const DELETE: u16 = 2;
 /// Requests that a slave must not make (OpenFlow 1.4, section 6.3.6). What can be bundled are such requests.
 const FOR_MASTERS: [u8; 7] = [
     kind::PACKET_OUT,
@@ -80,7 +76,17 @@ struct Bundle {
     /// As it was opened.
     flags: u16,
     closed: bool,
+    /// A message was refused, so it is never committed: what was to be all or nothing would be without it.
+    failed: bool,
+    /// It was opened, or had a message that was accepted.
+    known: bool,
     changes: Vec<FlowModMsg>,
+}
+
+impl Bundle {
+    fn new(flags: u16) -> Self {
+        Self { flags, closed: false, failed: false, known: false, changes: Vec::new() }
+    }
 }
 
 /// One controller.
@@ -219,8 +225,24 @@ impl Connection {
                 self.answer(header.xid, &Message::Error { kind, code, data });
                 self.leaving = true;
             }
-            Err(code) => self.answer(header.xid, &Message::error(code, bytes)),
+            Err(code) => {
+                if let Some((bundle, flags)) = ofp::bundle_of(bytes) {
+                    self.fail_bundle(bundle, flags);
+                }
+                self.answer(header.xid, &Message::error(code, bytes));
+            }
         }
+    }
+
+    /// A message of a bundle was refused. A bundle that it would have opened is known as failed too, else those that
+    /// follow would open it, and be committed without the first.
+    fn fail_bundle(&mut self, id: u32, flags: u16) {
+        if !self.bundles.contains_key(&id) && self.bundles.len() >= BUNDLES_MAX {
+            return;
+        }
+        let bundle = self.bundles.entry(id).or_insert_with(|| Bundle::new(flags));
+        bundle.failed = true;
+        bundle.changes = Vec::new();
     }
 
     fn handle(
@@ -339,12 +361,7 @@ impl Connection {
             return Err(error::BUNDLE_BAD_FLAGS);
         }
         match control {
-            BundleControl::OpenRequest if self.bundles.contains_key(&id) => Err(error::BUNDLE_EXISTS),
-            BundleControl::OpenRequest if self.bundles.len() >= BUNDLES_MAX => Err(error::BUNDLE_TOO_MANY),
-            BundleControl::OpenRequest => {
-                self.bundles.insert(id, Bundle { flags, closed: false, changes: Vec::new() });
-                Ok(BundleControl::OpenReply)
-            }
+            BundleControl::OpenRequest => self.open_bundle(id, flags),
             BundleControl::CloseRequest => {
                 let bundle = self.bundles.get_mut(&id).ok_or(error::BUNDLE_BAD_ID)?;
                 let closed = std::mem::replace(&mut bundle.closed, true);
@@ -353,6 +370,9 @@ impl Connection {
             BundleControl::CommitRequest if self.role == Role::Slave => Err(error::IS_SLAVE),
             BundleControl::CommitRequest => {
                 let bundle = self.bundles.remove(&id).ok_or(error::BUNDLE_BAD_ID)?;
+                if bundle.failed {
+                    return Err(error::BUNDLE_FAILED);
+                }
                 commit(&bundle.changes, &mut datapath.pipeline).map(|()| BundleControl::CommitReply)
             }
             BundleControl::DiscardRequest => {
@@ -363,6 +383,18 @@ impl Connection {
             | BundleControl::CommitReply
             | BundleControl::DiscardReply => Err(error::BUNDLE_BAD_TYPE),
         }
+    }
+
+    fn open_bundle(&mut self, id: u32, flags: u16) -> Result<BundleControl, error::Code> {
+        match self.bundles.get(&id) {
+            // Nothing of it was ever accepted: it is there only to be refused.
+            Some(bundle) if !bundle.known => {}
+            Some(_) => return Err(error::BUNDLE_EXISTS),
+            None if self.bundles.len() >= BUNDLES_MAX => return Err(error::BUNDLE_TOO_MANY),
+            None => {}
+        }
+        self.bundles.insert(id, Bundle { known: true, ..Bundle::new(flags) });
+        Ok(BundleControl::OpenReply)
     }
 
     fn bundle_add(
@@ -377,7 +409,7 @@ impl Connection {
             return Err(error::BUNDLE_TOO_MANY);
         }
         let Message::FlowMod(change) = message else { return Err(error::BUNDLE_UNSUPPORTED) };
-        let bundle = self.bundles.entry(id).or_insert(Bundle { flags, closed: false, changes: Vec::new() });
+        let bundle = self.bundles.entry(id).or_insert_with(|| Bundle::new(flags));
         if bundle.flags != flags {
             return Err(error::BUNDLE_BAD_FLAGS);
         }
@@ -390,7 +422,10 @@ impl Connection {
         // Whether it overlaps with another is known when those before it are there.
         let alone = FlowModMsg { flags: change.flags & !ofp::FLAG_CHECK_OVERLAP, ..change.clone() };
         pipeline.check(&alone)?;
-        bundle.changes.push(change);
+        bundle.known = true;
+        if !bundle.failed {
+            bundle.changes.push(change);
+        }
         Ok(())
     }
 }
