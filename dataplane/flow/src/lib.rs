@@ -5,6 +5,7 @@ pub mod nat;
 mod prefix;
 mod record;
 pub mod sample;
+pub mod socket;
 pub mod steer;
 pub mod trie;
 
