@@ -4,12 +4,13 @@ use std::collections::BTreeMap;
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 
+use flow::Micros;
 use nix::poll::PollFlags;
 use socket2::Socket;
 
-use super::Datapath;
 use super::packet::{Packet, TABLES};
 use super::pipeline::{Pipeline, RULES_MAX};
+use super::{Datapath, HELLO_BOUND, SILENCE_BOUND};
 use crate::core::rules::{PacketOut, PortNo};
 use crate::ofp::{
     self, ADD, Absent, Aggregate, AsyncConfig, BundleControl, DELETE, Description, FlowModMsg, FlowQuery,
@@ -104,11 +105,16 @@ pub(super) struct Connection {
     role: Role,
     wants: AsyncConfig,
     bundles: BTreeMap<u32, Bundle>,
+    /// It has said hello.
+    greeted: bool,
+    came_at: Micros,
+    /// When it said something last.
+    heard_at: Micros,
 }
 
 impl Connection {
     /// Greets a controller.
-    pub(super) fn new(number: u64, socket: Socket) -> Option<Self> {
+    pub(super) fn new(number: u64, socket: Socket, now: Micros) -> Option<Self> {
         socket.set_nonblocking(true).ok()?;
         let output = ofp::encode(0, &Message::hello());
         Some(Self {
@@ -123,7 +129,32 @@ impl Connection {
             role: Role::Equal,
             wants: AsyncConfig::initial(),
             bundles: BTreeMap::new(),
+            greeted: false,
+            came_at: now,
+            heard_at: now,
         })
+    }
+
+    /// Ends the connection at the end of this turn.
+    pub(super) fn close(&mut self) {
+        self.open = false;
+    }
+
+    /// Who says no hello is no controller. Only a hello counts, so that other bytes do not keep a place.
+    pub(super) fn leave_if_no_hello(&mut self, now: Micros) {
+        if !self.greeted && now.since(self.came_at) > HELLO_BOUND {
+            tracing::info!("a controller said no hello and is left");
+            self.open = false;
+        }
+    }
+
+    /// Where it stands among those that may be closed to make room, the least first; `None` for one that is well.
+    pub(super) fn silence_rank(&self, now: Micros) -> Option<(bool, Micros)> {
+        match self.greeted {
+            _ if !self.open => None,
+            false => Some((false, self.came_at)),
+            true => (now.since(self.heard_at) > SILENCE_BOUND).then_some((true, self.heard_at)),
+        }
     }
 
     pub(super) fn fd(&self) -> BorrowedFd<'_> {
@@ -139,21 +170,28 @@ impl Connection {
     }
 
     /// Reads what there is, executes whole messages in their order, sends answers.
-    pub(super) fn turn(&mut self, events: PollFlags, datapath: &mut Datapath, packet: &mut Packet) {
+    pub(super) fn turn(
+        &mut self,
+        events: PollFlags,
+        now: Micros,
+        datapath: &mut Datapath,
+        packet: &mut Packet,
+    ) {
         if events.intersects(PollFlags::POLLIN | PollFlags::POLLHUP | PollFlags::POLLERR) {
-            self.read();
+            self.read(now);
             self.execute(datapath, packet);
         }
         self.write();
     }
 
-    fn read(&mut self) {
+    fn read(&mut self, now: Micros) {
         let start = self.input.len();
         self.input.resize(start + READ_MAX, 0);
         let result = self.socket.read(&mut self.input[start..]);
         self.input.truncate(start + *result.as_ref().unwrap_or(&0));
         match result {
             Ok(0) => self.open = false,
+            Ok(_) => self.heard_at = now,
             Err(error) if !is_temporary(&error) => self.open = false,
             _ => {}
         }
@@ -256,6 +294,7 @@ impl Connection {
             Message::Hello { version, versions } if !Message::speaks_us(version, versions) => {
                 return Err(error::HELLO_INCOMPATIBLE);
             }
+            Message::Hello { .. } => self.greeted = true,
             Message::EchoRequest(data) => self.answer(xid, &Message::EchoReply(data)),
             Message::FeaturesRequest => self.answer(xid, &features(datapath)),
             Message::GetConfigRequest => {
@@ -295,7 +334,7 @@ impl Connection {
             Message::BundleAdd { bundle, message, flags } => {
                 self.bundle_add(bundle, flags, *message, &datapath.pipeline)?
             }
-            Message::Hello { .. } | Message::Error { .. } | Message::EchoReply(_) => {}
+            Message::Error { .. } | Message::EchoReply(_) => {}
             Message::FeaturesReply { .. }
             | Message::GetConfigReply(..)
             | Message::MultipartReply { .. }

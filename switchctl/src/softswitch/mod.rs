@@ -18,11 +18,11 @@ mod ports;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
+use flow::socket::{Kept, LOOK_INTERVAL, Listening};
 use flow::{Micros, SiteId};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout};
@@ -38,8 +38,15 @@ use ports::{Port, Ports, Received};
 const FRAMES_PER_TURN: usize = 32;
 /// How often the stop flag is looked at when nothing happens.
 const STOP_POLL_MS: u16 = 20;
-/// Connections of controllers at one time; more are closed at once.
+/// Connections of controllers at one time; see [`Switch::accept`] for more.
 const CONTROLLERS_MAX: usize = 16;
+/// How long a controller may take to say hello. The agent does at once, and 5 s is long even for a machine that swaps.
+const HELLO_BOUND: Micros = Micros(5_000_000);
+/// How long a controller that said hello may be silent before it gives way to another when there is no room. The agent
+/// says something twice a second.
+const SILENCE_BOUND: Micros = Micros(5_000_000);
+/// A path that is lost is complained about again after so many looks: once a minute.
+const COMPLAIN_EVERY: u32 = 60;
 /// Frames that wait for one port before more are dropped, by default: about 20 ms of small frames.
 pub const QUEUE_FRAMES: usize = 16_384;
 
@@ -77,7 +84,7 @@ pub enum PortKind {
     /// A `SOCK_SEQPACKET` Unix socket that the switch listens on, a frame per message. One peer at a time; a
     /// new one replaces the old.
     Socket {
-        /// Its path; a socket that is there is replaced.
+        /// Its path; a socket that is there and at which nobody listens is replaced.
         path: PathBuf,
     },
     /// VXLAN over UDP to one peer site.
@@ -126,18 +133,40 @@ pub fn run(config: &SwitchConfig, stop: &AtomicBool) -> Result<(), SwitchError> 
 }
 
 /// A listening Unix socket in place of one that an earlier run left. Anything else that is there stays, and listening fails.
-fn listen_unix(path: &Path, kind: Type) -> Result<Socket, SwitchError> {
-    let open = || -> io::Result<Socket> {
-        if std::fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket()) {
-            std::fs::remove_file(path)?;
+fn listen_unix(path: &Path, bind: flow::socket::Bind<Socket>) -> Result<Listening<Socket>, SwitchError> {
+    let failed = |source| SwitchError::Listen { at: path.display().to_string(), source };
+    Listening::open(path, bind).map_err(failed)
+}
+
+fn bind_stream(path: &Path) -> io::Result<Socket> {
+    bind_unix(path, Type::STREAM)
+}
+
+fn bind_packets(path: &Path) -> io::Result<Socket> {
+    bind_unix(path, Type::SEQPACKET)
+}
+
+fn bind_unix(path: &Path, kind: Type) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::UNIX, kind, None)?;
+    socket.bind(&socket2::SockAddr::unix(path)?)?;
+    socket.listen(16)?;
+    socket.set_nonblocking(true)?;
+    Ok(socket)
+}
+
+/// Binds a socket again whose path was taken away, and says so.
+fn keep(listening: &mut Listening<Socket>) {
+    let path = listening.path().to_owned();
+    match listening.keep() {
+        Kept::Own => {}
+        Kept::Again => {
+            tracing::warn!(path = %path.display(), "the socket was taken away, and is bound again");
         }
-        let socket = Socket::new(Domain::UNIX, kind, None)?;
-        socket.bind(&socket2::SockAddr::unix(path)?)?;
-        socket.listen(16)?;
-        socket.set_nonblocking(true)?;
-        Ok(socket)
-    };
-    open().map_err(|source| SwitchError::Listen { at: path.display().to_string(), source })
+        Kept::Lost(error, times) if times % COMPLAIN_EVERY == 1 => {
+            tracing::error!(path = %path.display(), %error, "the socket was taken away: nobody can connect");
+        }
+        Kept::Lost(..) => {}
+    }
 }
 
 fn listen_tcp(address: SocketAddr) -> Result<Socket, SwitchError> {
@@ -155,11 +184,15 @@ fn listen_tcp(address: SocketAddr) -> Result<Socket, SwitchError> {
 /// Everything that the one thread works on.
 struct Switch {
     datapath: Datapath,
-    listeners: Vec<Socket>,
+    control: Listening<Socket>,
+    control_tcp: Option<Socket>,
     controllers: Vec<Connection>,
     /// Number of the next controller.
     next: u64,
     packet: Packet,
+    now: Micros,
+    /// When the paths of the sockets are looked at next.
+    look_at: Micros,
 }
 
 /// What controllers change and ask for.
@@ -174,7 +207,8 @@ struct Datapath {
 /// What a file descriptor that is ready belongs to.
 #[derive(Clone, Copy)]
 enum Ready {
-    Listener(usize),
+    /// Of controllers, by TCP or not.
+    Listener(bool),
     Controller(usize, PollFlags),
     PortListener(usize),
     Port(usize, PollFlags),
@@ -182,32 +216,49 @@ enum Ready {
 
 impl Switch {
     fn new(config: &SwitchConfig) -> Result<Self, SwitchError> {
+        // What the system refuses to a second process comes first, before any path is touched.
+        let control_tcp = config.control_tcp.map(listen_tcp).transpose()?;
         let ports = Ports::open(&config.ports, config.queue_frames)?;
-        let mut listeners = vec![listen_unix(&config.control, Type::STREAM)?];
-        if let Some(address) = config.control_tcp {
-            listeners.push(listen_tcp(address)?);
-        }
+        let control = listen_unix(&config.control, bind_stream)?;
         let id = 0x4c6d_0000_0000_0000 | u64::from(config.site.0);
         let (pipeline, roles) = (Pipeline::default(), Roles::default());
         let datapath = Datapath { name: config.name.clone(), id, pipeline, ports, roles };
-        Ok(Self { datapath, listeners, controllers: Vec::new(), next: 0, packet: Packet::default() })
+        Ok(Self {
+            datapath,
+            control,
+            control_tcp,
+            controllers: Vec::new(),
+            next: 0,
+            packet: Packet::default(),
+            now: Micros(0),
+            look_at: LOOK_INTERVAL,
+        })
     }
 
     /// Waits for something and does all of it once.
     fn turn(&mut self, now: Micros) -> Result<(), SwitchError> {
+        self.now = now;
         self.datapath.pipeline.set_time(now);
         for ready in self.wait()? {
             match ready {
-                Ready::Listener(at) => self.accept(at),
+                Ready::Listener(by_tcp) => self.accept(by_tcp),
                 Ready::PortListener(at) => self.datapath.ports.at(at).accept(),
                 Ready::Port(at, events) => self.port(at, events),
                 Ready::Controller(at, events) => {
-                    self.controllers[at].turn(events, &mut self.datapath, &mut self.packet);
+                    self.controllers[at].turn(events, now, &mut self.datapath, &mut self.packet);
                 }
             }
         }
-        self.controllers.iter_mut().for_each(|controller| controller.hear_of_roles(&self.datapath.roles));
+        for controller in &mut self.controllers {
+            controller.hear_of_roles(&self.datapath.roles);
+            controller.leave_if_no_hello(now);
+        }
         self.controllers.retain(Connection::is_open);
+        if now >= self.look_at {
+            self.look_at = now.plus(LOOK_INTERVAL);
+            keep(&mut self.control);
+            self.datapath.ports.listeners().for_each(keep);
+        }
         Ok(())
     }
 
@@ -232,9 +283,10 @@ impl Switch {
     fn sources(&self) -> impl Iterator<Item = (Ready, BorrowedFd<'_>, PollFlags)> {
         let wanted =
             |writes: bool| if writes { PollFlags::POLLIN | PollFlags::POLLOUT } else { PollFlags::POLLIN };
-        let listeners = self.listeners.iter().enumerate();
-        let listeners =
-            listeners.map(|(at, socket)| (Ready::Listener(at), socket.as_fd(), PollFlags::POLLIN));
+        let listeners = [(false, Some(self.control.socket())), (true, self.control_tcp.as_ref())];
+        let listeners = listeners.into_iter().filter_map(|(by_tcp, socket)| {
+            Some((Ready::Listener(by_tcp), socket?.as_fd(), PollFlags::POLLIN))
+        });
         let controllers = self.controllers.iter().enumerate().map(move |(at, connection)| {
             let events = wanted(connection.has_output());
             (Ready::Controller(at, events), connection.fd(), events)
@@ -245,18 +297,34 @@ impl Switch {
             let data = port.data().map(|fd| (Ready::Port(at, events), fd, events));
             listener.into_iter().chain(data)
         });
-        listeners.chain(controllers).chain(ports)
+        // Newcomers are last: who has said something meanwhile is no silent one that gives way to them.
+        controllers.chain(ports).chain(listeners)
     }
 
-    fn accept(&mut self, at: usize) {
-        match self.listeners[at].accept() {
-            Ok((socket, _)) if self.controllers.len() < CONTROLLERS_MAX => {
-                self.controllers.extend(Connection::new(self.next, socket));
-                self.next += 1;
-            }
-            Ok(_) => tracing::warn!(max = CONTROLLERS_MAX, "too many controllers, one was turned away"),
-            Err(error) => tracing::debug!(%error, "accept failed"),
+    /// Takes up a controller. If there is no room, who has been silent longest gives way: without a hello first, then of
+    /// those that are silent for too long. If all are well the new one is turned away.
+    fn accept(&mut self, by_tcp: bool) {
+        let listener = if by_tcp { self.control_tcp.as_ref() } else { Some(self.control.socket()) };
+        let socket = match listener.map(Socket::accept) {
+            Some(Ok((socket, _))) => socket,
+            Some(Err(error)) => return tracing::debug!(%error, "accept failed"),
+            None => return,
+        };
+        let open = self.controllers.iter().filter(|controller| controller.is_open()).count();
+        if open >= CONTROLLERS_MAX && !self.make_room() {
+            return tracing::warn!(max = CONTROLLERS_MAX, "too many controllers, one was turned away");
         }
+        self.controllers.extend(Connection::new(self.next, socket, self.now));
+        self.next += 1;
+    }
+
+    fn make_room(&mut self) -> bool {
+        let now = self.now;
+        let silent = self.controllers.iter_mut().filter_map(|c| Some((c.silence_rank(now)?, c)));
+        let Some((_, longest)) = silent.min_by_key(|(rank, _)| *rank) else { return false };
+        tracing::warn!(max = CONTROLLERS_MAX, "too many controllers, a silent one gives way");
+        longest.close();
+        true
     }
 
     fn port(&mut self, at: usize, events: PollFlags) {

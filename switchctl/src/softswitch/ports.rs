@@ -5,11 +5,12 @@ use std::io::{self, ErrorKind, Read};
 use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::{AsFd, BorrowedFd};
 
+use flow::socket::Listening;
 use nix::sys::socket::{MsgFlags, setsockopt, sockopt};
-use socket2::{Socket, Type};
+use socket2::Socket;
 
 use super::packet::{Packet, VXLAN_LEN};
-use super::{PortConfig, PortKind, SwitchError, listen_unix};
+use super::{PortConfig, PortKind, SwitchError, bind_packets, listen_unix};
 use crate::core::rules::PortNo;
 use crate::ofp::PortStats;
 
@@ -25,6 +26,9 @@ pub(super) struct Ports {
 impl Ports {
     pub(super) fn open(configs: &[PortConfig], queue_max: usize) -> Result<Self, SwitchError> {
         let mut ports = Self { list: Vec::new(), places: HashMap::new() };
+        // A UDP port that another process has is refused, so tunnels come before any path is touched.
+        let mut configs: Vec<_> = configs.iter().collect();
+        configs.sort_by_key(|config| matches!(config.kind, PortKind::Socket { .. }));
         for config in configs {
             let number = config.number;
             let taken = ports.places.insert(number, ports.list.len()).is_some();
@@ -34,6 +38,14 @@ impl Ports {
             ports.list.push(Port::open(config, queue_max)?);
         }
         Ok(ports)
+    }
+
+    /// The sockets that peers connect to.
+    pub(super) fn listeners(&mut self) -> impl Iterator<Item = &mut Listening<Socket>> {
+        self.list.iter_mut().filter_map(|port| match &mut port.link {
+            Link::Socket { listener, .. } => Some(listener),
+            Link::Tunnel { .. } => None,
+        })
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = &Port> {
@@ -53,7 +65,7 @@ impl Ports {
 }
 
 enum Link {
-    Socket { listener: Socket, peer: Option<Socket> },
+    Socket { listener: Listening<Socket>, peer: Option<Socket> },
     Tunnel { socket: UdpSocket, remote: SocketAddr },
 }
 
@@ -81,7 +93,7 @@ impl Port {
     fn open(config: &PortConfig, queue_max: usize) -> Result<Self, SwitchError> {
         let link = match &config.kind {
             PortKind::Socket { path } => {
-                Link::Socket { listener: listen_unix(path, Type::SEQPACKET)?, peer: None }
+                Link::Socket { listener: listen_unix(path, bind_packets)?, peer: None }
             }
             PortKind::Tunnel { local, remote } => Link::Tunnel { socket: open_udp(*local)?, remote: *remote },
         };
@@ -111,7 +123,7 @@ impl Port {
 
     pub(super) fn listener(&self) -> Option<BorrowedFd<'_>> {
         match &self.link {
-            Link::Socket { listener, .. } => Some(listener.as_fd()),
+            Link::Socket { listener, .. } => Some(listener.socket().as_fd()),
             Link::Tunnel { .. } => None,
         }
     }
@@ -126,7 +138,7 @@ impl Port {
     /// Takes a new peer in place of the old one.
     pub(super) fn accept(&mut self) {
         let Link::Socket { listener, .. } = &self.link else { return };
-        let socket = match listener.accept() {
+        let socket = match listener.socket().accept() {
             Ok((socket, _)) => socket,
             Err(error) => return tracing::debug!(port = self.name, %error, "accept failed"),
         };

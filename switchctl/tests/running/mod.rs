@@ -60,7 +60,7 @@ impl Running {
         self.directory.path().join(name)
     }
 
-    fn config(&self) -> SwitchConfig {
+    pub(crate) fn config(&self) -> SwitchConfig {
         let socket = |number, name: &str| PortConfig {
             number,
             name: name.into(),
