@@ -6,12 +6,12 @@
 use std::hash::BuildHasher;
 use std::io::{Read, Write};
 use std::os::fd::AsFd;
-use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use flow::socket::{Kept, LOOK_INTERVAL, Listening};
 use flow::{Micros, SiteId, WorkerId};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, ppoll};
@@ -26,6 +26,14 @@ use crate::worker::{Output, Settings, Wait, Worker};
 const AGENT_QUEUE_LEN: usize = 2 << 20;
 /// Longest time between two looks at the agent's socket under load.
 const CONTROL_INTERVAL: Micros = Micros(100);
+/// How long who connects may take to say hello. The agent does at once, and 5 s is long even for a machine that swaps.
+const HELLO_BOUND: Micros = Micros(5_000_000);
+/// Bytes within which the hello is, which takes some ten.
+const HELLO_LEN_MAX: usize = 256;
+/// Connections that have not said hello yet; one more ends the oldest.
+const STRANGERS_MAX: usize = 8;
+/// A path that is lost is complained about again after so many looks: once a minute.
+const COMPLAIN_EVERY: u32 = 60;
 
 /// How a worker reaches its switch.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,7 +51,7 @@ pub struct WorkerConfig {
     pub site: SiteId,
     /// Its number.
     pub worker: WorkerId,
-    /// Where it listens for the agent; a socket that is there is replaced.
+    /// Where it listens for the agent; a socket that is there and at which nobody listens is replaced.
     pub control_path: PathBuf,
     /// Its way to the switch.
     pub link: Link,
@@ -100,26 +108,25 @@ fn random(nonce: u64) -> u64 {
 /// [`WorkerError`], at the start.
 pub fn run(config: &WorkerConfig, stop: &AtomicBool) -> Result<(), WorkerError> {
     let listen = |source| WorkerError::Listen { path: config.control_path.clone(), source };
-    // A socket of an earlier run. Anything else stays, and listening fails.
-    if std::fs::symlink_metadata(&config.control_path).is_ok_and(|found| found.file_type().is_socket()) {
-        std::fs::remove_file(&config.control_path).map_err(listen)?;
-    }
-    let listener = UnixListener::bind(&config.control_path).map_err(listen)?;
-    listener.set_nonblocking(true).map_err(listen)?;
-    let result = match &config.link {
+    let listener = Listening::open(&config.control_path, bind).map_err(listen)?;
+    match &config.link {
         Link::Socket(path) => {
             run_over(config, listener, SocketLink::new(path.clone()), Output::default(), stop)
         }
         Link::Dpdk(dpdk) => crate::dpdk::run(config, dpdk, listener, stop),
-    };
-    let _ = std::fs::remove_file(&config.control_path);
-    result
+    }
+}
+
+fn bind(path: &Path) -> std::io::Result<UnixListener> {
+    let listener = UnixListener::bind(path)?;
+    listener.set_nonblocking(true)?;
+    Ok(listener)
 }
 
 /// Runs a worker over a link that is open.
 pub(crate) fn run_over<L: SwitchLink>(
     config: &WorkerConfig,
-    listener: UnixListener,
+    listener: Listening<UnixListener>,
     link: L,
     out: Output<L::Buf>,
     stop: &AtomicBool,
@@ -135,14 +142,28 @@ pub(crate) fn run_over<L: SwitchLink>(
 struct Agent {
     stream: UnixStream,
     decoder: FrameDecoder<Request>,
+    /// What it said first, until that is handled.
+    first: Option<Request>,
     queue: Vec<u8>,
     sent: usize,
     greeted: bool,
 }
 
+/// Who has connected and not said hello yet.
+struct Stranger {
+    agent: Agent,
+    came_at: Micros,
+    /// Bytes of what it has said.
+    heard_len: usize,
+}
+
 struct Process<L: SwitchLink> {
     clock: Clock,
-    listener: UnixListener,
+    listener: Listening<UnixListener>,
+    /// When the path of the listener is looked at next.
+    look_at: Micros,
+    /// The oldest first.
+    strangers: Vec<Stranger>,
     agent: Option<Agent>,
     /// Agent or listener are ready, or were left with something to read.
     control_due: bool,
@@ -155,7 +176,7 @@ struct Process<L: SwitchLink> {
 }
 
 impl<L: SwitchLink> Process<L> {
-    fn new(config: &WorkerConfig, listener: UnixListener, link: L, out: Output<L::Buf>) -> Self {
+    fn new(config: &WorkerConfig, listener: Listening<UnixListener>, link: L, out: Output<L::Buf>) -> Self {
         let clock = Clock::start();
         let settings = Settings {
             site: config.site,
@@ -170,6 +191,8 @@ impl<L: SwitchLink> Process<L> {
         Self {
             clock,
             listener,
+            look_at: LOOK_INTERVAL,
+            strangers: Vec::new(),
             agent: None,
             control_due: false,
             control_at: Micros(0),
@@ -200,6 +223,10 @@ impl<L: SwitchLink> Process<L> {
             self.talk(now);
             self.control_at = now.plus(CONTROL_INTERVAL);
         }
+        if now >= self.look_at {
+            self.look_at = now.plus(LOOK_INTERVAL);
+            self.keep_listening();
+        }
         if received > 0 || self.control_due || self.worker.wait() == Wait::Now {
             self.idle_since = None;
             return Ok(());
@@ -220,7 +247,9 @@ impl<L: SwitchLink> Process<L> {
 
     fn talk(&mut self, now: Micros) {
         self.control_due = false;
-        self.accept();
+        // Who has said hello meanwhile is no stranger that gives way to the next.
+        self.hear_strangers(now);
+        self.accept(now);
         let Some(mut agent) = self.agent.take() else {
             // Nobody listens: what was said to the last agent is void.
             return;
@@ -236,14 +265,61 @@ impl<L: SwitchLink> Process<L> {
         self.flush();
     }
 
-    fn accept(&mut self) {
-        if let Ok((stream, _)) = self.listener.accept()
+    /// Takes up a connection, which is a stranger's until it says hello: one that is silent displaces no agent.
+    fn accept(&mut self, now: Micros) {
+        if let Ok((stream, _)) = self.listener.socket().accept()
             && stream.set_nonblocking(true).is_ok()
         {
-            tracing::info!("an agent has come");
-            self.worker.agent_connected();
+            if self.strangers.len() >= STRANGERS_MAX {
+                self.strangers.remove(0);
+                tracing::warn!(
+                    max = STRANGERS_MAX,
+                    "too many connections without a hello: the oldest is left"
+                );
+            }
+            let first = None;
             let decoder = FrameDecoder::new();
-            self.agent = Some(Agent { stream, decoder, queue: Vec::new(), sent: 0, greeted: false });
+            let agent = Agent { stream, decoder, first, queue: Vec::new(), sent: 0, greeted: false };
+            self.strangers.push(Stranger { agent, came_at: now, heard_len: 0 });
+            // What it said with its coming is there already.
+            self.control_due = true;
+        }
+    }
+
+    /// Makes the one that says hello the agent, in place of the one before, and leaves those that do not.
+    fn hear_strangers(&mut self, now: Micros) {
+        let mut at = 0;
+        while let Some(stranger) = self.strangers.get_mut(at) {
+            match stranger.hear() {
+                Ok(true) => {
+                    tracing::info!("an agent has come");
+                    self.worker.agent_connected();
+                    self.agent = Some(self.strangers.remove(at).agent);
+                }
+                Ok(false) if now.since(stranger.came_at) <= HELLO_BOUND => at += 1,
+                Ok(false) => {
+                    self.strangers.remove(at);
+                    tracing::info!("who has connected said no hello and is left");
+                }
+                Err(reason) => {
+                    self.strangers.remove(at);
+                    tracing::info!(reason, "who has connected is no agent");
+                }
+            }
+        }
+    }
+
+    /// Binds the control socket again if its path was taken away: nobody could find the worker.
+    fn keep_listening(&mut self) {
+        let kept = self.listener.keep();
+        let path = self.listener.path().display();
+        match kept {
+            Kept::Own => {}
+            Kept::Again => tracing::warn!(%path, "the control socket was taken away, and is bound again"),
+            Kept::Lost(error, times) if times % COMPLAIN_EVERY == 1 => {
+                tracing::error!(%path, %error, "the control socket was taken away: no agent can connect");
+            }
+            Kept::Lost(..) => {}
         }
     }
 
@@ -259,7 +335,8 @@ impl<L: SwitchLink> Process<L> {
             self.worker.note_idle(self.clock.now().since(now));
             return Ok(());
         }
-        let mut fds = vec![PollFd::new(self.listener.as_fd(), PollFlags::POLLIN)];
+        let mut fds = vec![PollFd::new(self.listener.socket().as_fd(), PollFlags::POLLIN)];
+        fds.extend(self.strangers.iter().map(|s| PollFd::new(s.agent.stream.as_fd(), PollFlags::POLLIN)));
         if let Some(agent) = &self.agent {
             let mut flags = PollFlags::empty();
             flags.set(PollFlags::POLLIN, !self.worker.is_backlogged() && agent.queue.len() < AGENT_QUEUE_LEN);
@@ -286,11 +363,43 @@ impl<L: SwitchLink> Process<L> {
     }
 }
 
+impl Stranger {
+    /// Whether it has said hello, of whatever version.
+    fn hear(&mut self) -> Result<bool, String> {
+        let mut bytes = [0; HELLO_LEN_MAX];
+        match self.agent.stream.read(&mut bytes) {
+            Ok(0) => return Err("closed".to_owned()),
+            Ok(len) => {
+                self.agent.decoder.push(&bytes[..len]);
+                self.heard_len += len;
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return Ok(false),
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => return Ok(false),
+            Err(error) => return Err(error.to_string()),
+        }
+        match self.agent.decoder.next().map_err(|error| error.to_string())? {
+            Some(hello @ Request::Hello { .. }) => {
+                self.agent.first = Some(hello);
+                Ok(true)
+            }
+            Some(_) => Err("it did not say Hello first".to_owned()),
+            None if self.heard_len >= HELLO_LEN_MAX => {
+                Err("it says something too long for a Hello".to_owned())
+            }
+            None => Ok(false),
+        }
+    }
+}
+
 impl Agent {
     fn receive<B: PacketBuf>(&mut self, worker: &mut Worker<B>, now: Micros) -> Result<(), String> {
         let mut bytes = [0; 65_536];
         while !worker.is_backlogged() && self.queue.len() < AGENT_QUEUE_LEN {
-            match self.decoder.next().map_err(|error| error.to_string())? {
+            let next = match self.first.take() {
+                None => self.decoder.next().map_err(|error| error.to_string())?,
+                first => first,
+            };
+            match next {
                 Some(request) => {
                     let greeting = self.greet(&request);
                     if greeting.is_ok() || matches!(request, Request::Hello { .. }) {

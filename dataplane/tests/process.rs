@@ -46,6 +46,7 @@ fn services() -> Request {
 
 /// A worker in a thread, with the switch's end of its packet socket.
 struct Running {
+    config: WorkerConfig,
     control: PathBuf,
     switch: UnixStream,
     stop: Arc<AtomicBool>,
@@ -70,11 +71,12 @@ impl Running {
         };
         let stop = Arc::new(AtomicBool::new(false));
         let flag = Arc::clone(&stop);
-        let thread = std::thread::spawn(move || run(&config, &flag).unwrap());
+        let own = config.clone();
+        let thread = std::thread::spawn(move || run(&own, &flag).unwrap());
         // The standard types carry packets as well: one read or write is one message.
         let (switch, _) = UnixListener::from(listener).accept().unwrap();
         switch.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
-        Self { control, switch, stop, thread: Some(thread) }
+        Self { config, control, switch, stop, thread: Some(thread) }
     }
 
     fn agent(&self) -> Agent {
@@ -183,6 +185,59 @@ fn an_agent_of_another_version_is_told_ours() {
     let hello = Request::Hello { version: VERSION + 1, site: SITE };
     assert!(matches!(agent.ask(&hello), Event::Hello { version: VERSION, .. }));
     assert_eq!(agent.stream.read(&mut [0; 16]).unwrap(), 0);
+}
+
+#[test]
+fn silent_connections_neither_displace_an_agent_nor_keep_one_out() {
+    let directory = tempfile::tempdir().unwrap();
+    let worker = Running::start(directory.path(), 1);
+    let mut agent = serving(&worker);
+    let silent = || UnixStream::connect(&worker.control).unwrap();
+    let mut strangers = Vec::new();
+    for _ in 0..20 {
+        strangers.extend((0..5).map(|_| silent()));
+        assert!(matches!(agent.ask(&Request::Status), Event::Status { .. }));
+    }
+    // One that says hello is an agent, and the newest agent counts.
+    let mut next = worker.agent();
+    assert!(matches!(next.ask(&Request::Status), Event::Status { .. }));
+    assert_eq!(agent.stream.read(&mut [0; 16]).unwrap(), 0);
+    // Who says nothing, or something else first, is left.
+    let mut last = silent();
+    last.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    assert_eq!(last.read(&mut [0; 16]).unwrap(), 0);
+    let mut other = silent();
+    other.write_all(&encode(&Request::Status).unwrap()).unwrap();
+    assert_eq!(other.read(&mut [0; 16]).unwrap(), 0);
+    assert!(matches!(next.ask(&Request::Status), Event::Status { .. }));
+}
+
+#[test]
+fn a_control_socket_that_was_taken_away_is_bound_again() {
+    let directory = tempfile::tempdir().unwrap();
+    let worker = Running::start(directory.path(), 1);
+    drop(worker.agent());
+    std::fs::remove_file(&worker.control).unwrap();
+    let mut agent = worker.agent();
+    assert!(matches!(agent.ask(&Request::Status), Event::Status { .. }));
+}
+
+#[test]
+fn a_second_worker_takes_nothing_from_the_first_and_the_first_nothing_from_others() {
+    let directory = tempfile::tempdir().unwrap();
+    let worker = Running::start(directory.path(), 1);
+    let mut agent = worker.agent();
+    let refused = run(&worker.config, &AtomicBool::new(true)).unwrap_err().to_string();
+    assert!(refused.contains("control1: another process listens there"), "{refused}");
+    assert!(matches!(agent.ask(&Request::Status), Event::Status { .. }));
+    drop(worker.agent());
+    // Its path is another's now, and stays that at its end.
+    let control = worker.control.clone();
+    std::fs::remove_file(&control).unwrap();
+    let other = UnixListener::bind(&control).unwrap();
+    drop(worker);
+    UnixStream::connect(&control).unwrap();
+    drop(other);
 }
 
 #[test]

@@ -7,6 +7,8 @@ mod link;
 use std::os::unix::net::UnixListener;
 use std::sync::atomic::AtomicBool;
 
+use flow::socket::Listening;
+
 use crate::process::{WorkerConfig, WorkerError};
 use crate::worker::RELAYED_HOLD_FACTOR;
 
@@ -104,7 +106,7 @@ pub enum DpdkError {
 pub(crate) fn run(
     _: &WorkerConfig,
     _: &DpdkConfig,
-    _: UnixListener,
+    _: Listening<UnixListener>,
     _: &AtomicBool,
 ) -> Result<(), WorkerError> {
     Err(DpdkError::NotBuilt.into())
@@ -114,10 +116,10 @@ pub(crate) fn run(
 pub(crate) fn run(
     config: &WorkerConfig,
     dpdk: &DpdkConfig,
-    listener: UnixListener,
+    listener: Listening<UnixListener>,
     stop: &AtomicBool,
 ) -> Result<(), WorkerError> {
-    let (link, pool) = opening(&config.control_path, stop, || DpdkLink::start(dpdk))?;
+    let (link, pool) = opening(&listener, stop, || DpdkLink::start(dpdk))?;
     tracing::info!(device = ?dpdk.device, "polling the device");
     crate::process::run_over(config, listener, link, crate::worker::Output::new(pool), stop)
 }
@@ -125,7 +127,7 @@ pub(crate) fn run(
 /// A `net_virtio_user` server waits for the switch inside DPDK, where no signal reaches: the process ends from outside.
 #[cfg(feature = "dpdk")]
 fn opening<T>(
-    control_path: &std::path::Path,
+    listener: &Listening<UnixListener>,
     stop: &AtomicBool,
     open: impl FnOnce() -> Result<T, DpdkError>,
 ) -> Result<T, DpdkError> {
@@ -136,7 +138,7 @@ fn opening<T>(
         scope.spawn(|| {
             while !done.load(Ordering::Relaxed) {
                 if stop.load(Ordering::Relaxed) {
-                    let _ = std::fs::remove_file(control_path);
+                    listener.give_back();
                     std::process::exit(0);
                 }
                 std::thread::park_timeout(LOOK);
