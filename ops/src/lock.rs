@@ -4,8 +4,10 @@
 use std::ffi::OsString;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+
+use flow::socket::{Occupant, occupant};
 
 /// Bytes of a lock file that are read: a process number has ten digits at most.
 const NOTE_LEN_MAX: u64 = 32;
@@ -31,6 +33,12 @@ pub enum LockError {
         /// The process that has it, if it is known.
         holder: String,
     },
+    /// Somebody listens there without its lock: the lock file was removed, or it is no process of Limosa.
+    #[error(
+        "{0}: another process listens here, though nobody holds its lock; nothing was changed. Stop that one first (its \
+         lock file may have been removed), or give this one paths of its own"
+    )]
+    Taken(PathBuf),
     /// Something that is no socket is where one is to be.
     #[error(
         "{0}: something that is no socket is in the way of one, and is left alone: move it, or use another path"
@@ -57,8 +65,10 @@ pub fn sockets<'a>(
     let mut held = Vec::new();
     for path in paths {
         held.push(beside(process, path)?);
-        if std::fs::symlink_metadata(path).is_ok_and(|found| !found.file_type().is_socket()) {
-            return Err(LockError::InTheWay(path.to_owned()));
+        match occupant(path).map_err(|source| LockError::Unusable { path: path.to_owned(), source })? {
+            Occupant::Nobody | Occupant::Abandoned => {}
+            Occupant::Listener => return Err(LockError::Taken(path.to_owned())),
+            Occupant::Other => return Err(LockError::InTheWay(path.to_owned())),
         }
     }
     Ok(Lock(held))
@@ -180,6 +190,13 @@ mod tests {
         let refused = sockets("worker", [path.as_path()]).unwrap_err();
         assert!(matches!(refused, LockError::InTheWay(_)), "{refused}");
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "text");
+        // Nor is a socket at which somebody listens without a lock, as where the lock file was removed.
+        let living = place.path().join("living");
+        let _listener = UnixListener::bind(&living).unwrap();
+        let refused = sockets("worker", [living.as_path()]).unwrap_err();
+        assert!(matches!(refused, LockError::Taken(_)), "{refused}");
+        assert!(refused.to_string().contains("living: another process listens here"), "{refused}");
+        assert!(std::os::unix::net::UnixStream::connect(&living).is_ok());
         // A socket that a dead process left is replaced.
         let stale = place.path().join("stale");
         drop(UnixListener::bind(&stale).unwrap());

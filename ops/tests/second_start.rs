@@ -144,6 +144,34 @@ fn a_second_worker_is_refused_and_the_first_goes_on() {
     });
 }
 
+#[test]
+fn a_second_start_is_refused_also_where_the_lock_files_were_removed() {
+    let directory = tempfile::tempdir().unwrap();
+    let worker = "site = 1\nworker = 1\ndirectory = \".\"\nswitch = \"worker-1.packets\"\nflows = 1024\n";
+    for (process, text, socket) in
+        [("switch", SWITCH, "switch.control"), ("worker", worker, "worker-1.control")]
+    {
+        let config = write(directory.path(), &format!("{process}.toml"), text);
+        let socket = directory.path().join(socket);
+        let _first = start(process, &config);
+        until("the first one listens", || UnixStream::connect(&socket).is_ok());
+        for entry in std::fs::read_dir(directory.path()).unwrap() {
+            let path = entry.unwrap().path();
+            if path.extension().is_some_and(|extension| extension == "lock") {
+                std::fs::remove_file(path).unwrap();
+            }
+        }
+        let before = identity(&socket);
+        let output = second(process, &config);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        let name = socket.file_name().unwrap().to_string_lossy();
+        let expected = format!("{name}: another process listens here");
+        assert!(!output.status.success() && said.contains(&expected), "{said}");
+        assert_eq!(identity(&socket), before);
+        assert!(UnixStream::connect(&socket).is_ok(), "the first one can be reached");
+    }
+}
+
 /// Placement nodes and agents: other files with other addresses, but the same directory.
 #[test]
 fn a_second_placement_node_or_agent_in_a_directory_is_refused() {
