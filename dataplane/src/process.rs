@@ -32,6 +32,8 @@ const HELLO_BOUND: Micros = Micros(5_000_000);
 const HELLO_LEN_MAX: usize = 256;
 /// Connections that have not said hello yet; one more ends the oldest.
 const STRANGERS_MAX: usize = 8;
+/// Between two complaints about those: whoever connects again and again is not to fill the log.
+const COMPLAINT_INTERVAL: Micros = Micros(60_000_000);
 /// A path that is lost is complained about again after so many looks: once a minute.
 const COMPLAIN_EVERY: u32 = 60;
 
@@ -164,6 +166,8 @@ struct Process<L: SwitchLink> {
     look_at: Micros,
     /// The oldest first.
     strangers: Vec<Stranger>,
+    /// When too many of them are complained about again.
+    complain_at: Micros,
     agent: Option<Agent>,
     /// Agent or listener are ready, or were left with something to read.
     control_due: bool,
@@ -193,6 +197,7 @@ impl<L: SwitchLink> Process<L> {
             listener,
             look_at: LOOK_INTERVAL,
             strangers: Vec::new(),
+            complain_at: Micros(0),
             agent: None,
             control_due: false,
             control_at: Micros(0),
@@ -272,10 +277,13 @@ impl<L: SwitchLink> Process<L> {
         {
             if self.strangers.len() >= STRANGERS_MAX {
                 self.strangers.remove(0);
-                tracing::warn!(
-                    max = STRANGERS_MAX,
-                    "too many connections without a hello: the oldest is left"
-                );
+                if now >= self.complain_at {
+                    self.complain_at = now.plus(COMPLAINT_INTERVAL);
+                    tracing::warn!(
+                        max = STRANGERS_MAX,
+                        "too many connections without a hello: the oldest are left"
+                    );
+                }
             }
             let first = None;
             let decoder = FrameDecoder::new();
@@ -299,11 +307,11 @@ impl<L: SwitchLink> Process<L> {
                 Ok(false) if now.since(stranger.came_at) <= HELLO_BOUND => at += 1,
                 Ok(false) => {
                     self.strangers.remove(at);
-                    tracing::info!("who has connected said no hello and is left");
+                    tracing::debug!("who has connected said no hello and is left");
                 }
                 Err(reason) => {
                     self.strangers.remove(at);
-                    tracing::info!(reason, "who has connected is no agent");
+                    tracing::debug!(reason, "who has connected is no agent");
                 }
             }
         }

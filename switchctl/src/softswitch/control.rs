@@ -143,7 +143,7 @@ impl Connection {
     /// Who says no hello is no controller. Only a hello counts, so that other bytes do not keep a place.
     pub(super) fn leave_if_no_hello(&mut self, now: Micros) {
         if !self.greeted && now.since(self.came_at) > HELLO_BOUND {
-            tracing::info!("a controller said no hello and is left");
+            tracing::debug!("a controller said no hello and is left");
             self.open = false;
         }
     }

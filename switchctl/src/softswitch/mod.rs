@@ -47,6 +47,8 @@ const HELLO_BOUND: Micros = Micros(5_000_000);
 const SILENCE_BOUND: Micros = Micros(5_000_000);
 /// A path that is lost is complained about again after so many looks: once a minute.
 const COMPLAIN_EVERY: u32 = 60;
+/// Between two complaints about too many controllers: whoever connects again and again is not to fill the log.
+const COMPLAINT_INTERVAL: Micros = Micros(60_000_000);
 /// Frames that wait for one port before more are dropped, by default: about 20 ms of small frames.
 pub const QUEUE_FRAMES: usize = 16_384;
 
@@ -193,6 +195,8 @@ struct Switch {
     now: Micros,
     /// When the paths of the sockets are looked at next.
     look_at: Micros,
+    /// When too many controllers are complained about again.
+    complain_at: Micros,
 }
 
 /// What controllers change and ask for.
@@ -232,6 +236,7 @@ impl Switch {
             packet: Packet::default(),
             now: Micros(0),
             look_at: LOOK_INTERVAL,
+            complain_at: Micros(0),
         })
     }
 
@@ -311,8 +316,20 @@ impl Switch {
             None => return,
         };
         let open = self.controllers.iter().filter(|controller| controller.is_open()).count();
-        if open >= CONTROLLERS_MAX && !self.make_room() {
-            return tracing::warn!(max = CONTROLLERS_MAX, "too many controllers, one was turned away");
+        if open >= CONTROLLERS_MAX {
+            let made_room = self.make_room();
+            if self.now >= self.complain_at {
+                self.complain_at = self.now.plus(COMPLAINT_INTERVAL);
+                let max = CONTROLLERS_MAX;
+                tracing::warn!(
+                    max,
+                    made_room,
+                    "too many controllers: silent ones make room, else new ones are turned away"
+                );
+            }
+            if !made_room {
+                return;
+            }
         }
         self.controllers.extend(Connection::new(self.next, socket, self.now));
         self.next += 1;
@@ -322,7 +339,6 @@ impl Switch {
         let now = self.now;
         let silent = self.controllers.iter_mut().filter_map(|c| Some((c.silence_rank(now)?, c)));
         let Some((_, longest)) = silent.min_by_key(|(rank, _)| *rank) else { return false };
-        tracing::warn!(max = CONTROLLERS_MAX, "too many controllers, a silent one gives way");
         longest.close();
         true
     }
