@@ -107,6 +107,25 @@ async fn a_stopped_site_does_not_slow_the_reports_of_others() {
     deployment.cluster.until_ready().await.unwrap();
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_switch_that_is_stopped_is_said_by_the_readiness_of_its_site_before_its_connection_ends() {
+    let deployment = Deployment::start().await;
+    let cluster = &deployment.cluster;
+    deployment.signal(Part::Switch(STOPPED), Signal::SIGSTOP);
+    let ends = Instant::now() + BOUND;
+    loop {
+        let text = cluster.site_text(STOPPED, "/readyz").await.unwrap();
+        if text.contains("[-] the switch answers (within 1.5 s): switch silent for ") {
+            break;
+        }
+        assert!(text.contains("[+] the switch is connected"), "the connection ended first: {text}");
+        assert!(Instant::now() < ends, "{text}");
+        sleep(Duration::from_millis(50)).await;
+    }
+    deployment.signal(Part::Switch(STOPPED), Signal::SIGCONT);
+    cluster.until_ready().await.unwrap();
+}
+
 /// The first packets of handshakes, each from an address of its own, whose answers nobody reads.
 async fn begin_handshakes(keys: &limosa::config::Tls, node: NodeName, targets: Vec<SocketAddr>) {
     let any: SocketAddr = "127.0.0.1:0".parse().unwrap();
