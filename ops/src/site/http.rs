@@ -60,11 +60,7 @@ pub async fn serve(
         .route("/livez", get(|| async { "ok\n" }))
         .route("/readyz", get(|State(site): State<Site>| async move { ready(&site.metrics) }))
         .with_state(Site { metrics, switch, workers });
-    Ok(tokio::spawn(async move {
-        if let Err(error) = axum::serve(listener, router).await {
-            tracing::error!(%error, "the metrics listener ended");
-        }
-    }))
+    Ok(crate::http::serve(listener, router))
 }
 
 fn told(answer: Result<impl Serialize, QueryError>) -> Response {

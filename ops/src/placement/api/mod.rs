@@ -250,7 +250,7 @@ pub async fn serve(
     registry: prometheus::Registry,
 ) -> anyhow::Result<JoinHandle<()>> {
     let listener = TcpListener::bind(address).await.with_context(|| format!("api = {address}"))?;
-    serve_with(listener, router(node, stops, registry)?)
+    Ok(crate::http::serve(listener, router(node, stops, registry)?))
 }
 
 /// Serves the API on a listener that is bound already.
@@ -262,13 +262,5 @@ pub fn serve_on(
     node: Arc<Node>,
     stops: CancellationToken,
 ) -> anyhow::Result<JoinHandle<()>> {
-    serve_with(listener, router(node, stops, prometheus::Registry::new())?)
-}
-
-fn serve_with(listener: TcpListener, router: Router) -> anyhow::Result<JoinHandle<()>> {
-    Ok(tokio::spawn(async move {
-        if let Err(error) = axum::serve(listener, router).await {
-            tracing::error!(%error, "the API listener ended");
-        }
-    }))
+    Ok(crate::http::serve(listener, router(node, stops, prometheus::Registry::new())?))
 }
