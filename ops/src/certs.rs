@@ -21,6 +21,7 @@ use transfer::tls::Identity;
 
 use crate::clock::wall_ms;
 use crate::config::Tls;
+use crate::files;
 use crate::keys;
 
 /// Days that a node's certificate is good for if nothing is said: long enough to try things out, short enough that
@@ -88,7 +89,7 @@ fn authority(order: &Order<'_>) -> anyhow::Result<Issuer<'static, KeyPair>> {
     params.distinguished_name.push(DnType::CommonName, name);
     match (path.exists(), key_path.exists()) {
         (true, true) => {
-            let text = fs::read_to_string(&key_path).with_context(|| key_path.display().to_string())?;
+            let text = files::read_text(&key_path).with_context(|| key_path.display().to_string())?;
             let key = KeyPair::from_pem(&text)
                 .with_context(|| format!("{}: a PEM private key is wanted", key_path.display()))?;
             Ok(Issuer::new(params, key))

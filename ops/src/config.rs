@@ -6,6 +6,7 @@ mod openvswitch;
 pub mod reference;
 
 use std::collections::BTreeSet;
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
@@ -17,6 +18,7 @@ use serde::de::DeserializeOwned;
 use transfer::name::is_label;
 
 use crate::address::Address;
+use crate::files;
 use crate::site::core::Bounds;
 use crate::site::fleet::ElasticConfig;
 use crate::site::prober::{self, ProbeSettings};
@@ -83,7 +85,11 @@ impl File<'_> {
 
     fn existing(&self, key: &str, path: &Path, remedy: &str) -> Result<PathBuf, ConfigError> {
         let full = self.beside(path);
-        if full.is_file() { Ok(full) } else { Err(self.error(key, full.display(), remedy)) }
+        match files::check(&full) {
+            Ok(()) => Ok(full),
+            Err(error) if error.kind() == ErrorKind::NotFound => Err(self.error(key, full.display(), remedy)),
+            Err(error) => Err(self.error(key, full.display(), error.to_string())),
+        }
     }
 
     fn bounded(&self, key: &str, value: u64, min: u64, max: u64) -> Result<u64, ConfigError> {
@@ -95,8 +101,8 @@ impl File<'_> {
 }
 
 fn read<T: DeserializeOwned>(path: &Path) -> Result<T, ConfigError> {
-    let text = std::fs::read_to_string(path)
-        .map_err(|source| ConfigError::Read { file: path.to_owned(), source })?;
+    let text =
+        files::read_text(path).map_err(|source| ConfigError::Read { file: path.to_owned(), source })?;
     toml::from_str(&text)
         .map_err(|error| ConfigError::Parse { file: path.to_owned(), message: error.to_string() })
 }

@@ -1,6 +1,7 @@
 //! A node's key material: read and checked before it is used, and again when its files change.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
@@ -17,6 +18,7 @@ use transfer::tls::{Identity, Part, Validity};
 
 use crate::clock::wall_ms;
 use crate::config::Tls;
+use crate::files;
 
 /// Between two looks at the files. They are small, and who renews them waits for this.
 const LOOK: Duration = Duration::from_secs(2);
@@ -50,6 +52,9 @@ pub enum KeysError {
         /// What is wrong and wanted.
         reason: String,
     },
+    /// Nobody knows what is in a file.
+    #[error("{0}: {1}")]
+    Unread(PathBuf, String),
     /// The endpoint does not take it, or cannot be bound.
     #[error(transparent)]
     Quic(#[from] transfer::quic::QuicError),
@@ -60,15 +65,9 @@ pub enum KeysError {
 /// # Errors
 /// [`KeysError`].
 pub fn read(tls: &Tls, node: &NodeName) -> Result<(Identity, Validity), KeysError> {
-    let key = PrivateKeyDer::from_pem_file(&tls.key).map_err(|error| KeysError::Read {
-        file: tls.key.clone(),
-        key: "tls.key",
-        wanted: "a PEM private key is",
-        reason: error.to_string(),
-    })?;
     let identity = Identity {
         chain: certificates(&tls.certificate, "tls.certificate")?,
-        key,
+        key: private_key(&tls.key)?,
         authority: certificates(&tls.authority, "tls.authority")?,
     };
     let now = i64::try_from(wall_ms() / 1_000).unwrap_or(i64::MAX);
@@ -83,6 +82,17 @@ pub fn read(tls: &Tls, node: &NodeName) -> Result<(Identity, Validity), KeysErro
     Ok((identity, validity))
 }
 
+fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, KeysError> {
+    let error = |reason: String| KeysError::Read {
+        file: path.to_owned(),
+        key: "tls.key",
+        wanted: "a PEM private key is",
+        reason,
+    };
+    let text = files::read(path).map_err(|cause| error(cause.to_string()))?;
+    PrivateKeyDer::from_pem_slice(&text).map_err(|cause| error(cause.to_string()))
+}
+
 pub(crate) fn certificates(
     path: &Path,
     key: &'static str,
@@ -93,8 +103,9 @@ pub(crate) fn certificates(
         wanted: "PEM certificates are",
         reason,
     };
-    let read = CertificateDer::pem_file_iter(path).and_then(Iterator::collect::<Result<Vec<_>, _>>);
-    let chain = read.map_err(|cause| error(cause.to_string()))?;
+    let text = files::read(path).map_err(|cause| error(cause.to_string()))?;
+    let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&text).collect();
+    let chain = chain.map_err(|cause| error(cause.to_string()))?;
     if chain.is_empty() { Err(error("there is none in it".into())) } else { Ok(chain) }
 }
 
@@ -107,6 +118,8 @@ pub struct Keys {
     validity: Mutex<Validity>,
     expiry_s: AtomicI64,
     last_reload_worked: AtomicBool,
+    /// A file gave no answer when it was looked at last.
+    unread: AtomicBool,
     /// Of the files' contents when they were first read.
     first: u64,
 }
@@ -121,7 +134,7 @@ pub fn endpoint(
     node: &NodeName,
     limits: Limits,
 ) -> Result<(Endpoint, Arc<Keys>), KeysError> {
-    let first = fingerprint(tls);
+    let first = fingerprint(tls).map_err(|unread| KeysError::Unread(unread.file, unread.reason))?;
     let (identity, validity) = read(tls, node)?;
     let endpoint = Endpoint::bind(listen, &tls.cluster, &identity, limits)?;
     let keys = Keys {
@@ -131,6 +144,7 @@ pub fn endpoint(
         validity: Mutex::new(validity),
         expiry_s: AtomicI64::new(validity.until),
         last_reload_worked: AtomicBool::new(true),
+        unread: AtomicBool::new(false),
         first,
     };
     Ok((endpoint, Arc::new(keys)))
@@ -183,13 +197,18 @@ impl Keys {
         self.last_reload_worked.load(Ordering::Relaxed)
     }
 
+    /// Whether the files are of use, as far as anybody knows.
+    fn are_of_use(&self) -> bool {
+        self.last_reload_worked() && !self.unread.load(Ordering::Relaxed)
+    }
+
     fn days_left(&self) -> i64 {
         (self.expiry_s() - i64::try_from(wall_ms() / 1_000).unwrap_or(0)).div_euclid(86_400)
     }
 
     /// Reads the files when they have changed, and warns before the certificate expires; until it is dropped.
     pub async fn watch(self: Arc<Self>) {
-        let (mut used, mut seen) = (self.first, None);
+        let mut look = Look { used: Some(self.first), seen: None, unread: None };
         let mut warned: Option<Instant> = None;
         loop {
             let now = i64::try_from(wall_ms() / 1_000).unwrap_or(i64::MAX);
@@ -201,25 +220,79 @@ impl Keys {
                     "the certificate expires soon: put a new one in its place, it is read by itself");
             }
             tokio::time::sleep(LOOK).await;
-            let found = fingerprint(&self.files);
-            // Certificate and key are two files: they are read once nobody is writing them any more.
-            if found != used && seen == Some(found) {
-                used = found;
-                let _ = self.reload();
+            let keys = self.clone();
+            let before = look.clone();
+            // Files may keep who looks at them waiting, and nothing else may wait for them.
+            let looked = tokio::task::spawn_blocking(move || keys.look(before, fingerprint(&keys.files)));
+            // One that did not come back was told to stop.
+            let Ok((after, reloaded)) = looked.await else { return };
+            look = after;
+            if reloaded {
                 warned = None;
             }
-            seen = Some(found);
         }
+    }
+
+    /// Takes one look at the files, and whether they were read again then.
+    fn look(&self, before: Look, found: Result<u64, Unread>) -> (Look, bool) {
+        let found = match found {
+            Ok(found) => found,
+            Err(unread) => {
+                if before.unread.as_ref() != Some(&unread.file) {
+                    tracing::error!(file = %unread.file.display(), error = unread.reason,
+                        "the key material cannot be read; what was read before stays in use");
+                }
+                self.unread.store(true, Ordering::Relaxed);
+                return (Look { seen: None, unread: Some(unread.file), ..before }, false);
+            }
+        };
+        self.unread.store(false, Ordering::Relaxed);
+        let mut after = Look { seen: Some(found), unread: None, ..before };
+        if let Some(file) = before.unread {
+            tracing::info!(file = %file.display(), "the key material can be read again");
+            // A signal may have asked for it meanwhile, in vain.
+            after.used = after.used.filter(|_| self.last_reload_worked());
+        }
+        // Certificate and key are two files: they are read once nobody is writing them any more.
+        let settled = before.seen == Some(found);
+        let changed = after.used != Some(found);
+        if settled && changed {
+            after.used = Some(found);
+            let _ = self.reload();
+        }
+        (after, settled && changed)
     }
 }
 
-/// Of the contents of the files; one that cannot be read counts as empty.
-fn fingerprint(files: &Tls) -> u64 {
+/// What was found at the files when somebody last looked.
+#[derive(Clone, Debug)]
+struct Look {
+    /// Of what is in use, or was found to be of no use.
+    used: Option<u64>,
+    seen: Option<u64>,
+    /// Which gave no answer.
+    unread: Option<PathBuf>,
+}
+
+/// A file that gave no answer.
+#[derive(Debug)]
+struct Unread {
+    file: PathBuf,
+    reason: String,
+}
+
+/// Of the contents of the files; one that cannot be read counts as empty. One that gives no answer may be as it was.
+fn fingerprint(files: &Tls) -> Result<u64, Unread> {
     let mut hasher = DefaultHasher::new();
     for path in [&files.certificate, &files.key, &files.authority] {
-        std::fs::read(path).ok().hash(&mut hasher);
+        match files::read(path) {
+            Err(error) if error.kind() == ErrorKind::TimedOut => {
+                return Err(Unread { file: path.clone(), reason: error.to_string() });
+            }
+            read => read.ok().hash(&mut hasher),
+        }
     }
-    hasher.finish()
+    Ok(hasher.finish())
 }
 
 /// Whether an operator should hear of it: in the last third of a short life, in the last week of a long one.
@@ -264,7 +337,7 @@ impl Gauges {
             )?,
             reloaded: IntGauge::new(
                 "limosa_certificate_last_reload_successful",
-                "1 if certificate, key and authority were of use when they were read last",
+                "1 if certificate, key and authority were of use when they were looked at last",
             )?,
             connections: IntGauge::new("limosa_quic_connections", "Connections to and from other nodes")?,
             handshakes: labelled(
@@ -297,7 +370,7 @@ impl Gauges {
 
     fn update(&self, keys: &Keys) {
         self.expiry.set(keys.expiry_s());
-        self.reloaded.set(keys.last_reload_worked().into());
+        self.reloaded.set(keys.are_of_use().into());
         self.connections.set(i64::try_from(keys.endpoint.open_connections()).unwrap_or(i64::MAX));
         let counts = keys.endpoint.counts();
         // The endpoint counts; these only show.
@@ -440,6 +513,67 @@ mod tests {
             assert!(text.contains(line), "{line}: {text}");
         }
         assert!(text.contains("limosa_quic_handshakes_total{outcome=\"accepted\"} 2"), "{text}");
+    }
+
+    #[tokio::test]
+    async fn a_fifo_in_the_place_of_a_file_holds_up_nothing_and_is_refused_once() {
+        let deployment = Deployment::new();
+        let [placement, site] = Deployment::nodes();
+        let files = deployment.files(&placement);
+        let (_server, keys) = deployment.endpoint(&placement);
+        // This runtime has one thread: a look that waits would hold up the test, too.
+        let watching = tokio::spawn(keys.clone().watch());
+        let fifo = |path: &Path| {
+            std::fs::remove_file(path).unwrap();
+            nix::unistd::mkfifo(path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        };
+        fifo(&files.certificate);
+        let ends = Instant::now() + NEVER;
+        while keys.last_reload_worked() {
+            assert!(Instant::now() < ends, "nobody looked");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        let error = keys.reload().unwrap_err().to_string();
+        assert!(error.contains("placement-1.pem: PEM certificates are wanted (tls.certificate)"), "{error}");
+        assert!(error.contains("it is a FIFO, a regular file is wanted"), "{error}");
+        // The files come back: they are in use by themselves.
+        std::fs::remove_file(&files.certificate).unwrap();
+        deployment.make(DAYS);
+        while !keys.last_reload_worked() {
+            assert!(Instant::now() < ends, "the new files were not read");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        watching.abort();
+        // So is a start.
+        let files = deployment.files(&site);
+        fifo(&files.key);
+        let error = endpoint("127.0.0.1:0".parse().unwrap(), &files, &site, Limits::site()).unwrap_err();
+        assert!(error.to_string().contains("site-ams.key: a PEM private key is wanted (tls.key)"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn files_that_give_no_answer_are_read_when_they_give_one_and_meanwhile_nothing_is_taken_for_changed()
+     {
+        let deployment = Deployment::new();
+        let [placement, _] = Deployment::nodes();
+        let (_server, keys) = deployment.endpoint(&placement);
+        let unread = || Unread { file: "authority.pem".into(), reason: "it gave no answer".into() };
+        let first = Look { used: Some(keys.first), seen: Some(keys.first), unread: None };
+        let (look, reloaded) = keys.look(first, Err(unread()));
+        assert!(!reloaded && !keys.are_of_use() && look.unread == Some("authority.pem".into()));
+        let (look, reloaded) = keys.look(look, Err(unread()));
+        assert!(!reloaded && !keys.are_of_use());
+        // As they were: nothing is to be done.
+        let (look, reloaded) = keys.look(look, Ok(keys.first));
+        assert!(!reloaded && keys.are_of_use() && look.unread.is_none());
+        assert!(!keys.look(look.clone(), Ok(keys.first)).1);
+        // A signal that came meanwhile found nothing.
+        let (look, _) = keys.look(look, Err(unread()));
+        keys.last_reload_worked.store(false, Ordering::Relaxed);
+        let (look, reloaded) = keys.look(look, Ok(keys.first));
+        assert!(!reloaded && !keys.are_of_use());
+        let (_, reloaded) = keys.look(look, Ok(keys.first));
+        assert!(reloaded && keys.are_of_use());
     }
 
     #[test]

@@ -13,6 +13,7 @@ use switchctl::core::ovsdb::{BridgeSpec, PORT_MAX, PortSpec};
 use switchctl::{InForce, PortNo, Ports, SwitchAddr, TlsClient, Tunnel};
 
 use super::{ConfigError, File, Peer, RawTls, Tls};
+use crate::files;
 
 /// The switch of a site.
 #[derive(Clone, Debug)]
@@ -253,20 +254,24 @@ impl Site<'_> {
             }
         };
         let chain = |part: &str, path: &PathBuf| {
-            let read = CertificateDer::pem_file_iter(path).and_then(Iterator::collect::<Result<Vec<_>, _>>);
-            let remedy = "PEM certificates are wanted";
+            let wrong = |cause: &str| {
+                let remedy = format!("PEM certificates are wanted: {cause}");
+                file.error(&format!("{key}.{part}"), path.display(), remedy)
+            };
+            let text = files::read(path).map_err(|error| wrong(&error.to_string()))?;
+            let read: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&text).collect();
             match read {
                 Ok(chain) if !chain.is_empty() => Ok(chain),
-                Ok(_) => Err(file.error(&format!("{key}.{part}"), path.display(), remedy)),
-                Err(error) => {
-                    Err(file.error(&format!("{key}.{part}"), path.display(), format!("{remedy}: {error}")))
-                }
+                Ok(_) => Err(wrong("there is none in it")),
+                Err(error) => Err(wrong(&error.to_string())),
             }
         };
-        let private = PrivateKeyDer::from_pem_file(&material.key).map_err(|error| {
-            let remedy = format!("a PEM private key is wanted: {error}");
+        let wrong = |cause: String| {
+            let remedy = format!("a PEM private key is wanted: {cause}");
             file.error(&format!("{key}.key"), material.key.display(), remedy)
-        })?;
+        };
+        let text = files::read(&material.key).map_err(|error| wrong(error.to_string()))?;
+        let private = PrivateKeyDer::from_pem_slice(&text).map_err(|error| wrong(error.to_string()))?;
         let authority = chain("authority", &material.authority)?;
         TlsClient::new(name, chain("certificate", &material.certificate)?, private, &authority).map_err(
             |error| {
