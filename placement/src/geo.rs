@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::sync::{PoisonError, RwLock};
+use std::sync::{Mutex, PoisonError, RwLock, mpsc};
 use std::time::SystemTime;
 
 use flow::Prefix;
@@ -26,22 +26,57 @@ pub struct GeoError {
 pub struct Geo {
     path: PathBuf,
     present: RwLock<Present>,
+    looking: Mutex<Option<Looking>>,
 }
 
 struct Present {
     reader: Reader<Vec<u8>>,
-    /// When the file was last written, and its length, as they were when it was looked at.
-    stamp: Option<(SystemTime, u64)>,
+    stamp: Option<Stamp>,
 }
 
-fn stamp(path: &Path) -> Option<(SystemTime, u64)> {
+/// When the file was last written, and its length, as they were when it was looked at.
+type Stamp = (SystemTime, u64);
+
+/// A thread looks at the file. One at a time: one that never comes back is the last.
+struct Looking {
+    answer: mpsc::Receiver<Option<Changed>>,
+    /// It was said that it takes long.
+    said: bool,
+}
+
+/// Another file than before.
+struct Changed {
+    stamp: Stamp,
+    reader: Result<Reader<Vec<u8>>, GeoError>,
+}
+
+fn stamp(path: &Path) -> Option<Stamp> {
     let found = std::fs::metadata(path).ok()?;
     Some((found.modified().ok()?, found.len()))
 }
 
 fn read(path: &Path) -> Result<Reader<Vec<u8>>, GeoError> {
-    Reader::open_readfile(path)
-        .map_err(|error| GeoError { path: path.display().to_string(), reason: error.to_string() })
+    let error = |reason: String| GeoError { path: path.display().to_string(), reason };
+    // To open a FIFO would be to wait for whoever writes.
+    let is_file = std::fs::metadata(path).map_err(|cause| error(cause.to_string()))?.is_file();
+    if !is_file {
+        return Err(error("it is no regular file".to_owned()));
+    }
+    Reader::open_readfile(path).map_err(|cause| error(cause.to_string()))
+}
+
+/// Whether a file can be used.
+///
+/// # Errors
+/// [`GeoError`].
+pub fn check(path: &Path) -> Result<(), GeoError> {
+    read(path).map(drop)
+}
+
+/// Looks at the file, and reads it if it is another one than before.
+fn look(path: &Path, before: Option<Stamp>) -> Option<Changed> {
+    let stamp = stamp(path).filter(|stamp| Some(*stamp) != before)?;
+    Some(Changed { stamp, reader: read(path) })
 }
 
 impl Geo {
@@ -52,29 +87,58 @@ impl Geo {
     pub fn open(path: &Path) -> Result<Self, GeoError> {
         // Looked at before it is read: what is written meanwhile is read again.
         let stamp = stamp(path);
-        let present = Present { reader: read(path)?, stamp };
-        let geo = Self { path: path.to_owned(), present: RwLock::new(present) };
+        let present = RwLock::new(Present { reader: read(path)?, stamp });
+        let geo = Self { path: path.to_owned(), present, looking: Mutex::new(None) };
         geo.warn();
         Ok(geo)
     }
 
-    /// Reads the file again if it is another one; true if it was. One that cannot be used is left alone until it
-    /// changes again.
+    /// Takes what the last look at the file brought, if it has ended, and begins the next: nothing is waited for. True if
+    /// there was another file. One that cannot be used is left alone until it changes again.
     ///
     /// # Errors
-    /// [`GeoError`], once for each change of the file. The former content stays in use.
+    /// [`GeoError`], once for each change of the file, and for a look that takes long. The former content stays in use.
     pub fn refresh(&self) -> Result<bool, GeoError> {
-        let stamp = stamp(&self.path);
-        if stamp.is_none() || stamp == self.present.read().unwrap_or_else(PoisonError::into_inner).stamp {
-            return Ok(false);
-        }
-        let reader = read(&self.path);
+        let mut looking = self.looking.lock().unwrap_or_else(PoisonError::into_inner);
+        let found = match looking.as_mut().map(|looking| (looking.answer.try_recv(), looking)) {
+            Some((Err(mpsc::TryRecvError::Empty), looking)) => {
+                return if std::mem::replace(&mut looking.said, true) {
+                    Ok(false)
+                } else {
+                    Err(self.silent())
+                };
+            }
+            Some((found, _)) => found.ok().flatten(),
+            None => None,
+        };
+        let taken = self.take(found);
+        *looking = self.begin();
+        taken
+    }
+
+    fn begin(&self) -> Option<Looking> {
+        let (found, answer) = mpsc::sync_channel(1);
+        let path = self.path.clone();
+        let before = self.present.read().unwrap_or_else(PoisonError::into_inner).stamp;
+        let thread = std::thread::Builder::new().name("places".into());
+        // Nobody waits any more when the node has ended. Without a thread the next time is as good.
+        let begun = thread.spawn(move || drop(found.send(look(&path, before))));
+        begun.ok().map(|_| Looking { answer, said: false })
+    }
+
+    fn take(&self, found: Option<Changed>) -> Result<bool, GeoError> {
+        let Some(Changed { stamp, reader }) = found else { return Ok(false) };
         let mut present = self.present.write().unwrap_or_else(PoisonError::into_inner);
-        present.stamp = stamp;
+        present.stamp = Some(stamp);
         present.reader = reader?;
         drop(present);
         self.warn();
         Ok(true)
+    }
+
+    fn silent(&self) -> GeoError {
+        let reason = "it was not read since it was looked at last: does its file system answer?".to_owned();
+        GeoError { path: self.path.display().to_string(), reason }
     }
 }
 
@@ -380,23 +444,75 @@ mod tests {
         }
     }
 
+    /// A file with one network at 1 degree north, and so many degrees east.
+    fn written_at(path: &Path, east: f64) {
+        let city = map(&[("lat", Item::Double(1.0)), ("lng", Item::Double(east))]);
+        std::fs::write(path, file("GeoLite2-City", "203.0.113.0/24", &city)).unwrap();
+    }
+
+    /// Looks at the file, and waits for it.
+    fn refreshed(geo: &Geo) -> Result<bool, GeoError> {
+        let before = geo.present.read().unwrap().stamp;
+        geo.take(look(&geo.path, before))
+    }
+
     #[test]
     fn a_file_that_is_replaced_is_read_again_and_a_broken_one_is_not_used() {
-        let Some(file) = test_file() else { return };
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("places.mmdb");
-        std::fs::copy(&file, &path).unwrap();
+        written_at(&path, 2.0);
         let geo = Geo::open(&path).unwrap();
-        let known = || geo.locate(&"89.160.20.112/28".parse().unwrap()).is_some();
-        assert!(!geo.refresh().unwrap() && known());
+        let known = || geo.locate(&"203.0.113.0/28".parse().unwrap()).is_some();
+        assert!(!refreshed(&geo).unwrap() && known());
         std::fs::remove_file(&path).unwrap();
-        assert!(!geo.refresh().unwrap() && known(), "between two files the former one is used");
+        assert!(!refreshed(&geo).unwrap() && known(), "between two files the former one is used");
         std::fs::write(&path, "no database").unwrap();
-        assert!(geo.refresh().is_err() && known());
-        assert!(!geo.refresh().unwrap() && known(), "said once");
+        assert!(refreshed(&geo).is_err() && known());
+        assert!(!refreshed(&geo).unwrap() && known(), "said once");
         std::fs::remove_file(&path).unwrap();
-        std::fs::copy(&file, &path).unwrap();
-        assert!(geo.refresh().unwrap() && known());
+        written_at(&path, 3.0);
+        assert!(refreshed(&geo).unwrap() && known());
+        std::fs::remove_file(&path).unwrap();
+        std::fs::create_dir(&path).unwrap();
+        let error = refreshed(&geo).unwrap_err().to_string();
+        assert!(error.ends_with("it is no regular file") && known(), "{error}");
+        assert!(!refreshed(&geo).unwrap(), "said once");
+    }
+
+    /// Repeats a step until it says that it is done.
+    fn until(what: &str, mut step: impl FnMut() -> bool) {
+        for _ in 0..6_000 {
+            if step() {
+                return;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+        panic!("{what}: not within a minute");
+    }
+
+    #[test]
+    fn nobody_waits_for_a_look_at_the_file_and_a_silent_one_has_one_thread_and_is_said_once() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("places.mmdb");
+        written_at(&path, 2.0);
+        let geo = Geo::open(&path).unwrap();
+        let (silent, answer) = mpsc::sync_channel(1);
+        *geo.looking.lock().unwrap() = Some(Looking { answer, said: false });
+        let error = geo.refresh().unwrap_err().to_string();
+        assert!(error.contains("places.mmdb") && error.contains("does its file system answer?"), "{error}");
+        assert!((0..10).all(|_| !geo.refresh().unwrap()));
+        // The look is still the same one: it is taken when it ends, and others follow.
+        std::fs::remove_file(&path).unwrap();
+        written_at(&path, 33.0);
+        silent.send(None).unwrap();
+        until("a new file is in use", || geo.refresh().unwrap_or_default());
+        assert_eq!(geo.place(&"203.0.113.0/28".parse().unwrap()).at, Some((1.0, 33.0)));
+        // Where a pipe takes its place, the former content stays, and looks come back.
+        std::fs::remove_file(&path).unwrap();
+        assert!(std::process::Command::new("mkfifo").arg(&path).status().unwrap().success());
+        let refused = || geo.refresh().is_err_and(|error| error.reason == "it is no regular file");
+        until("the pipe is refused", refused);
+        assert_eq!(geo.place(&"203.0.113.0/28".parse().unwrap()).at, Some((1.0, 33.0)));
     }
 
     #[test]
