@@ -2,17 +2,19 @@
 //!
 //! A thread of its own hears them, so that also a process whose other threads are stuck can be ended: the first
 //! SIGTERM or SIGINT asks the process to hand over and end, the second ends it at once. SIGHUP reads the
-//! configuration again, SIGUSR1 makes the log say more, SIGUSR2 makes it say what it said at first.
+//! configuration again, SIGUSR1 makes the log say more, SIGUSR2 makes it say what it said at first. That thread waits
+//! for nothing but signals: files are read by another.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing_subscriber::{EnvFilter, reload};
 
 use crate::clock::wall_ms;
+use crate::files;
 
 /// What the log says unless `LIMOSA_LOG` says otherwise.
 const FILTER: &str = "info,openraft=warn";
@@ -110,16 +112,66 @@ pub struct Configuration {
     path: PathBuf,
     in_force: toml::Table,
     /// Reads and checks the file as at the start.
-    check: Box<dyn Fn() -> anyhow::Result<()> + Send>,
+    check: Box<dyn Fn() -> anyhow::Result<()> + Send + Sync>,
+    reading: Mutex<Reading>,
+}
+
+/// Whether somebody reads the file.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Reading {
+    Nobody,
+    Somebody,
+    /// Somebody, who reads it once more then.
+    Twice,
 }
 
 impl Configuration {
     /// The file that was just read; `check` reads it as at the start.
     #[must_use]
-    pub fn new(path: PathBuf, check: impl Fn() -> anyhow::Result<()> + Send + 'static) -> Self {
+    pub fn new(path: PathBuf, check: impl Fn() -> anyhow::Result<()> + Send + Sync + 'static) -> Self {
         RELOADED_MS.store(wall_ms(), Ordering::Relaxed);
         let in_force = table(&path).unwrap_or_default();
-        Self { path, in_force, check: Box::new(check) }
+        Self { path, in_force, check: Box::new(check), reading: Mutex::new(Reading::Nobody) }
+    }
+
+    /// Has the file read again by a thread of its own, for its file system may give no answer. While one is at it, there
+    /// is no other.
+    fn reload_aside(self: &Arc<Self>) {
+        if !self.begin_reading() {
+            tracing::warn!(file = %self.path.display(),
+                "the configuration is still being read since the last SIGHUP; it is read once more then");
+            return;
+        }
+        let own = self.clone();
+        let reader = std::thread::Builder::new().name("reload".into()).spawn(move || {
+            loop {
+                own.reload();
+                if own.end_reading() {
+                    return;
+                }
+            }
+        });
+        if let Err(error) = reader {
+            *self.reading.lock().unwrap_or_else(PoisonError::into_inner) = Reading::Nobody;
+            RELOAD_FAILED.store(true, Ordering::Relaxed);
+            tracing::warn!(%error, "there is no thread to read the configuration again, the former one stays");
+        }
+    }
+
+    /// Whether nobody is at it.
+    fn begin_reading(&self) -> bool {
+        let mut reading = self.reading.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = *reading;
+        *reading = if before == Reading::Nobody { Reading::Somebody } else { Reading::Twice };
+        before == Reading::Nobody
+    }
+
+    /// Whether it need not be read once more.
+    fn end_reading(&self) -> bool {
+        let mut reading = self.reading.lock().unwrap_or_else(PoisonError::into_inner);
+        let once_more = *reading == Reading::Twice;
+        *reading = if once_more { Reading::Somebody } else { Reading::Nobody };
+        !once_more
     }
 
     /// Reads the file again. What is wrong is said and changes nothing; what cannot change while the process runs is
@@ -150,7 +202,7 @@ fn run_hooks() -> anyhow::Result<()> {
 }
 
 fn table(path: &std::path::Path) -> Option<toml::Table> {
-    std::fs::read_to_string(path).ok()?.parse().ok()
+    files::read_text(path).ok()?.parse().ok()
 }
 
 /// Keys whose values differ, those of tables with the table's name in front.
@@ -177,6 +229,7 @@ pub fn hear(
     configuration: Configuration,
     stop: impl Fn() + Send + 'static,
 ) -> anyhow::Result<()> {
+    let configuration = Arc::new(configuration);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
     let mut signals = {
         let _within = runtime.enter();
@@ -197,7 +250,7 @@ pub fn hear(
                     );
                     stop();
                 }
-                Heard::Reload => configuration.reload(),
+                Heard::Reload => configuration.reload_aside(),
                 Heard::Louder => log.louder(),
                 Heard::AsAtFirst => log.as_at_first(),
             }
@@ -256,5 +309,36 @@ mod tests {
         let changed: Vec<_> = changed_keys(&old, &new).into_iter().collect();
         assert_eq!(changed, ["lease_ms", "listen", "moves", "tls.certificate"]);
         assert!(changed_keys(&old, &old).is_empty());
+    }
+
+    /// Longest wait for another thread of this test.
+    const NEVER: std::time::Duration = std::time::Duration::from_secs(60);
+
+    #[test]
+    fn who_hears_signals_never_waits_for_the_file_and_no_signal_is_lost() {
+        let (begun, begins) = std::sync::mpsc::channel();
+        let (end, ends) = std::sync::mpsc::channel::<()>();
+        let ends = Mutex::new(ends);
+        let configuration = Arc::new(Configuration::new("/no/such/file".into(), move || {
+            begun.send(())?;
+            Ok(ends.lock().unwrap().recv()?)
+        }));
+        let idle = || *configuration.reading.lock().unwrap() == Reading::Nobody;
+        configuration.reload_aside();
+        begins.recv_timeout(NEVER).unwrap();
+        // The file gives no answer: two signals more make one more reading, after the one that is in hand.
+        configuration.reload_aside();
+        configuration.reload_aside();
+        assert!(begins.try_recv().is_err() && !idle());
+        end.send(()).unwrap();
+        begins.recv_timeout(NEVER).unwrap();
+        end.send(()).unwrap();
+        while !idle() {
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+        assert!(begins.try_recv().is_err());
+        configuration.reload_aside();
+        begins.recv_timeout(NEVER).unwrap();
+        end.send(()).unwrap();
     }
 }

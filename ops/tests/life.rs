@@ -281,6 +281,46 @@ fn a_wrong_configuration_is_refused_while_the_process_runs_and_what_needs_a_rest
     assert!(nodes.process(1).ended().success());
 }
 
+/// Puts a FIFO in the place of a file: to open it is to wait for who writes to it.
+fn to_fifo(path: &Path) {
+    std::fs::remove_file(path).unwrap();
+    nix::unistd::mkfifo(path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+}
+
+#[test]
+fn no_file_keeps_a_process_from_hearing_signals_and_doing_its_work() {
+    let mut nodes = Nodes::start(1, 100);
+    to_fifo(&nodes.config(1));
+    for file in ["placement-1.pem", "placement-1.key", "authority.pem"] {
+        to_fifo(&nodes.directory.path().join("certs").join(file));
+    }
+    nodes.process(1).send(Signal::SIGHUP);
+    nodes.process(1).until_said("placement-1.toml: cannot be read: it is a FIFO, a regular file is wanted");
+    // Looked at while it runs, too.
+    nodes
+        .process(1)
+        .until_said("placement-1.pem: PEM certificates are wanted (tls.certificate): it is a FIFO");
+    nodes.process(1).send(Signal::SIGUSR1);
+    nodes.process(1).until_said("filter=\"debug,openraft=info\"");
+    assert!(nodes.has_metric(1, "limosa_config_last_reload_successful 0"));
+    assert!(nodes.has_metric(1, "limosa_certificate_last_reload_successful 0"));
+    assert_eq!(nodes.leader(1), Some(1), "it went on");
+    nodes.process(1).send(Signal::SIGTERM);
+    assert!(nodes.process(1).ended().success());
+    // A start does not wait either, and says what is there.
+    let config = nodes.config(1);
+    for wanted in [
+        "placement-1.toml: cannot be read: it is a FIFO, a regular file is wanted",
+        "placement-1.pem\": it is a FIFO, a regular file is wanted",
+    ] {
+        let mut process = Process::start("placement", &config);
+        assert_eq!(process.ended().code(), Some(1));
+        assert!(process.said().contains(wanted), "{}", process.said());
+        std::fs::remove_file(&config).unwrap();
+        std::fs::write(&config, nodes.text(1)).unwrap();
+    }
+}
+
 #[test]
 fn signals_that_are_not_to_end_a_process_end_none() {
     let mut nodes = Nodes::start(1, 100);
