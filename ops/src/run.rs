@@ -1,14 +1,16 @@
 //! `limosa run`: the processes of a deployment, each until SIGTERM or SIGINT; see [`crate::signals`] for others.
 
 use std::io::Read;
+use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use anyhow::Context;
 use clap::{Args, ValueEnum};
 use tokio_util::sync::CancellationToken;
 
-use crate::config::{ConfigError, PlacementConfig, SiteConfig, SwitchConfig, WorkerConfig};
+use crate::config::{PlacementConfig, SiteConfig, SwitchConfig, WorkerConfig};
 use crate::lock;
 use crate::signals::{self, Configuration, Log};
 
@@ -48,34 +50,80 @@ pub fn run(run: Run) -> anyhow::Result<()> {
         Process::Worker => {
             let config = WorkerConfig::read(&path)?;
             let _own = lock::sockets("worker", config.sockets())?;
-            let stop = stop_flag(log, checked(path, WorkerConfig::read), run.with_parent)?;
+            let signals = Configuration::new(path.clone(), move || Ok(WorkerConfig::read(&path).map(drop)?));
+            let stop = stop_flag(log, signals, run.with_parent)?;
             Ok(dataplane::process::run(&config.worker, &stop)?)
         }
         Process::Switch => {
             let config = SwitchConfig::read(&path)?;
             let _own = lock::sockets("switch", config.sockets())?;
-            let stop = stop_flag(log, checked(path, SwitchConfig::read), run.with_parent)?;
+            let signals = Configuration::new(path.clone(), move || Ok(SwitchConfig::read(&path).map(drop)?));
+            let stop = stop_flag(log, signals, run.with_parent)?;
             Ok(switchctl::softswitch::run(&config.switch, &stop)?)
         }
         Process::Site => {
-            let config = SiteConfig::read(&path)?;
+            let config = site_config(&path)?;
             let _own = lock::agent(&config.workers)?;
-            let signals = checked(path, SiteConfig::read);
+            let bound = Bound { quic: config.listen, http: ("metrics", config.metrics) };
+            let signals = Configuration::new(path.clone(), move || {
+                let config = site_config(&path)?;
+                bound.check(&Bound { quic: config.listen, http: ("metrics", config.metrics) })
+            });
             with_runtime(log, signals, run.with_parent, |stop| crate::site::shell::run(config, stop))
         }
         Process::Placement => {
-            let config = PlacementConfig::read(&path)?;
+            let config = placement_config(&path)?;
             let _own = lock::directory("placement", &config.directory)?;
-            let signals = checked(path, PlacementConfig::read);
+            let bound = Bound { quic: config.listen, http: ("api", config.api) };
+            let signals = Configuration::new(path.clone(), move || {
+                let config = placement_config(&path)?;
+                bound.check(&Bound { quic: config.listen, http: ("api", config.api) })
+            });
             with_runtime(log, signals, run.with_parent, |stop| crate::placement::run(config, stop))
         }
     }
 }
 
-/// The file of a process, which is read again as it was at the start.
-fn checked<C: 'static>(path: PathBuf, read: fn(&Path) -> Result<C, ConfigError>) -> Configuration {
-    let file = path.clone();
-    Configuration::new(path, move || read(&file).map(drop).map_err(Into::into))
+/// The file of an agent and what it names, checked for a start and for SIGHUP alike.
+fn site_config(path: &Path) -> anyhow::Result<SiteConfig> {
+    let config = SiteConfig::read(path)?;
+    crate::site::shell::check(&config)?;
+    Ok(config)
+}
+
+/// The same of a placement node.
+fn placement_config(path: &Path) -> anyhow::Result<PlacementConfig> {
+    let config = PlacementConfig::read(path)?;
+    crate::placement::check(&config)?;
+    Ok(config)
+}
+
+/// Where a process listens. A start finds out whether it can by doing it; for SIGHUP others are only tried.
+struct Bound {
+    quic: SocketAddr,
+    http: (&'static str, SocketAddr),
+}
+
+impl Bound {
+    /// Whether a process that has these addresses could have others instead.
+    fn check(&self, next: &Self) -> anyhow::Result<()> {
+        if let Some(address) = tried(self.quic, next.quic) {
+            let said = || format!("listen = \"{}\": it cannot be bound", next.quic);
+            UdpSocket::bind(address).with_context(said)?;
+        }
+        let (key, http) = next.http;
+        if let Some(address) = tried(self.http.1, http) {
+            let said = || format!("{key} = \"{http}\": it cannot be bound");
+            TcpListener::bind(address).with_context(said)?;
+        }
+        Ok(())
+    }
+}
+
+/// What to bind to learn whether another address can be. A port that the process has itself is free for its next start.
+fn tried(present: SocketAddr, next: SocketAddr) -> Option<SocketAddr> {
+    let port = if next.port() == present.port() { 0 } else { next.port() };
+    (next != present).then_some(SocketAddr::new(next.ip(), port))
 }
 
 fn with_runtime<F: Future<Output = anyhow::Result<()>>>(
@@ -128,4 +176,34 @@ pub async fn signal() {
         return std::future::pending().await;
     };
     tokio::select! { _ = term.recv() => {}, _ = int.recv() => {} }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_that_cannot_be_bound_is_refused_for_a_running_process_as_for_a_start() {
+        let taken = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let own = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let http = TcpListener::bind("127.0.0.1:0").unwrap();
+        let other = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let bound = |quic, http| Bound { quic, http: ("api", http) };
+        let (own, http) = (own.local_addr().unwrap(), http.local_addr().unwrap());
+        let present = bound(own, http);
+        present.check(&bound(own, http)).unwrap();
+        // Its own ports at another address, and ports that are free.
+        let [any, anywhere] =
+            [own, http].map(|address| SocketAddr::new("0.0.0.0".parse().unwrap(), address.port()));
+        present.check(&bound(any, anywhere)).unwrap();
+        present.check(&bound(taken, other)).unwrap();
+        let _held = (UdpSocket::bind(taken).unwrap(), TcpListener::bind(other).unwrap());
+        let error = format!("{:#}", present.check(&bound(taken, http)).unwrap_err());
+        assert!(error.starts_with(&format!("listen = \"{taken}\": it cannot be bound: ")), "{error}");
+        let error = format!("{:#}", present.check(&bound(own, other)).unwrap_err());
+        assert!(error.starts_with(&format!("api = \"{other}\": it cannot be bound: ")), "{error}");
+        // An address of documentation (RFC 5737) is no machine's.
+        let error = format!("{:#}", present.check(&bound("192.0.2.1:1".parse().unwrap(), http)).unwrap_err());
+        assert!(error.contains("192.0.2.1:1"), "{error}");
+    }
 }

@@ -281,6 +281,54 @@ fn a_wrong_configuration_is_refused_while_the_process_runs_and_what_needs_a_rest
     assert!(nodes.process(1).ended().success());
 }
 
+#[test]
+fn sighup_refuses_what_a_start_would_refuse() {
+    let mut nodes = Nodes::start(1, 100);
+    let (path, text) = (nodes.config(1), nodes.text(1));
+    let place = nodes.directory.path().to_owned();
+    let certs = |directory: &str, cluster: &str| {
+        let mut certs = limosa();
+        certs.args(["dev", "certs", "--cluster", cluster, "--placement", "1", "--placement", "2"]);
+        certs.arg("--directory").arg(place.join(directory)).stdout(Stdio::null());
+        assert!(certs.status().unwrap().success());
+    };
+    certs("certs", "life");
+    certs("others", "life");
+    std::fs::write(place.join("places.mmdb"), "none").unwrap();
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let (api, taken) = (nodes.api[0].to_string(), taken.local_addr().unwrap().port().to_string());
+    let another = text.replace("placement-1.", "placement-2.").replace("id = 1", "id = 2");
+    for (wrong, said) in [
+        (text.replace("id = 1", "id = 2"), "this node is limosa://life/placement/2"),
+        (text.replace("life", "death"), "this node is limosa://death/placement/1"),
+        (text.replace("placement-1.key", "placement-2.key"), "it is not the key of the certificate"),
+        (text.replace("certs/authority", "others/authority"), "in the authority's file has signed it"),
+        // With the certificate of the other, but its directory is that of this one.
+        (another.clone(), "directory belongs to node 1, not to node 2"),
+        (format!("locations = \"places.mmdb\"\n{text}"), "places.mmdb as a MaxMind DB"),
+        (text.replace(&api, &taken), "it cannot be bound"),
+    ] {
+        std::fs::write(&path, &wrong).unwrap();
+        nodes.process(1).send(Signal::SIGHUP);
+        nodes.process(1).until_said(said);
+        until("the metric says so", || {
+            nodes.has_metric(1, "limosa_config_last_reload_successful 0").then_some(())
+        });
+        // The file as it is in force is taken again.
+        std::fs::write(&path, &text).unwrap();
+        nodes.process(1).send(Signal::SIGHUP);
+        until("the metric says so", || {
+            nodes.has_metric(1, "limosa_config_last_reload_successful 1").then_some(())
+        });
+    }
+    // What would start is read, and what needs a start is named.
+    std::fs::write(&path, another.replace("node-1", "node-2")).unwrap();
+    nodes.process(1).send(Signal::SIGHUP);
+    nodes.process(1).until_said("keys=\"directory, id, tls.certificate, tls.key\"");
+    let refused = nodes.process(1).said().matches("the configuration is refused").count();
+    assert_eq!(refused, 7, "{}", nodes.process(1).said());
+}
+
 /// Puts a FIFO in the place of a file: to open it is to wait for who writes to it.
 fn to_fifo(path: &Path) {
     std::fs::remove_file(path).unwrap();

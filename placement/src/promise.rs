@@ -90,12 +90,16 @@ impl PromiseFile {
     /// Opens the file; its last promise is the one that counts.
     pub(crate) fn open(path: &Path) -> io::Result<(Self, Promise)> {
         let file = OpenOptions::new().read(true).write(true).open(path)?;
-        let slots = [read_slot(&file, 0)?, read_slot(&file, 1)?];
-        let last = slots.into_iter().flatten().max_by_key(|(number, _)| *number);
-        let Some((number, promise)) = last else {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "neither of its two records can be read"));
-        };
+        let (number, promise) = last(&file)?;
         Ok((Self { file, number }, promise))
+    }
+
+    /// Reads the file of a node that may be writing to it.
+    pub(crate) fn peek(path: &Path) -> io::Result<Promise> {
+        let file = File::open(path)?;
+        // Both records can be found half written only if the node went on from one to the other meanwhile.
+        let found = last(&file).or_else(|_| last(&file))?;
+        Ok(found.1)
     }
 
     /// Writes a promise; when this returns it is on disk.
@@ -115,6 +119,13 @@ impl PromiseFile {
         self.number = number;
         Ok(())
     }
+}
+
+/// The last promise in a file, and its number.
+fn last(file: &File) -> io::Result<(u64, Promise)> {
+    let slots = [read_slot(file, 0)?, read_slot(file, 1)?];
+    let last = slots.into_iter().flatten().max_by_key(|(number, _)| *number);
+    last.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "neither of its two records can be read"))
 }
 
 fn checksum(number: u64, body: &[u8]) -> u32 {

@@ -356,6 +356,22 @@ fn last_of(database: &Database) -> io::Result<Option<Bytes>> {
     Ok(table.last().map_err(disk)?.map(|(_, entry)| Bytes::copy_from_slice(entry.value())))
 }
 
+/// Whether a directory is this node's, or nobody's yet. Its node may be running.
+///
+/// # Errors
+/// [`StoreError`], as [`Store::open`].
+pub fn check_owner(dir: &Path, node: u64) -> Result<(), StoreError> {
+    let path = dir.join(PROMISE_FILE);
+    match PromiseFile::peek(&path) {
+        Ok(promise) if promise.node != node => {
+            Err(StoreError::OtherNode { stored: promise.node, given: node })
+        }
+        Ok(_) => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(source) => Err(StoreError::Io { path: path.display().to_string(), source }),
+    }
+}
+
 /// The files of a node.
 struct Paths {
     database: PathBuf,

@@ -343,6 +343,17 @@ async fn a_full_disk_stops_the_store_and_with_space_it_has_all_that_it_acknowled
 }
 
 #[tokio::test]
+async fn whose_a_directory_is_can_be_told_while_its_node_runs() {
+    let dir = TempDir::new().unwrap();
+    check_owner(&dir.path().join("none"), 1).unwrap();
+    check_owner(dir.path(), 1).unwrap();
+    let _store = Store::open(dir.path(), 1).unwrap();
+    check_owner(dir.path(), 1).unwrap();
+    let other = check_owner(dir.path(), 2).unwrap_err();
+    assert!(matches!(other, StoreError::OtherNode { stored: 1, given: 2 }), "{other}");
+}
+
+#[tokio::test]
 async fn a_disk_that_stands_still_stops_the_store_before_memory_is_full() {
     let dir = TempDir::new().unwrap();
     let store = Store::open(dir.path(), 1).unwrap();

@@ -3,6 +3,7 @@
 pub mod api;
 pub mod metrics;
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,13 +16,35 @@ use transfer::name::{NodeName, Role};
 use transfer::quic::{CALL_LEN_MAX, Connection, Frames, Limits, Listener, StreamKind};
 
 use crate::config::{ELECTION_HEARTBEATS, PlacementConfig};
-use crate::keys;
 use crate::net::QuicTransport;
+use crate::{files, keys};
 
 /// How long a request may take to arrive once its stream is open.
 const REQUEST_BOUND: Duration = Duration::from_secs(12);
+/// Longest wait for a file of locations. The largest there are have some hundred megabytes, on a slow disk.
+const LOCATIONS_BOUND: Duration = Duration::from_secs(30);
 /// How long a peer may take to read an answer: it waits no longer for one itself.
 const ANSWER_BOUND: Duration = Duration::from_secs(12);
+
+fn node_name(config: &PlacementConfig) -> NodeName {
+    NodeName::placement(&config.tls.cluster, config.id)
+}
+
+/// Whether a placement node could start with these files and this directory: all that can be told without taking anything.
+///
+/// # Errors
+/// When it would not.
+pub fn check(config: &PlacementConfig) -> anyhow::Result<()> {
+    keys::read(&config.tls, &node_name(config))?;
+    let id = config.id;
+    let own = move |directory: &Path| Ok(placement::store::check_owner(directory, id));
+    files::within(&config.directory, files::BOUND, own)??;
+    if let Some(locations) = &config.locations {
+        let usable = |file: &Path| Ok(placement::geo::check(file));
+        files::within(locations, LOCATIONS_BOUND, usable)??;
+    }
+    Ok(())
+}
 
 /// Runs a placement node until the token is cancelled; then it hands the lead over, if it has it, and ends.
 ///
@@ -29,7 +52,7 @@ const ANSWER_BOUND: Duration = Duration::from_secs(12);
 /// When keys, addresses or the log cannot be had, and when the node has stopped for good, as when its disk failed:
 /// whoever looks after the process may start it again.
 pub async fn run(config: PlacementConfig, stop: CancellationToken) -> anyhow::Result<()> {
-    let name = NodeName::placement(&config.tls.cluster, config.id);
+    let name = node_name(&config);
     let (endpoint, keys) = keys::endpoint(config.listen, &config.tls, &name, Limits::placement())?;
     let transport = Arc::new(QuicTransport::new(&endpoint, &config.tls.cluster, &config.peers));
     let node =

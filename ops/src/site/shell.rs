@@ -74,13 +74,26 @@ pub struct Shell {
     workers_min: Option<usize>,
 }
 
+fn node_name(config: &SiteConfig) -> NodeName {
+    NodeName::site(&config.tls.cluster, &config.name)
+}
+
+/// Whether an agent could start with these files: all that can be told without taking anything.
+///
+/// # Errors
+/// When it would not.
+pub fn check(config: &SiteConfig) -> anyhow::Result<()> {
+    keys::read(&config.tls, &node_name(config))?;
+    Ok(())
+}
+
 /// Runs the agent of a site until the token is cancelled and the moves in hand have ended, or were waited for long
 /// enough.
 ///
 /// # Errors
 /// When keys, addresses or sockets cannot be had; what fails later is tried again.
 pub async fn run(config: SiteConfig, stop: CancellationToken) -> anyhow::Result<()> {
-    let node = NodeName::site(&config.tls.cluster, &config.name);
+    let node = node_name(&config);
     let (endpoint, keys) = keys::endpoint(config.listen, &config.tls, &node, Limits::site())?;
     let transport = Arc::new(QuicTransport::new(&endpoint, &config.tls.cluster, &config.placement));
     let members = config.placement.iter().map(|node| node.id).collect();
