@@ -356,6 +356,13 @@ fn last_of(database: &Database) -> io::Result<Option<Bytes>> {
     Ok(table.last().map_err(disk)?.map(|(_, entry)| Bytes::copy_from_slice(entry.value())))
 }
 
+fn remove(path: &Path) -> io::Result<()> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
+
 /// Whether a directory is this node's, or nobody's yet. Its node may be running.
 ///
 /// # Errors
@@ -392,7 +399,7 @@ impl Paths {
         StoreError::Io { path: self.database.display().to_string(), source: error }
     }
 
-    /// Opens the database and checks every page of it.
+    /// Opens the database and checks every page of it; makes it where there is none.
     fn open_database<B: StorageBackend>(
         &self,
         backend: impl FnOnce(File) -> io::Result<B>,
@@ -401,17 +408,53 @@ impl Paths {
         if len == 0 && self.promise.exists() {
             return Err(self.damaged(&self.database, "it is gone or empty, but the promise beside it is not"));
         }
-        let open = || {
+        guarded(|| {
+            remove(&self.unfinished())?;
+            if len == 0 { self.make_database(backend) } else { self.read_database(backend) }
+        })
+        .map_err(|error| self.unreadable(error))
+    }
+
+    fn read_database<B: StorageBackend>(
+        &self,
+        backend: impl FnOnce(File) -> io::Result<B>,
+    ) -> io::Result<Database> {
+        let file = OpenOptions::new().read(true).write(true).open(&self.database)?;
+        // Those of earlier releases were open to all.
+        file.set_permissions(Permissions::from_mode(FILE_MODE))?;
+        let mut builder = Database::builder();
+        builder.set_check_integrity_on_open(true);
+        builder.create_with_backend(backend(file)?).map_err(disk)
+    }
+
+    /// Makes the database, whole or not at all: a part of one, as a full disk leaves it, could not be told from one that
+    /// was damaged.
+    fn make_database<B: StorageBackend>(
+        &self,
+        backend: impl FnOnce(File) -> io::Result<B>,
+    ) -> io::Result<Database> {
+        let fresh = self.unfinished();
+        let make = || {
             let mut options = OpenOptions::new();
-            options.read(true).write(true).create(true).truncate(false).mode(FILE_MODE);
-            let file = options.open(&self.database)?;
-            // Those of earlier releases were open to all.
-            file.set_permissions(Permissions::from_mode(FILE_MODE))?;
-            let mut builder = Database::builder();
-            builder.set_check_integrity_on_open(len > 0);
-            builder.create_with_backend(backend(file)?).map_err(disk)
+            let file = options.read(true).write(true).create_new(true).mode(FILE_MODE).open(&fresh)?;
+            let database = Database::builder().create_with_backend(backend(file)?).map_err(disk)?;
+            create_tables(&database, self.node)?;
+            File::open(&fresh)?.sync_all()?;
+            std::fs::rename(&fresh, &self.database)?;
+            if let Some(dir) = self.database.parent() {
+                File::open(dir)?.sync_all()?;
+            }
+            Ok(database)
         };
-        guarded(open).map_err(|error| self.unreadable(error))
+        make().inspect_err(|_| {
+            // The next start would do it; until then others may want the room.
+            let _ = remove(&fresh);
+        })
+    }
+
+    /// The database while it is made. What is there was never used.
+    fn unfinished(&self) -> PathBuf {
+        self.database.with_extension("redb.new")
     }
 
     /// The promise beside the database; makes it where there is nothing to promise yet.

@@ -342,6 +342,33 @@ async fn a_full_disk_stops_the_store_and_with_space_it_has_all_that_it_acknowled
     assert!(has_all(&mut store, 6).await);
 }
 
+/// What is in a directory.
+fn names(dir: &Path) -> BTreeSet<String> {
+    let entries = std::fs::read_dir(dir).unwrap();
+    entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+}
+
+#[test]
+fn a_first_start_on_a_full_disk_leaves_nothing_and_the_next_one_begins_anew() {
+    let dir = TempDir::new().unwrap();
+    let full = Arc::new(AtomicBool::new(true));
+    let refused = Store::open_on(dir.path(), 1, |file| Disk::new(file, full.clone())).err().unwrap();
+    assert!(matches!(refused, StoreError::Io { .. }), "{refused}");
+    assert_eq!(names(dir.path()), BTreeSet::new());
+    drop(reopened(dir.path()).unwrap());
+    // One that was killed on the way leaves what it had.
+    let dir = TempDir::new().unwrap();
+    for name in ["raft.redb.new", "promise.new"] {
+        std::fs::write(dir.path().join(name), [7; 10_000]).unwrap();
+    }
+    drop(reopened(dir.path()).unwrap());
+    assert_eq!(names(dir.path()), BTreeSet::from([DATABASE_FILE, PROMISE_FILE].map(str::to_owned)));
+    // So does one that was killed between the two files.
+    std::fs::remove_file(dir.path().join(PROMISE_FILE)).unwrap();
+    drop(reopened(dir.path()).unwrap());
+    assert_eq!(names(dir.path()).len(), 2);
+}
+
 #[tokio::test]
 async fn whose_a_directory_is_can_be_told_while_its_node_runs() {
     let dir = TempDir::new().unwrap();
