@@ -2,6 +2,7 @@
 
 pub mod address;
 pub mod bench;
+pub mod causes;
 pub mod certs;
 pub mod cli;
 pub mod clock;

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use limosa::{bench, certs, cli, config, demo, lab, run};
+use limosa::{bench, causes, certs, cli, config, demo, lab, run};
 use transfer::name::{NodeName, is_label};
 
 /// Live flows move between sites without stopping.
@@ -93,10 +93,11 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            tracing::error!("{error:#}");
+            let error = causes::said(&error);
+            tracing::error!("{error}");
             #[expect(clippy::print_stderr, reason = "what a person reads when logging is off")]
             {
-                eprintln!("limosa: {error:#}");
+                eprintln!("limosa: {error}");
             }
             ExitCode::FAILURE
         }

@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing_subscriber::{EnvFilter, reload};
 
+use crate::causes;
 use crate::clock::wall_ms;
 use crate::files;
 
@@ -181,7 +182,7 @@ impl Configuration {
         let result = (self.check)().and_then(|()| run_hooks());
         RELOAD_FAILED.store(result.is_err(), Ordering::Relaxed);
         if let Err(error) = result {
-            tracing::warn!(%file, error = format!("{error:#}"), "the configuration is refused, the former one stays");
+            tracing::warn!(%file, error = causes::said(&error), "the configuration is refused, the former one stays");
             return;
         }
         RELOADED_MS.store(wall_ms(), Ordering::Relaxed);

@@ -142,7 +142,11 @@ fn disk(error: impl Into<redb::Error>) -> io::Error {
     if let redb::Error::Corrupted(what) = &error {
         return damaged("database", what);
     }
-    if let redb::Error::Io(error) = error { error } else { io::Error::other(error.to_string()) }
+    let redb::Error::Io(error) = error else { return io::Error::other(error.to_string()) };
+    if error.kind() == io::ErrorKind::UnexpectedEof {
+        return damaged("database", "it ends before its last page, so a part of it is missing");
+    }
+    error
 }
 
 fn damaged(what: &str, error: impl std::fmt::Display) -> io::Error {

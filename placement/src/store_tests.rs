@@ -370,6 +370,20 @@ fn a_first_start_on_a_full_disk_leaves_nothing_and_the_next_one_begins_anew() {
 }
 
 #[tokio::test]
+async fn a_database_that_was_cut_short_is_said_to_be_damaged_with_the_way_back() {
+    for dir in [killed(40).await, stopped(40).await] {
+        let path = dir.path().join(DATABASE_FILE);
+        let whole = std::fs::read(&path).unwrap();
+        for cut in [1, 4_096, 8_192, whole.len() / 2, whole.len() - 4_096, whole.len() - 1] {
+            std::fs::write(&path, &whole[..whole.len() - cut]).unwrap();
+            let text = refusal(dir.path());
+            assert!(text.contains("raft.redb: ") && text.contains("limosa raft remove 1"), "{cut}: {text}");
+            assert!(!text.contains("fill whole buffer"), "{cut}: {text}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn whose_a_directory_is_can_be_told_while_its_node_runs() {
     let dir = TempDir::new().unwrap();
     check_owner(&dir.path().join("none"), 1).unwrap();
