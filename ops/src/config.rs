@@ -8,6 +8,7 @@ pub mod reference;
 use std::collections::BTreeSet;
 use std::io::ErrorKind;
 use std::net::SocketAddr;
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
 use dataplane::dpdk::{Device, DpdkConfig, DpdkError, Idle, buffers_min, memory_min_mb};
@@ -168,11 +169,14 @@ fn nodes(file: &File<'_>, key: &str, nodes: Vec<NodeAddress>) -> Result<Vec<Node
         ));
     }
     let mut seen = BTreeSet::new();
-    match nodes.iter().find(|node| node.id == 0 || !seen.insert(node.id)) {
+    match nodes.iter().find(|node| !PLACEMENT_IDS.contains(&node.id) || !seen.insert(node.id)) {
         Some(node) => Err(file.error(key, node.id, "node ids start at 1 and are unique")),
         None => Ok(nodes),
     }
 }
+
+/// Numbers of placement nodes. TOML has no larger ones.
+pub const PLACEMENT_IDS: RangeInclusive<u64> = 1..=i64::MAX as u64;
 
 /// `limosa run placement`.
 #[derive(Clone, Debug)]
@@ -230,7 +234,7 @@ impl PlacementConfig {
         let raw: RawPlacement = read(path)?;
         let file = File { path };
         let cluster = file.label("cluster", raw.cluster)?;
-        if raw.id == 0 {
+        if !PLACEMENT_IDS.contains(&raw.id) {
             return Err(file.error("id", raw.id, "node ids start at 1"));
         }
         if raw.peers.iter().any(|peer| peer.id == raw.id) {

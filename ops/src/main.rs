@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use limosa::config::PLACEMENT_IDS;
 use limosa::{bench, causes, certs, cli, config, demo, lab, run};
 use transfer::name::{NodeName, is_label};
 
@@ -120,6 +121,10 @@ fn ask(noun: cli::Noun, options: &cli::Options) -> ExitCode {
 fn nodes(cluster: &str, sites: &[String], placement: &[u64]) -> anyhow::Result<Vec<NodeName>> {
     for name in sites.iter().map(String::as_str).chain([cluster]) {
         anyhow::ensure!(is_label(name), "{name:?}: use 1 to 63 of a-z, 0-9 and '-', not starting with '-'");
+    }
+    if let Some(id) = placement.iter().find(|id| !PLACEMENT_IDS.contains(id)) {
+        let (least, most) = (PLACEMENT_IDS.start(), PLACEMENT_IDS.end());
+        anyhow::bail!("--placement {id}: use {least} to {most}, as for `id` in the node's configuration");
     }
     let sites = sites.iter().map(|name| NodeName::site(cluster, name));
     let nodes: Vec<_> = sites.chain(placement.iter().map(|&id| NodeName::placement(cluster, id))).collect();

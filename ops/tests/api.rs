@@ -159,8 +159,16 @@ async fn sites_are_put_shown_and_closed() {
         let path = format!("/v1/sites/oslo/{verb}");
         assert_problem(&reply(world.request(Method::POST, &path)).await, 404, Some("site"), "oslo");
     }
-    let spec =
-        json!({ "id": 3, "endpoint": "127.0.0.1:1", "capacity_pps": 1, "latitude": 91.0, "longitude": 0.0 });
+    for endpoint in ["127.0.0.1:100011", "127.0.0.1:0", "oslo.example", "[::1]", ""] {
+        let spec = json!({ "id": 3, "endpoint": endpoint, "capacity_pps": 1 });
+        let problem = world.put("/v1/sites/oslo", spec.clone()).await;
+        assert_problem(&problem, 422, Some("endpoint"), "PORT is 1 to 65535");
+        let mut spec = spec;
+        spec["name"] = "oslo".into();
+        let problem = world.post("/v1/placement/simulate", json!({ "sites": [spec] })).await;
+        assert_problem(&problem, 422, Some("endpoint"), "PORT is 1 to 65535");
+    }
+    let spec = json!({ "id": 3, "endpoint": "oslo.example:1", "capacity_pps": 1, "latitude": 91.0, "longitude": 0.0 });
     assert_problem(&world.put("/v1/sites/oslo", spec.clone()).await, 422, Some("latitude"), "91");
     let mut taken = spec.clone();
     taken["latitude"] = 60.0.into();
@@ -716,6 +724,18 @@ async fn raft_is_shown_and_changed() {
     assert_problem(&world.post("/v1/raft/initialize", other).await, 422, Some("members"), "node 1");
     let learner = json!({ "id": 2, "address": "nowhere" });
     assert_problem(&world.post("/v1/raft/learners", learner).await, 422, Some("address"), "HOST:PORT");
+    for address in ["placement-2:100011", "placement-2:0", ":4002", "::1:4002"] {
+        let learner = json!({ "id": 2, "address": address });
+        let problem = world.post("/v1/raft/learners", learner).await;
+        assert_problem(&problem, 422, Some("address"), "PORT is 1 to 65535");
+    }
+    let learner = json!({ "id": u64::MAX, "address": "127.0.0.1:4002" });
+    assert_problem(
+        &world.post("/v1/raft/learners", learner).await,
+        422,
+        Some("id"),
+        "end at 9223372036854775807",
+    );
     let learner = json!({ "id": 0, "address": "127.0.0.1:4002" });
     assert_problem(&world.post("/v1/raft/learners", learner).await, 422, Some("id"), "start at 1");
     assert_problem(

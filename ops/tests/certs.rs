@@ -36,6 +36,13 @@ fn certificates_are_added_to_an_authority_that_stays() {
     }
     assert_eq!(lines(&certs("--site home --renew")), ["made certs/site-home.pem"]);
     assert_ne!(read("site-home.pem"), before[2]);
+    for id in ["0", "9223372036854775808"] {
+        let refused = certs(&format!("--site home --placement {id}"));
+        let error = String::from_utf8_lossy(&refused.stderr).into_owned();
+        assert!(error.contains(&format!("--placement {id}: use 1 to 9223372036854775807")), "{error}");
+        assert_eq!(refused.status.code(), Some(1));
+        assert!(!directory.path().join(format!("certs/placement-{id}.pem")).exists());
+    }
     let refused = certs("--site home --days 0");
     assert!(String::from_utf8_lossy(&refused.stderr).contains("--days 0: use 1 to 825"));
     assert_eq!(refused.status.code(), Some(1));

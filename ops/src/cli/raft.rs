@@ -7,6 +7,7 @@ use serde_json::{Map, json};
 use super::client::{Answer, Ask};
 use super::output::{Rows, or_dash, progress};
 use super::{Context, Exit, Failure};
+use crate::address::{Address, AddressError};
 
 /// What can be done with the placement nodes.
 #[derive(Clone, Debug, Subcommand)]
@@ -18,14 +19,14 @@ pub enum Verb {
     Initialize {
         /// ID=HOST:PORT of each first voter's QUIC.
         #[arg(required = true, value_parser = member)]
-        members: Vec<(u64, String)>,
+        members: Vec<(u64, Address)>,
     },
     /// Add a node and let it vote once it has caught up.
     Add {
         /// Its number, never used before.
         id: u64,
         /// HOST:PORT of its QUIC.
-        address: String,
+        address: Address,
         /// Let it follow without a vote.
         #[arg(long)]
         learner: bool,
@@ -44,9 +45,11 @@ pub enum Verb {
     Snapshot,
 }
 
-fn member(text: &str) -> Result<(u64, String), String> {
-    let parts = text.split_once('=').and_then(|(id, address)| Some((id.parse().ok()?, address.to_owned())));
-    parts.ok_or_else(|| format!("{text:?} is no member: write ID=HOST:PORT, for example 1=192.0.2.1:4001"))
+fn member(text: &str) -> Result<(u64, Address), String> {
+    let parts = text.split_once('=').and_then(|(id, address)| Some((id.parse().ok()?, address)));
+    let (id, address) = parts
+        .ok_or_else(|| format!("{text:?} is no member: write ID=HOST:PORT, for example 1=192.0.2.1:4001"))?;
+    Ok((id, address.parse().map_err(|error: AddressError| error.to_string())?))
 }
 
 pub(super) async fn run(verb: Verb, context: &Context) -> Result<Exit, Failure> {
@@ -57,8 +60,10 @@ pub(super) async fn run(verb: Verb, context: &Context) -> Result<Exit, Failure> 
             return status(context, &answer);
         }
         Verb::Initialize { members } => {
-            let members: Map<_, _> =
-                members.into_iter().map(|(id, address)| (id.to_string(), address.into())).collect();
+            let members: Map<_, _> = members
+                .into_iter()
+                .map(|(id, address)| (id.to_string(), String::from(address).into()))
+                .collect();
             client.send(Ask::post(&["raft", "initialize"], Some(json!({ "members": members })))).await?
         }
         Verb::Add { id, address, learner } => add(context, id, &address, learner).await?,
@@ -73,7 +78,7 @@ pub(super) async fn run(verb: Verb, context: &Context) -> Result<Exit, Failure> 
 }
 
 /// First without a vote, so that a node that has nothing yet cannot hold up the others.
-async fn add(context: &Context, id: u64, address: &str, learner: bool) -> Result<Answer, Failure> {
+async fn add(context: &Context, id: u64, address: &Address, learner: bool) -> Result<Answer, Failure> {
     let body = json!({ "id": id, "address": address });
     let answer = context.client.send(Ask::post(&["raft", "learners"], Some(body))).await?;
     if learner {

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use super::client::{Answer, Ask};
 use super::output::{Rows, progress};
 use super::{Context, Exit, Failure, duration};
+use crate::address::Address;
 use crate::placement::api::config::FailOver;
 use crate::placement::api::view::{DrainView, SiteStatus, Sites};
 
@@ -34,7 +35,7 @@ pub enum Verb {
         id: u8,
         /// Where its agent's QUIC listens, HOST:PORT.
         #[arg(long)]
-        endpoint: String,
+        endpoint: Address,
         /// Packets per second that its workers carry.
         #[arg(long)]
         capacity_pps: u64,

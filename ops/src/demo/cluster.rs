@@ -776,7 +776,7 @@ impl Cluster {
             let site = self.layout.site(id);
             let body = serde_json::json!({
                 "id": id.0,
-                "endpoint": format!("site-{id}"),
+                "endpoint": format!("site-{id}:4101"),
                 "capacity_pps": capacity_pps,
                 "latitude": site.latitude,
                 "longitude": site.longitude,

@@ -386,7 +386,7 @@ impl Deployment {
         self.set_policy(policy).await?;
         for (id, site) in (1_u8..).zip(&self.sites) {
             let body = json!({
-                "id": id, "endpoint": format!("site-{id}"), "capacity_pps": 200_000,
+                "id": id, "endpoint": format!("{}:4101", underlay::control_address(id)), "capacity_pps": 200_000,
                 "latitude": site.latitude, "longitude": site.longitude,
             });
             self.put(&format!("/v1/sites/{}", site.name), &body, None).await?;

@@ -16,6 +16,7 @@ use super::extract::{Actor, Answer, Body, Consistency, Params, ReadParams, Segme
 use super::problem::{Problem, ProblemBody};
 use super::view::{Services, SiteStatus, Sites};
 use super::{Api, site_by};
+use crate::address::Address;
 
 /// All sites.
 #[utoipa::path(get, path = "/v1/sites", tag = "sites",
@@ -65,6 +66,7 @@ pub(super) async fn put_site(
     Actor(actor): Actor,
     Body(body): Body<Value>,
 ) -> Result<Answer<SiteStatus>, Problem> {
+    check_endpoint(&body)?;
     let spec: SiteSpec = typed(named(body, &name)?)?;
     let id = spec.id.0;
     let cluster = api.write(&actor, Command::PutSite(spec), params.dry_run).await?;
@@ -88,6 +90,15 @@ pub(super) async fn remove_site(
     let site = site_by(&cluster, &name)?.id;
     let cluster = api.write(&actor, Command::RemoveSite { site }, params.dry_run).await?;
     Ok(Answer::ok(cluster.revision, Sites { sites: SiteStatus::all(&cluster, &api.node.heard()) }))
+}
+
+/// Whether a site's agent can be where the body says, if it says so. What the state has from earlier releases counts.
+pub(super) fn check_endpoint(body: &Value) -> Result<(), Problem> {
+    let given = body.get("endpoint").and_then(Value::as_str);
+    match given.map(str::parse::<Address>) {
+        Some(Err(error)) => Err(Problem::senseless("endpoint", format!("endpoint is {error}"))),
+        Some(Ok(_)) | None => Ok(()),
+    }
 }
 
 /// Puts the name of the path into the body, unless the body says another.

@@ -15,6 +15,7 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use utoipa::ToSchema;
 
+use super::config::check_endpoint;
 use super::extract::{Actor, Answer, Consistency, Document, Params, ReadParams, Segments, text, typed};
 use super::problem::{Problem, ProblemBody};
 use super::view::site_name;
@@ -258,6 +259,7 @@ pub(crate) fn completed(
     cluster: &Cluster,
     others: &[SiteSpec],
 ) -> Result<SiteSpec, Problem> {
+    check_endpoint(&body)?;
     let known = body.get("name").and_then(Value::as_str).and_then(|name| cluster.site_named(name));
     let free = |id: &u8| {
         let id = flow::SiteId(*id);

@@ -12,6 +12,8 @@ use utoipa::ToSchema;
 use super::Api;
 use super::extract::{Answer, Body, Segments};
 use super::problem::{Problem, ProblemBody};
+use crate::address::Address;
+use crate::config::PLACEMENT_IDS;
 
 fn status_of(api: &Api) -> Answer<RaftStatus> {
     let status = api.node.status();
@@ -52,15 +54,15 @@ pub(super) async fn initialize(
 }
 
 fn check_member(id: NodeId, address: &str) -> Result<(), Problem> {
-    if id == 0 {
-        return Err(Problem::senseless("id", "node id is 0: node ids start at 1"));
+    if !PLACEMENT_IDS.contains(&id) {
+        let most = PLACEMENT_IDS.end();
+        let detail = format!("node id is {id}: node ids start at 1 and end at {most}");
+        return Err(Problem::senseless("id", detail));
     }
-    let port = address.rsplit_once(':').filter(|(host, _)| !host.is_empty()).map(|(_, port)| port);
-    if port.is_some_and(|port| port.parse::<u16>().is_ok_and(|port| port > 0)) {
-        return Ok(());
+    match address.parse::<Address>() {
+        Ok(_) => Ok(()),
+        Err(error) => Err(Problem::senseless("address", format!("address of node {id} is {error}"))),
     }
-    let detail = format!("address of node {id} is {address:?}: give HOST:PORT of its QUIC listener");
-    Err(Problem::senseless("address", detail))
 }
 
 /// A node that shall follow.
