@@ -262,6 +262,35 @@ fn a_placement_node_that_may_never_take_part_again_ends_and_says_why() {
 }
 
 #[test]
+fn a_node_that_runs_twice_from_a_copy_of_its_directory_is_said_by_the_leader() {
+    let mut nodes = Nodes::start(3, 100);
+    let leader = nodes.leader(1).unwrap();
+    let node = leader % 3 + 1;
+    let directory = nodes.directory.path().to_owned();
+    // It does nothing while it is copied.
+    nodes.process(node).send(Signal::SIGSTOP);
+    std::fs::create_dir(directory.join("copy")).unwrap();
+    for file in ["raft.redb", "promise"] {
+        std::fs::copy(directory.join(format!("node-{node}")).join(file), directory.join("copy").join(file))
+            .unwrap();
+    }
+    nodes.process(node).send(Signal::SIGCONT);
+    let text = nodes.text(node);
+    let text =
+        text.replace(&format!(":{}\"\napi", nodes.quic[node - 1]), &format!(":{}\"\napi", free_port()));
+    let text = text.replace(&nodes.api[node - 1].to_string(), &free_tcp_port().to_string());
+    let config = directory.join("copy.toml");
+    std::fs::write(&config, text.replace(&format!("\"node-{node}\""), "\"copy\"")).unwrap();
+    let mut copy = Process::start("placement", &config);
+    let wanted = format!("[-] numbers: two processes run as node {node}");
+    let unready = || nodes.page(leader, "/readyz").is_some_and(|(_, text)| text.contains(&wanted));
+    until("the leader says so", || unready().then_some(()));
+    assert!(copy.runs(), "{}", copy.said());
+    assert!(nodes.has_metric(leader, "limosa_raft_nodes_twice 1"));
+    nodes.process(leader).until_said("two processes run with the number of this placement node");
+}
+
+#[test]
 fn a_wrong_configuration_is_refused_while_the_process_runs_and_what_needs_a_restart_is_named() {
     let mut nodes = Nodes::start(1, 100);
     let (path, text) = (nodes.config(1), nodes.text(1));

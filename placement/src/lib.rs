@@ -16,4 +16,5 @@ mod promise;
 pub mod raft;
 pub mod solver;
 pub mod store;
+mod twins;
 pub mod wire;

@@ -35,6 +35,7 @@ use crate::raft::{
 };
 use crate::solver::InstanceError;
 use crate::store::{Store, StoreError};
+use crate::twins::{Speaking, Twins};
 use crate::wire;
 
 /// A placement node. Never used again once the node has left.
@@ -332,6 +333,9 @@ pub struct RaftStatus {
     /// An older answer of a quorum proves nothing: another leader may have been elected since.
     #[serde(default)]
     pub quorum_age_max_ms: u64,
+    /// Nodes in whose name two processes spoke to this one lately.
+    #[serde(default)]
+    pub twice: Vec<NodeId>,
     /// The node takes part: enough others have said that it has all that it promised to them.
     #[serde(default)]
     pub proven: bool,
@@ -469,7 +473,8 @@ struct Inner {
     geo_seen: AtomicU64,
     raft: Raft,
     shared: Arc<Shared>,
-    transport: Arc<dyn Transport>,
+    transport: Arc<Speaking>,
+    twins: Arc<Twins>,
     ledger: Arc<Ledger>,
     /// Beyond this a quorum's answer is old.
     quorum_age_max: Duration,
@@ -551,6 +556,8 @@ impl Node {
             .map_err(|source| StartError::State { id: config.id, source })?;
         let shared = machine.shared();
         let ledger = Arc::new(Ledger::new(store.clone()));
+        let (clock, twins) = (Clock::start(), Arc::new(Twins::default()));
+        let transport = Arc::new(Speaking::new(transport, twins.clone(), clock));
         let network = Network { transport: transport.clone(), ledger: ledger.clone() };
         let raft = Raft::new(config.id, Arc::new(raft_config), network, store, machine)
             .await
@@ -567,12 +574,13 @@ impl Node {
             raft,
             shared,
             transport,
+            twins,
             ledger,
             quorum_age_max: config.raft.election_max,
             led: Mutex::new(None),
             proven: watch::Sender::new(false),
             condemned: watch::Sender::new(None),
-            clock: Clock::start(),
+            clock,
             mind: Mutex::new(Mind::follows(Model::new(places), Micros(0))),
             finding: Mutex::new(None),
             check_at: AtomicU64::new(0),
@@ -867,6 +875,7 @@ impl Node {
             quorum_ack_ms: age.map(millis),
             quorum,
             quorum_age_max_ms: millis(self.inner.quorum_age_max),
+            twice: self.inner.twins.twice(self.inner.clock.now()),
             proven: *self.inner.proven.borrow(),
             revision: self.cluster().revision,
             members: membership.nodes().map(member).collect(),
@@ -1133,6 +1142,11 @@ impl Node {
 
     /// Answers another placement node. `from` is who its certificate says it is.
     pub async fn handle_peer(&self, from: NodeId, request: Bytes) -> Bytes {
+        self.inner.twins.hear(from, &request, self.inner.clock.now());
+        self.inner.transport.said(&self.answer_to_peer(from, request).await)
+    }
+
+    async fn answer_to_peer(&self, from: NodeId, request: Bytes) -> Bytes {
         if self.inner.shared.is_removed(from) {
             if let Some(kept_back) = self.inner.notices.due(&format!("node {from}"), self.inner.clock.now()) {
                 tracing::warn!(

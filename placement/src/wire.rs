@@ -38,6 +38,28 @@ struct Envelope {
     attached: Bytes,
 }
 
+/// A field beside those of the envelope, which skips it: which process of a node speaks.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+struct Run {
+    #[prost(uint64, tag = "5")]
+    run: u64,
+}
+
+/// A message, and which process of its node says it.
+pub(crate) fn with_run(message: &Bytes, run: u64) -> Bytes {
+    let run = Run { run };
+    let mut bytes = Vec::with_capacity(message.len() + run.encoded_len());
+    bytes.extend_from_slice(message);
+    bytes.extend(run.encode_to_vec());
+    bytes.into()
+}
+
+/// Which process of its node says a message; nothing if it does not tell.
+pub(crate) fn run_of(message: &Bytes) -> Option<u64> {
+    let run = Run::decode(message.clone()).ok()?.run;
+    (run != 0).then_some(run)
+}
+
 /// Why bytes were refused. The connection they came on is no use any more; a disk record is lost.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum WireError {
@@ -193,9 +215,20 @@ mod tests {
         assert!(matches!(decode::<Proposal>(bytes.into(), 1000), Err(WireError::Body(_))));
     }
 
+    #[test]
+    fn who_does_not_know_of_processes_reads_a_message_all_the_same() {
+        let beside = Bytes::from_static(b"beside");
+        let plain = encode_with(&proposal(), beside.clone());
+        assert_eq!(run_of(&plain), None);
+        let said = with_run(&plain, u64::MAX);
+        assert_eq!(run_of(&said), Some(u64::MAX));
+        assert_eq!(decode_with::<Proposal>(said, MESSAGE_LEN_MAX), Ok((proposal(), beside)));
+    }
+
     proptest! {
         #[test]
         fn random_bytes_never_panic(bytes: Vec<u8>, body: Vec<u8>) {
+            let _ = run_of(&bytes.clone().into());
             let _ = decode::<Proposal>(bytes.into(), MESSAGE_LEN_MAX);
             let bytes = Envelope { version: 1, critical: 0, body: body.into(), attached: Bytes::new() }.encode_to_vec();
             let _ = decode_cluster(Bytes::from(bytes.clone()));

@@ -27,6 +27,11 @@ pub fn text(node: &Node, others: &Registry) -> prometheus::Result<String> {
     )?;
     gauge("limosa_raft_is_leader", "1 if this node leads", (status.role == Role::Leader).into())?;
     gauge("limosa_raft_has_quorum", "1 if a quorum answered the leader lately", status.quorum.into())?;
+    gauge(
+        "limosa_raft_nodes_twice",
+        "Nodes in whose name two processes spoke to this one within the last minute",
+        status.twice.len() as u64,
+    )?;
     let age = Gauge::new(
         "limosa_raft_quorum_ack_age_seconds",
         "Time since a quorum answered the leader, as far as this node knows; +Inf if never",

@@ -56,6 +56,12 @@ fn checks(api: &Api) -> Vec<(String, bool)> {
         (format!("quorum: {}", quorum(&status)), status.quorum),
         (format!("part: {}", part(&status)), status.proven && status.stopped.is_none()),
     ];
+    for node in &status.twice {
+        let what = format!(
+            "numbers: two processes run as node {node}: stop the one that was started with a copy of its directory"
+        );
+        checks.push((what, false));
+    }
     if api.stops.is_cancelled() {
         checks.push(("stop: it was told to stop".into(), false));
     }
