@@ -1315,12 +1315,12 @@ impl Node {
         report: Box<SiteReport>,
     ) -> Result<Vec<Probe>, ProposeError> {
         let taken = self.take_report(caller, report.clone());
-        let Some(leader) = self.led_by_another().filter(|_| !matches!(taken, Ok(_))) else { return taken };
+        let Some(leader) = self.led_by_another().filter(|_| taken.is_err()) else { return taken };
         let request = PeerRequest::Report { by: caller.clone(), report };
-        match self.ask_leader(leader, &request).await? {
-            PeerResponse::Report(answer) => answer,
-            _ => Err(ProposeError::NotLeader { leader: None }),
-        }
+        let PeerResponse::Report(answer) = self.ask_leader(leader, &request).await? else {
+            return Err(ProposeError::NotLeader { leader: None });
+        };
+        answer
     }
 
     async fn answer_watch(&self, caller: &Caller, since: u64, wait: Duration, as_table: bool) -> Bytes {
