@@ -394,23 +394,24 @@ impl Agent {
         let hung: Vec<_> = self.workers.iter().filter(|(_, w)| w.is_hung(now)).map(|(id, _)| *id).collect();
         for id in hung {
             tracing::warn!(worker = %id, "the worker does not answer; its groups go to others");
-            self.outputs.push_back(Output::Disconnect(id));
-            self.workers.remove(&id);
-            self.drop_machines_of(id);
-            self.worker_lost(id);
-            // Of a move between it and another, that one may have the flows.
-            self.ask_status();
-            self.resync(now);
+            self.take_for_dead(id, now);
         }
         let cut_off = self.workers.iter().filter(|(_, w)| w.up && w.is_cut_off(now)).map(|(id, _)| *id);
         for id in cut_off.filter(|id| self.has_task(*id)).collect::<Vec<_>>() {
             tracing::warn!(worker = %id, "the worker has no link to the switch; its groups go to others");
-            self.drop_machines_of(id);
-            self.worker_lost(id);
-            self.resync(now);
-            // It says what it has, and is told to give it up.
-            self.ask_status();
+            self.take_for_dead(id, now);
         }
+    }
+
+    /// When it is heard again it is one that wakes: it says what it has, and is told to give up what others have by then.
+    fn take_for_dead(&mut self, id: WorkerId, now: Micros) {
+        self.outputs.push_back(Output::Disconnect(id));
+        self.workers.remove(&id);
+        self.drop_machines_of(id);
+        self.worker_lost(id);
+        // Of a move between it and another, that one may have the flows.
+        self.ask_status();
+        self.resync(now);
     }
 
     /// One that retires only if there is no other.

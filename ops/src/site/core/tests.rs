@@ -266,9 +266,8 @@ fn seconds(agent: &mut Agent, from: u64, until: u64, answers: &[(WorkerId, bool)
         agent.handle_timeout(now);
         agent.settle(now);
         let mut asked = outputs(agent);
-        let all_linked = answers.iter().all(|(_, down)| !down);
         for (worker, request) in requests(&asked) {
-            if request == Request::Status && all_linked && answers.contains(&(worker, false)) {
+            if request == Request::Status && answers.contains(&(worker, false)) {
                 asked.extend(status(agent, worker, Vec::new()));
             }
         }
@@ -277,8 +276,19 @@ fn seconds(agent: &mut Agent, from: u64, until: u64, answers: &[(WorkerId, bool)
     did
 }
 
+/// Why a worker is taken for dead.
+#[derive(Clone, Copy, PartialEq)]
+enum Lost {
+    Hung,
+    CutOff,
+}
+
 /// What is done in the end when one of two workers is taken for dead while a group moves from the first to the second.
-fn left_between_two(hung: WorkerId, flipped: bool, other_has: GroupStatus) -> Vec<(WorkerId, Request)> {
+fn left_between_two(
+    (lost, why): (WorkerId, Lost),
+    flipped: bool,
+    other_has: GroupStatus,
+) -> Vec<(WorkerId, Request)> {
     let mut agent = served_by_the_first();
     let begun = NOW.plus(Micros(7_500_000));
     agent.handle(Input::MoveLocally(whole(), WORKERS[1]), begun);
@@ -289,11 +299,14 @@ fn left_between_two(hung: WorkerId, flipped: bool, other_has: GroupStatus) -> Ve
     if flipped {
         agent.commit_local(local, begun);
     }
-    let other = if hung == WORKERS[0] { WORKERS[1] } else { WORKERS[0] };
+    let other = if lost == WORKERS[0] { WORKERS[1] } else { WORKERS[0] };
     let mut asked = Vec::new();
     for second in 8..14 {
         let now = NOW.plus(Micros(second * 1_000_000));
         agent.handle(Input::Worker(other, stats(false)), now);
+        if why == Lost::CutOff {
+            agent.handle(Input::Worker(lost, stats(true)), now);
+        }
         agent.handle_timeout(now);
         asked.extend(requests(&outputs(&mut agent)));
     }
@@ -307,26 +320,30 @@ fn left_between_two(hung: WorkerId, flipped: bool, other_has: GroupStatus) -> Ve
 }
 
 #[test]
-fn flows_stay_at_the_worker_that_they_were_to_leave_when_the_next_one_hangs() {
-    for (flipped, phase) in [(false, Phase::Copying), (true, Phase::Draining)] {
-        let did = left_between_two(WORKERS[1], flipped, at(whole(), 1, phase));
-        let disarms = |(worker, request): &(WorkerId, Request)| {
-            *worker == WORKERS[0] && matches!(request, Request::Disarm { withdraw: false, .. })
-        };
-        assert!(did.iter().any(disarms), "{did:?}");
+fn flows_stay_at_the_worker_that_they_were_to_leave_when_the_next_one_hangs_or_is_cut_off() {
+    for why in [Lost::Hung, Lost::CutOff] {
+        for (flipped, phase) in [(false, Phase::Copying), (true, Phase::Draining)] {
+            let did = left_between_two((WORKERS[1], why), flipped, at(whole(), 1, phase));
+            let disarms = |(worker, request): &(WorkerId, Request)| {
+                *worker == WORKERS[0] && matches!(request, Request::Disarm { withdraw: false, .. })
+            };
+            assert!(did.iter().any(disarms), "{did:?}");
+        }
+        let did = left_between_two((WORKERS[1], why), true, at(whole(), 1, Phase::Relaying));
+        assert!(did.contains(&(WORKERS[0], Request::Serve { group: whole(), epoch: Epoch(1) })), "{did:?}");
     }
-    let did = left_between_two(WORKERS[1], true, at(whole(), 1, Phase::Relaying));
-    assert!(did.contains(&(WORKERS[0], Request::Serve { group: whole(), epoch: Epoch(1) })), "{did:?}");
 }
 
 #[test]
-fn what_was_copied_is_served_when_the_worker_that_it_comes_from_hangs() {
-    for flipped in [false, true] {
-        let did = left_between_two(WORKERS[0], flipped, at(whole(), 1, Phase::Shadow));
-        let takes_over = |(worker, request): &(WorkerId, Request)| {
-            *worker == WORKERS[1] && matches!(request, Request::TakeOver { .. })
-        };
-        assert!(did.iter().any(takes_over), "{did:?}");
+fn what_was_copied_is_served_when_the_worker_that_it_comes_from_hangs_or_is_cut_off() {
+    for why in [Lost::Hung, Lost::CutOff] {
+        for flipped in [false, true] {
+            let did = left_between_two((WORKERS[0], why), flipped, at(whole(), 1, Phase::Shadow));
+            let takes_over = |(worker, request): &(WorkerId, Request)| {
+                *worker == WORKERS[1] && matches!(request, Request::TakeOver { .. })
+            };
+            assert!(did.iter().any(takes_over), "{did:?}");
+        }
     }
 }
 
@@ -384,7 +401,11 @@ fn groups_of_a_worker_without_its_link_go_to_one_that_has_it() {
     let did = seconds(&mut agent, 11, 13, &[(WORKERS[0], true), (WORKERS[1], false)]);
     let serves = (WORKERS[1], Request::Serve { group: whole(), epoch: Epoch(1) });
     assert!(requests(&did).contains(&serves), "{did:?}");
-    let did = status(&mut agent, WORKERS[0], vec![at(whole(), 1, Phase::Serving)]);
+    feed(&mut agent, Input::Worker(WORKERS[1], Event::Serving { group: whole(), epoch: Epoch(1) }));
+    feed(&mut agent, Input::WorkerDown(WORKERS[0]));
+    feed(&mut agent, Input::WorkerUp { worker: WORKERS[0], boot: 1 });
+    let mut did = status(&mut agent, WORKERS[0], vec![at(whole(), 1, Phase::Serving)]);
+    did.extend(status(&mut agent, WORKERS[1], vec![at(whole(), 1, Phase::Serving)]));
     assert!(
         matches!(requests(&did)[..], [(worker, Request::Yield { .. })] if worker == WORKERS[0]),
         "{did:?}"
