@@ -73,7 +73,7 @@ test: test-setup
 	    --test devices --test refusals --test huge_pages --test dpdk; \
 	else echo "SKIPPED: tests of DPDK workers (DPDK is not installed, or not root)"; fi
 	@$(MAKE) --no-print-directory lab-short
-	SIM_FROM=$(COMMIT_FROM) $(CARGO) test --package limosa --lib --bins --test api --test certs --test sim
+	SIM_FROM=$(COMMIT_FROM) $(CARGO) test --package limosa --lib --bins --test api --test certs --test listeners --test sim
 	$(CARGO) test --package limosa --test second_start --test life --test stalls -- --test-threads=1
 	CHAOS_SEED=$${CHAOS_SEED:-5} $(CARGO) test --package limosa --test chaos -- --nocapture
 	$(CARGO) test --package limosa --test process -- --test-threads=1
