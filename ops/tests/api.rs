@@ -787,6 +787,20 @@ async fn a_node_without_a_leader_says_so() {
 }
 
 #[tokio::test]
+async fn of_a_node_that_hangs_the_next_is_asked_where_nothing_is_changed() {
+    let world = World::new().await;
+    // The kernel takes connections that nobody ever looks at, as of a process that is stopped.
+    let hangs = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let both = format!("--timeout 1s --api http://{},{}", hangs.local_addr().unwrap(), world.base);
+    for verb in ["group list", "site get ams"] {
+        assert_eq!(run(&format!("{both} {verb}")).await, Exit::Done, "{verb}");
+    }
+    assert_eq!(run(&format!("{both} site drain ams")).await, Exit::Timeout, "it may take effect still");
+    let alone = format!("--timeout 1s --api http://{} site list", hangs.local_addr().unwrap());
+    assert_eq!(run(&alone).await, Exit::Timeout);
+}
+
+#[tokio::test]
 async fn health_metrics_and_requests_that_make_no_sense() {
     let world = World::new().await;
     assert_eq!(world.get("/readyz").await.body, "ok\n");

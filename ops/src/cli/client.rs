@@ -176,11 +176,12 @@ impl Client {
         if let Some(body) = &ask.body {
             request = request.json(body);
         }
-        let response = request.send().await.map_err(|error| self.miss(base, &error))?;
+        let reads = ask.method == Method::GET;
+        let response = request.send().await.map_err(|error| self.miss(base, reads, &error))?;
         let status = response.status();
         let tag = response.headers().get("etag").and_then(|tag| tag.to_str().ok()).map(str::to_owned);
         let old = old(base, response.headers());
-        let bytes = response.bytes().await.map_err(|error| self.miss(base, &error))?;
+        let bytes = response.bytes().await.map_err(|error| self.miss(base, reads, &error))?;
         if status.is_success() {
             let body = if bytes.is_empty() { Ok(Value::Null) } else { serde_json::from_slice(&bytes) };
             let body = body.map_err(|error| {
@@ -192,11 +193,16 @@ impl Client {
         Err(refusal(base, status, &bytes))
     }
 
-    fn miss(&self, base: &Url, error: &reqwest::Error) -> Miss {
+    fn miss(&self, base: &Url, reads: bool, error: &reqwest::Error) -> Miss {
         if error.is_timeout() && !error.is_connect() {
-            let message =
-                format!("{base} gave no answer within {:?}; the request may still take effect", self.timeout);
-            return Miss::Final(Failure::new(Exit::Timeout, message));
+            let silent = format!("{base} gave no answer within {:?}", self.timeout);
+            // A node that hangs keeps its connections; what only reads may be asked of the next at once.
+            return if reads {
+                Miss::Next(Failure::new(Exit::Timeout, silent))
+            } else {
+                let message = format!("{silent}; the request may still take effect");
+                Miss::Final(Failure::new(Exit::Timeout, message))
+            };
         }
         let mut cause: &dyn Error = error;
         while let Some(deeper) = cause.source() {

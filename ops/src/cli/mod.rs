@@ -96,7 +96,7 @@ pub struct Options {
     /// Leave the heads of tables out.
     #[arg(long, global = true)]
     pub no_headers: bool,
-    /// Longest wait for one answer, for example 10s.
+    /// Longest wait for one answer, for example 10s; what only reads is asked of the next node then.
     #[arg(long, global = true, value_parser = duration, default_value = "10s")]
     pub timeout: Duration,
 }
