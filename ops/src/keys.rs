@@ -202,6 +202,13 @@ impl Keys {
         self.last_reload_worked() && !self.unread.load(Ordering::Relaxed)
     }
 
+    /// Why peers refuse the certificate that is in use, if they do.
+    #[must_use]
+    pub fn refused(&self) -> Option<String> {
+        let validity = *self.validity.lock().unwrap_or_else(PoisonError::into_inner);
+        refused(validity, i64::try_from(wall_ms() / 1_000).unwrap_or(i64::MAX))
+    }
+
     fn days_left(&self) -> i64 {
         (self.expiry_s() - i64::try_from(wall_ms() / 1_000).unwrap_or(0)).div_euclid(86_400)
     }
@@ -296,6 +303,15 @@ fn fingerprint(files: &Tls) -> Result<u64, Unread> {
 }
 
 /// Whether an operator should hear of it: in the last third of a short life, in the last week of a long one.
+fn refused(validity: Validity, now: i64) -> Option<String> {
+    if now >= validity.until {
+        return Some(format!("it expired {} s ago: put a new one in its place", now - validity.until));
+    }
+    (now < validity.from).then(|| {
+        format!("it is valid in {} s only: is the clock of this machine right?", validity.from - now)
+    })
+}
+
 fn is_near_end(validity: Validity, now: i64) -> bool {
     let life = (validity.until - validity.from).max(0);
     validity.until - now < WARN_S.min(life / 3)
@@ -583,5 +599,29 @@ mod tests {
         assert!(!is_near_end(long, 80 * day) && is_near_end(long, 84 * day) && is_near_end(long, 91 * day));
         let short = Validity { from: 0, until: day };
         assert!(!is_near_end(short, day / 2) && is_near_end(short, 3 * day / 4));
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_certificate_that_peers_refuse_is_said_by_who_has_it() {
+        let deployment = Deployment::new();
+        let [_, site] = Deployment::nodes();
+        let (_endpoint, keys) = deployment.endpoint(&site);
+        let metrics = crate::site::metrics::SiteMetrics::new("ams").unwrap();
+        metrics.judge_keys(keys.clone());
+        let said = || {
+            let checks = metrics.checks();
+            let (check, holds) = checks.iter().find(|(check, _)| check.contains("certificate")).unwrap();
+            (*holds, metrics.describe(check))
+        };
+        assert_eq!(said(), (true, "the certificate is valid".to_owned()));
+        let now = i64::try_from(wall_ms() / 1_000).unwrap();
+        for (from, until, why) in [
+            (now - 100, now - 10, "it expired"),
+            (now + 100, now + 200, "is the clock of this machine right?"),
+        ] {
+            *keys.validity.lock().unwrap() = Validity { from, until };
+            let (holds, text) = said();
+            assert!(!holds && text.contains(why), "{text}");
+        }
     }
 }

@@ -60,7 +60,7 @@ pub async fn run(config: PlacementConfig, stop: CancellationToken) -> anyhow::Re
     let node = Arc::new(node);
     let registry = prometheus::Registry::new();
     keys.register(&registry)?;
-    let server = api::serve(config.api, node.clone(), stop.clone(), registry).await?;
+    let server = api::serve(config.api, node.clone(), keys.clone(), stop.clone(), registry).await?;
     tracing::info!(id = config.id, listen = %config.listen, api = %config.api, "the placement node runs");
     let reloaded = keys.clone();
     crate::signals::on_reload("certificates", move || Ok(reloaded.reload()?));

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use dataplane::control::{RoundTrip, Stats, Talk};
@@ -17,6 +17,7 @@ use switchctl::session::SwitchEvent;
 
 use super::core::Agent;
 use super::prober::Prober;
+use crate::keys::Keys;
 
 /// A leader of placement has to have taken a report within so long. Sites report twice a second; an election takes longer, and nothing
 /// is decided while it lasts.
@@ -35,10 +36,14 @@ const TALK_SERVERS_MAX: usize = 64;
 const SWITCH_ANSWERS: &str = "the switch answers (within 1.5 s)";
 const _: () = assert!(SILENCE_BOUND.0 == 1_500_000);
 
+/// The check that fails when peers refuse the certificate. Connections that are there go on.
+const CERTIFICATE: &str = "the certificate is valid";
+
 /// Counters and gauges of one agent.
 pub struct SiteMetrics {
     registry: Registry,
     state: Mutex<State>,
+    keys: OnceLock<Arc<Keys>>,
     packets: IntGaugeVec,
     holds_opened: IntGaugeVec,
     flows: IntGaugeVec,
@@ -312,6 +317,7 @@ impl SiteMetrics {
             switch_silent,
             registry,
             state: Mutex::default(),
+            keys: OnceLock::new(),
         })
     }
 
@@ -375,9 +381,19 @@ impl SiteMetrics {
         }
     }
 
+    /// From now on the readiness says whether peers take the certificate.
+    pub fn judge_keys(&self, keys: Arc<Keys>) {
+        let _ = self.keys.set(keys);
+    }
+
     /// A check that fails, with what is known of it.
     #[must_use]
     pub fn describe(&self, check: &str) -> String {
+        if check == CERTIFICATE
+            && let Some(why) = self.keys.get().and_then(|keys| keys.refused())
+        {
+            return format!("{check}: {why}");
+        }
         match self.state().switch_silent {
             Some(span) if check == SWITCH_ANSWERS => {
                 format!("{check}: switch silent for {} ms", span.as_millis())
@@ -607,6 +623,7 @@ impl SiteMetrics {
                 .fail_mode
                 .map(|secure| ("the bridge keeps its rules without the agent (fail mode)", secure)),
         );
+        checks.extend(self.keys.get().map(|keys| (CERTIFICATE, keys.refused().is_none())));
         if state.stopping {
             checks.push(("the agent goes on (it was told to stop, and ends with its moves)", false));
         }

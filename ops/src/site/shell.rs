@@ -106,6 +106,7 @@ pub async fn run(config: SiteConfig, stop: CancellationToken) -> anyhow::Result<
     let (inputs, mut queue) = mpsc::channel(INPUTS_MAX);
     let metrics = Arc::new(SiteMetrics::new(&config.name)?);
     keys.register(metrics.registry())?;
+    metrics.judge_keys(keys.clone());
     let (fleet, mut hook_ends) = Fleet::new(config.site, config.elastic.clone(), metrics.registry())?;
     let server =
         crate::site::http::serve(config.metrics, metrics.clone(), switch.clone(), fleet.page()).await?;

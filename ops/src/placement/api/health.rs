@@ -62,6 +62,11 @@ fn checks(api: &Api) -> Vec<(String, bool)> {
         );
         checks.push((what, false));
     }
+    if let Some(keys) = &api.keys {
+        let refused = keys.refused();
+        let what = refused.as_deref().unwrap_or("it is valid");
+        checks.push((format!("certificate: {what}"), refused.is_none()));
+    }
     if api.stops.is_cancelled() {
         checks.push(("stop: it was told to stop".into(), false));
     }

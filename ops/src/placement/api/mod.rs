@@ -40,6 +40,7 @@ use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
+use crate::keys::Keys;
 use extract::Consistency;
 use problem::Problem;
 pub use problem::ProblemBody;
@@ -50,6 +51,8 @@ pub const BODY_LEN_MAX: usize = 1 << 20;
 /// What the handlers share.
 struct Api {
     node: Arc<Node>,
+    /// The key material of the process, where it has some.
+    keys: Option<Arc<Keys>>,
     replays: moves::Replays,
     description: String,
     /// The process was told to stop, and may still hand over.
@@ -177,12 +180,13 @@ pub fn openapi() -> serde_json::Result<String> {
 /// When the description cannot be written as JSON.
 pub fn router(
     node: Arc<Node>,
+    keys: Option<Arc<Keys>>,
     stops: CancellationToken,
     registry: prometheus::Registry,
 ) -> anyhow::Result<Router> {
     let (router, description) = parts();
     let description = description.to_pretty_json()?;
-    let api = Arc::new(Api { node, replays: moves::Replays::default(), description, stops, registry });
+    let api = Arc::new(Api { node, keys, replays: moves::Replays::default(), description, stops, registry });
     let dated = axum::middleware::from_fn_with_state(api.clone(), date);
     Ok(router
         .fallback(|| async { Problem::not_found("there is no such path: see /v1/openapi.json") })
@@ -246,11 +250,12 @@ fn host_is_local(headers: &HeaderMap) -> bool {
 pub async fn serve(
     address: SocketAddr,
     node: Arc<Node>,
+    keys: Arc<Keys>,
     stops: CancellationToken,
     registry: prometheus::Registry,
 ) -> anyhow::Result<JoinHandle<()>> {
     let listener = TcpListener::bind(address).await.with_context(|| format!("api = {address}"))?;
-    Ok(crate::http::serve(listener, router(node, stops, registry)?))
+    Ok(crate::http::serve(listener, router(node, Some(keys), stops, registry)?))
 }
 
 /// Serves the API on a listener that is bound already.
@@ -262,5 +267,5 @@ pub fn serve_on(
     node: Arc<Node>,
     stops: CancellationToken,
 ) -> anyhow::Result<JoinHandle<()>> {
-    Ok(crate::http::serve(listener, router(node, stops, prometheus::Registry::new())?))
+    Ok(crate::http::serve(listener, router(node, None, stops, prometheus::Registry::new())?))
 }
