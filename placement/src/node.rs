@@ -593,7 +593,7 @@ impl Node {
             counters: Counters::default(),
         });
         let node = Self { inner };
-        let others = node.others(&config.peers);
+        let others = node.others(&config.peers).await?;
         let needed = enough(&others);
         if needed == 0 {
             node.take_part_in_raft();
@@ -603,12 +603,16 @@ impl Node {
         Ok(node)
     }
 
-    /// Whom to ask what this node promised: the voters that it knows, or else those that were named.
-    fn others(&self, named: &BTreeSet<NodeId>) -> BTreeSet<NodeId> {
-        let metrics = self.inner.raft.metrics().borrow_watched().clone();
-        let voters: BTreeSet<NodeId> = metrics.membership_config.membership().voter_ids().collect();
+    /// Whom to ask what this node promised: the voters by its log, or else, where that is empty, those that were named. A file may name
+    /// nodes that were removed or are still to come, of whom no majority can be made. Raft's figures say nothing so early.
+    async fn others(&self, named: &BTreeSet<NodeId>) -> Result<BTreeSet<NodeId>, StartError> {
+        let voters = |state: &openraft::RaftState<TypeConfig>| {
+            state.membership_state.effective().membership().voter_ids().collect::<BTreeSet<NodeId>>()
+        };
+        let voters = self.inner.raft.with_raft_state(voters).await;
+        let voters = voters.map_err(|error| StartError::Raft(error.to_string()))?;
         let all = if voters.is_empty() { named } else { &voters };
-        all.iter().copied().filter(|&id| id != self.inner.id).collect()
+        Ok(all.iter().copied().filter(|&id| id != self.inner.id).collect())
     }
 
     /// From now on it votes, follows, and stands for election.

@@ -479,6 +479,19 @@ async fn a_node_that_belongs_to_no_group_does_not_say_that_a_site_is_not_there()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nodes_that_are_named_and_do_not_belong_to_the_group_keep_nobody_from_taking_part() {
+    let mut group = Group::of_three().await;
+    // As in files that still name removed nodes, or already name new ones.
+    group.peers = (1..=5).collect();
+    group.stop(3).await;
+    group.stop(2).await;
+    group.start(2).await;
+    let leader = group.leader().await;
+    group.node(leader).propose("alice", put_site(1)).await.unwrap();
+    eventually("it takes part", || group.node(2).status().proven).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_that_is_removed_while_it_runs_stops_and_says_why() {
     let group = Group::of_three().await;
     let leader = group.leader().await;

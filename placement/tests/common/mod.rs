@@ -126,6 +126,10 @@ impl Group {
         // Until then only the first node knows of the group, and without it nobody can be elected.
         let formed = || group.statuses().iter().all(|status| status.members.len() == 3);
         eventually("a group that all its nodes know", formed).await;
+        // Members can change once the first ones are committed, and so is what is read then.
+        while group.node(group.leader().await).linearizable().await.is_err() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
         group
     }
 
