@@ -210,12 +210,20 @@ impl Deployment {
         panic!("no move was in hand in its phase {phase} when the fault came");
     }
 
-    /// The groups of Amsterdam that are at Singapore go back.
+    /// The groups of Amsterdam that are at Singapore go back. A move may be given up while a process that was killed is still on its way
+    /// back, and is begun again then.
     async fn go_back(&self) {
-        let mut away = self.groups_at("singapore").await;
-        away.retain(|group| self.home.contains(group));
-        let back = self.move_groups(&away, "amsterdam").await;
-        self.until_ended(&back).await;
+        let ends = tokio::time::Instant::now() + MOVES_BOUND;
+        loop {
+            let mut away = self.groups_at("singapore").await;
+            away.retain(|group| self.home.contains(group));
+            if away.is_empty() {
+                return;
+            }
+            assert!(tokio::time::Instant::now() < ends, "they do not go back: {away:?}");
+            let back = self.move_groups(&away, "amsterdam").await;
+            self.until_ended(&back).await;
+        }
     }
 
     fn kill(&mut self, part: Part) {
