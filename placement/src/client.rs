@@ -208,7 +208,8 @@ impl Client {
         let _ = self.passer.compare_exchange(at, next, Ordering::Relaxed, Ordering::Relaxed);
     }
 
-    /// Who takes a report, and does not pass it on, leads.
+    /// Who takes a report, and does not pass it on, leads. A passer may lead by now as well, which makes no difference: what it is asked
+    /// to pass on it takes itself.
     fn taken(&self, member: NodeId, passer: Option<usize>, probes: Vec<Probe>) -> Vec<Probe> {
         let now = self.clock.now().0;
         self.taken_us.store(now, Ordering::Relaxed);

@@ -438,6 +438,13 @@ impl Mind {
         }
     }
 
+    fn model(&self) -> &Model {
+        match self {
+            Self::Leads(brain) => brain.model(),
+            Self::Follows { model, .. } => model,
+        }
+    }
+
     fn note_sites(&mut self, cluster: &Cluster) {
         match self {
             Self::Leads(brain) => brain.note_sites(cluster),
@@ -1421,7 +1428,10 @@ impl Node {
 
     /// With the mind held, so that nothing is heard of a site behind the look at which sites there are.
     fn hear(&self, mind: &mut Mind, said: &Said) {
-        self.inner.shared.look(|cluster| mind.note_sites(cluster));
+        // To forget a site takes a walk over all groups, for which entries must not wait.
+        if !self.inner.shared.look(|cluster| mind.model().knows_sites(cluster)) {
+            mind.note_sites(&self.cluster());
+        }
         if self.holds(said) {
             mind.hear(&said.report, said.at);
         }

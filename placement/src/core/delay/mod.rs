@@ -415,11 +415,10 @@ impl Model {
     /// Looks which sites there are, and forgets what was measured of those that are others than at the last look: a number that
     /// was given to another site, or to one after it was nobody's, says nothing of what was there before. Gives these numbers.
     pub fn note_sites(&mut self, cluster: &Cluster) -> Vec<SiteId> {
-        let name = |id: &SiteId| cluster.sites.get(id).map(|site| &site.name);
-        let same = cluster.sites.keys().all(|id| self.names.get(id) == name(id));
-        if same && self.names.len() == cluster.sites.len() {
+        if self.knows_sites(cluster) {
             return Vec::new();
         }
+        let name = |id: &SiteId| cluster.sites.get(id).map(|site| &site.name);
         let first = self.names.is_empty();
         let all: BTreeSet<SiteId> = self.names.keys().chain(cluster.sites.keys()).copied().collect();
         let others: Vec<SiteId> =
@@ -427,6 +426,13 @@ impl Model {
         others.iter().for_each(|site| self.forget_site(*site));
         self.names = cluster.sites.values().map(|site| (site.id, site.name.clone())).collect();
         others
+    }
+
+    /// Whether the sites are those of the last look.
+    #[must_use]
+    pub fn knows_sites(&self, cluster: &Cluster) -> bool {
+        let same = |(id, site): (&SiteId, &Site)| self.names.get(id) == Some(&site.name);
+        self.names.len() == cluster.sites.len() && cluster.sites.iter().all(same)
     }
 
     fn forget_site(&mut self, site: SiteId) {
