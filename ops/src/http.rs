@@ -9,6 +9,7 @@ use std::time::Duration;
 use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::http::Request;
+use flow::Micros;
 use hyper::body::{Frame, Incoming, SizeHint};
 use hyper::server::conn::http1;
 use hyper::service::{Service, service_fn};
@@ -30,6 +31,8 @@ const HEAD_BOUND: Duration = Duration::from_secs(30);
 const BODY_BOUND: Duration = Duration::from_secs(30);
 /// Pause after the system had no connection to give, as when it has no more files: one tried at once would fail as well.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// Between two complaints that all connections are busy: whoever connects again and again is not to fill the log.
+const COMPLAINT_INTERVAL: Micros = Micros(60_000_000);
 
 /// What is known of one connection.
 #[derive(Debug, Default)]
@@ -114,6 +117,7 @@ pub fn serve(listener: TcpListener, router: Router) -> JoinHandle<()> {
     tokio::spawn(async move {
         let mut tasks = JoinSet::new();
         let mut open: Vec<(Arc<Activity>, AbortHandle)> = Vec::new();
+        let mut complain_at = Micros(0);
         loop {
             let stream = match listener.accept().await {
                 Ok((stream, _)) => stream,
@@ -126,7 +130,14 @@ pub fn serve(listener: TcpListener, router: Router) -> JoinHandle<()> {
             while tasks.try_join_next().is_some() {}
             open.retain(|(_, task)| !task.is_finished());
             if open.len() >= CONNECTIONS_MAX && !make_room(&mut open) {
-                tracing::warn!(max = CONNECTIONS_MAX, "all HTTP connections are busy, one was turned away");
+                let now = clock.now();
+                if now >= complain_at {
+                    complain_at = now.plus(COMPLAINT_INTERVAL);
+                    tracing::warn!(
+                        max = CONNECTIONS_MAX,
+                        "all HTTP connections are busy: others are turned away"
+                    );
+                }
                 continue;
             }
             let activity = Arc::new(Activity::default());
