@@ -554,21 +554,15 @@ impl SiteMetrics {
         #[expect(clippy::cast_precision_loss, reason = "microseconds of one move")]
         self.longest_wait.set(longest as f64 / 1e6);
         let mut state = self.state();
-        for worker in workers.iter().filter(|worker| !state.silent.contains(worker)) {
-            tracing::warn!(%worker, "the worker does not answer: it is stopped, or hangs");
-        }
-        for worker in state.silent.iter().filter(|worker| !workers.contains(worker)) {
-            tracing::info!(%worker, "the worker answers again, or is gone");
-        }
-        state.silent = workers.to_vec();
+        let words =
+            ["the worker does not answer: it is stopped, or hangs", "the worker answers again, or is gone"];
+        tell_changed(&mut state.silent, workers, words);
         self.unlinked_workers.set(i64::try_from(unlinked.len()).unwrap_or(i64::MAX));
-        for worker in unlinked.iter().filter(|worker| !state.unlinked.contains(worker)) {
-            tracing::warn!(%worker, "the worker has no link to the switch");
-        }
-        for worker in state.unlinked.iter().filter(|worker| !unlinked.contains(worker)) {
-            tracing::info!(%worker, "the worker has its link to the switch again, or is gone");
-        }
-        state.unlinked = unlinked.to_vec();
+        let words = [
+            "the worker has no link to the switch",
+            "the worker has its link to the switch again, or is gone",
+        ];
+        tell_changed(&mut state.unlinked, unlinked, words);
         for (id, _) in moves.iter().filter(|(id, _)| !state.waiting.contains(id)) {
             tracing::warn!(%id, "the target of a move is silent and may serve: if its site is lost, use `limosa site fail-over`");
         }
@@ -578,14 +572,11 @@ impl SiteMetrics {
     /// The expected workers that are not there, as of now; what is new is logged.
     pub fn missing(&self, workers: &[WorkerId]) {
         self.missing_workers.set(i64::try_from(workers.len()).unwrap_or(i64::MAX));
-        let mut state = self.state();
-        for worker in workers.iter().filter(|worker| !state.missing.contains(worker)) {
-            tracing::warn!(%worker, "an expected worker is not there: it does not run, or its control socket is gone");
-        }
-        for worker in state.missing.iter().filter(|worker| !workers.contains(worker)) {
-            tracing::info!(%worker, "an expected worker is there");
-        }
-        state.missing = workers.to_vec();
+        let words = [
+            "an expected worker is not there: it does not run, or its control socket is gone",
+            "an expected worker is there",
+        ];
+        tell_changed(&mut self.state().missing, workers, words);
     }
 
     /// How long no leader of placement has taken a report; what is new is logged.
@@ -634,6 +625,17 @@ impl SiteMetrics {
     pub fn stops(&self) {
         self.state().stopping = true;
     }
+}
+
+/// Logs of which workers a fault is told now that was not before, and of which it is told no more.
+fn tell_changed(before: &mut Vec<WorkerId>, now: &[WorkerId], [begins, ends]: [&str; 2]) {
+    for worker in now.iter().filter(|worker| !before.contains(worker)) {
+        tracing::warn!(%worker, "{begins}");
+    }
+    for worker in before.iter().filter(|worker| !now.contains(worker)) {
+        tracing::info!(%worker, "{ends}");
+    }
+    *before = now.to_vec();
 }
 
 fn openings(stats: &Stats) -> [(&'static str, u64); 3] {

@@ -148,14 +148,10 @@ const REPORT_AGE_MAX: Duration = Duration::from_millis(1_500);
 fn problems(site: &Site, groups: u64, heard: Option<&Heard>) -> Vec<String> {
     let Some(heard) = heard else {
         // A site that was added and has not come yet is no fault. Nor is one with a lease: its reports may go to other nodes.
-        let lost = !site.alive && groups > 0;
-        return if lost {
-            vec![format!(
-                "no report since this node started; its lease has ended, and it owns groups: {groups}"
-            )]
-        } else {
-            Vec::new()
-        };
+        let lost = (!site.alive && groups > 0).then(|| {
+            format!("no report since this node started; its lease has ended, and it owns groups: {groups}")
+        });
+        return lost.into_iter().collect();
     };
     if heard.age > REPORT_AGE_MAX {
         let lease = if site.alive { "its lease still runs" } else { "its lease has ended" };
