@@ -30,6 +30,8 @@ const CONTROL_INTERVAL: Micros = Micros(100);
 const HELLO_BOUND: Micros = Micros(5_000_000);
 /// Bytes within which the hello is, which takes some ten.
 const HELLO_LEN_MAX: usize = 256;
+/// An agent that was heard within so long is not displaced by another one. It asks for statistics twice a second.
+const AGENT_SILENCE: Micros = Micros(1_500_000);
 /// Connections that have not said hello yet; one more ends the oldest.
 const STRANGERS_MAX: usize = 8;
 /// Between two complaints about those: whoever connects again and again is not to fill the log.
@@ -149,6 +151,7 @@ struct Agent {
     queue: Vec<u8>,
     sent: usize,
     greeted: bool,
+    heard_at: Micros,
 }
 
 /// Who has connected and not said hello yet.
@@ -166,7 +169,7 @@ struct Process<L: SwitchLink> {
     look_at: Micros,
     /// The oldest first.
     strangers: Vec<Stranger>,
-    /// When too many of them are complained about again.
+    /// When too many of them, or what one of them said, are complained about again.
     complain_at: Micros,
     agent: Option<Agent>,
     /// Agent or listener are ready, or were left with something to read.
@@ -277,8 +280,7 @@ impl<L: SwitchLink> Process<L> {
         {
             if self.strangers.len() >= STRANGERS_MAX {
                 self.strangers.remove(0);
-                if now >= self.complain_at {
-                    self.complain_at = now.plus(COMPLAINT_INTERVAL);
+                if self.may_complain(now) {
                     tracing::warn!(
                         max = STRANGERS_MAX,
                         "too many connections without a hello: the oldest are left"
@@ -287,32 +289,50 @@ impl<L: SwitchLink> Process<L> {
             }
             let first = None;
             let decoder = FrameDecoder::new();
-            let agent = Agent { stream, decoder, first, queue: Vec::new(), sent: 0, greeted: false };
+            let agent =
+                Agent { stream, decoder, first, queue: Vec::new(), sent: 0, greeted: false, heard_at: now };
             self.strangers.push(Stranger { agent, came_at: now, heard_len: 0 });
             // What it said with its coming is there already.
             self.control_due = true;
         }
     }
 
-    /// Makes the one that says hello the agent, in place of the one before, and leaves those that do not.
+    fn may_complain(&mut self, now: Micros) -> bool {
+        let may = now >= self.complain_at;
+        if may {
+            self.complain_at = now.plus(COMPLAINT_INTERVAL);
+        }
+        may
+    }
+
+    /// Makes the one that says hello the agent, in place of one that is gone or silent, and leaves those that do not.
     fn hear_strangers(&mut self, now: Micros) {
+        let own = self.worker.site();
         let mut at = 0;
         while let Some(stranger) = self.strangers.get_mut(at) {
-            match stranger.hear() {
-                Ok(true) => {
+            let reason = match stranger.hear() {
+                Ok(None) if now.since(stranger.came_at) <= HELLO_BOUND => {
+                    at += 1;
+                    continue;
+                }
+                Ok(None) => "it said no hello".to_owned(),
+                Ok(Some(site)) if site != own => {
+                    format!("it is of site {site}, and this worker of site {own}")
+                }
+                Ok(Some(_)) if self.agent.as_ref().is_some_and(|agent| agent.is_there(now)) => {
+                    "another agent talks to this worker: a site has one".to_owned()
+                }
+                Ok(Some(_)) => {
                     tracing::info!("an agent has come");
                     self.worker.agent_connected();
                     self.agent = Some(self.strangers.remove(at).agent);
+                    continue;
                 }
-                Ok(false) if now.since(stranger.came_at) <= HELLO_BOUND => at += 1,
-                Ok(false) => {
-                    self.strangers.remove(at);
-                    tracing::debug!("who has connected said no hello and is left");
-                }
-                Err(reason) => {
-                    self.strangers.remove(at);
-                    tracing::debug!(reason, "who has connected is no agent");
-                }
+                Err(reason) => reason,
+            };
+            self.strangers.remove(at);
+            if self.may_complain(now) {
+                tracing::warn!(reason, "who has connected is not taken for the agent");
             }
         }
     }
@@ -372,8 +392,8 @@ impl<L: SwitchLink> Process<L> {
 }
 
 impl Stranger {
-    /// Whether it has said hello, of whatever version.
-    fn hear(&mut self) -> Result<bool, String> {
+    /// The site in its hello, of whatever version, once it has said it.
+    fn hear(&mut self) -> Result<Option<SiteId>, String> {
         let mut bytes = [0; HELLO_LEN_MAX];
         match self.agent.stream.read(&mut bytes) {
             Ok(0) => return Err("closed".to_owned()),
@@ -381,25 +401,33 @@ impl Stranger {
                 self.agent.decoder.push(&bytes[..len]);
                 self.heard_len += len;
             }
-            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return Ok(false),
-            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => return Ok(false),
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return Ok(None),
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => return Ok(None),
             Err(error) => return Err(error.to_string()),
         }
         match self.agent.decoder.next().map_err(|error| error.to_string())? {
-            Some(hello @ Request::Hello { .. }) => {
+            Some(hello @ Request::Hello { site, .. }) => {
                 self.agent.first = Some(hello);
-                Ok(true)
+                Ok(Some(site))
             }
             Some(_) => Err("it did not say Hello first".to_owned()),
             None if self.heard_len >= HELLO_LEN_MAX => {
                 Err("it says something too long for a Hello".to_owned())
             }
-            None => Ok(false),
+            None => Ok(None),
         }
     }
 }
 
 impl Agent {
+    /// Whether it was heard lately, and has not closed its end.
+    fn is_there(&self, now: Micros) -> bool {
+        let mut fds = [PollFd::new(self.stream.as_fd(), PollFlags::empty())];
+        let closed =
+            ppoll(&mut fds, Some(Duration::ZERO.into()), None).is_ok_and(|_| fds[0].any() != Some(false));
+        !closed && now.since(self.heard_at) < AGENT_SILENCE
+    }
+
     fn receive<B: PacketBuf>(&mut self, worker: &mut Worker<B>, now: Micros) -> Result<(), String> {
         let mut bytes = [0; 65_536];
         while !worker.is_backlogged() && self.queue.len() < AGENT_QUEUE_LEN {
@@ -421,7 +449,10 @@ impl Agent {
                 }
                 None => match self.stream.read(&mut bytes) {
                     Ok(0) => return Err("closed".to_owned()),
-                    Ok(len) => self.decoder.push(&bytes[..len]),
+                    Ok(len) => {
+                        self.heard_at = now;
+                        self.decoder.push(&bytes[..len]);
+                    }
                     Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return Ok(()),
                     Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
                     Err(error) => return Err(error.to_string()),

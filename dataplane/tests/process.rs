@@ -80,17 +80,22 @@ impl Running {
     }
 
     fn agent(&self) -> Agent {
-        let stream = (0..3000)
-            .find_map(|_| {
-                std::thread::sleep(Duration::from_millis(10));
-                UnixStream::connect(&self.control).ok()
-            })
-            .expect("the worker listens");
+        let agent = (0..3000).find_map(|_| {
+            std::thread::sleep(Duration::from_millis(10));
+            self.try_agent(SITE)
+        });
+        agent.expect("the worker listens, and takes an agent")
+    }
+
+    /// An agent of a site, if the worker takes it for its own.
+    fn try_agent(&self, site: SiteId) -> Option<Agent> {
+        let stream = UnixStream::connect(&self.control).ok()?;
         stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
         let mut agent = Agent { stream, decoder: FrameDecoder::new() };
-        agent.say(&Request::Hello { version: VERSION, site: SITE });
-        assert!(matches!(agent.hear(), Event::Hello { version: VERSION, .. }));
-        agent
+        agent.stream.write_all(&encode(&Request::Hello { version: VERSION, site }).unwrap()).ok()?;
+        let hello = agent.try_hear()?;
+        assert!(matches!(hello, Event::Hello { version: VERSION, .. }));
+        Some(agent)
     }
 
     fn pass(&mut self, frame: &[u8]) -> Vec<u8> {
@@ -126,13 +131,20 @@ impl Agent {
     }
 
     fn hear(&mut self) -> Event {
+        self.try_hear().expect("the worker hung up")
+    }
+
+    /// Nothing when the worker has closed the connection.
+    fn try_hear(&mut self) -> Option<Event> {
         loop {
             if let Some(event) = self.decoder.next().unwrap() {
-                return event;
+                return Some(event);
             }
             let mut bytes = [0; 4096];
-            let len = self.stream.read(&mut bytes).unwrap();
-            assert!(len > 0, "the worker hung up");
+            let len = self.stream.read(&mut bytes).unwrap_or(0);
+            if len == 0 {
+                return None;
+            }
             self.decoder.push(&bytes[..len]);
         }
     }
@@ -198,7 +210,7 @@ fn silent_connections_neither_displace_an_agent_nor_keep_one_out() {
         strangers.extend((0..5).map(|_| silent()));
         assert!(matches!(agent.ask(&Request::Status), Event::Status { .. }));
     }
-    // One that says hello is an agent, and the newest agent counts.
+    // One that says hello is an agent, once the one before is silent.
     let mut next = worker.agent();
     assert!(matches!(next.ask(&Request::Status), Event::Status { .. }));
     assert_eq!(agent.stream.read(&mut [0; 16]).unwrap(), 0);
@@ -210,6 +222,22 @@ fn silent_connections_neither_displace_an_agent_nor_keep_one_out() {
     other.write_all(&encode(&Request::Status).unwrap()).unwrap();
     assert_eq!(other.read(&mut [0; 16]).unwrap(), 0);
     assert!(matches!(next.ask(&Request::Status), Event::Status { .. }));
+}
+
+#[test]
+fn an_agent_of_another_site_or_a_second_one_takes_no_worker_from_its_agent() {
+    let directory = tempfile::tempdir().unwrap();
+    let worker = Running::start(directory.path(), 1);
+    drop(worker.agent());
+    assert!((0..10).all(|_| worker.try_agent(SiteId(9)).is_none()));
+    let mut agent = serving(&worker);
+    for site in [SiteId(9), SITE] {
+        assert!(worker.try_agent(site).is_none());
+        assert!(matches!(agent.ask(&Request::Status), Event::Status { .. }));
+    }
+    // One that has closed its end gives way at once.
+    drop(agent);
+    assert!(worker.try_agent(SITE).is_some());
 }
 
 #[test]

@@ -253,6 +253,12 @@ impl<B: PacketBuf> Worker<B> {
         !self.events.is_empty()
     }
 
+    /// Its site.
+    #[must_use]
+    pub fn site(&self) -> SiteId {
+        self.settings.site
+    }
+
     /// Whether so many batches wait that no more requests should be read.
     #[must_use]
     pub fn is_backlogged(&self) -> bool {
