@@ -89,6 +89,7 @@ impl PromiseFile {
 
     /// Opens the file; its last promise is the one that counts.
     pub(crate) fn open(path: &Path) -> io::Result<(Self, Promise)> {
+        check_kind(path)?;
         let file = OpenOptions::new().read(true).write(true).open(path)?;
         let (number, promise) = last(&file)?;
         Ok((Self { file, number }, promise))
@@ -96,6 +97,7 @@ impl PromiseFile {
 
     /// Reads the file of a node that may be writing to it.
     pub(crate) fn peek(path: &Path) -> io::Result<Promise> {
+        check_kind(path)?;
         let file = File::open(path)?;
         // Both records can be found half written only if the node went on from one to the other meanwhile.
         let found = last(&file).or_else(|_| last(&file))?;
@@ -119,6 +121,14 @@ impl PromiseFile {
         self.number = number;
         Ok(())
     }
+}
+
+/// Whether a file is one. To open a FIFO is to wait for who writes to it, and a directory looks like damage.
+pub(crate) fn check_kind(path: &Path) -> io::Result<()> {
+    if std::fs::metadata(path)?.is_file() {
+        return Ok(());
+    }
+    Err(io::Error::other("it is no regular file: put back the one that was there"))
 }
 
 /// The last promise in a file, and its number.

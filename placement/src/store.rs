@@ -29,7 +29,7 @@ use serde::de::DeserializeOwned;
 use tokio::sync::oneshot;
 
 use crate::claims::{Claims, Witness};
-use crate::promise::{FILE_MODE, Promise, PromiseFile};
+use crate::promise::{FILE_MODE, Promise, PromiseFile, check_kind};
 use crate::raft::TypeConfig;
 use crate::wire;
 
@@ -172,12 +172,13 @@ impl Store {
         node: u64,
         backend: impl FnOnce(File) -> io::Result<B>,
     ) -> Result<Self, StoreError> {
-        let paths = Paths { database: dir.join(DATABASE_FILE), promise: dir.join(PROMISE_FILE), node };
+        let paths = Paths::of(dir, node);
         let failed = |source| StoreError::Io { path: paths.database.display().to_string(), source };
         DirBuilder::new().recursive(true).mode(DIR_MODE).create(dir).map_err(failed)?;
         std::fs::set_permissions(dir, Permissions::from_mode(DIR_MODE)).map_err(failed)?;
         let database = paths.open_database(backend)?;
-        let found = guarded(|| Found::in_database(&database, node)).map_err(|e| paths.unreadable(e))?;
+        let found = guarded(|| Found::in_database(&database, node))
+            .map_err(|e| paths.unreadable(&paths.database, e))?;
         if found.node != node {
             return Err(StoreError::OtherNode { stored: found.node, given: node });
         }
@@ -372,14 +373,14 @@ fn remove(path: &Path) -> io::Result<()> {
 /// # Errors
 /// [`StoreError`], as [`Store::open`].
 pub fn check_owner(dir: &Path, node: u64) -> Result<(), StoreError> {
-    let path = dir.join(PROMISE_FILE);
-    match PromiseFile::peek(&path) {
+    let paths = Paths::of(dir, node);
+    match PromiseFile::peek(&paths.promise) {
         Ok(promise) if promise.node != node => {
             Err(StoreError::OtherNode { stored: promise.node, given: node })
         }
         Ok(_) => Ok(()),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(source) => Err(StoreError::Io { path: path.display().to_string(), source }),
+        Err(error) => Err(paths.unreadable(&paths.promise, error)),
     }
 }
 
@@ -391,16 +392,20 @@ struct Paths {
 }
 
 impl Paths {
+    fn of(dir: &Path, node: u64) -> Self {
+        Self { database: dir.join(DATABASE_FILE), promise: dir.join(PROMISE_FILE), node }
+    }
+
     fn damaged(&self, path: &Path, found: impl Into<String>) -> StoreError {
         StoreError::Damaged { path: path.display().to_string(), found: found.into(), node: self.node }
     }
 
     /// Damage is for ever; all else may be mended.
-    fn unreadable(&self, error: io::Error) -> StoreError {
+    fn unreadable(&self, path: &Path, error: io::Error) -> StoreError {
         if error.kind() == io::ErrorKind::InvalidData {
-            return self.damaged(&self.database, error.to_string());
+            return self.damaged(path, error.to_string());
         }
-        StoreError::Io { path: self.database.display().to_string(), source: error }
+        StoreError::Io { path: path.display().to_string(), source: error }
     }
 
     /// Opens the database and checks every page of it; makes it where there is none.
@@ -408,6 +413,9 @@ impl Paths {
         &self,
         backend: impl FnOnce(File) -> io::Result<B>,
     ) -> Result<Database, StoreError> {
+        if self.database.exists() {
+            check_kind(&self.database).map_err(|error| self.unreadable(&self.database, error))?;
+        }
         let len = std::fs::metadata(&self.database).map(|metadata| metadata.len()).unwrap_or_default();
         if len == 0 && self.promise.exists() {
             return Err(self.damaged(&self.database, "it is gone or empty, but the promise beside it is not"));
@@ -416,7 +424,7 @@ impl Paths {
             remove(&self.unfinished())?;
             if len == 0 { self.make_database(backend) } else { self.read_database(backend) }
         })
-        .map_err(|error| self.unreadable(error))
+        .map_err(|error| self.unreadable(&self.database, error))
     }
 
     fn read_database<B: StorageBackend>(
@@ -471,13 +479,8 @@ impl Paths {
             let promise = found.promise();
             return Ok((PromiseFile::create(&self.promise, &promise).map_err(failed)?, promise));
         }
-        let (file, promise) = PromiseFile::open(&self.promise).map_err(|error| {
-            if error.kind() == io::ErrorKind::InvalidData {
-                self.damaged(&self.promise, error.to_string())
-            } else {
-                failed(error)
-            }
-        })?;
+        let (file, promise) =
+            PromiseFile::open(&self.promise).map_err(|error| self.unreadable(&self.promise, error))?;
         if (promise.node, promise.incarnation) != (found.node, found.incarnation) {
             return Err(self.damaged(&self.promise, "it is not of the database beside it"));
         }

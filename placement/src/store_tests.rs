@@ -384,6 +384,33 @@ async fn a_database_that_was_cut_short_is_said_to_be_damaged_with_the_way_back()
 }
 
 #[tokio::test]
+async fn what_is_no_file_is_said_to_be_none_and_an_empty_promise_is_damage_with_the_way_back() {
+    let dir = killed(3).await;
+    let [database, promise] = [DATABASE_FILE, PROMISE_FILE].map(|name| dir.path().join(name));
+    std::fs::write(&promise, "").unwrap();
+    let owner = check_owner(dir.path(), 1).unwrap_err().to_string();
+    for said in [owner, refusal(dir.path())] {
+        assert!(said.contains("promise: neither of its two records can be read"), "{said}");
+        assert!(said.contains("limosa raft remove 1") && said.contains("limosa raft add"), "{said}");
+    }
+    let refused = || reopened(dir.path()).err().unwrap().to_string();
+    for (path, wanted) in
+        [(&promise, "promise: it is no regular file"), (&database, "raft.redb: it is no regular file")]
+    {
+        std::fs::remove_file(path).unwrap();
+        // To open it would be to wait for whoever writes.
+        assert!(std::process::Command::new("mkfifo").arg(path).status().unwrap().success());
+        let said = refused();
+        assert!(said.contains(wanted), "{said}");
+        assert!(check_owner(dir.path(), 1).is_err());
+        std::fs::remove_file(path).unwrap();
+        std::fs::create_dir(path).unwrap();
+        let said = refused();
+        assert!(said.contains(wanted), "{said}");
+    }
+}
+
+#[tokio::test]
 async fn whose_a_directory_is_can_be_told_while_its_node_runs() {
     let dir = TempDir::new().unwrap();
     check_owner(&dir.path().join("none"), 1).unwrap();
