@@ -65,11 +65,7 @@ pub fn sockets<'a>(
     let mut held = Vec::new();
     for path in paths {
         held.push(beside(process, path)?);
-        match occupant(path).map_err(|source| LockError::Unusable { path: path.to_owned(), source })? {
-            Occupant::Nobody | Occupant::Abandoned => {}
-            Occupant::Listener => return Err(LockError::Taken(path.to_owned())),
-            Occupant::Other => return Err(LockError::InTheWay(path.to_owned())),
-        }
+        not_in_the_way(path)?;
     }
     Ok(Lock(held))
 }
@@ -92,6 +88,51 @@ pub fn directory(process: &'static str, path: &Path) -> Result<Lock, LockError> 
     let file = File::open(path).map_err(|source| LockError::Unusable { path: path.to_owned(), source })?;
     try_lock(&file, process, path, String::new)?;
     Ok(Lock(vec![file]))
+}
+
+/// Whether a process that runs could have another directory after its next start: what a start does is tried, and what was made for it
+/// is taken away again.
+///
+/// # Errors
+/// [`LockError`], as [`agent`] and [`directory`].
+pub fn could_have_directory(path: &Path) -> Result<(), LockError> {
+    let missing: Vec<&Path> =
+        path.ancestors().take_while(|path| !path.as_os_str().is_empty() && !path.exists()).collect();
+    let made = make(path);
+    let writable = made.and_then(|()| could_have_file(&path.join(".limosa-tried")));
+    for directory in missing {
+        // Others may have put something there meanwhile.
+        let _ = std::fs::remove_dir(directory);
+    }
+    writable
+}
+
+/// The same of the path of a socket.
+///
+/// # Errors
+/// [`LockError`], as [`sockets`].
+pub fn could_have_socket(path: &Path) -> Result<(), LockError> {
+    could_have_file(&lock_path(path))?;
+    not_in_the_way(path)
+}
+
+fn could_have_file(path: &Path) -> Result<(), LockError> {
+    let unusable = |source| LockError::Unusable { path: path.to_owned(), source };
+    let mut options = OpenOptions::new();
+    match options.write(true).create_new(true).mode(0o600).open(path) {
+        Ok(_) => std::fs::remove_file(path).map_err(unusable),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        Err(error) => Err(unusable(error)),
+    }
+}
+
+/// Whether a socket can be made there.
+fn not_in_the_way(path: &Path) -> Result<(), LockError> {
+    match occupant(path).map_err(|source| LockError::Unusable { path: path.to_owned(), source })? {
+        Occupant::Nobody | Occupant::Abandoned => Ok(()),
+        Occupant::Listener => Err(LockError::Taken(path.to_owned())),
+        Occupant::Other => Err(LockError::InTheWay(path.to_owned())),
+    }
 }
 
 fn make(directory: &Path) -> Result<(), LockError> {
@@ -180,6 +221,31 @@ mod tests {
         );
         drop((first, agents));
         drop(directory("placement", &place.path().join("new")).unwrap());
+    }
+
+    #[test]
+    fn what_could_be_had_is_tried_and_leaves_nothing() {
+        let place = tempfile::tempdir().unwrap();
+        std::fs::write(place.path().join("file"), "").unwrap();
+        let names = || std::fs::read_dir(place.path()).unwrap().count();
+        could_have_directory(&place.path().join("a/b")).unwrap();
+        could_have_directory(place.path()).unwrap();
+        could_have_socket(&place.path().join("socket")).unwrap();
+        assert_eq!(names(), 1);
+        for (refused, said) in [
+            (could_have_directory(&place.path().join("file/a")), "file/a: cannot be locked: "),
+            (could_have_directory(&place.path().join("file")), "file: cannot be locked: "),
+            (could_have_directory(Path::new("/proc/none")), "/proc/none: cannot be locked: "),
+            (could_have_socket(&place.path().join("none/socket")), "none/socket.lock: cannot be locked: "),
+            (
+                could_have_socket(&place.path().join("file")),
+                "file: something that is no socket is in the way",
+            ),
+        ] {
+            let refused = refused.unwrap_err().to_string();
+            assert!(refused.contains(said), "{refused}");
+        }
+        assert_eq!(names(), 1);
     }
 
     #[test]

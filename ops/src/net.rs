@@ -126,10 +126,16 @@ impl Dialler {
 
     /// Until the connection ends; gives the reason, and how long it lived.
     async fn keep(&self, connection: Connection) -> (QuicError, Option<Duration>) {
-        tracing::info!(peer = %self.name, address = %self.address, "connected");
         let since = Instant::now();
         self.state.send_replace(State::Up(connection.clone()));
-        let error = connection.closed().await;
+        let mut closed = std::pin::pin!(connection.closed());
+        let error = match tokio::time::timeout(SETTLED, &mut closed).await {
+            Ok(error) => error,
+            Err(_) => {
+                tracing::info!(peer = %self.name, address = %self.address, "connected");
+                closed.await
+            }
+        };
         (error, Some(since.elapsed()))
     }
 

@@ -50,35 +50,47 @@ pub fn run(run: Run) -> anyhow::Result<()> {
         Process::Worker => {
             let config = WorkerConfig::read(&path)?;
             let _own = lock::sockets("worker", config.sockets())?;
-            let signals = Configuration::new(path.clone(), move || Ok(WorkerConfig::read(&path).map(drop)?));
+            let present: Vec<PathBuf> = config.sockets().map(Path::to_owned).collect();
+            let signals = Configuration::new(path.clone(), move || {
+                could_have_sockets(&present, WorkerConfig::read(&path)?.sockets())
+            });
             let stop = stop_flag(log, signals, run.with_parent)?;
             Ok(dataplane::process::run(&config.worker, &stop)?)
         }
         Process::Switch => {
             let config = SwitchConfig::read(&path)?;
             let _own = lock::sockets("switch", config.sockets())?;
-            let signals = Configuration::new(path.clone(), move || Ok(SwitchConfig::read(&path).map(drop)?));
+            let present: Vec<PathBuf> = config.sockets().map(Path::to_owned).collect();
+            let signals = Configuration::new(path.clone(), move || {
+                could_have_sockets(&present, SwitchConfig::read(&path)?.sockets())
+            });
             let stop = stop_flag(log, signals, run.with_parent)?;
             Ok(switchctl::softswitch::run(&config.switch, &stop)?)
         }
         Process::Site => {
             let config = site_config(&path)?;
             let _own = lock::agent(&config.workers)?;
-            let bound = Bound { quic: config.listen, http: ("metrics", config.metrics) };
-            let signals = Configuration::new(path.clone(), move || {
-                let config = site_config(&path)?;
-                bound.check(&Bound { quic: config.listen, http: ("metrics", config.metrics) })
-            });
+            let bound = |config: &SiteConfig| Bound {
+                quic: config.listen,
+                http: ("metrics", config.metrics),
+                directory: ("workers.directory", config.workers.clone()),
+            };
+            let present = bound(&config);
+            let signals =
+                Configuration::new(path.clone(), move || present.check(&bound(&site_config(&path)?)));
             with_runtime(log, signals, run.with_parent, |stop| crate::site::shell::run(config, stop))
         }
         Process::Placement => {
             let config = placement_config(&path)?;
             let _own = lock::directory("placement", &config.directory)?;
-            let bound = Bound { quic: config.listen, http: ("api", config.api) };
-            let signals = Configuration::new(path.clone(), move || {
-                let config = placement_config(&path)?;
-                bound.check(&Bound { quic: config.listen, http: ("api", config.api) })
-            });
+            let bound = |config: &PlacementConfig| Bound {
+                quic: config.listen,
+                http: ("api", config.api),
+                directory: ("directory", config.directory.clone()),
+            };
+            let present = bound(&config);
+            let signals =
+                Configuration::new(path.clone(), move || present.check(&bound(&placement_config(&path)?)));
             with_runtime(log, signals, run.with_parent, |stop| crate::placement::run(config, stop))
         }
     }
@@ -98,14 +110,24 @@ fn placement_config(path: &Path) -> anyhow::Result<PlacementConfig> {
     Ok(config)
 }
 
-/// Where a process listens. A start finds out whether it can by doing it; for SIGHUP others are only tried.
+/// Whether a process that has these sockets could have others instead.
+fn could_have_sockets<'a>(present: &[PathBuf], next: impl Iterator<Item = &'a Path>) -> anyhow::Result<()> {
+    for path in next.filter(|path| !present.iter().any(|own| own == path)) {
+        lock::could_have_socket(path)?;
+    }
+    Ok(())
+}
+
+/// What a process has for itself: where it listens, and its directory. A start finds out whether it can by doing it; for SIGHUP others
+/// are only tried.
 struct Bound {
     quic: SocketAddr,
     http: (&'static str, SocketAddr),
+    directory: (&'static str, PathBuf),
 }
 
 impl Bound {
-    /// Whether a process that has these addresses could have others instead.
+    /// Whether a process that has these could have others instead.
     fn check(&self, next: &Self) -> anyhow::Result<()> {
         if let Some(address) = tried(self.quic, next.quic) {
             let said = || format!("listen = \"{}\": it cannot be bound", next.quic);
@@ -115,6 +137,11 @@ impl Bound {
         if let Some(address) = tried(self.http.1, http) {
             let said = || format!("{key} = \"{http}\": it cannot be bound");
             TcpListener::bind(address).with_context(said)?;
+        }
+        let (key, directory) = &next.directory;
+        if *directory != self.directory.1 {
+            lock::could_have_directory(directory)
+                .with_context(|| format!("{key} = \"{}\": it cannot be had", directory.display()))?;
         }
         Ok(())
     }
@@ -188,7 +215,7 @@ mod tests {
         let own = UdpSocket::bind("127.0.0.1:0").unwrap();
         let http = TcpListener::bind("127.0.0.1:0").unwrap();
         let other = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        let bound = |quic, http| Bound { quic, http: ("api", http) };
+        let bound = |quic, http| Bound { quic, http: ("api", http), directory: ("directory", "d".into()) };
         let (own, http) = (own.local_addr().unwrap(), http.local_addr().unwrap());
         let present = bound(own, http);
         present.check(&bound(own, http)).unwrap();

@@ -47,6 +47,7 @@ impl Deployment {
         // In LIMOSA_TEST_DIRECTORY logs and state can be looked at afterwards.
         let (directory, path) = match std::env::var_os("LIMOSA_TEST_DIRECTORY") {
             Some(parent) => {
+                std::fs::create_dir_all(&parent).unwrap();
                 (None, tempfile::Builder::new().prefix("limosa-").tempdir_in(parent).unwrap().keep())
             }
             None => {

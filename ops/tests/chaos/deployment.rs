@@ -75,7 +75,10 @@ impl Deployment {
         let mut builder = tempfile::Builder::new();
         builder.prefix("limosa-");
         let (kept, path) = match std::env::var_os("LIMOSA_TEST_DIRECTORY") {
-            Some(parent) => (None, builder.tempdir_in(parent).unwrap().keep()),
+            Some(parent) => {
+                std::fs::create_dir_all(&parent).unwrap();
+                (None, builder.tempdir_in(parent).unwrap().keep())
+            }
             None => {
                 let directory = builder.tempdir().unwrap();
                 let path = directory.path().to_owned();
