@@ -5,6 +5,7 @@
 //! | switch killed, stopped or ended | packets that come in, are served or go out there | lost | it carries nothing meanwhile |
 //! | switch stopped for longer than `moves.late_ms` | the same, of groups that move | order | a target waits for what stands in its queue for so long and no longer |
 //! | worker killed or ended | groups of its site, or on their way to or from there | lost, order, connections | its table, its queue and what it held die with it; others take its groups over without their flows |
+//! | worker killed or ended | groups on their way to its site, after the move was taken back | lost | it holds their packets until its own agent, which may be gone, tells it that the move is over |
 //! | worker stopped | the same | lost, order; connections if for long | its queue is bounded; after five seconds it is taken for dead |
 //! | data path between two sites cut | packets whose clients, servers or owners are at both | lost; order while a move is in hand | what is on its way is lost, and so are markers and cuts |
 //! | data path slow | the same, groups that move | order | the direct path is slower than the detour over the new owner |
@@ -17,7 +18,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use crate::watch::Seen;
+use crate::watch::{MoveSeen, Seen};
 use flow::{Prefix, SiteId};
 
 /// What was sent shortly before the fault may still have been on its way.
@@ -26,6 +27,8 @@ const BEFORE: Duration = Duration::from_millis(1_500);
 const AFTER: Duration = Duration::from_millis(1_500);
 /// A former owner relays for ten seconds.
 const RELAYS: Duration = Duration::from_secs(12);
+/// What a target held may wait for so long after its move was taken back: until an agent that was killed or stopped is back.
+const HELD: Duration = Duration::from_secs(30);
 /// TCP gives up after thirty seconds of silence, and tries again.
 const TCP_GIVES_UP: Duration = Duration::from_secs(50);
 /// An outage that TCP may not survive, as its pauses grow with each try.
@@ -79,6 +82,20 @@ impl Excuse {
         window
     }
 
+    /// The times of moves to the site that were taken back a while before: what it held of them may still have been there.
+    fn held<'a>(
+        &self,
+        group: Prefix,
+        seen: &'a Seen,
+    ) -> impl Iterator<Item = (Duration, Duration)> + use<'a> {
+        let (touches, from) = (self.touches, self.from);
+        let since = from.saturating_sub(HELD);
+        let held = move |one: &&MoveSeen| touches == Touches::ServedAt(one.to) && one.state == "taken_back";
+        seen.moves_of(group, since, from)
+            .filter(held)
+            .map(|one| (one.begun, one.ended.unwrap_or(Duration::MAX).saturating_add(AFTER)))
+    }
+
     fn reaches(&self, sites: &BTreeSet<SiteId>, ends: &[SiteId]) -> bool {
         let through = |site: &SiteId| sites.contains(site) || ends.contains(site);
         match self.touches {
@@ -114,8 +131,9 @@ impl Judge<'_> {
         let sites = self.seen.sites_of(harm.group, from.saturating_sub(RELAYS), until + AFTER);
         let ends = [(self.home)(harm.group), harm.server];
         self.excuses.iter().filter(|excuse| wanted(excuse)).any(|excuse| {
-            let (begin, end) = excuse.window(harm.group, self.seen);
-            begin <= until && from <= end && excuse.reaches(&sites, &ends)
+            let window = excuse.window(harm.group, self.seen);
+            let mut windows = std::iter::once(window).chain(excuse.held(harm.group, self.seen));
+            windows.any(|(begin, end)| begin <= until && from <= end) && excuse.reaches(&sites, &ends)
         })
     }
 
@@ -124,11 +142,12 @@ impl Judge<'_> {
     }
 
     pub(crate) fn may_shuffle(&self, harm: &Harmed) -> bool {
-        let (from, until) = (harm.from, harm.until);
-        let moves = || self.seen.moves_of(harm.group, from.saturating_sub(RELAYS), until + AFTER);
-        let moves_now = moves().next().is_some();
-        moves().any(|one| one.state == "taken_back")
-            || self.covers(harm, |excuse| excuse.shuffles || excuse.shuffles_moves && moves_now)
+        let (from, until) = (harm.from.saturating_sub(RELAYS), harm.until);
+        let moves = |until: Duration| self.seen.moves_of(harm.group, from, until.saturating_add(AFTER));
+        // What met the fault is on its way until that is over, and so may meet a move that begins meanwhile.
+        let met = |excuse: &Excuse| moves(until.max(excuse.end())).next().is_some();
+        moves(until).any(|one| one.state == "taken_back")
+            || self.covers(harm, |excuse| excuse.shuffles || excuse.shuffles_moves && met(excuse))
     }
 
     /// A connection of the group broke at a time: flows were lost, or all the time that its path was not there is long.
@@ -170,6 +189,10 @@ mod tests {
 
     /// Two groups of clients at Amsterdam; the second moves to Virginia from 100 s to 104 s.
     fn seen() -> Seen {
+        seen_that_ends("done")
+    }
+
+    fn seen_that_ends(state: &str) -> Seen {
         let mut seen = Seen::default();
         let groups =
             [0, 1].map(|nth| json!({ "group": format!("1:100.64.{nth}.0/24"), "owner": "amsterdam" }));
@@ -179,7 +202,7 @@ mod tests {
         });
         seen.add_moves(&json!({ "moves": [one] }), at(101), at(101));
         one["ended"] = json!(9);
-        one["state"] = json!("done");
+        one["state"] = json!(state);
         seen.add_moves(&json!({ "moves": [one] }), at(104), at(104));
         seen
     }
@@ -196,8 +219,11 @@ mod tests {
     }
 
     fn with<T>(excuses: &[Excuse], look: impl FnOnce(&Judge<'_>) -> T) -> T {
-        let seen = seen();
-        look(&Judge { excuses, seen: &seen, home: |_| AMSTERDAM })
+        with_seen(&seen(), excuses, look)
+    }
+
+    fn with_seen<T>(seen: &Seen, excuses: &[Excuse], look: impl FnOnce(&Judge<'_>) -> T) -> T {
+        look(&Judge { excuses, seen, home: |_| AMSTERDAM })
     }
 
     #[test]
@@ -217,6 +243,38 @@ mod tests {
             assert!(
                 !judge.may_lose(&harmed(1, SINGAPORE, 97)) && !judge.may_lose(&harmed(1, SINGAPORE, 107))
             );
+        });
+    }
+
+    #[test]
+    fn a_worker_that_dies_takes_what_it_held_of_a_move_that_was_taken_back() {
+        let killed = excuse(Touches::ServedAt(VIRGINIA), 115, 116);
+        with_seen(&seen_that_ends("taken_back"), &[killed], |judge| {
+            assert!(judge.may_lose(&harmed(1, SINGAPORE, 102)), "it waited at Virginia");
+            assert!(!judge.may_lose(&harmed(1, SINGAPORE, 108)), "Amsterdam serves again");
+            assert!(!judge.may_lose(&harmed(0, SINGAPORE, 102)), "it never moved");
+        });
+        with(&[killed], |judge| {
+            assert!(!judge.may_lose(&harmed(1, SINGAPORE, 102)), "nothing is held after its end")
+        });
+        let late = excuse(Touches::ServedAt(VIRGINIA), 140, 141);
+        with_seen(&seen_that_ends("taken_back"), &[late], |judge| {
+            assert!(!judge.may_lose(&harmed(1, SINGAPORE, 102)))
+        });
+    }
+
+    #[test]
+    fn what_stands_in_the_queue_of_a_stopped_switch_may_meet_a_move_that_begins_meanwhile() {
+        let stop = excuse(Touches::Through(SINGAPORE), 90, 102);
+        with(&[stop], |judge| {
+            assert!(
+                judge.may_shuffle(&harmed(1, SINGAPORE, 91)),
+                "it waits until 102 s, and a move began at 100 s"
+            );
+            assert!(!judge.may_shuffle(&harmed(0, SINGAPORE, 91)), "it never moved");
+        });
+        with(&[excuse(Touches::Through(SINGAPORE), 90, 95)], |judge| {
+            assert!(!judge.may_shuffle(&harmed(1, SINGAPORE, 91)), "it went on before the move");
         });
     }
 
