@@ -145,6 +145,20 @@ impl Nodes {
         )
     }
 
+    /// The file of an agent of site `home`, whose workers and switch need not run.
+    fn site_text(&self) -> String {
+        format!(
+            "cluster = \"life\"\nsite = 1\nname = \"home\"\nlisten = \"127.0.0.1:{}\"\nmetrics = \"127.0.0.1:{}\"\n\
+             switch = \"switch.control\"\nplacement = [{{ id = 1, address = \"127.0.0.1:{}\" }}]\n\
+             workers = {{ directory = \".\", expected = [1] }}\n\
+             tls = {{ certificate = \"certs/site-home.pem\", key = \"certs/site-home.key\", \
+             authority = \"certs/authority.pem\" }}\n",
+            free_port(),
+            free_tcp_port(),
+            self.quic[0]
+        )
+    }
+
     fn run(&mut self, id: usize) {
         std::fs::write(self.config(id), self.text(id)).unwrap();
         self.processes[id - 1] = Some(Process::start("placement", &self.config(id)));
@@ -154,11 +168,15 @@ impl Nodes {
         self.processes[id - 1].as_mut().unwrap()
     }
 
-    /// `limosa raft` at one node.
-    fn raft(&self, id: usize) -> Command {
+    /// `limosa` at one node.
+    fn ask(&self, id: usize, what: &[&str]) -> Command {
         let mut command = limosa();
-        command.args(["--api", &format!("http://127.0.0.1:{}", self.api[id - 1]), "-o", "json", "raft"]);
+        command.args(["--api", &format!("http://127.0.0.1:{}", self.api[id - 1]), "-o", "json"]).args(what);
         command
+    }
+
+    fn raft(&self, id: usize) -> Command {
+        self.ask(id, &["raft"])
     }
 
     fn page(&self, id: usize, path: &str) -> Option<(u16, String)> {
@@ -288,6 +306,42 @@ fn a_node_that_runs_twice_from_a_copy_of_its_directory_is_said_by_the_leader() {
     assert!(copy.runs(), "{}", copy.said());
     assert!(nodes.has_metric(leader, "limosa_raft_nodes_twice 1"));
     nodes.process(leader).until_said("two processes run with the number of this placement node");
+    let status = nodes.raft(leader).arg("status").output().unwrap();
+    assert_eq!(status.status.code(), Some(6));
+    let said = String::from_utf8(status.stderr).unwrap();
+    assert!(said.contains("two processes run with the number of a placement node"), "{said}");
+}
+
+#[test]
+fn of_two_agents_that_run_as_one_site_the_later_is_refused_and_the_site_is_named() {
+    let nodes = Nodes::start(1, 100);
+    let add = ["site", "add", "home", "--id", "1", "--endpoint", "127.0.0.1:1", "--capacity-pps", "1000"];
+    assert!(nodes.ask(1, &add).output().unwrap().status.success());
+    let agent = |name: &str, workers: &str| {
+        let path = nodes.directory.path().join(name).with_extension("toml");
+        let text = nodes.site_text().replace("directory = \".\"", &format!("directory = \"{workers}\""));
+        std::fs::write(&path, text).unwrap();
+        Process::start("site", &path)
+    };
+    let twice = |expected: bool| {
+        let list = nodes.ask(1, &["site", "list"]).output().unwrap();
+        let text = String::from_utf8(list.stdout).unwrap();
+        (text.contains("two processes run as this site") == expected).then_some(list.status.code())
+    };
+    let mut first = agent("first", "first");
+    until("the first is heard", || nodes.has_metric(1, "limosa_placement_sites_twice 0").then_some(()));
+    until("it is alive", || {
+        let list = nodes.ask(1, &["site", "list"]).output().unwrap();
+        String::from_utf8(list.stdout).unwrap().contains("\"alive\": true").then_some(())
+    });
+    assert!(twice(false).is_some());
+    // With a copy of its certificate and paths of its own nothing on its machine tells it from the first.
+    let mut copy = agent("copy", "copy");
+    copy.until_said("another process runs as this site, and was there before");
+    assert_eq!(until("the site is named", || twice(true)), Some(6));
+    assert!(nodes.has_metric(1, "limosa_placement_sites_twice 1"));
+    assert!(!first.said().contains("another process runs as this site"), "{}", first.said());
+    assert!(first.runs() && copy.runs());
 }
 
 #[test]
@@ -336,6 +390,7 @@ fn sighup_refuses_what_a_start_would_refuse() {
         (another.clone(), "directory belongs to node 1, not to node 2"),
         (format!("locations = \"places.mmdb\"\n{text}"), "places.mmdb as a MaxMind DB"),
         (text.replace(&api, &taken), "it cannot be bound"),
+        (text.replace("\"node-1\"", "\"/proc/none\""), "it cannot be had: /proc/none"),
     ] {
         std::fs::write(&path, &wrong).unwrap();
         nodes.process(1).send(Signal::SIGHUP);
@@ -355,7 +410,7 @@ fn sighup_refuses_what_a_start_would_refuse() {
     nodes.process(1).send(Signal::SIGHUP);
     nodes.process(1).until_said("keys=\"directory, id, tls.certificate, tls.key\"");
     let refused = nodes.process(1).said().matches("the configuration is refused").count();
-    assert_eq!(refused, 7, "{}", nodes.process(1).said());
+    assert_eq!(refused, 8, "{}", nodes.process(1).said());
 }
 
 /// Puts a FIFO in the place of a file: to open it is to wait for who writes to it.
@@ -410,25 +465,62 @@ fn signals_that_are_not_to_end_a_process_end_none() {
     let switch = "site = 1\nname = \"home\"\ncontrol = \"switch.control\"\ninside = \"inside.packets\"\n\
                   outside = \"outside.packets\"\ndirectory = \".\"\nworkers = [1]\n";
     let worker = "site = 1\nworker = 1\ndirectory = \".\"\nswitch = \"worker-1.packets\"\n";
-    let site = format!(
-        "cluster = \"life\"\nsite = 1\nname = \"home\"\nlisten = \"127.0.0.1:{}\"\nmetrics = \"127.0.0.1:{}\"\n\
-         switch = \"switch.control\"\nplacement = [{{ id = 1, address = \"127.0.0.1:{}\" }}]\n\
-         workers = {{ directory = \".\", expected = [1] }}\n\
-         tls = {{ certificate = \"certs/site-home.pem\", key = \"certs/site-home.key\", \
-         authority = \"certs/authority.pem\" }}\n",
-        free_port(),
-        free_tcp_port(),
-        nodes.quic[0]
-    );
+    let site = nodes.site_text();
     let mut others = [
         Process::start("switch", &write("switch.toml", switch.into())),
         Process::start("worker", &write("worker.toml", worker.into())),
-        Process::start("site", &write("site.toml", site)),
+        Process::start("site", &write("site.toml", site.clone())),
     ];
     others[0].until_said("switch runs");
     others[2].until_said("the agent runs");
     // A worker says nothing at its start but is there when its socket is.
     until("the worker's socket", || dir.join("worker-1.control").exists().then_some(()));
+    // What a start could not have is refused, and the file as it is in force is taken again.
+    for (process, name, right, from, to, said) in [
+        (
+            0,
+            "switch.toml",
+            switch,
+            "\"switch.control\"",
+            "\"none/control\"",
+            "none/control.lock: cannot be locked",
+        ),
+        (
+            0,
+            "switch.toml",
+            switch,
+            "directory = \".\"",
+            "directory = \"none\"",
+            "worker-1.packets.lock: cannot be locked",
+        ),
+        (
+            1,
+            "worker.toml",
+            worker,
+            "directory = \".\"",
+            "directory = \"none\"",
+            "worker-1.control.lock: cannot be locked",
+        ),
+        (
+            2,
+            "site.toml",
+            &site,
+            "directory = \".\"",
+            "directory = \"/proc/none\"",
+            "it cannot be had: /proc/none",
+        ),
+    ] {
+        assert!(right.contains(from));
+        write(name, right.replace(from, to));
+        others[process].send(Signal::SIGHUP);
+        others[process].until_said(said);
+        assert!(
+            others[process].said().contains("the configuration is refused"),
+            "{}",
+            others[process].said()
+        );
+        write(name, right.to_owned());
+    }
     for process in others.iter_mut().chain([nodes.process(1)]) {
         for (signal, said) in [
             (Signal::SIGUSR1, "filter=\"debug,openraft=info\""),

@@ -5,12 +5,14 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use flow::Micros;
 
 use crate::clock::Clock;
 use crate::core::{Command, Outcome, Probe, SiteReport};
 use crate::node::{ClientRequest, ClientResponse, NodeId, ProposeError, Transport};
 use crate::notices::Notices;
 use crate::raft::Changes;
+use crate::twins::draw_run;
 use crate::{pack, wire};
 
 /// How long one node may take to answer before another is asked.
@@ -24,6 +26,9 @@ const UNREACHED: Duration = Duration::from_millis(1_200);
 
 /// Of times: who sends no reports cannot tell by them whether the leader is reached.
 const NEVER: u64 = u64::MAX;
+
+/// How long nodes may take to say all there is before it is complained about: an election takes less.
+const FIRST_WORD: Micros = Micros(5_000_000);
 
 /// Pause of a site that was refused, before it asks the nodes again: until an operator adds the site nothing else comes of it.
 pub const REFUSED_PAUSE: Duration = Duration::from_secs(1);
@@ -72,6 +77,8 @@ pub struct Client {
     deadline: Duration,
     clock: Clock,
     notices: Notices,
+    /// This process: two that are the same site are told from each other.
+    run: u64,
 }
 
 impl Client {
@@ -90,6 +97,7 @@ impl Client {
             deadline: Duration::from_secs(10),
             clock: Clock::start(),
             notices: Notices::default(),
+            run: draw_run(),
         }
     }
 
@@ -97,6 +105,19 @@ impl Client {
     pub fn tell_refused(&self, node: NodeId, error: &ProposeError) {
         if let Some(kept_back) = self.notices.due(&error.to_string(), self.clock.now()) {
             tracing::warn!(node, %error, kept_back, "placement refuses this site; it goes on asking");
+        }
+    }
+
+    /// Says once a minute that there is nothing to begin with, if it takes longer than an election.
+    fn tell_nothing_known(&self, last: &str) {
+        if self.clock.now() > FIRST_WORD
+            && let Some(kept_back) = self.notices.due("nothing is known", self.clock.now())
+        {
+            tracing::warn!(
+                last,
+                kept_back,
+                "no placement node says, with a quorum's word, who owns which group: nothing is done before, and the switch keeps its rules"
+            );
         }
     }
 
@@ -275,6 +296,7 @@ impl Client {
     }
 
     async fn call(&self, to: NodeId, request: Bytes, wait: Duration) -> Result<ClientResponse, String> {
+        let request = wire::with_run(&request, self.run);
         match tokio::time::timeout(wait, self.transport.call(to, request)).await {
             Ok(Ok(bytes)) => read(bytes).map_err(|error| error.to_string()),
             Ok(Err(error)) => Err(error.to_string()),
@@ -283,12 +305,14 @@ impl Client {
     }
 
     /// Changes after `since` from the first node that answers, the preferred one first; waits for them up to
-    /// `wait`, and as long as it takes for any node to answer at all. 0 asks for all there is. To be called in a
+    /// `wait`, and as long as it takes for any node to answer at all. 0 asks for all there is, which only a node tells
+    /// that a quorum has confirmed to be up to date. To be called in a
     /// loop with the revision that came last. A node that is behind has no changes for the caller, so time never
     /// runs backwards.
     pub async fn watch(&self, since: u64, wait: Duration) -> Changes {
         loop {
             let mut pause = PAUSE;
+            let mut last = String::from("nobody answered");
             for _ in 0..self.members.len() {
                 let at = self.watched.load(Ordering::Relaxed) % self.members.len();
                 let wait_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
@@ -306,13 +330,21 @@ impl Client {
                         pause = REFUSED_PAUSE;
                         self.watched.store(at + 1, Ordering::Relaxed);
                     }
-                    Ok(
-                        ClientResponse::Done(_) | ClientResponse::Probes(_) | ClientResponse::Unreadable(_),
-                    )
-                    | Err(_) => {
+                    Ok(ClientResponse::Done(Err(error))) => {
+                        last = error.to_string();
+                        self.watched.store(at + 1, Ordering::Relaxed);
+                    }
+                    Ok(ClientResponse::Done(Ok(_)) | ClientResponse::Probes(_)) => {
+                        self.watched.store(at + 1, Ordering::Relaxed);
+                    }
+                    Ok(ClientResponse::Unreadable(error)) | Err(error) => {
+                        last = error;
                         self.watched.store(at + 1, Ordering::Relaxed);
                     }
                 }
+            }
+            if since == 0 {
+                self.tell_nothing_known(&last);
             }
             tokio::time::sleep(pause).await;
         }

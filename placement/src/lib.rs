@@ -13,6 +13,7 @@ pub mod node;
 mod notices;
 pub mod pack;
 mod promise;
+mod proof;
 pub mod raft;
 pub mod solver;
 pub mod store;

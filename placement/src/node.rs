@@ -29,13 +29,14 @@ use crate::core::witness::{self, Finding};
 use crate::core::{Cluster, Command, Outcome, PROBLEMS_MAX, Probe, Proposal, Rejected, SiteReport};
 use crate::geo::{Geo, GeoError};
 use crate::notices::Notices;
+use crate::proof::{Electorate, KnownTo, Proof};
 use crate::raft::{
     Changes, Ledger, Network, Note, Page, PeerRequest, PeerResponse, Raft, Shared, SnapshotChunk,
-    StateMachine, TypeConfig, ask,
+    StateMachine, TypeConfig, ask, ask_with,
 };
 use crate::solver::InstanceError;
 use crate::store::{Store, StoreError};
-use crate::twins::{Speaking, Twins};
+use crate::twins::{Speaking, Turn, Twins};
 use crate::wire;
 
 /// A placement node. Never used again once the node has left.
@@ -468,8 +469,17 @@ impl Mind {
 /// Reports that may wait for a busy mind: some seconds of a few hundred sites.
 const LATE_REPORTS_MAX: usize = 1024;
 
+/// Longest wait for a quorum's word that this node is up to date, before an agent that starts asks another. Two round trips around the
+/// world take less.
+const CONFIRM_WAIT: Duration = Duration::from_secs(2);
+
 /// A node that follows forgets what is old this often.
 const TIDY: Micros = Micros(10_000_000);
+
+const NODE_TWICE: &str = "two processes run with the number of this placement node, and the group may lose what was committed: stop \
+                          the one that was started with a copy of the directory, and take the copy away";
+const SITE_TWICE: &str = "two processes run as this site, and the one that came later is not listened to: stop one of them; a site \
+                          that was copied needs a name and a certificate of its own (`limosa site add`, `limosa dev certs`)";
 
 struct Inner {
     id: NodeId,
@@ -481,7 +491,9 @@ struct Inner {
     raft: Raft,
     shared: Arc<Shared>,
     transport: Arc<Speaking>,
-    twins: Arc<Twins>,
+    /// Whether two processes speak in the name of one placement node, or of one site.
+    twins: Arc<Twins<NodeId>>,
+    twin_sites: Twins<String>,
     ledger: Arc<Ledger>,
     /// Beyond this a quorum's answer is old.
     quorum_age_max: Duration,
@@ -563,7 +575,7 @@ impl Node {
             .map_err(|source| StartError::State { id: config.id, source })?;
         let shared = machine.shared();
         let ledger = Arc::new(Ledger::new(store.clone()));
-        let (clock, twins) = (Clock::start(), Arc::new(Twins::default()));
+        let (clock, twins) = (Clock::start(), Arc::new(Twins::new(NODE_TWICE)));
         let transport = Arc::new(Speaking::new(transport, twins.clone(), clock));
         let network = Network { transport: transport.clone(), ledger: ledger.clone() };
         let raft = Raft::new(config.id, Arc::new(raft_config), network, store, machine)
@@ -582,6 +594,7 @@ impl Node {
             shared,
             transport,
             twins,
+            twin_sites: Twins::new(SITE_TWICE),
             ledger,
             quorum_age_max: config.raft.election_max,
             led: Mutex::new(None),
@@ -600,26 +613,23 @@ impl Node {
             counters: Counters::default(),
         });
         let node = Self { inner };
-        let others = node.others(&config.peers).await?;
-        let needed = enough(&others);
-        if needed == 0 {
+        let proof = Proof::new(config.id, node.electorate(KnownTo::Log).await?, config.peers);
+        if proof.is_enough() {
             node.take_part_in_raft();
         }
-        tokio::spawn(prove(Arc::downgrade(&node.inner), others, needed, config.raft));
+        tokio::spawn(prove(Arc::downgrade(&node.inner), proof, config.raft));
         tokio::spawn(think(Arc::downgrade(&node.inner)));
         Ok(node)
     }
 
-    /// Whom to ask what this node promised: the voters by its log, or else, where that is empty, those that were named. A file may name
-    /// nodes that were removed or are still to come, of whom no majority can be made. Raft's figures say nothing so early.
-    async fn others(&self, named: &BTreeSet<NodeId>) -> Result<BTreeSet<NodeId>, StartError> {
-        let voters = |state: &openraft::RaftState<TypeConfig>| {
-            state.membership_state.effective().membership().voter_ids().collect::<BTreeSet<NodeId>>()
+    /// The voters as this node knows them. Raft's figures say nothing so early.
+    async fn electorate(&self, known_to: KnownTo) -> Result<Electorate, StartError> {
+        let of = move |state: &openraft::RaftState<TypeConfig>| match known_to {
+            KnownTo::Log => Electorate::of(state.membership_state.effective()),
+            KnownTo::Quorum => Electorate::of(state.membership_state.committed()),
         };
-        let voters = self.inner.raft.with_raft_state(voters).await;
-        let voters = voters.map_err(|error| StartError::Raft(error.to_string()))?;
-        let all = if voters.is_empty() { named } else { &voters };
-        Ok(all.iter().copied().filter(|&id| id != self.inner.id).collect())
+        let known = self.inner.raft.with_raft_state(of).await;
+        known.map_err(|error| StartError::Raft(error.to_string()))
     }
 
     /// From now on it votes, follows, and stands for election.
@@ -719,6 +729,16 @@ impl Node {
         let wait = self.inner.raft.wait(Some(self.inner.deadline));
         wait.applied_index_at_least(Some(index), "read").await.map_err(|_| self.timeout())?;
         Ok(self.cluster())
+    }
+
+    /// Waits until this node has all that was committed when it was asked, by a quorum's word; not long, for others may be asked instead.
+    async fn confirm(&self) -> Result<(), ProposeError> {
+        let confirmed = async {
+            let index = self.read_index_of_leader().await?;
+            let wait = self.inner.raft.wait(Some(CONFIRM_WAIT));
+            wait.applied_index_at_least(Some(index), "watch").await.map(drop).map_err(|_| self.timeout())
+        };
+        tokio::time::timeout(CONFIRM_WAIT, confirmed).await.unwrap_or_else(|_| Err(self.timeout()))
     }
 
     /// Tries again while there is no leader, as there is none for a moment after one has died.
@@ -1153,7 +1173,7 @@ impl Node {
 
     /// Answers another placement node. `from` is who its certificate says it is.
     pub async fn handle_peer(&self, from: NodeId, request: Bytes) -> Bytes {
-        self.inner.twins.hear(from, &request, self.inner.clock.now());
+        self.inner.twins.hear(&from, &request, self.inner.clock.now());
         self.inner.transport.said(&self.answer_to_peer(from, request).await)
     }
 
@@ -1169,6 +1189,7 @@ impl Node {
             return wire::encode(&PeerResponse::Removed);
         }
         let response = match wire::decode_with(request, wire::MESSAGE_LEN_MAX) {
+            Ok((PeerRequest::Claims(claims), _)) => return self.answer_claims(&claims).await,
             Ok((request, _)) if speaks_for(&request).is_some_and(|id| id != from) => {
                 count(&self.inner.counters.unreadable);
                 tracing::warn!(from, "a placement node speaks for another");
@@ -1186,7 +1207,7 @@ impl Node {
 
     async fn answer_peer(&self, request: PeerRequest, attached: Bytes) -> PeerResponse {
         let raft = &self.inner.raft;
-        if self.inner.condemned.borrow().is_some() && !matches!(request, PeerRequest::Claims(_)) {
+        if self.inner.condemned.borrow().is_some() {
             return PeerResponse::Failed(format!("node {} takes no part any more", self.inner.id));
         }
         if is_rafts(&request) && !*self.inner.proven.borrow() {
@@ -1212,12 +1233,18 @@ impl Node {
             PeerRequest::Propose(proposal) => PeerResponse::Propose(self.propose_here(proposal).await),
             PeerRequest::Report { by, report } => PeerResponse::Report(self.take_report(&by, report)),
             PeerRequest::ReadIndex => PeerResponse::ReadIndex(self.read_index().await),
-            PeerRequest::Claims(claims) => {
-                self.learn(&claims);
-                let ledger = &self.inner.ledger;
-                PeerResponse::Claims(ledger.witness.told(&ledger.store.promised()))
-            }
+            // Answered before, also by a node that takes part in nothing.
+            PeerRequest::Claims(_) => PeerResponse::Failed("asked for promises in the wrong place".into()),
         }
+    }
+
+    /// What is known of promises, and beside it whose count.
+    async fn answer_claims(&self, claims: &Claims) -> Bytes {
+        self.learn(claims);
+        let ledger = &self.inner.ledger;
+        let answer = PeerResponse::Claims(ledger.witness.told(&ledger.store.promised()));
+        let electorate = self.electorate(KnownTo::Quorum).await.unwrap_or_default();
+        wire::encode_with(&answer, wire::encode(&electorate))
     }
 
     /// Takes what a leader wrote beside its entries; those of earlier releases write nothing.
@@ -1276,6 +1303,9 @@ impl Node {
 
     /// Answers an agent or tool. `caller` is who its certificate says it is: a site may say only what is its own.
     pub async fn handle_client(&self, caller: &Caller, request: Bytes) -> Bytes {
+        if let Err(error) = self.hear_process(caller, &request) {
+            return wire::encode(&ClientResponse::Done(Err(error)));
+        }
         let response = match wire::decode(request, wire::MESSAGE_LEN_MAX) {
             Ok(ClientRequest::Watch { since, wait_ms, table }) => {
                 return self.answer_watch(caller, since, Duration::from_millis(wait_ms), table).await;
@@ -1291,6 +1321,18 @@ impl Node {
             }
         };
         wire::encode(&response)
+    }
+
+    /// Refuses the later of two processes that speak for one site: it may not have the site's flows, and must hold no lease for who has.
+    fn hear_process(&self, caller: &Caller, request: &Bytes) -> Result<(), ProposeError> {
+        let Caller::Site(name) = caller else { return Ok(()) };
+        if self.inner.twin_sites.hear(name, request, self.inner.clock.now()) != Turn::Later {
+            return Ok(());
+        }
+        let right = "another process runs as this site, and was there before: stop one of them; this one is listened to when \
+                     the other has been silent for a minute"
+            .to_owned();
+        Err(ProposeError::Forbidden { who: caller.to_string(), right })
     }
 
     async fn answer_proposal(&self, caller: &Caller, command: Command, pass: bool) -> ClientResponse {
@@ -1339,6 +1381,12 @@ impl Node {
             return wire::encode(&ClientResponse::Done(Err(error)));
         }
         count(&self.inner.counters.watches);
+        // Who has nothing yet would act on what it gets: two owners come of an agent that starts on the word of a node that was away.
+        if since == 0
+            && let Err(error) = self.confirm().await
+        {
+            return wire::encode(&ClientResponse::Done(Err(error)));
+        }
         let (changes, groups) = self.news_since(since, wait, as_table).await;
         // What it waited for may have been the end of its site.
         if let Err(error) = self.admit(caller) {
@@ -1456,13 +1504,24 @@ impl Node {
     #[must_use]
     pub fn heard(&self) -> BTreeMap<SiteId, Heard> {
         let now = self.inner.clock.now();
+        let twice = self.sites_twice();
         let heard = lock(&self.inner.heard);
-        let told = |said: &Said| Heard {
-            age: Duration::from_micros(now.since(said.at).0),
-            problems: said.report.problems.iter().take(PROBLEMS_MAX).map(|text| short(text)).collect(),
+        let told = |said: &Said| {
+            let is_twice = matches!(&said.by, Caller::Site(name) if twice.contains(name));
+            let own = said.report.problems.iter().take(PROBLEMS_MAX).map(|text| short(text));
+            Heard {
+                age: Duration::from_micros(now.since(said.at).0),
+                problems: is_twice.then(|| SITE_TWICE.to_owned()).into_iter().chain(own).collect(),
+            }
         };
         let of_present = heard.iter().filter(|(_, said)| self.holds(said));
         of_present.map(|(site, said)| (*site, told(said))).collect()
+    }
+
+    /// Sites, by name, in whose name two processes spoke to this node within the last minute.
+    #[must_use]
+    pub fn sites_twice(&self) -> Vec<String> {
+        self.inner.twin_sites.twice(self.inner.clock.now())
     }
 
     /// Looks every few seconds whether there is another file of places.
@@ -1660,28 +1719,22 @@ fn is_rafts(request: &PeerRequest) -> bool {
     speaks_for(request).is_some()
 }
 
-/// How many others make a quorum with this node.
-fn enough(others: &BTreeSet<NodeId>) -> usize {
-    others.len().div_ceil(2)
-}
-
 /// Asks the others what this node promised, until all have answered. It takes part as soon as enough have, if it has all
 /// that they know of.
-async fn prove(
-    inner: std::sync::Weak<Inner>,
-    mut others: BTreeSet<NodeId>,
-    needed: usize,
-    timings: RaftTimings,
-) {
-    let mut heard = 0;
-    while !others.is_empty() {
+async fn prove(inner: std::sync::Weak<Inner>, mut proof: Proof, timings: RaftTimings) {
+    loop {
+        let unheard = proof.unheard();
+        if unheard.is_empty() {
+            return;
+        }
         let Some(inner) = inner.upgrade() else { return };
         let node = Node { inner };
         let ledger = &node.inner.ledger;
         let request = wire::encode(&PeerRequest::Claims(ledger.witness.told(&ledger.store.promised())));
         let ask_one = async |id: NodeId| {
-            let answer = ask(node.inner.transport.as_ref(), id, request.clone());
-            match tokio::time::timeout(timings.election_min, answer).await.ok()?.ok()? {
+            let answer = ask_with(node.inner.transport.as_ref(), id, request.clone());
+            let (answer, beside) = tokio::time::timeout(timings.election_min, answer).await.ok()?.ok()?;
+            match answer {
                 PeerResponse::Claims(claims) => node.learn(&claims),
                 PeerResponse::Removed => node.learn_removed(id),
                 PeerResponse::Append(_)
@@ -1695,21 +1748,22 @@ async fn prove(
                     tracing::info!(id, "an earlier release knows nothing of promises, so it cannot say any");
                 }
             }
-            Some(id)
+            // Nothing is beside what earlier releases say.
+            Some((id, wire::decode(beside, wire::MESSAGE_LEN_MAX).unwrap_or_default()))
         };
-        let answers = futures::future::join_all(others.iter().map(|&id| ask_one(id))).await;
-        for id in answers.into_iter().flatten() {
-            others.remove(&id);
-            heard += 1;
+        let answers = futures::future::join_all(unheard.into_iter().map(ask_one)).await;
+        for (id, knows) in answers.into_iter().flatten() {
+            proof.hear(id, knows);
         }
         if node.why_stopped().is_some() {
             return;
         }
-        if heard >= needed && !*node.inner.proven.borrow() {
+        let enough = proof.is_enough();
+        if enough && !*node.inner.proven.borrow() {
             node.take_part_in_raft();
         }
         // The rest may be gone for long; what they know is still of use when they come back.
-        let pause = if heard >= needed { timings.election_max } else { timings.heartbeat };
+        let pause = if enough { timings.election_max } else { timings.heartbeat };
         drop(node);
         tokio::time::sleep(pause).await;
     }

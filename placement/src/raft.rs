@@ -543,9 +543,18 @@ pub(crate) async fn ask<T: DeserializeOwned>(
     to: NodeId,
     request: Bytes,
 ) -> Result<T, AskError> {
+    ask_with(transport, to, request).await.map(|(answer, _)| answer)
+}
+
+/// Its answer, and what is beside it.
+pub(crate) async fn ask_with<T: DeserializeOwned>(
+    transport: &dyn Transport,
+    to: NodeId,
+    request: Bytes,
+) -> Result<(T, Bytes), AskError> {
     let bytes =
         transport.call(to, request).await.map_err(|error| AskError::Unreachable(error.to_string()))?;
-    wire::decode(bytes, wire::MESSAGE_LEN_MAX).map_err(|error| AskError::Wrong(error.to_string()))
+    wire::decode_with(bytes, wire::MESSAGE_LEN_MAX).map_err(|error| AskError::Wrong(error.to_string()))
 }
 
 /// Why there is no answer.

@@ -1,10 +1,12 @@
-//! Whether a number is there twice: the directory of a placement node was copied, and two processes speak in its name.
-//! Their promises are kept by neither, so what a majority has promised may be forgotten.
+//! Whether somebody is there twice, and two processes speak in one name: the directory of a placement node was copied, and its promises
+//! are kept by neither of both, so what a majority has promised may be forgotten; or a second agent was started as the same site, and
+//! would act for flows that it does not have.
 //!
 //! Each process draws a number when it starts and says it with each message. A process that was started again has another
 //! for ever; where two take turns, there are two. Those who say none are of earlier releases.
 
 use std::collections::BTreeMap;
+use std::fmt::Display;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -20,88 +22,159 @@ use crate::wire;
 /// How often a process has to come back after another was heard. Once may be a message that was late when its process was
 /// started again.
 const RETURNS_MIN: u32 = 3;
-/// How long it counts. Both are heard several times a second while they run: one answers the leader's heartbeats, the other
-/// hears none, and asks for votes.
+/// How long it counts. Both are heard several times a second while they run: one node answers the leader's heartbeats, the other
+/// hears none, and asks for votes; agents report.
 const MEMORY: Micros = Micros(60_000_000);
-/// Nodes that are remembered: far more than a group has.
-const NODES_MAX: usize = 64;
+/// Names that are remembered: as many as there can be sites, and far more than a group has nodes.
+const NAMES_MAX: usize = 256;
 
-/// What is known of who speaks for each node.
-#[derive(Debug, Default)]
-pub(crate) struct Twins {
-    heard: Mutex<BTreeMap<NodeId, Heard>>,
+/// A number for this process, or for a part of it that speaks in a name of its own. Zero says nothing.
+pub(crate) fn draw_run() -> u64 {
+    RandomState::new().hash_one("run").max(1)
+}
+
+/// What is known of who speaks in each name.
+#[derive(Debug)]
+pub(crate) struct Twins<Name> {
+    heard: Mutex<BTreeMap<Name, Heard>>,
+    /// What is said in the log of who is there twice.
+    line: &'static str,
     notices: Notices,
 }
 
 #[derive(Debug)]
-struct Heard {
+enum Heard {
+    /// One process, or one after the other.
+    One(Turns),
+    /// Two or more. When the first of them was heard last, and when any other.
+    Two { first: u64, first_at: Micros, other_at: Micros },
+}
+
+/// How one process follows the other, until it is clear that they take turns.
+#[derive(Debug)]
+struct Turns {
     latest: u64,
     before: Option<u64>,
+    /// Who was there before the other came.
+    first: u64,
     /// How often the one before came back, and when that was last.
     returns: u32,
     returned: Micros,
 }
 
-impl Twins {
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<NodeId, Heard>> {
+impl Turns {
+    fn begin(run: u64, now: Micros) -> Self {
+        Self { latest: run, before: None, first: run, returns: 0, returned: now }
+    }
+
+    fn hear(&mut self, run: u64, now: Micros) {
+        if self.latest == run {
+            return;
+        }
+        if self.before != Some(run) {
+            self.returns = 0;
+        } else if self.returns > 0 && now.since(self.returned) < MEMORY {
+            self.returns += 1;
+        } else {
+            (self.returns, self.first) = (1, run);
+        }
+        self.before = Some(std::mem::replace(&mut self.latest, run));
+        self.returned = now;
+    }
+}
+
+impl Heard {
+    fn hear(&mut self, run: u64, now: Micros) -> Turn {
+        match self {
+            Self::One(turns) => {
+                turns.hear(run, now);
+                if turns.returns < RETURNS_MIN {
+                    return Turn::First;
+                }
+                let first = turns.first;
+                *self = Self::Two { first, first_at: now, other_at: now };
+                if run == first { Turn::First } else { Turn::Later }
+            }
+            Self::Two { first, first_at, other_at } if *first == run => {
+                *first_at = now;
+                if now.since(*other_at) >= MEMORY {
+                    *self = Self::One(Turns::begin(run, now));
+                }
+                Turn::First
+            }
+            Self::Two { first_at, other_at, .. } => {
+                if now.since(*first_at) < MEMORY {
+                    *other_at = now;
+                    return Turn::Later;
+                }
+                *self = Self::One(Turns::begin(run, now));
+                Turn::First
+            }
+        }
+    }
+
+    fn is_twice(&self, now: Micros) -> bool {
+        matches!(self, Self::Two { first_at, other_at, .. }
+            if now.since(*first_at) < MEMORY && now.since(*other_at) < MEMORY)
+    }
+}
+
+/// Whose message it was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Turn {
+    /// Of the only one that speaks in its name, as far as is known, or of the first of two.
+    First,
+    /// Of the one of two that came later.
+    Later,
+}
+
+impl<Name: Ord + Clone + Display> Twins<Name> {
+    pub(crate) fn new(line: &'static str) -> Self {
+        Self { heard: Mutex::default(), line, notices: Notices::default() }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<Name, Heard>> {
         self.heard.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Hears a message of a node.
-    pub(crate) fn hear(&self, node: NodeId, message: &Bytes, now: Micros) {
-        let Some(run) = wire::run_of(message) else { return };
-        if !self.is_twice(node, run, now) {
-            return;
+    /// Hears a message in a name.
+    pub(crate) fn hear(&self, name: &Name, message: &Bytes, now: Micros) -> Turn {
+        let Some(run) = wire::run_of(message) else { return Turn::First };
+        let (twice, turn) = self.hear_run(name, run, now);
+        if twice && let Some(kept_back) = self.notices.due(&name.to_string(), now) {
+            tracing::error!(%name, kept_back, "{}", self.line);
         }
-        if let Some(kept_back) = self.notices.due(&node.to_string(), now) {
-            tracing::error!(
-                node,
-                kept_back,
-                "two processes run with the number of this placement node, and the group may lose what was committed: \
-                 stop the one that was started with a copy of the directory, and take the copy away"
-            );
-        }
+        turn
     }
 
-    fn is_twice(&self, node: NodeId, run: u64, now: Micros) -> bool {
+    fn hear_run(&self, name: &Name, run: u64, now: Micros) -> (bool, Turn) {
         let mut all = self.lock();
-        if all.len() >= NODES_MAX && !all.contains_key(&node) {
-            return false;
+        if all.len() >= NAMES_MAX && !all.contains_key(name) {
+            return (false, Turn::First);
         }
-        let first = || Heard { latest: run, before: None, returns: 0, returned: now };
-        let heard = all.entry(node).or_insert_with(first);
-        if heard.latest == run {
-            return false;
-        }
-        let back = heard.before == Some(run);
-        let lately = now.since(heard.returned) < MEMORY;
-        heard.returns = if back { if lately { heard.returns + 1 } else { 1 } } else { 0 };
-        heard.before = Some(std::mem::replace(&mut heard.latest, run));
-        heard.returned = now;
-        heard.returns >= RETURNS_MIN
+        let heard = all.entry(name.clone()).or_insert_with(|| Heard::One(Turns::begin(run, now)));
+        let turn = heard.hear(run, now);
+        (heard.is_twice(now), turn)
     }
 
     /// Who was there twice lately.
-    pub(crate) fn twice(&self, now: Micros) -> Vec<NodeId> {
-        let lately = |heard: &Heard| heard.returns >= RETURNS_MIN && now.since(heard.returned) < MEMORY;
-        self.lock().iter().filter(|(_, heard)| lately(heard)).map(|(node, _)| *node).collect()
+    pub(crate) fn twice(&self, now: Micros) -> Vec<Name> {
+        self.lock().iter().filter(|(_, heard)| heard.is_twice(now)).map(|(name, _)| name.clone()).collect()
     }
 }
 
 /// A way to others that says which process speaks, and hears which answers.
 pub(crate) struct Speaking {
     way: Arc<dyn Transport>,
-    twins: Arc<Twins>,
+    twins: Arc<Twins<NodeId>>,
     clock: Clock,
     /// This process.
     run: u64,
 }
 
 impl Speaking {
-    pub(crate) fn new(way: Arc<dyn Transport>, twins: Arc<Twins>, clock: Clock) -> Self {
-        // Zero says nothing.
-        let run = RandomState::new().hash_one("run").max(1);
-        Self { way, twins, clock, run }
+    pub(crate) fn new(way: Arc<dyn Transport>, twins: Arc<Twins<NodeId>>, clock: Clock) -> Self {
+        Self { way, twins, clock, run: draw_run() }
     }
 
     /// What this process says.
@@ -114,7 +187,7 @@ impl Speaking {
 impl Transport for Speaking {
     async fn call(&self, to: NodeId, request: Bytes) -> Result<Bytes, TransportError> {
         let answer = self.way.call(to, self.said(&request)).await?;
-        self.twins.hear(to, &answer, self.clock.now());
+        self.twins.hear(&to, &answer, self.clock.now());
         Ok(answer)
     }
 }
@@ -125,42 +198,63 @@ mod tests {
 
     const SECOND: u64 = 1_000_000;
 
-    fn hear(twins: &Twins, runs: &[u64], from_s: u64) -> Micros {
+    fn hear(twins: &Twins<u64>, runs: &[u64], from_s: u64) -> (Micros, Vec<Turn>) {
         let mut now = Micros(from_s * SECOND);
+        let mut turns = Vec::new();
         for run in runs {
             now = Micros(now.0 + SECOND);
-            twins.hear(3, &wire::with_run(&wire::encode(&"anything"), *run), now);
+            turns.push(twins.hear(&3, &wire::with_run(&wire::encode(&"anything"), *run), now));
         }
-        now
+        (now, turns)
     }
 
     #[test]
     fn two_processes_that_take_turns_are_one_too_many_and_those_that_follow_one_another_are_not() {
-        let twins = Twins::default();
+        let twins = Twins::new("twice");
         // Started again and again, with a late message of the one before.
-        let now = hear(&twins, &[7, 7, 8, 8, 7, 8, 8, 9, 9, 10], 0);
-        assert!(twins.twice(now).is_empty());
+        let (now, turns) = hear(&twins, &[7, 7, 8, 8, 7, 8, 8, 9, 9, 10], 0);
+        assert!(twins.twice(now).is_empty() && turns.iter().all(|turn| *turn == Turn::First));
         // Older releases say nothing.
-        twins.hear(4, &wire::encode(&"anything"), now);
-        let now = hear(&twins, &[7, 7, 10, 7, 7, 10, 7], 20);
+        assert_eq!(twins.hear(&4, &wire::encode(&"anything"), now), Turn::First);
+        let (now, _) = hear(&twins, &[7, 7, 10, 7, 7, 10, 7], 20);
         assert_eq!(twins.twice(now), [3]);
         // One of them is stopped: it is forgotten.
-        let now = hear(&twins, &[7; 10], 30);
+        let (now, _) = hear(&twins, &[7; 10], 30);
         assert_eq!(twins.twice(now), [3]);
         assert!(twins.twice(Micros(now.0 + MEMORY.0)).is_empty());
         // Rare turns are restarts of something else, not two that run.
         for minute in (10..100).step_by(2) {
-            let now = hear(&twins, &[7 + minute % 4], minute * 60);
+            let (now, _) = hear(&twins, &[7 + minute % 4], minute * 60);
             assert!(twins.twice(now).is_empty());
         }
     }
 
     #[test]
+    fn of_two_the_one_that_came_later_is_told_from_the_first_until_the_first_has_been_silent() {
+        let twins = Twins::new("twice");
+        let (_, turns) = hear(&twins, &[7, 7, 8, 7, 8, 7, 8, 7, 8, 8], 0);
+        let (first, later) = (Turn::First, Turn::Later);
+        assert_eq!(turns, [first, first, first, first, first, first, later, first, later, later]);
+        // Started again, it is another process, and as late as before.
+        let (now, turns) = hear(&twins, &[9, 7, 9, 9], 20);
+        assert_eq!(turns, [later, first, later, later]);
+        assert_eq!(twins.twice(now), [3]);
+        // The first is gone: after a minute the other is the only one.
+        let (now, turns) = hear(&twins, &[9, 9], 22 + MEMORY.0 / SECOND);
+        assert_eq!(turns, [first, first]);
+        assert!(twins.twice(now).is_empty());
+        // Or the later one is: what comes then is the next process of the only one.
+        hear(&twins, &[8, 9, 8, 9, 8], 100);
+        let (_, turns) = hear(&twins, &[9, 9, 10, 10], 110 + MEMORY.0 / SECOND);
+        assert_eq!(turns, [first; 4]);
+    }
+
+    #[test]
     fn what_is_remembered_is_bounded() {
-        let twins = Twins::default();
-        for node in 0..10 * NODES_MAX as u64 {
-            twins.hear(node, &wire::with_run(&wire::encode(&1), 1), Micros(0));
+        let twins = Twins::new("twice");
+        for node in 0..10 * NAMES_MAX as u64 {
+            twins.hear(&node, &wire::with_run(&wire::encode(&1), 1), Micros(0));
         }
-        assert_eq!(twins.lock().len(), NODES_MAX);
+        assert_eq!(twins.lock().len(), NAMES_MAX);
     }
 }

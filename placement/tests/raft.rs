@@ -492,6 +492,92 @@ async fn nodes_that_are_named_and_do_not_belong_to_the_group_keep_nobody_from_ta
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_was_away_while_all_other_voters_were_replaced_takes_part_again() {
+    let mut group = Group::of_three().await;
+    group.start(4).await;
+    let leader = group.leader().await;
+    group.node(leader).add_learner(4, "node-4".into()).await.unwrap();
+    group.node(leader).change_membership((1..=4).collect()).await.unwrap();
+    eventually("it knows all four", || group.node(4).status().members.len() == 4).await;
+    group.stop(4).await;
+    for id in 5..=7 {
+        group.start(id).await;
+        group.node(group.leader().await).add_learner(id, format!("node-{id}")).await.unwrap();
+    }
+    group.node(group.leader().await).change_membership((4..=7).collect()).await.unwrap();
+    for id in 1..=3 {
+        group.stop(id).await;
+    }
+    // Its log knows only nodes that are gone; its file names others.
+    group.peers = (4..=7).collect();
+    let leader = group.leader().await;
+    group.node(leader).propose("alice", put_site(1)).await.unwrap();
+    group.start(4).await;
+    eventually("it has all", || group.node(4).cluster().sites.contains_key(&SiteId(1))).await;
+    assert!(group.node(4).status().proven);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_agent_that_starts_never_begins_with_what_a_node_knew_that_was_away() {
+    let group = Group::of_three().await;
+    let leader = group.leader().await;
+    let [away, stays] = [leader % 3 + 1, (leader + 1) % 3 + 1];
+    group.node(leader).propose("alice", put_site(1)).await.unwrap();
+    eventually("all know the first site", || group.node(away).cluster().sites.len() == 1).await;
+    group.stop(away).await;
+    group.node(leader).propose("alice", put_site(2)).await.unwrap();
+    group.stop(leader).await;
+    group.stop(stays).await;
+    // It knows of a site, and not what has become of the group since.
+    group.start(away).await;
+    assert_eq!(group.node(away).cluster().sites.len(), 1);
+    let agent = group.client_of(Caller::Operator("agent".into()), vec![away]);
+    let old = tokio::time::timeout(Duration::from_secs(4), agent.watch(0, Duration::from_secs(1))).await;
+    assert!(old.is_err(), "{old:?}");
+    group.start(leader).await;
+    group.start(stays).await;
+    let all = agent.watch(0, Duration::from_secs(5)).await;
+    let sites = all.changes.iter().filter(|change| matches!(change, Change::Site(..))).count();
+    assert_eq!(sites, 2, "{all:?}");
+    // Who has begun goes on with any node: it never gets what is older.
+    group.stop(leader).await;
+    group.stop(stays).await;
+    assert!(!agent.watch(all.revision, Duration::from_millis(100)).await.reset);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_two_processes_that_are_one_site_the_later_is_refused_and_it_is_said() {
+    let group = Group::of_three().await;
+    let leader = group.leader().await;
+    group.node(leader).propose("alice", put_site(1)).await.unwrap();
+    let (first, copy) =
+        (group.client(Caller::Site("site-1".into())), group.client(Caller::Site("site-1".into())));
+    let report = || SiteReport { site: SiteId(1), ..SiteReport::default() };
+    first.report(report()).await.unwrap();
+    let mut refused = None;
+    for _ in 0..10 {
+        refused = copy.report(report()).await.err().or(refused);
+        first.report(report()).await.unwrap();
+    }
+    let Some(ClientError::Refused(ProposeError::Forbidden { right, .. })) = refused else {
+        panic!("the copy is listened to: {refused:?}");
+    };
+    assert!(right.starts_with("another process runs as this site, and was there before"), "{right}");
+    assert_eq!(group.node(leader).sites_twice(), ["site-1"]);
+    let heard = &group.node(leader).heard()[&SiteId(1)];
+    assert!(heard.problems[0].starts_with("two processes run as this site"), "{heard:?}");
+    let lost = copy.propose(put_site(2)).await;
+    assert!(matches!(lost, Err(ClientError::Refused(ProposeError::Forbidden { .. }))), "{lost:?}");
+    // Who alone has a name is only one.
+    group.node(leader).propose("alice", put_site(3)).await.unwrap();
+    let other = group.client(Caller::Site("site-3".into()));
+    for _ in 0..10 {
+        other.report(SiteReport { site: SiteId(3), ..SiteReport::default() }).await.unwrap();
+    }
+    assert_eq!(group.node(leader).sites_twice(), ["site-1"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_that_is_removed_while_it_runs_stops_and_says_why() {
     let group = Group::of_three().await;
     let leader = group.leader().await;

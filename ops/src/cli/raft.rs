@@ -13,7 +13,7 @@ use crate::address::{Address, AddressError};
 #[derive(Clone, Debug, Subcommand)]
 pub enum Verb {
     /// Show the node that is asked, and whom it knows. Exit code 6 if no leader is known, no majority answered it
-    /// lately, or the node has stopped.
+    /// lately, the node has stopped, or a node runs twice.
     Status,
     /// Make a new group of nodes. On one node, once.
     Initialize {
@@ -114,6 +114,13 @@ fn status(context: &Context, answer: &Answer) -> Result<Exit, Failure> {
         let message = format!(
             "node {} knows no leader: see that a majority of its members runs, or `limosa raft initialize`",
             status.id
+        );
+        return Err(Failure::new(Exit::Degraded, message));
+    }
+    if !status.twice.is_empty() {
+        let twice = status.twice.iter().map(u64::to_string).collect::<Vec<_>>().join(", ");
+        let message = format!(
+            "two processes run with the number of a placement node: {twice}; stop the one that was started with a copy of the directory"
         );
         return Err(Failure::new(Exit::Degraded, message));
     }

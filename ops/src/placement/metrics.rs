@@ -32,6 +32,11 @@ pub fn text(node: &Node, others: &Registry) -> prometheus::Result<String> {
         "Nodes in whose name two processes spoke to this one within the last minute",
         status.twice.len() as u64,
     )?;
+    gauge(
+        "limosa_placement_sites_twice",
+        "Sites in whose name two processes spoke to this node within the last minute",
+        node.sites_twice().len() as u64,
+    )?;
     let age = Gauge::new(
         "limosa_raft_quorum_ack_age_seconds",
         "Time since a quorum answered the leader, as far as this node knows; +Inf if never",
