@@ -22,8 +22,8 @@ use matrix::Matrix;
 /// Which matrix, and how much is measured.
 #[derive(Args, Clone, Debug)]
 pub struct Options {
-    /// Round trips in milliseconds: one line per host, one number per host in it, split by blanks. What is below 0 or no number is
-    /// not known; lines that begin with # do not count.
+    /// Round trips in milliseconds: one line per host, one number per host in it, split by blanks. What is below 0, or -, ?, x, nan or
+    /// nil, is not known; lines that begin with # do not count.
     #[arg(long, value_name = "FILE")]
     pub matrix: PathBuf,
     /// Latitude and longitude of each host in degrees, split by blanks, one line per host in the order of the matrix; - where not
@@ -54,6 +54,8 @@ struct Line {
     /// `likeness` (all places measured, then all chosen), `likeness, at once` (each chosen when it was measured),
     /// `likeness, nothing learned`, `vivaldi`, `geography`, `best of random probes` or `best possible`.
     estimator: &'static str,
+    /// Choices that were scored: a place for each draw in which all sites know the distance to it.
+    choices: usize,
     /// Median over pairs that were not measured of the error as a share of the delay.
     error: Option<f64>,
     regret_mean_ms: f64,
@@ -78,8 +80,23 @@ pub(super) fn run(options: &Options, format: Format) -> ExitCode {
             return ExitCode::from(2);
         }
         for &probes in &options.probes {
-            lines.extend(measure(options, &matrix, sites, probes));
+            let of_these = measure(options, &matrix, sites, probes);
+            if of_these.is_empty() {
+                complain(&format!(
+                    "--sites {sites}: in no draw was there a place with a known round trip to every site: give a matrix that knows \
+                     more, or fewer sites"
+                ));
+                return ExitCode::from(2);
+            }
+            lines.extend(of_these);
         }
+    }
+    if matrix.unplaced() > 0 {
+        complain(&format!(
+            "hosts without coordinates: {} of {}; what has one for a site, or is one, is estimated without them",
+            matrix.unplaced(),
+            matrix.hosts()
+        ));
     }
     print(format, &lines);
     ExitCode::SUCCESS
@@ -92,13 +109,14 @@ fn print(format: Format, lines: &[Line]) {
             line.sites.to_string(),
             line.probes.to_string(),
             line.estimator.to_owned(),
+            line.choices.to_string(),
             line.error.map_or("-".to_owned(), |error| format!("{:.0} %", error * 100.0)),
             format!("{:.2}", line.regret_mean_ms),
             format!("{:.2}", line.regret_p50_ms),
             format!("{:.1}", line.regret_p99_ms),
         ]
     };
-    let heads = &["SITES", "PROBES", "ESTIMATOR", "ERROR", "REGRET-MS", "P50", "P99"];
+    let heads = &["SITES", "PROBES", "ESTIMATOR", "CHOICES", "ERROR", "REGRET-MS", "P50", "P99"];
     let body = serde_json::to_value(lines).unwrap_or_default();
     output.print(&body, &Rows { heads, rows: lines.iter().map(row).collect() });
 }
@@ -140,6 +158,7 @@ impl Score {
             sites,
             probes,
             estimator,
+            choices: self.regrets.len(),
             error: quantile(&mut self.errors, 0.5),
             regret_mean_ms: mean,
             regret_p50_ms: quantile(&mut self.regrets, 0.5).unwrap_or(0.0),
