@@ -246,12 +246,24 @@ impl Agent {
         }
         let others = over.iter().filter_map(|id| self.groups.get(id));
         let Some(other) = others.max_by_key(|group| group.epoch).copied() else { return false };
-        if serves && other.epoch > status.epoch {
-            let forget =
-                self.forget_request(id, status.move_id.unwrap_or_default(), other.epoch, other.owner);
-            self.outputs.push_back(Output::Worker(worker, forget));
+        if other.epoch > status.epoch {
+            self.give_to(other, worker, status);
         }
         true
+    }
+
+    /// Another site has the group by now, under another name: what a worker has of it is of no use any more.
+    fn give_to(&mut self, other: Group, worker: WorkerId, status: &GroupStatus) {
+        let (group, relay_us) = (status.group, self.bounds.relay_us);
+        let move_id = status.move_id.unwrap_or_default();
+        let request = match status.phase {
+            Phase::Shadow | Phase::Open => Request::Abandon { group, move_id, relay_us },
+            Phase::Serving | Phase::Copying | Phase::Draining | Phase::Relaying => {
+                self.forget_request(group, move_id, other.epoch, other.owner)
+            }
+            Phase::Tombstone => return,
+        };
+        self.outputs.push_back(Output::Worker(worker, request));
     }
 
     /// Other workers of this site have some of these, and other sites the rest.

@@ -594,6 +594,23 @@ fn a_group_that_is_split_twice_while_its_worker_is_another_process_never_overlap
 }
 
 #[test]
+fn what_a_worker_lost_is_served_again_also_when_another_dies_that_was_asked_what_it_has() {
+    let mut agent = served_by_the_first();
+    // The first is another process, and all are asked.
+    let [first, second] = WORKERS;
+    feed(&mut agent, Input::WorkerDown(first));
+    feed(&mut agent, Input::WorkerUp { worker: first, boot: 2 });
+    let before = status(&mut agent, first, Vec::new());
+    assert!(
+        !requests(&before).iter().any(|(_, request)| matches!(request, Request::Serve { .. })),
+        "{before:?}"
+    );
+    // The other one ends before it answers: nobody else is to be heard.
+    let did = feed(&mut agent, Input::WorkerDown(second));
+    assert_eq!(requests(&did), [(first, Request::Serve { group: whole(), epoch: Epoch(1) })]);
+}
+
+#[test]
 fn what_an_agent_missed_while_it_was_stopped_is_one_set_of_rules_without_what_was_undone() {
     let theirs = group("1:100.64.0.0/27", THERE, 1);
     let (mut agent, _) = settled(vec![theirs], Vec::new());
@@ -828,9 +845,19 @@ fn a_worker_that_wakes_gives_up_what_moves_between_two_others_by_now() {
 
 #[test]
 fn a_worker_that_wakes_in_a_move_between_workers_forgets_what_another_site_has_by_now() {
+    wakes_in_a_move_of(whole());
+}
+
+#[test]
+fn a_worker_that_wakes_in_a_move_between_workers_forgets_a_half_whose_whole_another_site_has_by_now() {
+    wakes_in_a_move_of("1:100.64.0.16/28".parse().unwrap());
+}
+
+/// The group that it was in a move of is at another site, as it was or in another.
+fn wakes_in_a_move_of(had: GroupId) {
     let (mut agent, _) = settled(vec![group("1:100.64.0.0/27", THERE, 2)], Vec::new());
     for (phase, abandons) in [(Phase::Copying, false), (Phase::Relaying, false), (Phase::Shadow, true)] {
-        let part = GroupStatus { move_id: Some(MoveId::local(1)), ..at(whole(), 1, phase) };
+        let part = GroupStatus { move_id: Some(MoveId::local(1)), ..at(had, 1, phase) };
         let did = requests(&status(&mut agent, WORKERS[0], vec![part]));
         let told = |(worker, request): &(WorkerId, Request)| {
             let epoch = Epoch(2);

@@ -62,6 +62,8 @@ impl Agent {
         let Some(worker) = self.workers.get_mut(&id) else { return };
         *worker = Worker { up: false, ready: false, fresh: false, down_since: Some(now), ..*worker };
         self.drop_machines_of(id);
+        // It may have been the last whose answer was waited for.
+        self.resync(now);
     }
 
     /// The process is another one: what it had is gone.
