@@ -136,7 +136,7 @@ impl Deployment {
     }
 
     /// Whether the site's agent starts and stops workers: the last of three, where load comes and goes.
-    fn is_elastic(&self, site: u8) -> bool {
+    pub(super) fn is_elastic(&self, site: u8) -> bool {
         site == 3 && self.sites.len() == 3
     }
 

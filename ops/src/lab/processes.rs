@@ -73,6 +73,13 @@ impl Processes {
         self.children.get_mut(name).is_some_and(|child| matches!(child.try_wait(), Ok(Some(_))))
     }
 
+    /// Forgets a process that has ended since another one has its place.
+    pub(super) fn forget_ended(&mut self, name: &str) {
+        if self.has_ended(name) {
+            self.children.remove(name);
+        }
+    }
+
     /// Processes that have ended by themselves since the last look, which none should.
     pub(super) fn ended(&mut self) -> Vec<String> {
         let ended = self.children.iter_mut().filter_map(|(name, child)| {
