@@ -298,7 +298,7 @@ impl Stage {
         ));
         let begun = self.begin("scale out", Loss::Never).await;
         if self.until_workers(site, |count| count > usize::from(WORKERS)).await {
-            self.until_local_moves(site).await;
+            self.until_spread(site).await;
         } else {
             self.failures.push(format!("scale out: the agent of {name} has started no worker"));
         }
@@ -427,18 +427,20 @@ impl Stage {
         }
     }
 
-    /// Waits for the first move between workers, and until there are no more.
-    async fn until_local_moves(&mut self, site: u8) {
+    /// Waits for the first move to a worker that was not there at first, and until there are no more moves. The agent may have begun
+    /// before anybody looked.
+    async fn until_spread(&mut self, site: u8) {
         let ends = tokio::time::Instant::now() + MOVES_BOUND;
-        let before = self.local_moves(site).await.len();
-        let (mut count, mut quiet) = (before, 0);
-        while quiet < 20 || count == before {
+        let (mut count, mut quiet, mut spread) = (0, 0, false);
+        while quiet < 20 || !spread {
             if tokio::time::Instant::now() > ends {
-                self.failures.push("scale out: no group has moved between workers".to_owned());
+                self.failures.push("scale out: no group has moved to the worker that was started".to_owned());
                 return;
             }
             sleep(Duration::from_millis(100)).await;
-            let now = self.local_moves(site).await.len();
+            let moves = self.local_moves(site).await;
+            spread = moves.iter().any(|one| one.to > WORKERS);
+            let now = moves.len();
             quiet = if now == count { quiet + 1 } else { 0 };
             count = now;
         }

@@ -15,7 +15,7 @@ use transfer::core::{Pace, ToSource, ToTarget};
 
 use crate::mutation::Mutation;
 use crate::packet;
-use crate::traffic::{LIVE, Way};
+use crate::traffic::{LIVE, Sending, Way};
 use crate::world::{Checked, Happening, IDLE, Life, Place, Process, Queue, SITES, Stream, World};
 
 /// The worker that comes and goes with the load.
@@ -721,7 +721,7 @@ impl World {
     }
 
     /// The known gap of relaxed moves: the target opens a mapping before the source has heard of the flip, and an answer
-    /// still comes in where the old rules are. The source cannot tell it from a packet to nobody.
+    /// still comes in where the old rules are, or the client roams there. The source cannot tell it from a packet to nobody.
     fn excuse_relaxed(&mut self, site: SiteId, number: u64) {
         let Some((sending, talk)) = self.traffic.of(number) else { return };
         let leaf = self.log.leaf(&talk.group, talk.client.0);
@@ -730,7 +730,7 @@ impl World {
                 && mv.phase == MovePhase::Switching
                 && mv.ordering == placement::core::Ordering::Relaxed
         });
-        if flipped && sending.way == Way::In {
+        if flipped && makes_no_flow(&sending) {
             self.traffic.excuse(number);
         }
     }
@@ -739,9 +739,7 @@ impl World {
     fn excuse_expired(&mut self, number: u64) {
         let Some((sending, talk)) = self.traffic.of(number) else { return };
         let expired = sending.stale || self.now.saturating_sub(talk.translated) >= LIVE;
-        // A reset makes no flow anew, as other packets of a client do.
-        let makes_none = sending.way == Way::In || sending.icmp || sending.flags & crate::packet::RST != 0;
-        if expired && makes_none {
+        if expired && makes_no_flow(&sending) {
             self.traffic.excuse(number);
         }
     }
@@ -792,6 +790,11 @@ impl World {
 }
 
 /// What a broken agent would ask at once when it hears this.
+/// What comes from the world, errors and resets find a flow or nothing; other packets of a client make one.
+fn makes_no_flow(sending: &Sending) -> bool {
+    sending.way == Way::In || sending.icmp || sending.flags & packet::RST != 0
+}
+
 fn mutated(mutation: Option<Mutation>, event: &Event) -> Option<Request> {
     match (mutation?, event) {
         (Mutation::TwoOwners, Event::Cut { group, token, .. }) => {
