@@ -478,8 +478,9 @@ const TIDY: Micros = Micros(10_000_000);
 
 const NODE_TWICE: &str = "two processes run with the number of this placement node, and the group may lose what was committed: stop \
                           the one that was started with a copy of the directory, and take the copy away";
-const SITE_TWICE: &str = "two processes run as this site, and the one that came later is not listened to: stop one of them; a site \
-                          that was copied needs a name and a certificate of its own (`limosa site add`, `limosa dev certs`)";
+const SITE_TWICE: &str = "two processes run as this site, and the one that came later, where that is known, is not listened to: stop \
+                          one of them; a site that was copied needs a name and a certificate of its own (`limosa site add`, \
+                          `limosa dev certs`)";
 
 struct Inner {
     id: NodeId,
@@ -1029,7 +1030,23 @@ impl Node {
         }
         let members: BTreeMap<NodeId, BasicNode> =
             members.into_iter().map(|(id, address)| (id, BasicNode::new(address))).collect();
-        self.inner.raft.initialize(members).await.map_err(|error| ProposeError::Membership(error.to_string()))
+        let known = self.status();
+        if known.last_log.is_some() {
+            return Err(ProposeError::Membership(format!(
+                "node {} belongs to a group already, of nodes {:?}",
+                self.inner.id,
+                known.members.iter().map(|member| member.id).collect::<Vec<_>>()
+            )));
+        }
+        self.inner
+            .raft
+            .initialize(members)
+            .await
+            .map_err(|error| ProposeError::Membership(error.to_string()))?;
+        // What is asked next is to know of them.
+        let formed = |metrics: &Metrics| metrics.membership_config.membership().nodes().next().is_some();
+        let _ = self.inner.raft.wait(Some(self.inner.deadline)).metrics(formed, "a group").await;
+        Ok(())
     }
 
     /// Adds a node without a vote and waits until it has caught up. On the leader.
@@ -1037,6 +1054,15 @@ impl Node {
     /// # Errors
     /// [`ProposeError`].
     pub async fn add_learner(&self, id: NodeId, address: String) -> Result<(), ProposeError> {
+        if let Some(member) =
+            self.status().members.into_iter().find(|member| member.id == id && member.address != address)
+        {
+            return Err(ProposeError::Membership(format!(
+                "node {id} is a member already, at {}: an address stays as it was added; a node that is to be at another is removed, and \
+                 added with a number that was never used",
+                member.address
+            )));
+        }
         if self.inner.shared.is_removed(id) {
             return Err(ProposeError::Membership(format!(
                 "node {id} was removed, and a number is never used again: give the new node one that never was, and a \
@@ -1329,8 +1355,8 @@ impl Node {
         if self.inner.twin_sites.hear(name, request, self.inner.clock.now()) != Turn::Later {
             return Ok(());
         }
-        let right = "another process runs as this site, and was there before: stop one of them; this one is listened to when \
-                     the other has been silent for a minute"
+        let right = "another process runs as this site, and was there before: stop one of them; if it is this one that is to go on, \
+                     start it again when the other is stopped"
             .to_owned();
         Err(ProposeError::Forbidden { who: caller.to_string(), right })
     }

@@ -25,8 +25,12 @@ const RETURNS_MIN: u32 = 3;
 /// How long it counts. Both are heard several times a second while they run: one node answers the leader's heartbeats, the other
 /// hears none, and asks for votes; agents report.
 const MEMORY: Micros = Micros(60_000_000);
+/// Who was heard alone for so long before another came was there first. Who has heard both from the start cannot know.
+const ALONE: Micros = Micros(10_000_000);
 /// Names that are remembered: as many as there can be sites, and far more than a group has nodes.
 const NAMES_MAX: usize = 256;
+/// Processes in one name that came later and are remembered; the one that was heard last longest ago is forgotten first.
+const LATER_MAX: usize = 8;
 
 /// A number for this process, or for a part of it that speaks in a name of its own. Zero says nothing.
 pub(crate) fn draw_run() -> u64 {
@@ -43,86 +47,93 @@ pub(crate) struct Twins<Name> {
 }
 
 #[derive(Debug)]
-enum Heard {
-    /// One process, or one after the other.
-    One(Turns),
-    /// Two or more. When the first of them was heard last, and when any other.
-    Two { first: u64, first_at: Micros, other_at: Micros },
-}
-
-/// How one process follows the other, until it is clear that they take turns.
-#[derive(Debug)]
-struct Turns {
+struct Heard {
+    /// The last process, of those that did not come later than another.
     latest: u64,
+    /// Since when no other was heard.
+    since: Micros,
     before: Option<u64>,
-    /// Who was there before the other came.
-    first: u64,
+    /// The one before was alone for long when the last one came.
+    before_was_first: bool,
     /// How often the one before came back, and when that was last.
     returns: u32,
     returned: Micros,
-}
-
-impl Turns {
-    fn begin(run: u64, now: Micros) -> Self {
-        Self { latest: run, before: None, first: run, returns: 0, returned: now }
-    }
-
-    fn hear(&mut self, run: u64, now: Micros) {
-        if self.latest == run {
-            return;
-        }
-        if self.before != Some(run) {
-            self.returns = 0;
-        } else if self.returns > 0 && now.since(self.returned) < MEMORY {
-            self.returns += 1;
-        } else {
-            (self.returns, self.first) = (1, run);
-        }
-        self.before = Some(std::mem::replace(&mut self.latest, run));
-        self.returned = now;
-    }
+    /// Both have taken turns, and nobody knows who was first; when that was last.
+    in_doubt: Option<Micros>,
+    /// Processes that came while another was there, and when they were heard last. They are so for ever: whoever should go on in
+    /// their place is started again, and has another number.
+    later: BTreeMap<u64, Micros>,
 }
 
 impl Heard {
-    fn hear(&mut self, run: u64, now: Micros) -> Turn {
-        match self {
-            Self::One(turns) => {
-                turns.hear(run, now);
-                if turns.returns < RETURNS_MIN {
-                    return Turn::First;
-                }
-                let first = turns.first;
-                *self = Self::Two { first, first_at: now, other_at: now };
-                if run == first { Turn::First } else { Turn::Later }
-            }
-            Self::Two { first, first_at, other_at } if *first == run => {
-                *first_at = now;
-                if now.since(*other_at) >= MEMORY {
-                    *self = Self::One(Turns::begin(run, now));
-                }
-                Turn::First
-            }
-            Self::Two { first_at, other_at, .. } => {
-                if now.since(*first_at) < MEMORY {
-                    *other_at = now;
-                    return Turn::Later;
-                }
-                *self = Self::One(Turns::begin(run, now));
-                Turn::First
-            }
+    fn begin(run: u64, now: Micros) -> Self {
+        Self {
+            latest: run,
+            since: now,
+            before: None,
+            before_was_first: false,
+            returns: 0,
+            returned: now,
+            in_doubt: None,
+            later: BTreeMap::new(),
         }
     }
 
+    fn hear(&mut self, run: u64, now: Micros) -> Turn {
+        if let Some(at) = self.later.get_mut(&run) {
+            *at = now;
+            return Turn::Later;
+        }
+        if self.latest == run {
+            return Turn::First;
+        }
+        self.change(run, now);
+        if self.returns < RETURNS_MIN {
+            return Turn::First;
+        }
+        // The one that came back first was there before the other; it is the last one after an odd number of returns.
+        if !self.before_was_first {
+            self.in_doubt = Some(now);
+            return Turn::First;
+        }
+        if let Some(other) = self.before.take() {
+            self.note_later(other, now);
+        }
+        self.returns = 0;
+        Turn::First
+    }
+
+    /// Another one than the last is heard.
+    fn change(&mut self, run: u64, now: Micros) {
+        let back = self.before == Some(run) && now.since(self.returned) < MEMORY;
+        if back {
+            self.returns += 1;
+        } else {
+            self.returns = 0;
+            self.before_was_first = now.since(self.since) >= ALONE;
+        }
+        self.before = Some(std::mem::replace(&mut self.latest, run));
+        (self.since, self.returned) = (now, now);
+    }
+
+    fn note_later(&mut self, run: u64, now: Micros) {
+        if self.later.len() >= LATER_MAX
+            && let Some(oldest) = self.later.iter().min_by_key(|(_, at)| **at).map(|(run, _)| *run)
+        {
+            self.later.remove(&oldest);
+        }
+        self.later.insert(run, now);
+    }
+
     fn is_twice(&self, now: Micros) -> bool {
-        matches!(self, Self::Two { first_at, other_at, .. }
-            if now.since(*first_at) < MEMORY && now.since(*other_at) < MEMORY)
+        self.later.values().chain(&self.in_doubt).any(|at| now.since(*at) < MEMORY)
     }
 }
 
 /// Whose message it was.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Turn {
-    /// Of the only one that speaks in its name, as far as is known, or of the first of two.
+    /// Of the only one that speaks in its name, of the first of two, or of one of two of which nobody knows which was first.
     First,
     /// Of the one of two that came later.
     Later,
@@ -152,7 +163,7 @@ impl<Name: Ord + Clone + Display> Twins<Name> {
         if all.len() >= NAMES_MAX && !all.contains_key(name) {
             return (false, Turn::First);
         }
-        let heard = all.entry(name.clone()).or_insert_with(|| Heard::One(Turns::begin(run, now)));
+        let heard = all.entry(name.clone()).or_insert_with(|| Heard::begin(run, now));
         let turn = heard.hear(run, now);
         (heard.is_twice(now), turn)
     }
@@ -224,29 +235,40 @@ mod tests {
         assert!(twins.twice(Micros(now.0 + MEMORY.0)).is_empty());
         // Rare turns are restarts of something else, not two that run.
         for minute in (10..100).step_by(2) {
-            let (now, _) = hear(&twins, &[7 + minute % 4], minute * 60);
+            let (now, _) = hear(&twins, &[20 + minute % 4], minute * 60);
             assert!(twins.twice(now).is_empty());
         }
     }
 
     #[test]
-    fn of_two_the_one_that_came_later_is_told_from_the_first_until_the_first_has_been_silent() {
+    fn of_two_the_one_that_came_later_is_told_from_the_first_and_who_starts_again_is_never_the_later() {
         let twins = Twins::new("twice");
-        let (_, turns) = hear(&twins, &[7, 7, 8, 7, 8, 7, 8, 7, 8, 8], 0);
+        hear(&twins, &[7; 12], 0);
         let (first, later) = (Turn::First, Turn::Later);
-        assert_eq!(turns, [first, first, first, first, first, first, later, first, later, later]);
-        // Started again, it is another process, and as late as before.
-        let (now, turns) = hear(&twins, &[9, 7, 9, 9], 20);
-        assert_eq!(turns, [later, first, later, later]);
+        let (now, turns) = hear(&twins, &[8, 7, 8, 7, 8, 7, 8], 12);
+        assert_eq!(turns, [first, first, first, first, later, first, later]);
         assert_eq!(twins.twice(now), [3]);
-        // The first is gone: after a minute the other is the only one.
-        let (now, turns) = hear(&twins, &[9, 9], 22 + MEMORY.0 / SECOND);
-        assert_eq!(turns, [first, first]);
+        // The first is started again while the other goes on: it is taken at once.
+        let (now, turns) = hear(&twins, &[8, 9, 8, 9, 9, 8], 20);
+        assert_eq!(turns, [later, first, later, first, first, later]);
+        assert_eq!(twins.twice(now), [3]);
+        // Also when the other is alone for a while it has not become the right one; started again it is.
+        let (now, turns) = hear(&twins, &[8, 8, 8, 10, 10], 100);
+        assert_eq!(turns, [later, later, later, first, first]);
+        assert_eq!(twins.twice(now), [3]);
+        let (now, _) = hear(&twins, &[10], 110 + MEMORY.0 / SECOND);
         assert!(twins.twice(now).is_empty());
-        // Or the later one is: what comes then is the next process of the only one.
-        hear(&twins, &[8, 9, 8, 9, 8], 100);
-        let (_, turns) = hear(&twins, &[9, 9, 10, 10], 110 + MEMORY.0 / SECOND);
-        assert_eq!(turns, [first; 4]);
+    }
+
+    #[test]
+    fn who_hears_both_from_the_start_says_so_and_takes_neither_for_the_later() {
+        let twins = Twins::new("twice");
+        let (now, turns) = hear(&twins, &[7, 8, 7, 8, 7, 8, 8, 7], 0);
+        assert!(turns.iter().all(|turn| *turn == Turn::First));
+        assert_eq!(twins.twice(now), [3]);
+        // One of them ends.
+        let (now, _) = hear(&twins, &[8], 10 + MEMORY.0 / SECOND);
+        assert!(twins.twice(now).is_empty());
     }
 
     #[test]
@@ -256,5 +278,10 @@ mod tests {
             twins.hear(&node, &wire::with_run(&wire::encode(&1), 1), Micros(0));
         }
         assert_eq!(twins.lock().len(), NAMES_MAX);
+        let mut heard = Heard::begin(1, Micros(0));
+        for run in 2..100 {
+            heard.note_later(run, Micros(run));
+        }
+        assert_eq!((heard.later.len(), heard.later.contains_key(&99)), (LATER_MAX, true));
     }
 }

@@ -546,35 +546,37 @@ async fn an_agent_that_starts_never_begins_with_what_a_node_knew_that_was_away()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn of_two_processes_that_are_one_site_the_later_is_refused_and_it_is_said() {
+async fn two_processes_that_are_one_site_are_said_and_taken_while_nobody_knows_which_was_first() {
     let group = Group::of_three().await;
     let leader = group.leader().await;
     group.node(leader).propose("alice", put_site(1)).await.unwrap();
-    let (first, copy) =
-        (group.client(Caller::Site("site-1".into())), group.client(Caller::Site("site-1".into())));
-    let report = || SiteReport { site: SiteId(1), ..SiteReport::default() };
-    first.report(report()).await.unwrap();
-    let mut refused = None;
-    for _ in 0..10 {
-        refused = copy.report(report()).await.err().or(refused);
-        first.report(report()).await.unwrap();
-    }
-    let Some(ClientError::Refused(ProposeError::Forbidden { right, .. })) = refused else {
-        panic!("the copy is listened to: {refused:?}");
-    };
-    assert!(right.starts_with("another process runs as this site, and was there before"), "{right}");
-    assert_eq!(group.node(leader).sites_twice(), ["site-1"]);
-    let heard = &group.node(leader).heard()[&SiteId(1)];
-    assert!(heard.problems[0].starts_with("two processes run as this site"), "{heard:?}");
-    let lost = copy.propose(put_site(2)).await;
-    assert!(matches!(lost, Err(ClientError::Refused(ProposeError::Forbidden { .. }))), "{lost:?}");
-    // Who alone has a name is only one.
     group.node(leader).propose("alice", put_site(3)).await.unwrap();
-    let other = group.client(Caller::Site("site-3".into()));
+    let client = |site| group.client(Caller::Site(format!("site-{site}")));
+    let report = |site| SiteReport { site: SiteId(site), ..SiteReport::default() };
+    let (first, copy, other) = (client(1), client(1), client(3));
     for _ in 0..10 {
-        other.report(SiteReport { site: SiteId(3), ..SiteReport::default() }).await.unwrap();
+        first.report(report(1)).await.unwrap();
+        copy.report(report(1)).await.unwrap();
+        other.report(report(3)).await.unwrap();
     }
     assert_eq!(group.node(leader).sites_twice(), ["site-1"]);
+    let heard = group.node(leader).heard();
+    assert!(heard[&SiteId(1)].problems[0].starts_with("two processes run as this site"), "{heard:?}");
+    assert!(heard[&SiteId(3)].problems.is_empty(), "{heard:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_is_added_again_only_where_it_is_and_a_group_is_made_once() {
+    let group = Group::of_three().await;
+    let leader = group.leader().await;
+    group.node(leader).add_learner(2, "node-2".into()).await.unwrap();
+    let moved = group.node(leader).add_learner(2, "elsewhere".into()).await.unwrap_err().to_string();
+    assert!(moved.contains("node 2 is a member already, at node-2"), "{moved}");
+    let again = group.node(leader).initialize([(1, "node-1".into())].into()).await.unwrap_err().to_string();
+    assert!(
+        again.contains(&format!("node {leader} belongs to a group already, of nodes [1, 2, 3]")),
+        "{again}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
