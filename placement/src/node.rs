@@ -36,7 +36,7 @@ use crate::raft::{
 };
 use crate::solver::InstanceError;
 use crate::store::{Store, StoreError};
-use crate::twins::{Speaking, Turn, Twins};
+use crate::twins::{Speaking, Twins};
 use crate::wire;
 
 /// A placement node. Never used again once the node has left.
@@ -478,9 +478,8 @@ const TIDY: Micros = Micros(10_000_000);
 
 const NODE_TWICE: &str = "two processes run with the number of this placement node, and the group may lose what was committed: stop \
                           the one that was started with a copy of the directory, and take the copy away";
-const SITE_TWICE: &str = "two processes run as this site, and the one that came later, where that is known, is not listened to: stop \
-                          one of them; a site that was copied needs a name and a certificate of its own (`limosa site add`, \
-                          `limosa dev certs`)";
+const SITE_TWICE: &str = "two processes run as this site, and both act for it: stop one of them; a site that was copied needs a name \
+                          and a certificate of its own (`limosa site add`, `limosa dev certs`)";
 
 struct Inner {
     id: NodeId,
@@ -1329,8 +1328,8 @@ impl Node {
 
     /// Answers an agent or tool. `caller` is who its certificate says it is: a site may say only what is its own.
     pub async fn handle_client(&self, caller: &Caller, request: Bytes) -> Bytes {
-        if let Err(error) = self.hear_process(caller, &request) {
-            return wire::encode(&ClientResponse::Done(Err(error)));
+        if let Caller::Site(name) = caller {
+            self.inner.twin_sites.hear(name, &request, self.inner.clock.now());
         }
         let response = match wire::decode(request, wire::MESSAGE_LEN_MAX) {
             Ok(ClientRequest::Watch { since, wait_ms, table }) => {
@@ -1347,18 +1346,6 @@ impl Node {
             }
         };
         wire::encode(&response)
-    }
-
-    /// Refuses the later of two processes that speak for one site: it may not have the site's flows, and must hold no lease for who has.
-    fn hear_process(&self, caller: &Caller, request: &Bytes) -> Result<(), ProposeError> {
-        let Caller::Site(name) = caller else { return Ok(()) };
-        if self.inner.twin_sites.hear(name, request, self.inner.clock.now()) != Turn::Later {
-            return Ok(());
-        }
-        let right = "another process runs as this site, and was there before: stop one of them; if it is this one that is to go on, \
-                     start it again when the other is stopped"
-            .to_owned();
-        Err(ProposeError::Forbidden { who: caller.to_string(), right })
     }
 
     async fn answer_proposal(&self, caller: &Caller, command: Command, pass: bool) -> ClientResponse {

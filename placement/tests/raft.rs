@@ -546,7 +546,7 @@ async fn an_agent_that_starts_never_begins_with_what_a_node_knew_that_was_away()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn two_processes_that_are_one_site_are_said_and_taken_while_nobody_knows_which_was_first() {
+async fn two_processes_that_are_one_site_are_said() {
     let group = Group::of_three().await;
     let leader = group.leader().await;
     group.node(leader).propose("alice", put_site(1)).await.unwrap();
