@@ -64,7 +64,7 @@ impl Worker {
 
     /// It may get groups.
     fn is_fit(&self, now: Micros) -> bool {
-        !self.is_silent(now) && self.unlinked_since.is_none()
+        !self.is_silent(now) && self.linked_since.is_some()
     }
 
     /// The agent was stopped for so long, and heard nobody meanwhile.

@@ -413,6 +413,24 @@ fn groups_of_a_worker_without_its_link_go_to_one_that_has_it() {
 }
 
 #[test]
+fn a_new_worker_gets_no_group_before_it_has_said_that_it_has_its_link() {
+    let (mut agent, _) =
+        settled(vec![group("1:100.64.0.0/27", HERE, 1)], vec![at(whole(), 1, Phase::Serving)]);
+    let [first, second] = WORKERS;
+    feed(&mut agent, Input::Worker(first, stats(false)));
+    // The other one is heard, and not yet what it has: it has no group, and would be the least loaded.
+    let mut did = say(&mut agent, false, vec![Change::Group(group("1:100.64.0.32/27", HERE, 1))]);
+    let serves = |did: &[Output]| requests(did).into_iter().find(|(_, r)| matches!(r, Request::Serve { .. }));
+    assert_eq!(serves(&did).map(|(worker, _)| worker), Some(first), "{did:?}");
+    feed(&mut agent, Input::Worker(second, stats(true)));
+    did = say(&mut agent, false, vec![Change::Group(group("1:100.64.0.64/27", HERE, 1))]);
+    assert_eq!(serves(&did).map(|(worker, _)| worker), Some(first), "{did:?}");
+    feed(&mut agent, Input::Worker(second, stats(false)));
+    did = say(&mut agent, false, vec![Change::Group(group("1:100.64.0.96/27", HERE, 1))]);
+    assert_eq!(serves(&did).map(|(worker, _)| worker), Some(second), "{did:?}");
+}
+
+#[test]
 fn a_switch_that_was_away_takes_no_groups_from_the_worker_that_finds_it_last() {
     let mut agent = served_by_the_first();
     let did = seconds(&mut agent, 8, 14, &[(WORKERS[0], true), (WORKERS[1], true)]);
