@@ -32,6 +32,13 @@ pub enum Frame {
         /// The encoded records.
         bytes: Vec<u8>,
     },
+    /// See [`crate::core::ToTarget::Copied`].
+    Copied {
+        /// The copy.
+        session: u64,
+        /// Number of chunks.
+        chunks: u64,
+    },
     /// See [`crate::core::ToTarget::Handover`].
     Handover {
         /// The copy.
@@ -74,7 +81,7 @@ pub enum WireError {
 
 #[derive(Clone, PartialEq, Message)]
 struct TargetEnvelope {
-    #[prost(oneof = "TargetKind", tags = "1, 2, 3, 4")]
+    #[prost(oneof = "TargetKind", tags = "1, 2, 3, 4, 5")]
     kind: Option<TargetKind>,
 }
 
@@ -88,6 +95,8 @@ enum TargetKind {
     Handover(HandoverWire),
     #[prost(bool, tag = "4")]
     Probe(bool),
+    #[prost(message, tag = "5")]
+    Copied(CopiedWire),
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -110,6 +119,14 @@ struct ChunkWire {
     sequence: u64,
     #[prost(bytes = "vec", tag = "3")]
     bytes: Vec<u8>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct CopiedWire {
+    #[prost(uint64, tag = "1")]
+    session: u64,
+    #[prost(uint64, tag = "2")]
+    chunks: u64,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -190,6 +207,7 @@ impl Frame {
                     rounds,
                 })
             }
+            Self::Copied { session, chunks } => TargetKind::Copied(CopiedWire { session, chunks }),
             Self::Probe => TargetKind::Probe(true),
         };
         TargetEnvelope { kind: Some(kind) }.encode_to_vec()
@@ -212,6 +230,7 @@ impl Frame {
                 Self::Chunk { session: chunk.session, sequence: chunk.sequence, bytes: chunk.bytes }
             }
             TargetKind::Handover(wire) => handover(wire)?,
+            TargetKind::Copied(wire) => Self::Copied { session: wire.session, chunks: wire.chunks },
             TargetKind::Probe(_) => Self::Probe,
         })
     }
@@ -284,6 +303,7 @@ mod tests {
                 Frame::Offer { session, flows: n, schemas: (1, 65_535) },
                 Frame::Chunk { session, sequence: n, bytes: bytes.clone() },
                 Frame::Handover { session, chunks: n, token, missing: missing.clone(), precopy_us: 5, rounds: 6 },
+                Frame::Copied { session, chunks: n },
                 Frame::Probe,
             ] {
                 prop_assert_eq!(Frame::decode(&frame.encode()), Ok(frame));

@@ -41,6 +41,7 @@ fn no_kept_message_of_a_move_is_misread() {
     let frames = [
         Frame::Offer { session: 1, flows: 1000, schemas: (1, 1) },
         Frame::Chunk { session: 1, sequence: 2, bytes: vec![7; 20] },
+        Frame::Copied { session: 1, chunks: 3 },
         Frame::Handover { session: 1, chunks: 3, token, missing, precopy_us: 9, rounds: 2 },
     ];
     let answers = [

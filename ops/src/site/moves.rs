@@ -293,6 +293,7 @@ impl Outgoing {
                 let bytes = self.encode_chunk(sequence, batch).await?;
                 Frame::Chunk { session, sequence, bytes }
             }
+            ToTarget::Copied { session, chunks } => Frame::Copied { session, chunks },
             ToTarget::Probe => Frame::Probe,
         };
         Ok(frame.encode())
@@ -428,6 +429,7 @@ impl Receiver {
             Frame::Handover { session, chunks, token, missing, precopy_us, rounds } => {
                 ToTarget::Handover { session, chunks, token, missing, precopy_us, rounds }
             }
+            Frame::Copied { session, chunks } => ToTarget::Copied { session, chunks },
             Frame::Probe => ToTarget::Probe,
             Frame::Chunk { session, sequence, bytes } => {
                 let batch = Arc::new(self.decode_chunk(bytes).await?);

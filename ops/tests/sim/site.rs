@@ -316,7 +316,7 @@ impl World {
                 self.counts.add("handovers after several chunks", u64::from(*chunks > 2));
                 self.counts.add("handovers after several rounds", u64::from(*rounds > 1));
             }
-            ToTarget::Probe => {}
+            ToTarget::Copied { .. } | ToTarget::Probe => {}
         }
     }
 

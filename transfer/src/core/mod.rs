@@ -28,7 +28,7 @@ pub struct MoveSpec {
     pub to: SiteId,
     /// The epoch of the next owner.
     pub epoch: Epoch,
-    /// The target serves at once and joins later.
+    /// The target serves from the flip on, once it has a whole copy, and joins later.
     pub relaxed: bool,
 }
 
@@ -50,6 +50,14 @@ pub enum ToTarget {
         sequence: u64,
         /// The records.
         batch: Arc<Batch>,
+    },
+    /// To a relaxed target: the chunks before this are all flows that there were when this session began, so that it may
+    /// serve at the flip; a mapping of its own making takes no port of theirs. Repeated on a new connection.
+    Copied {
+        /// The copy.
+        session: u64,
+        /// Number of chunks before this.
+        chunks: u64,
     },
     /// The source has stopped serving. Repeated on a new connection.
     Handover {

@@ -167,6 +167,8 @@ pub struct Source {
     unacked: VecDeque<(u64, Arc<Batch>)>,
     /// Records of this session that the target has.
     installed: u64,
+    /// Chunks of the first round of this session: all flows.
+    copied: Option<u64>,
     handover: Option<ToTarget>,
     actions: VecDeque<SourceAction>,
 }
@@ -214,6 +216,7 @@ impl Source {
             next_sequence: 0,
             unacked: VecDeque::new(),
             installed: 0,
+            copied: None,
             handover: None,
             actions: VecDeque::new(),
         }
@@ -417,6 +420,7 @@ impl Source {
         for (sequence, batch) in self.unacked.clone() {
             self.send(ToTarget::Chunk { session: self.session, sequence, batch });
         }
+        self.say_copied();
         if let Some(handover) = self.handover.clone() {
             self.hand_over(handover);
         }
@@ -463,6 +467,7 @@ impl Source {
         self.pending = Batch::default();
         self.unacked.clear();
         self.installed = 0;
+        self.copied = None;
         self.handover = None;
         self.cut_late_at = None;
         self.offer();
@@ -497,6 +502,10 @@ impl Source {
         self.flush();
         self.flows = flows;
         self.rounds += 1;
+        if self.copied.is_none() {
+            self.copied = Some(self.next_sequence);
+            self.say_copied();
+        }
         if let Some(ingresses) = self.switching.clone() {
             return self.drain(ingresses, now);
         }
@@ -584,6 +593,13 @@ impl Source {
         self.frozen = true;
         if self.state == State::Copying {
             self.restart();
+        }
+    }
+
+    /// A strict target serves nothing before it joins, and need not know.
+    fn say_copied(&mut self) {
+        if let Some(chunks) = self.copied.filter(|_| self.spec.relaxed) {
+            self.send_if_accepted(ToTarget::Copied { session: self.session, chunks });
         }
     }
 
@@ -750,6 +766,20 @@ mod tests {
         feed(&mut source, [accept(0)]);
         assert_eq!(feed(&mut source, [round(10_000)]), [SourceAction::CopyRound]);
         assert_eq!(feed(&mut source, [round(Pace::default().dirty_small)]), [SourceAction::ProposeSwitch]);
+    }
+
+    #[test]
+    fn a_relaxed_target_is_told_after_the_first_round_that_the_copy_is_whole_and_again_on_a_new_connection() {
+        let spec = MoveSpec { relaxed: true, ..spec() };
+        let copied = SourceAction::Send(ToTarget::Copied { session: SESSION, chunks: 1 });
+        let mut source = Source::new(spec, WAITS, Pace::default(), 7, 3, Found::Serving, NOW);
+        feed(&mut source, [SourceInput::PeerUp, accept(0)]);
+        let first = [SourceInput::Records(batch(3)), round(10_000)];
+        assert_eq!(feed(&mut source, first), [chunk(0, batch(3)), copied.clone(), SourceAction::CopyRound]);
+        let second = [SourceInput::Records(batch(2)), round(10_000)];
+        assert_eq!(feed(&mut source, second), [chunk(1, batch(2)), SourceAction::CopyRound]);
+        let again = feed(&mut source, [SourceInput::PeerDown, SourceInput::PeerUp, accept(1)]);
+        assert!(again.ends_with(&[chunk(1, batch(2)), copied]));
     }
 
     #[test]

@@ -61,7 +61,7 @@ pub enum TargetAction {
     },
     /// Worker: put the chunk with this number into the shadow.
     Install(u64, Arc<Batch>),
-    /// Worker (relaxed): serve the shadow.
+    /// Worker (relaxed): serve the shadow, which is a whole copy.
     Open,
     /// Worker: serve if the shadow is what the token says.
     Join {
@@ -107,7 +107,10 @@ pub struct Target {
     received: u64,
     installed: u64,
     handover: Option<Handover>,
+    /// So many chunks are a whole copy.
+    copied: Option<u64>,
     switching: bool,
+    opened: bool,
     taking_over: bool,
     mismatches: u32,
     summary: Summary,
@@ -126,7 +129,9 @@ impl Target {
             received: 0,
             installed: 0,
             handover: None,
+            copied: None,
             switching: false,
+            opened: false,
             taking_over: false,
             mismatches: 0,
             summary: Summary::default(),
@@ -183,6 +188,12 @@ impl Target {
         match message {
             ToTarget::Offer { session, flows } => self.offered(session, flows),
             ToTarget::Chunk { session, sequence, batch } => self.chunk(session, sequence, batch, wire_len),
+            ToTarget::Copied { session, chunks } => {
+                if self.session == Some(session) && self.state == State::Shadow {
+                    self.copied = Some(chunks);
+                    self.open_when_copied();
+                }
+            }
             ToTarget::Handover { session, chunks, token, missing, precopy_us, rounds } => {
                 if self.session == Some(session) && self.state == State::Shadow {
                     self.summary = Summary { precopy_us, rounds, ..self.summary };
@@ -212,6 +223,8 @@ impl Target {
                 self.received = 0;
                 self.installed = 0;
                 self.handover = None;
+                self.copied = None;
+                self.opened = false;
                 self.summary = Summary::default();
                 self.actions.push_back(TargetAction::Prepare { flows });
             }
@@ -228,9 +241,6 @@ impl Target {
     fn prepared(&mut self) {
         if self.state == State::Preparing {
             self.state = State::Shadow;
-            if self.switching && self.spec.relaxed {
-                self.actions.push_back(TargetAction::Open);
-            }
             self.accept();
         }
     }
@@ -274,7 +284,17 @@ impl Target {
         if let Some(session) = self.session {
             self.send(ToSource::Ack { session, next: self.installed });
         }
+        self.open_when_copied();
         self.join_when_complete();
+    }
+
+    /// A session that begins anew after the flip starts from an empty shadow: what is held waits for all flows to be there again.
+    fn open_when_copied(&mut self) {
+        let is_copied = self.copied.is_some_and(|chunks| chunks <= self.installed);
+        if self.spec.relaxed && self.switching && self.state == State::Shadow && is_copied && !self.opened {
+            self.opened = true;
+            self.actions.push_back(TargetAction::Open);
+        }
     }
 
     fn join_when_complete(&mut self) {
@@ -306,9 +326,8 @@ impl Target {
     }
 
     fn switching(&mut self) {
-        if !std::mem::replace(&mut self.switching, true) && self.spec.relaxed && self.state == State::Shadow {
-            self.actions.push_back(TargetAction::Open);
-        }
+        self.switching = true;
+        self.open_when_copied();
     }
 
     fn take_over(&mut self) {
@@ -370,6 +389,10 @@ mod tests {
 
     fn chunk(sequence: u64) -> TargetInput {
         peer(ToTarget::Chunk { session: 5, sequence, batch: Arc::default() })
+    }
+
+    fn copied(chunks: u64) -> TargetInput {
+        peer(ToTarget::Copied { session: 5, chunks })
     }
 
     fn token() -> Token {
@@ -481,13 +504,38 @@ mod tests {
     }
 
     #[test]
-    fn relaxed_opens_at_the_flip_whichever_comes_first() {
+    fn relaxed_opens_at_the_flip_once_all_flows_are_there_whichever_comes_first() {
+        let copy = || [offer(5), TargetInput::Prepared, chunk(0), copied(1)];
         let mut early = target(true);
-        let did = feed(&mut early, [TargetInput::Switching, offer(5), TargetInput::Prepared]);
-        assert_eq!(did, [TargetAction::Prepare { flows: 3 }, TargetAction::Open, accept(0)]);
+        feed(&mut early, [TargetInput::Switching]);
+        assert!(!feed(&mut early, copy()).contains(&TargetAction::Open));
+        assert_eq!(feed(&mut early, [TargetInput::Installed(0)]), [ack(1), TargetAction::Open]);
         let mut late = target(true);
-        feed(&mut late, [offer(5), TargetInput::Prepared]);
+        feed(&mut late, copy());
+        assert_eq!(feed(&mut late, [TargetInput::Installed(0)]), [ack(1)]);
         assert_eq!(feed(&mut late, [TargetInput::Switching, TargetInput::Switching]), [TargetAction::Open]);
+        let mut empty = target(true);
+        feed(&mut empty, [TargetInput::Switching, offer(5), TargetInput::Prepared]);
+        assert_eq!(feed(&mut empty, [copied(0), copied(0)]), [TargetAction::Open]);
+    }
+
+    #[test]
+    fn relaxed_that_begins_anew_after_the_flip_opens_when_all_flows_are_there_again() {
+        let mut opened = target(true);
+        feed(&mut opened, [offer(6), TargetInput::Prepared, TargetInput::Switching]);
+        let did = feed(&mut opened, [offer(5), TargetInput::Prepared]);
+        assert_eq!(did, [TargetAction::Prepare { flows: 3 }, accept(0)]);
+        // The copy before had been whole.
+        assert_eq!(feed(&mut opened, [peer(ToTarget::Copied { session: 6, chunks: 0 })]), []);
+        feed(&mut opened, [chunk(0), chunk(1), copied(2)]);
+        assert_eq!(feed(&mut opened, [TargetInput::Installed(0)]), [ack(1)]);
+        assert_eq!(feed(&mut opened, [TargetInput::Installed(1)]), [ack(2), TargetAction::Open]);
+    }
+
+    #[test]
+    fn strict_never_opens_before_it_joins() {
+        let mut target = shadow();
+        assert_eq!(feed(&mut target, [TargetInput::Switching, copied(0)]), []);
     }
 
     #[test]
