@@ -308,10 +308,10 @@ impl Client {
     /// `wait`, and as long as it takes for any node to answer at all. 0 asks for all there is, which only a node tells
     /// that a quorum has confirmed to be up to date. To be called in a
     /// loop with the revision that came last. A node that is behind has no changes for the caller, so time never
-    /// runs backwards.
+    /// runs backwards. Rounds over all nodes in which none has an answer are 100 ms apart at first, and 1 s in the end.
     pub async fn watch(&self, since: u64, wait: Duration) -> Changes {
+        let mut pause = PAUSE;
         loop {
-            let mut pause = PAUSE;
             let mut last = String::from("nobody answered");
             for _ in 0..self.members.len() {
                 let at = self.watched.load(Ordering::Relaxed) % self.members.len();
@@ -347,6 +347,7 @@ impl Client {
                 self.tell_nothing_known(&last);
             }
             tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(REFUSED_PAUSE);
         }
     }
 }
@@ -360,4 +361,41 @@ fn read(bytes: Bytes) -> Result<ClientResponse, wire::WireError> {
         changes.take_groups(pack::unpack(&beside)?);
     }
     Ok(response)
+}
+
+#[cfg(test)]
+mod tests {
+    use async_trait::async_trait;
+
+    use super::*;
+    use crate::node::TransportError;
+
+    /// Nodes without a quorum: each answers at once that it cannot confirm anything.
+    #[derive(Default)]
+    struct Unconfirmed {
+        asked: AtomicUsize,
+    }
+
+    #[async_trait]
+    impl Transport for Unconfirmed {
+        async fn call(&self, _: NodeId, _: Bytes) -> Result<Bytes, TransportError> {
+            self.asked.fetch_add(1, Ordering::Relaxed);
+            let answer = ClientResponse::Done(Err(ProposeError::Timeout { ms: 2_000 }));
+            Ok(wire::encode(&answer))
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nodes_that_have_no_answer_are_asked_less_and_less_often() {
+        let nodes = Arc::new(Unconfirmed::default());
+        let client = Client::new(nodes.clone(), vec![1, 2, 3]);
+        let asked = |from: usize| nodes.asked.load(Ordering::Relaxed) - from;
+        let mut watch = std::pin::pin!(client.watch(0, Duration::from_millis(500)));
+        let _ = tokio::time::timeout(Duration::from_secs(1), &mut watch).await;
+        let first = asked(0);
+        // At 0, 0.1, 0.3 and 0.7 s.
+        assert_eq!(first, 4 * 3);
+        let _ = tokio::time::timeout(Duration::from_secs(59), &mut watch).await;
+        assert!((58 * 3..=60 * 3).contains(&asked(first)), "{}", asked(first));
+    }
 }
