@@ -58,6 +58,9 @@ pub enum ConfigError {
     },
 }
 
+/// Bytes of the path of a socket: `sun_path` has 108, and the last is zero (unix(7)).
+const SOCKET_PATH_LEN_MAX: usize = 107;
+
 /// A file while it is validated.
 struct File<'a> {
     path: &'a Path,
@@ -75,6 +78,22 @@ impl File<'_> {
 
     fn beside(&self, path: &Path) -> PathBuf {
         self.path.parent().unwrap_or(Path::new(".")).join(path)
+    }
+
+    fn socket(&self, key: &str, path: &Path) -> Result<PathBuf, ConfigError> {
+        self.short_enough(key, self.beside(path))
+    }
+
+    /// The path of a socket, if one can have it.
+    fn short_enough(&self, key: &str, path: PathBuf) -> Result<PathBuf, ConfigError> {
+        let len = path.as_os_str().len();
+        if len > SOCKET_PATH_LEN_MAX {
+            let remedy = format!(
+                "a socket's path has at most {SOCKET_PATH_LEN_MAX} bytes, and this one {len}: use a shorter one"
+            );
+            return Err(self.error(key, path.display(), remedy));
+        }
+        Ok(path)
     }
 
     fn label(&self, key: &str, text: String) -> Result<String, ConfigError> {
@@ -417,6 +436,9 @@ impl SiteConfig {
         let peers = peers(&file, raw.site, raw.peers)?;
         let site = openvswitch::Site { file: &file, tls: &tls, peers: &peers, worker_ports: &ports };
         let switch = site.switch(&raw.switch, raw.openvswitch)?;
+        let workers = file.beside(&raw.workers.directory);
+        // No name of a socket there is longer.
+        file.short_enough("workers.directory", control_path(&workers, WorkerId(u16::MAX)))?;
         Ok(Self {
             site: raw.site,
             name: file.label("name", raw.name)?,
@@ -426,7 +448,7 @@ impl SiteConfig {
             placement: nodes(&file, "placement", raw.placement)?,
             peers,
             switch,
-            workers: file.beside(&raw.workers.directory),
+            workers,
             expected: raw.workers.expected,
             worker_ports: ports,
             elastic,
@@ -589,7 +611,7 @@ impl WorkerConfig {
         file.bounded("hold_packets", hold as u64, 32, 1 << 22)?;
         let hold_mb = file.bounded("hold_mb", raw.hold_mb.unwrap_or(HOLD_MB), 1, 1 << 16)?;
         let link = match (raw.switch, raw.dpdk) {
-            (Some(path), None) => Link::Socket(file.beside(&path)),
+            (Some(path), None) => Link::Socket(file.socket("switch", &path)?),
             (None, Some(dpdk)) => {
                 let link = Link::Dpdk(dpdk.validate(&file, hold)?);
                 if !dataplane::dpdk::BUILT {
@@ -611,7 +633,7 @@ impl WorkerConfig {
             worker: dataplane::process::WorkerConfig {
                 site: raw.site,
                 worker: raw.worker,
-                control_path: control_path(&directory, raw.worker),
+                control_path: file.short_enough("directory", control_path(&directory, raw.worker))?,
                 link,
                 flow_capacity: flows,
                 hold_packets_max: hold,
@@ -823,21 +845,21 @@ impl SwitchConfig {
         }
         let directory = file.beside(&raw.directory);
         let port = |number: PortNo, name: String, kind| PortConfig { number, name, kind };
-        let socket = |path: &Path| PortKind::Socket { path: file.beside(path) };
+        let socket = |key, path: &Path| Ok(PortKind::Socket { path: file.socket(key, path)? });
         let mut ports = vec![
-            port(Ports::INSIDE, "inside".into(), socket(&raw.inside)),
-            port(Ports::OUTSIDE, "outside".into(), socket(&raw.outside)),
+            port(Ports::INSIDE, "inside".into(), socket("inside", &raw.inside)?),
+            port(Ports::OUTSIDE, "outside".into(), socket("outside", &raw.outside)?),
         ];
-        ports.extend(raw.workers.iter().map(|&worker| {
-            let kind = PortKind::Socket { path: packets_path(&directory, worker) };
-            port(Ports::worker(worker), format!("worker-{worker}"), kind)
-        }));
+        for &worker in &raw.workers {
+            let path = file.short_enough("directory", packets_path(&directory, worker))?;
+            ports.push(port(Ports::worker(worker), format!("worker-{worker}"), PortKind::Socket { path }));
+        }
         ports.extend(raw.tunnels.iter().map(|tunnel| {
             let kind = PortKind::Tunnel { local: tunnel.local, remote: tunnel.remote };
             port(Ports::tunnel(tunnel.site), format!("tunnel-{}", tunnel.site), kind)
         }));
         let name = file.label("name", raw.name)?;
-        let control = file.beside(&raw.control);
+        let control = file.socket("control", &raw.control)?;
         Ok(Self {
             switch: switchctl::softswitch::SwitchConfig {
                 site: raw.site,
@@ -953,6 +975,26 @@ mod tests {
         assert_eq!(some, Ok(Some(ProbeSettings { per_second: 5, networks })));
         let wrong = config("[probe]\nper_second = 1000\n").unwrap_err();
         assert!(wrong.contains("probe.per_second = \"1000\": use 1 to 100"), "{wrong}");
+    }
+
+    #[test]
+    fn a_path_that_no_socket_can_have_is_refused_with_its_key_wherever_it_is_named() {
+        let long = "s".repeat(200);
+        let remedy = "a socket's path has at most 107 bytes, and this one 2";
+        let switch = site_error("switch.control", &long);
+        assert!(switch.contains("switch = \"") && switch.contains(remedy), "{switch}");
+        let workers = site_error("\"workers\"", &format!("{long:?}"));
+        assert!(workers.contains("workers.directory = \"") && workers.contains(remedy), "{workers}");
+        let socket = worker(&format!("switch = {long:?}\n")).unwrap_err();
+        assert!(socket.contains("switch = \"") && socket.contains(remedy), "{socket}");
+        let names = ["control", "inside", "outside", "directory"];
+        for bad in names {
+            let value = |key| if key == bad { long.as_str() } else { key };
+            let keys = names.map(|key| format!("{key} = {:?}\n", value(key))).concat();
+            let (_directory, path) = written(&format!("site = 1\nname = \"ams\"\nworkers = [1]\n{keys}"));
+            let error = SwitchConfig::read(&path).unwrap_err().to_string();
+            assert!(error.contains(&format!("{bad} = \"")) && error.contains(remedy), "{error}");
+        }
     }
 
     #[test]

@@ -1053,13 +1053,18 @@ impl Node {
     /// # Errors
     /// [`ProposeError`].
     pub async fn add_learner(&self, id: NodeId, address: String) -> Result<(), ProposeError> {
-        if let Some(member) =
-            self.status().members.into_iter().find(|member| member.id == id && member.address != address)
-        {
+        let members = self.status().members;
+        if let Some(member) = members.iter().find(|member| member.id == id && member.address != address) {
             return Err(ProposeError::Membership(format!(
                 "node {id} is a member already, at {}: an address stays as it was added; a node that is to be at another is removed, and \
                  added with a number that was never used",
                 member.address
+            )));
+        }
+        if let Some(member) = members.iter().find(|member| member.id != id && member.address == address) {
+            return Err(ProposeError::Membership(format!(
+                "node {} is at {address}: give the address of node {id}, or remove node {} first",
+                member.id, member.id
             )));
         }
         if self.inner.shared.is_removed(id) {

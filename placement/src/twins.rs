@@ -27,6 +27,7 @@ const RETURNS_MIN: u32 = 3;
 const MEMORY: Micros = Micros(60_000_000);
 /// Names that are remembered: as many as there can be sites, and far more than a group has nodes.
 const NAMES_MAX: usize = 256;
+
 /// A number for this process, or for a part of it that speaks in a name of its own. Zero says nothing.
 pub(crate) fn draw_run() -> u64 {
     RandomState::new().hash_one("run").max(1)

@@ -572,6 +572,9 @@ async fn a_member_is_added_again_only_where_it_is_and_a_group_is_made_once() {
     group.node(leader).add_learner(2, "node-2".into()).await.unwrap();
     let moved = group.node(leader).add_learner(2, "elsewhere".into()).await.unwrap_err().to_string();
     assert!(moved.contains("node 2 is a member already, at node-2"), "{moved}");
+    let there = group.node(leader).add_learner(6, "node-2".into()).await.unwrap_err().to_string();
+    assert!(there.contains("node 2 is at node-2: give the address of node 6"), "{there}");
+    assert!(group.node(leader).status().members.iter().all(|member| member.id != 6));
     let again = group.node(leader).initialize([(1, "node-1".into())].into()).await.unwrap_err().to_string();
     assert!(
         again.contains(&format!("node {leader} belongs to a group already, of nodes [1, 2, 3]")),

@@ -236,7 +236,7 @@ impl Site<'_> {
         if path.is_empty() {
             return Err(wrong());
         }
-        Ok(SwitchAddr::Unix(self.file.beside(path.as_ref())))
+        Ok(SwitchAddr::Unix(self.file.socket(key, path.as_ref())?))
     }
 
     fn tls_client(&self, host: &str, tls: Option<&RawSwitchTls>) -> Result<TlsClient, ConfigError> {
@@ -309,7 +309,7 @@ impl Site<'_> {
         }
         self.tunnels(table.tunnels, &mut list, &mut ports)?;
         let in_force = match (table.control, table.probe) {
-            (Some(path), None) => InForce::Control(self.file.beside(&path)),
+            (Some(path), None) => InForce::Control(self.file.socket("openvswitch.control", &path)?),
             (None, Some(probe)) => InForce::Probe {
                 out: list.add("openvswitch.probe.out", probe.out, PROBE_OUT)?,
                 back: list.add("openvswitch.probe.back", probe.back, PROBE_BACK)?,
