@@ -284,7 +284,7 @@ pub struct Agent {
     local_log: VecDeque<LocalMove>,
     /// Local moves that were found half done; see [`Agent::recover_local`].
     orphans: BTreeMap<MoveId, BTreeMap<WorkerId, GroupStatus>>,
-    /// Moves between workers whose source is away for a moment, with the group and that worker.
+    /// Moves between workers one of which is away, until the source says what it has: with the group and the source.
     doubts: BTreeMap<MoveId, (GroupId, WorkerId)>,
     plan_dirty: bool,
     /// The rules that the switch was given, kept up with what changes.

@@ -119,8 +119,8 @@ impl Agent {
             || self.is_in_doubt(group)
     }
 
-    /// It was about to move between two workers when the one that has it went away. Nothing is done with it before that one has said what
-    /// it has, or is taken for dead: the other may serve it only then.
+    /// It was about to move between two workers when one of them went away. Nothing is done with it before the one that had it has said
+    /// what it has, or is taken for dead: the other may serve it only then, and a copy that goes on would be in the way of a split.
     fn is_in_doubt(&self, group: &GroupId) -> bool {
         self.doubts.values().any(|(doubted, _)| doubted == group)
     }

@@ -236,6 +236,11 @@ impl Agent {
             // It answers an older question: the split or merge has been asked for since. Unless others have it all: it was taken for dead.
             if self.is_all_had_by_others(worker, &over) {
                 self.take_away(worker, status);
+            } else if in_local_move && matches!(status.phase, Phase::Copying | Phase::Draining) {
+                // Nor can it be split or merged while it is copied to a worker that is gone.
+                let move_id = status.move_id.unwrap_or_default();
+                let disarm = Request::Disarm { group: id, move_id, withdraw: false };
+                self.outputs.push_back(Output::Worker(worker, disarm));
             }
             return true;
         }

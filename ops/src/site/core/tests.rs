@@ -909,3 +909,47 @@ fn of_a_move_between_workers_nothing_is_left_when_a_third_has_the_group() {
     assert!(one(|request| matches!(request, Request::Abandon { .. }), third), "{did:?}");
     assert!(!requests.iter().any(|(_, r)| matches!(r, Request::Join { .. } | Request::TakeOver { .. })));
 }
+
+/// The whole is copied from the first worker to the second, which goes away; gives the move.
+fn copied_to_a_worker_that_goes_away(agent: &mut Agent) -> (MoveId, Vec<Output>) {
+    agent.move_locally(whole(), WORKERS[1], NOW);
+    let prepared = requests(&outputs(agent)).into_iter().find_map(|(_, request)| match request {
+        Request::Prepare { move_id, .. } => Some(move_id),
+        _ => None,
+    });
+    (prepared.unwrap(), feed(agent, Input::WorkerDown(WORKERS[1])))
+}
+
+fn split_of_whole() -> Vec<Change> {
+    let halves = [group("1:100.64.0.0/28", HERE, 1), group("1:100.64.0.16/28", HERE, 1)];
+    [Change::GroupGone(whole())].into_iter().chain(halves.map(Change::Group)).collect()
+}
+
+#[test]
+fn a_copy_to_a_worker_that_goes_away_ends_before_the_group_is_split() {
+    let (mut agent, _) =
+        settled(vec![group("1:100.64.0.0/27", HERE, 1)], vec![at(whole(), 1, Phase::Serving)]);
+    let (id, did) = copied_to_a_worker_that_goes_away(&mut agent);
+    assert!(requests(&did).contains(&(WORKERS[0], Request::Status)), "{did:?}");
+    let split = requests(&say(&mut agent, false, split_of_whole()));
+    assert!(!split.iter().any(|(_, request)| matches!(request, Request::Serve { .. })), "{split:?}");
+    let copying = GroupStatus { move_id: Some(id), ..at(whole(), 1, Phase::Copying) };
+    let did = requests(&status(&mut agent, WORKERS[0], vec![copying]));
+    let place = |wanted: fn(&Request) -> bool| did.iter().position(|(_, request)| wanted(request)).unwrap();
+    let ends = place(|request| matches!(request, Request::Disarm { .. }));
+    assert!(ends < place(|request| matches!(request, Request::Serve { .. })), "{did:?}");
+}
+
+/// What it said before was said before the copy began.
+#[test]
+fn a_copy_that_is_in_the_way_of_a_split_is_ended() {
+    let (mut agent, _) =
+        settled(vec![group("1:100.64.0.0/27", HERE, 1)], vec![at(whole(), 1, Phase::Serving)]);
+    let (id, _) = copied_to_a_worker_that_goes_away(&mut agent);
+    status(&mut agent, WORKERS[0], vec![at(whole(), 1, Phase::Serving)]);
+    say(&mut agent, false, split_of_whole());
+    let copying = GroupStatus { move_id: Some(id), ..at(whole(), 1, Phase::Copying) };
+    let did = requests(&status(&mut agent, WORKERS[0], vec![copying]));
+    let disarm = Request::Disarm { group: whole(), move_id: id, withdraw: false };
+    assert!(did.contains(&(WORKERS[0], disarm)), "{did:?}");
+}

@@ -36,8 +36,15 @@ impl Agent {
         self.synced && self.workers.values().all(|worker| worker.fresh || !worker.up)
     }
 
+    fn ask_status_of(&mut self, id: WorkerId) {
+        if let Some(worker) = self.workers.get_mut(&id).filter(|worker| worker.up) {
+            worker.fresh = false;
+            self.outputs.push_back(Output::Worker(id, Request::Status));
+        }
+    }
+
     /// The connection to the worker broke, and what it said meanwhile is lost: its machines are made anew from its
-    /// next status.
+    /// next status. Of a move between workers whose target it was the source still has its part.
     pub(super) fn drop_machines_of(&mut self, worker: WorkerId) {
         let stale: Vec<_> = (self.outgoing.iter().filter(|(_, o)| o.worker == worker).map(|(id, _)| *id))
             .chain(self.incoming.iter().filter(|(_, i)| i.worker == worker).map(|(id, _)| *id))
@@ -46,9 +53,12 @@ impl Agent {
             if let Some(out) = self.outgoing.remove(&id) {
                 self.outputs.push_back(Output::Hangup(id));
                 self.note_voided(id, &out);
-                if id.is_local() && out.worker == worker {
-                    // Whether it still serves, or the other one will, it has to say itself.
-                    self.doubts.insert(id, (out.machine.spec().group, worker));
+                if id.is_local() {
+                    // Whether it still serves, or the other one will, the source has to say itself.
+                    self.doubts.insert(id, (out.machine.spec().group, out.worker));
+                    if out.worker != worker {
+                        self.ask_status_of(out.worker);
+                    }
                 }
             }
             self.incoming.remove(&id);
