@@ -286,6 +286,8 @@ pub struct Agent {
     orphans: BTreeMap<MoveId, BTreeMap<WorkerId, GroupStatus>>,
     /// Moves between workers one of which is away, until the source says what it has: with the group and the source.
     doubts: BTreeMap<MoveId, (GroupId, WorkerId)>,
+    /// Who says that it has what was split or merged since: an older answer, or one that others will have made untrue in a moment.
+    unexplained: BTreeSet<WorkerId>,
     plan_dirty: bool,
     /// The rules that the switch was given, kept up with what changes.
     compiled: Option<Compiled>,
@@ -349,6 +351,7 @@ impl Agent {
             local_log: VecDeque::new(),
             orphans: BTreeMap::new(),
             doubts: BTreeMap::new(),
+            unexplained: BTreeSet::new(),
             plan_dirty: false,
             compiled: None,
             relay_scope: BTreeSet::new(),
@@ -420,6 +423,7 @@ impl Agent {
             self.replace_dead_workers(now);
             self.replace_hung_workers(now);
             self.ask_again();
+            self.ask_unexplained();
             self.reshape(now);
             self.evacuate(now);
             self.balance(now);
@@ -538,6 +542,7 @@ impl Agent {
             ("moves whose token was withdrawn", !self.voided.is_empty()),
             ("moves that were found half done", !self.orphans.is_empty()),
             ("moves between workers in doubt", !self.doubts.is_empty()),
+            ("workers that are to be asked again", !self.unexplained.is_empty()),
             ("groups that were told to be served", !self.unserved.is_empty()),
             ("groups that are said to be served", !self.served.keys().all(known)),
             ("groups to split or merge", !self.wanted.is_empty()),

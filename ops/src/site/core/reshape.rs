@@ -241,6 +241,8 @@ impl Agent {
                 let move_id = status.move_id.unwrap_or_default();
                 let disarm = Request::Disarm { group: id, move_id, withdraw: false };
                 self.outputs.push_back(Output::Worker(worker, disarm));
+            } else {
+                self.unexplained.insert(worker);
             }
             return true;
         }
@@ -276,7 +278,8 @@ impl Agent {
         let had = |id: &&GroupId| {
             let other = self.local.get(*id).filter(|other| **other != worker && self.is_ready(**other));
             let served = self.served.contains_key(*id) || self.unserved.get(*id) == other;
-            other.is_some() && (served || self.moves_between_others(worker, id))
+            let moves = self.moves_between_others(worker, id) || self.leaves_another(worker, id);
+            other.is_some() && (served || moves)
         };
         let is_here = |id: &&GroupId| self.groups.get(*id).is_some_and(|group| group.owner == self.site);
         let mut here = ids.iter().filter(is_here).peekable();

@@ -953,3 +953,46 @@ fn a_copy_that_is_in_the_way_of_a_split_is_ended() {
     let disarm = Request::Disarm { group: whole(), move_id: id, withdraw: false };
     assert!(did.contains(&(WORKERS[0], disarm)), "{did:?}");
 }
+
+/// It hung while its group was split; another has the halves, and gives one of them to another site.
+#[test]
+fn a_worker_that_wakes_with_a_whole_gives_it_up_also_while_a_half_leaves() {
+    let (mut agent, _) =
+        settled(vec![group("1:100.64.0.0/27", HERE, 1)], vec![at(whole(), 1, Phase::Serving)]);
+    let (lower, upper) = ("1:100.64.0.0/28".parse().unwrap(), "1:100.64.0.16/28".parse().unwrap());
+    say(&mut agent, false, split_of_whole());
+    agent.workers.remove(&WORKERS[0]);
+    agent.worker_lost(WORKERS[0]);
+    let halves = vec![at(lower, 1, Phase::Serving), at(upper, 1, Phase::Serving)];
+    status(&mut agent, WORKERS[1], halves);
+    let leaves = Move { group: lower, ..leaving(lower) };
+    let group = Group { move_id: Some(leaves.id), ..group("1:100.64.0.0/28", HERE, 1) };
+    say(&mut agent, false, vec![Change::Group(group), Change::Move(leaves)]);
+    // As after a shadow was taken over: no answer has said that the half is served.
+    agent.served.remove(&lower);
+    feed(&mut agent, Input::WorkerUp { worker: WORKERS[0], boot: 1 });
+    let did = requests(&status(&mut agent, WORKERS[0], vec![at(whole(), 1, Phase::Serving)]));
+    let yields = |(worker, request): &(WorkerId, Request)| {
+        *worker == WORKERS[0] && matches!(request, Request::Yield { group, .. } if *group == whole())
+    };
+    assert!(did.iter().any(yields), "{did:?}");
+}
+
+#[test]
+fn a_worker_that_says_what_cannot_be_true_any_more_is_asked_again() {
+    let (mut agent, _) =
+        settled(vec![group("1:100.64.0.0/27", HERE, 1)], vec![at(whole(), 1, Phase::Serving)]);
+    say(&mut agent, false, split_of_whole());
+    let said = requests(&status(&mut agent, WORKERS[0], vec![at(whole(), 1, Phase::Serving)]));
+    assert!(!said.contains(&(WORKERS[0], Request::Status)), "not at once: {said:?}");
+    let mut later = || {
+        agent.handle_timeout(NOW.plus(super::BALANCE_INTERVAL));
+        let asked = requests(&outputs(&mut agent));
+        asked.contains(&(WORKERS[0], Request::Status))
+    };
+    assert!(later());
+    let halves = ["1:100.64.0.0/28", "1:100.64.0.16/28"];
+    let halves = halves.map(|half| at(half.parse().unwrap(), 1, Phase::Serving));
+    status(&mut agent, WORKERS[0], halves.to_vec());
+    assert!(agent.leftovers().is_empty(), "{:?}", agent.leftovers());
+}

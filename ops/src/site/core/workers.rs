@@ -36,6 +36,13 @@ impl Agent {
         self.synced && self.workers.values().all(|worker| worker.fresh || !worker.up)
     }
 
+    /// Asks those once more who said what cannot have been true any more when it was heard.
+    pub(super) fn ask_unexplained(&mut self) {
+        for id in std::mem::take(&mut self.unexplained) {
+            self.ask_status_of(id);
+        }
+    }
+
     fn ask_status_of(&mut self, id: WorkerId) {
         if let Some(worker) = self.workers.get_mut(&id).filter(|worker| worker.up) {
             worker.fresh = false;
@@ -137,11 +144,14 @@ impl Agent {
             Event::Installed { move_id, sequence, .. } => {
                 self.feed_target_of(worker, move_id, TargetInput::Installed(sequence), now);
             }
-            Event::Joined { move_id, flows, hold, .. } => {
+            Event::Joined { group, move_id, flows, hold, .. } => {
                 self.counts.hold_us_max = self.counts.hold_us_max.max(hold.us_max);
                 if let Some(incoming) = self.incoming.get(&move_id) {
                     let MoveSpec { group, epoch, .. } = *incoming.machine.spec();
                     self.served.insert(group, epoch);
+                } else if let Some(own) = self.groups.get(&group).filter(|group| group.owner == self.site) {
+                    // It took over a copy that a move between workers had left behind.
+                    self.note_served(worker, group, own.epoch);
                 }
                 self.feed_target_of(worker, move_id, TargetInput::Joined { flows, hold }, now);
             }
@@ -285,7 +295,7 @@ impl Agent {
         let in_local_move = status.move_id.is_some_and(MoveId::is_local) && status.phase != Phase::Tombstone;
         (serves || in_local_move) && self.is_had_by_another(worker, status)
             || serves && self.comes_to_another(worker, status)
-            || serves && self.leaves_another(worker, status)
+            || serves && self.leaves_another(worker, &status.group)
     }
 
     /// While the worker had its part of a move between workers, the group went to another site: it is as that has it.
@@ -297,10 +307,10 @@ impl Agent {
     }
 
     /// A move to another site has begun from another worker.
-    fn leaves_another(&self, worker: WorkerId, status: &GroupStatus) -> bool {
-        self.outgoing.iter().any(|(id, part)| {
-            !id.is_local() && part.worker != worker && part.machine.spec().group == status.group
-        })
+    pub(super) fn leaves_another(&self, worker: WorkerId, group: &GroupId) -> bool {
+        self.outgoing
+            .iter()
+            .any(|(id, part)| !id.is_local() && part.worker != worker && part.machine.spec().group == *group)
     }
 
     /// The worker gives up what others have, and passes on what still comes.
