@@ -2,6 +2,8 @@
 //! inputs in and outputs out.
 
 use std::collections::BTreeMap;
+use std::hash::{BuildHasher, RandomState};
+use std::os::unix::fs::FileTypeExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -124,9 +126,9 @@ pub async fn run(config: SiteConfig, stop: CancellationToken) -> anyhow::Result<
     Ok(())
 }
 
+/// Differs with every start of the agent, whatever the clock says: the standard library keys its hash maps from the system's source.
 fn incarnation() -> u32 {
-    // Differs with every start of the agent; sixteenths of a second since 1970, so it differs for eight years.
-    u32::try_from((wall_ms() / 62) & 0xffff_ffff).unwrap_or(0)
+    RandomState::new().hash_one("incarnation") as u32
 }
 
 /// The workers that are heard before anything is done: those of the configuration, and those that came with the load, whose control
@@ -460,14 +462,18 @@ async fn watch_placement(client: Arc<Client>, inputs: mpsc::Sender<Input>) {
 /// The control socket of each worker, by number.
 #[must_use]
 pub fn worker_of(path: &std::path::Path) -> Option<WorkerId> {
-    path.file_name()?.to_str()?.strip_prefix("worker-")?.strip_suffix(".control")?.parse().ok().map(WorkerId)
+    let number = path.file_name()?.to_str()?.strip_prefix("worker-")?.strip_suffix(".control")?;
+    let worker = number.parse().ok().map(WorkerId)?;
+    // No other spelling, such as `worker-01.control`.
+    (worker.to_string() == number).then_some(worker)
 }
 
-/// Where a worker listens, for those who look.
+/// Where a worker listens, for those who look. What is no socket is nobody's.
 #[must_use]
 pub fn control_paths(directory: &std::path::Path) -> Vec<(WorkerId, PathBuf)> {
     let Ok(entries) = std::fs::read_dir(directory) else { return Vec::new() };
-    let paths = entries.filter_map(|entry| Some(entry.ok()?.path()));
+    let is_socket = |path: &PathBuf| std::fs::metadata(path).is_ok_and(|found| found.file_type().is_socket());
+    let paths = entries.filter_map(|entry| Some(entry.ok()?.path())).filter(is_socket);
     paths.filter_map(|path| Some((worker_of(&path)?, path))).collect()
 }
 
@@ -476,6 +482,17 @@ mod tests {
     use std::cell::Cell;
 
     use super::*;
+
+    #[test]
+    fn only_a_socket_with_the_name_of_a_worker_is_one() {
+        let place = tempfile::tempdir().unwrap();
+        let path = |name: &str| place.path().join(name);
+        for name in ["worker-1.control", "worker-02.control", "worker-+3.control", "other-4.control"] {
+            let _listens = std::os::unix::net::UnixListener::bind(path(name)).unwrap();
+        }
+        std::fs::write(path("worker-5.control"), "").unwrap();
+        assert_eq!(control_paths(place.path()), [(WorkerId(1), path("worker-1.control"))]);
+    }
 
     #[tokio::test]
     async fn a_proposal_is_repeated_for_as_long_as_there_is_no_quorum() {

@@ -410,7 +410,8 @@ impl Source {
             return;
         }
         if self.state == State::Offering {
-            return self.begin(now);
+            // What the target has was copied by another machine that drew the same number.
+            return if next == 0 { self.begin(now) } else { self.restart() };
         }
         self.acknowledged(next);
         let first = self.unacked.front().map_or(self.next_sequence, |&(sequence, _)| sequence);
@@ -758,6 +759,11 @@ mod tests {
         assert_eq!(feed(&mut source, [SourceInput::Peer(ToSource::Unknown)]), []);
         source.handle_timeout(NOW.plus(OFFER_INTERVAL));
         assert_eq!(actions(&mut source), [offer(SESSION)]);
+    }
+
+    #[test]
+    fn a_target_that_has_chunks_of_a_copy_that_has_not_begun_gets_another_session() {
+        assert_eq!(feed(&mut offered(), [accept(5)]), [offer(SESSION + 1)]);
     }
 
     #[test]

@@ -298,8 +298,15 @@ impl Target {
     }
 
     fn join_when_complete(&mut self) {
-        let Some(handover) = self.handover.as_ref().filter(|h| h.chunks == self.installed) else { return };
-        let Handover { token, missing, .. } = handover.clone();
+        let Some(Handover { chunks, token, missing }) = self.handover.clone() else { return };
+        if chunks < self.received {
+            // Others were before these, of a machine that drew the same number.
+            self.state = State::Joining;
+            return self.mismatch();
+        }
+        if chunks != self.installed {
+            return;
+        }
         self.state = State::Joining;
         self.actions.push_back(TargetAction::Join { token, missing });
     }
@@ -436,6 +443,14 @@ mod tests {
         assert_eq!(feed(&mut target, [handover(1)]), []);
         assert_eq!(feed(&mut target, [chunk(0)]), [TargetAction::Install(0, Arc::default())]);
         assert_eq!(feed(&mut target, [TargetInput::Installed(0)]), [ack(1), join()]);
+    }
+
+    #[test]
+    fn more_chunks_than_the_source_has_sent_are_copied_once_more() {
+        let mut target = shadow();
+        feed(&mut target, [chunk(0), chunk(1)]);
+        let mismatch = TargetAction::Send(ToSource::Mismatch { session: 5 });
+        assert_eq!(feed(&mut target, [handover(1)]), [mismatch]);
     }
 
     #[test]
