@@ -11,6 +11,7 @@ pub mod geo;
 pub mod likeness;
 pub mod node;
 mod notices;
+mod own_files;
 pub mod pack;
 mod promise;
 mod proof;

@@ -261,6 +261,8 @@ pub const WATCH_WAIT_MAX: Duration = Duration::from_secs(60);
 /// How often the leader thinks. Well below a lease.
 const TICK: Duration = Duration::from_millis(100);
 
+/// Between two looks whether its files are still there.
+const FILES_LOOK: Duration = Duration::from_secs(1);
 /// Pause before a leader is looked for again.
 const INSIST_PAUSE: Duration = Duration::from_millis(50);
 
@@ -619,6 +621,7 @@ impl Node {
         }
         tokio::spawn(prove(Arc::downgrade(&node.inner), proof, config.raft));
         tokio::spawn(think(Arc::downgrade(&node.inner)));
+        tokio::spawn(watch_files(Arc::downgrade(&node.inner)));
         Ok(node)
     }
 
@@ -1644,6 +1647,26 @@ impl Node {
             }
         }
         wishes
+    }
+}
+
+/// Looks for its files once a second: a node whose files are gone would promise what its next start does not know.
+async fn watch_files(inner: std::sync::Weak<Inner>) {
+    loop {
+        tokio::time::sleep(FILES_LOOK).await;
+        let Some(store) = inner.upgrade().map(|inner| inner.ledger.store.clone()) else { return };
+        let looked = tokio::task::spawn_blocking(move || store.check_files()).await;
+        let (Ok(Err(error)), Some(inner)) = (looked, inner.upgrade()) else { continue };
+        let node = Node { inner };
+        if node.why_stopped().is_none() {
+            node.condemn(format!(
+                "{error}, and what this node promises would be lost with its process. If its directory was moved, put it back, and \
+                 start it again. If it is lost, remove node {id} from the group (`limosa raft remove {id}`), and add a node with a \
+                 number that was never used before (`limosa raft add`)",
+                id = node.inner.id
+            ));
+        }
+        return;
     }
 }
 

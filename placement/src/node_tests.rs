@@ -176,3 +176,16 @@ async fn a_node_that_was_removed_is_not_listened_to_and_one_that_never_belonged_
     // This node knows nothing of 3, so it may be a member that joined while this one was away.
     assert!(!says_removed(&node, 3, takes_the_lead(3)).await);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_whose_files_are_gone_stops_and_says_so_also_when_nothing_is_written() {
+    let dir = TempDir::new().unwrap();
+    let mut config = NodeConfig::new(1, dir.path().join("node"));
+    config.raft.heartbeat = Duration::from_millis(30);
+    let node = Node::start(config, Arc::new(Alone)).await.unwrap();
+    std::fs::rename(dir.path().join("node"), dir.path().join("elsewhere")).unwrap();
+    let reason = tokio::time::timeout(Duration::from_secs(60), node.stopped()).await.unwrap();
+    assert!(reason.contains("node/raft.redb: it is gone"), "{reason}");
+    assert!(reason.contains("If its directory was moved, put it back"), "{reason}");
+    assert_eq!(node.status().role, Role::Stopped);
+}

@@ -29,6 +29,7 @@ use serde::de::DeserializeOwned;
 use tokio::sync::oneshot;
 
 use crate::claims::{Claims, Witness};
+use crate::own_files::OwnFile;
 use crate::promise::{FILE_MODE, Promise, PromiseFile, check_kind};
 use crate::raft::TypeConfig;
 use crate::wire;
@@ -104,6 +105,7 @@ pub struct Store {
     witness: Arc<Witness>,
     /// The end of what is committed: it is never cut away.
     committed: Arc<Mutex<Option<LogIdOf<TypeConfig>>>>,
+    files: Arc<[OwnFile; 2]>,
 }
 
 enum Job {
@@ -174,8 +176,8 @@ impl Store {
     ) -> Result<Self, StoreError> {
         let paths = Paths::of(dir, node);
         let failed = |source| StoreError::Io { path: paths.database.display().to_string(), source };
+        // One that is there may be others' too, and stays as it is; what lies in it is only this user's.
         DirBuilder::new().recursive(true).mode(DIR_MODE).create(dir).map_err(failed)?;
-        std::fs::set_permissions(dir, Permissions::from_mode(DIR_MODE)).map_err(failed)?;
         let database = paths.open_database(backend)?;
         let found = guarded(|| Found::in_database(&database, node))
             .map_err(|e| paths.unreadable(&paths.database, e))?;
@@ -183,10 +185,17 @@ impl Store {
             return Err(StoreError::OtherNode { stored: found.node, given: node });
         }
         let (file, promise) = paths.open_promise(&found)?;
-        Self::start(database, file, promise, found).map_err(failed)
+        let files = paths.own().map_err(failed)?;
+        Self::start(database, (file, promise), files, found).map_err(failed)
     }
 
-    fn start(database: Database, file: PromiseFile, promise: Promise, found: Found) -> io::Result<Self> {
+    fn start(
+        database: Database,
+        (file, promise): (PromiseFile, Promise),
+        files: [OwnFile; 2],
+        found: Found,
+    ) -> io::Result<Self> {
+        let files = Arc::new(files);
         let database = Arc::new(database);
         let pending = Arc::new(Mutex::new(BTreeMap::new()));
         let promised = Arc::new(Mutex::new(promise));
@@ -196,13 +205,19 @@ impl Store {
             database: database.clone(),
             pending: pending.clone(),
             file,
+            files: files.clone(),
             promised: promised.clone(),
             witness: witness.clone(),
         };
         let thread = std::thread::Builder::new().name("raft-store".into());
         thread.spawn(move || writer.run(&queue))?;
         let committed = Arc::new(Mutex::new(found.committed.max(found.snapshot)));
-        Ok(Self { database, pending, jobs, promised, witness, committed })
+        Ok(Self { database, pending, jobs, promised, witness, committed, files })
+    }
+
+    /// Whether what this node writes will be there at its next start.
+    pub(crate) fn check_files(&self) -> io::Result<()> {
+        self.files.iter().try_for_each(OwnFile::check)
     }
 
     /// What is on disk and may be counted on.
@@ -406,6 +421,12 @@ impl Paths {
             return self.damaged(path, error.to_string());
         }
         StoreError::Io { path: path.display().to_string(), source: error }
+    }
+
+    /// Both as they are now.
+    fn own(&self) -> io::Result<[OwnFile; 2]> {
+        let promise_len = std::fs::metadata(&self.promise)?.len();
+        Ok([OwnFile::at(&self.database, 1)?, OwnFile::at(&self.promise, promise_len)?])
     }
 
     /// Opens the database and checks every page of it; makes it where there is none.
@@ -631,6 +652,7 @@ struct Writer {
     database: Arc<Database>,
     pending: Arc<Mutex<BTreeMap<u64, Bytes>>>,
     file: PromiseFile,
+    files: Arc<[OwnFile; 2]>,
     promised: Arc<Mutex<Promise>>,
     witness: Arc<Witness>,
 }
@@ -663,6 +685,9 @@ impl Writer {
     /// Writes a batch so that the promise never says more than the database has: it is taken back before a log is
     /// cut back, and given after everything else.
     fn keep(&mut self, batch: &[Job]) -> io::Result<()> {
+        if !batch.is_empty() {
+            self.files.iter().try_for_each(OwnFile::check)?;
+        }
         let present = *lock(&self.promised);
         let (lowest, next) = promises(present, batch);
         if lowest != present {

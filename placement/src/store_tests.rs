@@ -272,13 +272,30 @@ async fn the_files_of_a_node_are_for_its_user_alone() {
         std::fs::set_permissions(dir.path().join(name), Permissions::from_mode(0o600)).unwrap();
     }
     std::fs::set_permissions(dir.path().join(DATABASE_FILE), Permissions::from_mode(0o644)).unwrap();
+    // Others may have theirs in a directory that was there before.
+    std::fs::set_permissions(dir.path(), Permissions::from_mode(0o755)).unwrap();
     let _store = Store::open(dir.path(), 1).unwrap();
     let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
-    assert_eq!(mode(dir.path()), 0o700);
+    assert_eq!(mode(dir.path()), 0o755);
+    let made = dir.path().join("new");
+    let _new = Store::open(&made, 1).unwrap();
+    assert_eq!(mode(&made), 0o700);
     assert_eq!(mode(&dir.path().join(DATABASE_FILE)), 0o600);
     let fresh = TempDir::new().unwrap();
     let _other = Store::open(fresh.path(), 1).unwrap();
     assert_eq!(mode(&fresh.path().join(PROMISE_FILE)), 0o600);
+}
+
+#[tokio::test]
+async fn what_is_written_to_files_that_are_gone_is_not_acknowledged() {
+    for name in [DATABASE_FILE, PROMISE_FILE] {
+        let dir = TempDir::new().unwrap();
+        let mut store = Store::open(dir.path(), 1).unwrap();
+        append(&mut store, vec![entry(1, 1)]).await.unwrap();
+        std::fs::remove_file(dir.path().join(name)).unwrap();
+        let error = append(&mut store, vec![entry(1, 2)]).await.unwrap_err().to_string();
+        assert!(error.contains(name) && error.contains("it is gone"), "{error}");
+    }
 }
 
 /// A disk that takes nothing more once it is full.
