@@ -2,10 +2,12 @@
 
 use std::fmt::Write as _;
 use std::fs;
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Context;
+use flow::WorkerId;
 use nix::sched::{CpuSet, sched_getaffinity};
 use nix::unistd::Pid;
 use reqwest::Method;
@@ -19,6 +21,7 @@ use super::processes::Processes;
 use super::underlay::{self, CLIENTS, Far, POOL, Underlay, far_servers, worker_device, worker_port};
 use super::wan::WanStats;
 use crate::certs;
+use crate::config::control_path;
 use crate::demo::DemoSite;
 use crate::demo::hooked::{HookWorkers, Thresholds};
 
@@ -304,6 +307,7 @@ impl Deployment {
             }
         }
         self.form_raft().await?;
+        self.until_workers_listen().await?;
         for site in self.numbers() {
             self.start_agent(site)?;
         }
@@ -333,24 +337,45 @@ impl Deployment {
         self.start_process("worker", &worker(site, number), site)
     }
 
-    /// The driver numbers its fanout group by process and interface, and two workers of one namespace may meet in one number, of
-    /// which the second ends. Another process has another.
-    async fn until_workers_serve(&mut self) -> anyhow::Result<()> {
-        Self::until("the agents have their workers", async || {
+    /// An agent with hooks starts workers that are not there: on a slow machine it would be quicker than those that are coming.
+    async fn until_workers_listen(&mut self) -> anyhow::Result<()> {
+        Self::until("the workers listen", async || {
             let mut all = true;
             for site in self.numbers() {
-                if self.worker_count(site).await >= usize::from(WORKERS) {
-                    continue;
+                let directory = self.directory.join(format!("s{site}"));
+                let listens =
+                    |number: u16| UnixStream::connect(control_path(&directory, WorkerId(number))).is_ok();
+                if !(1..=WORKERS).all(listens) {
+                    all = false;
+                    self.start_ended_workers(site);
                 }
-                all = false;
-                let ended: Vec<_> =
-                    (1..=WORKERS).filter(|number| self.processes.has_ended(&worker(site, *number))).collect();
-                // One that cannot be started is missed at the end of the wait.
-                ended.into_iter().for_each(|number| drop(self.start_worker(site, number)));
             }
             all
         })
         .await
+    }
+
+    async fn until_workers_serve(&mut self) -> anyhow::Result<()> {
+        Self::until("the agents have their workers", async || {
+            let mut all = true;
+            for site in self.numbers() {
+                if self.worker_count(site).await < usize::from(WORKERS) {
+                    all = false;
+                    self.start_ended_workers(site);
+                }
+            }
+            all
+        })
+        .await
+    }
+
+    /// The driver numbers its fanout group by process and interface, and two workers of one namespace may meet in one number, of
+    /// which the second ends. Another process has another.
+    fn start_ended_workers(&mut self, site: u8) {
+        let ended: Vec<_> =
+            (1..=WORKERS).filter(|number| self.processes.has_ended(&worker(site, *number))).collect();
+        // One that cannot be started is missed at the end of the wait.
+        ended.into_iter().for_each(|number| drop(self.start_worker(site, number)));
     }
 
     /// Kills Open vSwitch of a site and starts it again.
