@@ -4,7 +4,7 @@
 mod common;
 mod running;
 
-use std::io::Read;
+use std::io::{Read, Write};
 use std::net::UdpSocket;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -61,6 +61,30 @@ fn who_says_no_hello_is_left() {
     let mut hello = [0; 16];
     stranger.read_exact(&mut hello).unwrap();
     assert_eq!(stranger.read(&mut hello).unwrap(), 0, "the connection ends");
+}
+
+/// As `printf ... | nc` does.
+#[test]
+fn who_says_no_more_still_gets_its_answers() {
+    const ECHOES: usize = 60;
+    const LEN: u16 = 60_000;
+    let running = Running::start();
+    let mut stream = silent(&running);
+    // OFPT_HELLO and OFPT_ECHO_REQUEST of OpenFlow 1.4.
+    stream.write_all(&[5, 0, 0, 8, 0, 0, 0, 1]).unwrap();
+    let mut echo = vec![0; usize::from(LEN)];
+    echo[..2].copy_from_slice(&[5, 2]);
+    echo[2..4].copy_from_slice(&LEN.to_be_bytes());
+    let mut asks = stream.try_clone().unwrap();
+    let asked = std::thread::spawn(move || {
+        (0..ECHOES).for_each(|_| asks.write_all(&echo).unwrap());
+        asks.shutdown(std::net::Shutdown::Write).unwrap();
+    });
+    asked.join().unwrap();
+    let mut answers = Vec::new();
+    stream.read_to_end(&mut answers).unwrap();
+    let hello = usize::from(u16::from_be_bytes([answers[2], answers[3]]));
+    assert_eq!(answers.len(), hello + ECHOES * usize::from(LEN));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

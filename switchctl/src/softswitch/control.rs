@@ -165,6 +165,11 @@ impl Connection {
         self.open
     }
 
+    /// Whether it is listened to. Who says no more can always be read from, and what comes is nothing.
+    pub(super) fn is_heard(&self) -> bool {
+        !self.leaving
+    }
+
     pub(super) fn has_output(&self) -> bool {
         self.sent < self.output.len()
     }
@@ -190,7 +195,8 @@ impl Connection {
         let result = self.socket.read(&mut self.input[start..]);
         self.input.truncate(start + *result.as_ref().unwrap_or(&0));
         match result {
-            Ok(0) => self.open = false,
+            // It says no more, and may still read what it asked for.
+            Ok(0) => self.leaving = true,
             Ok(_) => self.heard_at = now,
             Err(error) if !is_temporary(&error) => self.open = false,
             _ => {}

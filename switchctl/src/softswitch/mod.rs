@@ -293,7 +293,8 @@ impl Switch {
             Some((Ready::Listener(by_tcp), socket?.as_fd(), PollFlags::POLLIN))
         });
         let controllers = self.controllers.iter().enumerate().map(move |(at, connection)| {
-            let events = wanted(connection.has_output());
+            let mut events = wanted(connection.has_output());
+            events.set(PollFlags::POLLIN, connection.is_heard());
             (Ready::Controller(at, events), connection.fd(), events)
         });
         let ports = self.datapath.ports.iter().enumerate().flat_map(move |(at, port)| {
