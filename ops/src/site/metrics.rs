@@ -55,6 +55,7 @@ pub struct SiteMetrics {
     flows_sent: IntCounter,
     bytes_sent: IntCounter,
     longest_wait: Gauge,
+    overdue_moves: IntGauge,
     silent_workers: IntGauge,
     unlinked_workers: IntGauge,
     missing_workers: IntGauge,
@@ -120,6 +121,7 @@ struct State {
     unlinked: Vec<WorkerId>,
     missing: Vec<WorkerId>,
     waiting: Vec<MoveId>,
+    overdue: Vec<MoveId>,
     /// No leader of placement has taken a report for too long.
     unheard: bool,
 }
@@ -245,6 +247,10 @@ impl SiteMetrics {
         registry.register(Box::new(build))?;
         Ok(Self {
             longest_wait,
+            overdue_moves: single(
+                "limosa_moves_overdue",
+                "Moves from here that have been switching for more than a minute",
+            )?,
             placement_silence,
             missing_workers: single(
                 "limosa_workers_missing",
@@ -569,6 +575,20 @@ impl SiteMetrics {
         state.waiting = moves.iter().map(|(id, _)| *id).collect();
     }
 
+    /// The moves that have been switching for too long, as of now; what is new is logged.
+    pub fn overdue(&self, moves: &[(MoveId, Micros)]) {
+        self.overdue_moves.set(i64::try_from(moves.len()).unwrap_or(i64::MAX));
+        let mut state = self.state();
+        for (id, since) in moves.iter().filter(|(id, _)| !state.overdue.contains(id)) {
+            tracing::warn!(
+                %id, switching_s = since.0 / 1_000_000,
+                "a move does not end: if both sites have their workers and a leader is there, restart the agent of its source, which \
+                 begins it anew from what its worker has"
+            );
+        }
+        state.overdue = moves.iter().map(|(id, _)| *id).collect();
+    }
+
     /// The expected workers that are not there, as of now; what is new is logged.
     pub fn missing(&self, workers: &[WorkerId]) {
         self.missing_workers.set(i64::try_from(workers.len()).unwrap_or(i64::MAX));
@@ -605,6 +625,7 @@ impl SiteMetrics {
             ("every worker answers (within 1.5 s)", state.silent.is_empty()),
             ("every worker has its link to the switch", state.unlinked.is_empty()),
             ("no move waits for a silent site that may have its token", state.waiting.is_empty()),
+            ("no move has been switching for more than a minute", state.overdue.is_empty()),
             ("the switch is connected", state.connected),
             (SWITCH_ANSWERS, state.switch_silent.is_none()),
             ("the switch follows the newest rules", state.in_force),
@@ -735,6 +756,18 @@ mod tests {
         metrics.switch(&SwitchEvent::Silent(Duration::from_millis(2_500)));
         metrics.switch(&SwitchEvent::Disconnected);
         assert!(failing().count() == 0 && silent_s("0"));
+    }
+
+    #[test]
+    fn a_move_that_does_not_end_makes_the_site_not_ready_until_it_does() {
+        let metrics = SiteMetrics::new("ams").unwrap();
+        let fails =
+            || metrics.checks().contains(&("no move has been switching for more than a minute", false));
+        assert!(!fails());
+        metrics.overdue(&[(MoveId(7), Micros(61_000_000))]);
+        assert!(fails() && metrics.text().contains("limosa_moves_overdue{site=\"ams\"} 1"));
+        metrics.overdue(&[]);
+        assert!(!fails() && metrics.text().contains("limosa_moves_overdue{site=\"ams\"} 0"));
     }
 
     #[test]

@@ -396,6 +396,7 @@ impl Shell {
         let agent = &self.agent;
         let (silent, unlinked) = (agent.silent_workers(now), agent.unlinked_workers());
         self.metrics.silence(&silent, &unlinked, &agent.waiting_moves(now));
+        self.metrics.overdue(&agent.overdue_moves(now));
         self.metrics.missing(&self.missing_workers());
         self.metrics.placement(self.client.silence());
         let us = |rtt: Duration| u32::try_from(rtt.as_micros()).unwrap_or(u32::MAX);

@@ -294,6 +294,13 @@ impl Source {
         (waits && silent >= self.waits.take_back).then_some(silent)
     }
 
+    /// How long ago the log said that it switches; it has not said yet how that ended.
+    #[must_use]
+    pub fn switching_for(&self, now: Micros) -> Option<Micros> {
+        let switches = self.switching.is_some() && self.state != State::Over;
+        switches.then(|| now.since(self.waiting_since))
+    }
+
     /// This site did nothing for so long: the target could not be heard of meanwhile, and is not to blame.
     pub fn stood_still(&mut self, span: Micros) {
         self.heard = self.heard.plus(span);
@@ -930,6 +937,16 @@ mod tests {
         assert_eq!(actions(&mut source), [SourceAction::Withdraw]);
         let proposed = [SourceAction::ProposeTakeBack(Proof::NeverGiven)];
         assert_eq!(feed(&mut source, [SourceInput::Disarmed { cut: true, withdrawn: true }]), proposed);
+    }
+
+    #[test]
+    fn a_source_says_for_how_long_it_has_been_switching() {
+        let later = NOW.plus(Micros(70_000_000));
+        assert_eq!(resting().switching_for(later), None);
+        let mut source = handed_over();
+        assert_eq!(source.switching_for(later), Some(Micros(70_000_000)));
+        feed(&mut source, [SourceInput::Ended(Ending::Done)]);
+        assert_eq!(source.switching_for(later), None);
     }
 
     #[test]

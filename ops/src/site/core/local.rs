@@ -24,6 +24,8 @@ const SILENT_BOUND: Micros = Micros(1_500_000);
 /// A worker that has not answered for so long is taken for dead, if another answers: longer than a busy machine keeps a process from
 /// running, and two seconds longer than a worker whose connection broke, which is surer evidence.
 const HUNG_BOUND: Micros = Micros(5_000_000);
+/// A move that switches ends within seconds. One that takes so long does not go on by itself.
+const SWITCHING_BOUND: Micros = Micros(60_000_000);
 /// What a worker said about itself counts for so long: six reports.
 const STATS_FRESH: Micros = Micros(3_000_000);
 
@@ -316,6 +318,13 @@ impl Agent {
     pub fn waiting_moves(&self, now: Micros) -> Vec<(MoveId, Micros)> {
         let waits = |(id, out): (&MoveId, &Outgoing)| Some((*id, out.machine.silent_with_token(now)?));
         self.outgoing.iter().filter_map(waits).collect()
+    }
+
+    /// Moves from here that have been switching for too long, though their target may answer, with for how long.
+    #[must_use]
+    pub fn overdue_moves(&self, now: Micros) -> Vec<(MoveId, Micros)> {
+        let since = |(id, out): (&MoveId, &Outgoing)| Some((*id, out.machine.switching_for(now)?));
+        self.outgoing.iter().filter_map(since).filter(|(_, since)| *since >= SWITCHING_BOUND).collect()
     }
 
     /// It has a group, or was told to do something with one.

@@ -913,9 +913,8 @@ fn of_a_move_between_workers_nothing_is_left_when_a_third_has_the_group() {
 /// The whole is copied from the first worker to the second, which goes away; gives the move.
 fn copied_to_a_worker_that_goes_away(agent: &mut Agent) -> (MoveId, Vec<Output>) {
     agent.move_locally(whole(), WORKERS[1], NOW);
-    let prepared = requests(&outputs(agent)).into_iter().find_map(|(_, request)| match request {
-        Request::Prepare { move_id, .. } => Some(move_id),
-        _ => None,
+    let prepared = requests(&outputs(agent)).into_iter().find_map(|(_, request)| {
+        if let Request::Prepare { move_id, .. } = request { Some(move_id) } else { None }
     });
     (prepared.unwrap(), feed(agent, Input::WorkerDown(WORKERS[1])))
 }
