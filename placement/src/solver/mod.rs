@@ -526,8 +526,7 @@ fn class_price(prices: &[Vec<f64>], class: usize, cell: usize) -> f64 {
 }
 
 /// A lower bound of what any placement within the capacities costs, from prices per unit of demand: the certificate that
-/// anybody can check. No prices at all give one too, and the better of both counts. Stranded groups count nothing. In double
-/// precision, less what its rounding may be.
+/// anybody can check. Stranded groups count nothing. In double precision, less what its rounding may be.
 #[must_use]
 pub fn bound(instance: &Instance, prices: &[PerResource<f64>]) -> f64 {
     bound_of(instance, prices, &[])
@@ -543,7 +542,6 @@ pub fn bound_with(instance: &Instance, prices: &Prices) -> f64 {
 fn bound_of(instance: &Instance, prices: &[PerResource<f64>], classes: &[Vec<f64>]) -> f64 {
     let mut sum = 0.0;
     let mut magnitude = 0.0;
-    let mut unpriced = 0.0;
     for group in 0..instance.groups() {
         let demand = instance.demand[group].map(f64::from);
         let class = if classes.is_empty() { None } else { instance.class(group) };
@@ -558,7 +556,6 @@ fn bound_of(instance: &Instance, prices: &[PerResource<f64>], classes: &[Vec<f64
         if least.is_finite() {
             sum += least;
             magnitude += least;
-            unpriced += instance.least(group, |_| 0.0);
         }
     }
     // A price on room without limit would be worth everything; such a price is no price.
@@ -578,5 +575,5 @@ fn bound_of(instance: &Instance, prices: &[PerResource<f64>], classes: &[Vec<f64
             .enumerate()
             .for_each(|(cell, &limit)| pay(class_price(classes, class, cell), limit));
     }
-    (sum - magnitude * 1e-12).max(unpriced * (1.0 - 1e-12))
+    sum - magnitude * 1e-12
 }

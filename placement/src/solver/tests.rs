@@ -281,36 +281,6 @@ fn the_same_input_gives_the_same_placement() {
     assert_eq!(round(), round());
 }
 
-/// Nothing can be won by prices, and those that were found on the way to that are not zero.
-#[test]
-fn where_all_sites_cost_the_same_the_placement_is_proven_to_be_the_best() {
-    let sites = [Site { capacity: [1_050.0, f64::INFINITY, f64::INFINITY], headroom: 0.0 }; 4];
-    let mut instance = Instance::new(&sites).unwrap();
-    let candidates: Vec<_> = (0..4).map(|site| Candidate { site, cost_ms: 20.0 }).collect();
-    for group in 0..2_000_u16 {
-        let weight = f32::from(group % 7 + 1) / 2.0;
-        let demand = [weight, 0.0, 0.0];
-        let present = Some((group % 3) as u8);
-        instance
-            .push(&Group {
-                weight,
-                demand,
-                present,
-                charge: 0.0,
-                left_out_ms: f32::INFINITY,
-                class: None,
-                candidates: &candidates,
-            })
-            .unwrap();
-    }
-    let mut solver = Solver::new(instance);
-    let certificate = solver.solve(Start::Cold);
-    assert!(certificate.exceeded.is_empty(), "{certificate:?}");
-    assert!(certificate.gap() < 1e-9, "{certificate:?}");
-    let steep = vec![[1e3; RESOURCES]; 4];
-    assert!(bound(solver.instance(), &steep) >= certificate.unconstrained * (1.0 - 1e-9));
-}
-
 #[test]
 fn the_gap_is_small_and_the_simple_choice_is_beaten() {
     let instance = generated(20_000, 0.8);
