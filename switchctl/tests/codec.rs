@@ -44,6 +44,7 @@ fn matches() -> impl Strategy<Value = Match> {
 fn actions() -> impl Strategy<Value = Vec<Action>> {
     let action = prop_oneof![
         (0u16..4096).prop_map(Action::PushVlan),
+        Just(Action::PushTag),
         Just(Action::PopVlan),
         any::<u64>().prop_map(Action::SetTunnel),
         Just(Action::ClearInPort),

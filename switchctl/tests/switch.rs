@@ -14,6 +14,7 @@ use flow::steer::{MarkerBody, Side, Tag, TunnelKey, TunnelRole};
 use flow::{Epoch, MoveId, WorkerId};
 use running::{Running, attach, client_frame, receive};
 use socket2::Socket;
+use switchctl::core::rules::{Field, RuleSet};
 use switchctl::softswitch::QUEUE_FRAMES;
 use switchctl::{
     Action, Match, OldPath, PacketOut, PortNo, Ports, Rule, RuleKey, Session, SessionOptions, SwitchEvent,
@@ -168,6 +169,33 @@ async fn nothing_old_comes_behind_the_marker() {
     assert_eq!((body.move_id, body.epoch), (MoveId(5), Epoch(2)));
     let all: Vec<u32> = before.iter().chain(&new).map(number).collect();
     assert_eq!(all, (0..FRAMES).collect::<Vec<_>>());
+}
+
+/// Later tables see what the frame has.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn to_set_the_id_of_a_tag_that_is_not_there_makes_none() {
+    let running = Running::start();
+    let (switch, mut events) = Session::spawn(running.address(), SessionOptions::default());
+    let (inside, worker) = (attach(&running.path("inside")), attach(&running.path("worker0")));
+    let to_worker = || vec![Action::Output(Ports::worker(WorkerId(0)))];
+    let key = |table, priority, matches| RuleKey { table, priority, matches };
+    let rule = |actions, goto| Rule { cookie: 0, actions, goto };
+    let tagged_5 = Match::any().masked(Field::Vlan, 0x1005, 0x1fff);
+    let mut rules = RuleSet::new();
+    let from_inside = key(0, 9, Match::any().in_port(Ports::INSIDE));
+    rules.insert(from_inside, rule(vec![Action::SetVlan(5)], Some(1)));
+    rules.insert(key(1, 9, tagged_5), rule(to_worker(), None));
+    switch.set_rules(Arc::new(rules.clone()), 1);
+    in_force(&mut events, 1).await;
+    for number in 0..20 {
+        inside.send(&client_frame(number)).unwrap();
+    }
+    nothing_comes(&worker);
+    rules.insert(key(1, 1, Match::any()), rule(to_worker(), None));
+    switch.set_rules(Arc::new(rules), 2);
+    in_force(&mut events, 2).await;
+    inside.send(&client_frame(99)).unwrap();
+    assert_eq!(receive(&worker), client_frame(99));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

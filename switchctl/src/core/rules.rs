@@ -311,8 +311,10 @@ impl fmt::Debug for Match {
 /// What a switch does to a packet, in the order of the list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Action {
-    /// Adds an 802.1Q tag with this id.
+    /// Adds an 802.1Q tag with this id, and the priority of the tag behind it.
     PushVlan(u16),
+    /// Adds an 802.1Q tag that is as the one behind it, or zero (OpenFlow 1.4, section 5.12.1).
+    PushTag,
     /// Removes the outer tag.
     PopVlan,
     /// Changes the id of the outer tag.

@@ -94,6 +94,7 @@ impl fmt::Display for Action {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match *self {
             Self::PushVlan(id) => write!(f, "push_vlan:0x8100,set_field:{}->vlan_vid", id | VLAN_PRESENT),
+            Self::PushTag => f.write_str("push_vlan:0x8100"),
             Self::PopVlan => f.write_str("pop_vlan"),
             Self::SetVlan(id) => write!(f, "set_field:{}->vlan_vid", id | VLAN_PRESENT),
             Self::SetTunnel(key) => write!(f, "set_field:{key:#x}->tun_id"),

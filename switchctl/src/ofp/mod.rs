@@ -918,6 +918,7 @@ pub(crate) fn outputs(actions: &[Action]) -> impl Iterator<Item = PortNo> + '_ {
         Action::Output(port) => Some(*port),
         Action::OutputInPort => Some(PortNo::IN_PORT),
         Action::PushVlan(_)
+        | Action::PushTag
         | Action::PopVlan
         | Action::SetVlan(_)
         | Action::SetTunnel(_)

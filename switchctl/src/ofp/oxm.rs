@@ -302,6 +302,7 @@ pub(crate) fn put_actions(w: &mut Writer, actions: &[Action]) {
                 put_plain(w, PUSH_VLAN, ETH_VLAN);
                 put_set_vlan(w, id);
             }
+            Action::PushTag => put_plain(w, PUSH_VLAN, ETH_VLAN),
             Action::PopVlan => put_plain(w, POP_VLAN, 0),
             Action::SetVlan(id) => put_set_vlan(w, id),
             Action::SetTunnel(key) => put_set(w, TUNNEL_ID, key.into()),
@@ -361,7 +362,7 @@ pub(crate) fn take_actions(mut r: Reader<'_>) -> Result<Vec<Action>, DecodeError
         let action = take_action(kind, r.sub(usize::from(len) - 4).map_err(|_| bad_len)?)?;
         // A push and the id that follows are one action of ours.
         match (actions.last_mut(), action) {
-            (Some(Action::PushVlan(id @ 0)), Action::SetVlan(new)) => *id = new,
+            (Some(push @ Action::PushTag), Action::SetVlan(id)) => *push = Action::PushVlan(id),
             _ => actions.push(action),
         }
     }
@@ -376,7 +377,7 @@ fn take_action(kind: u16, mut body: Reader<'_>) -> Result<Action, DecodeError> {
             port => Ok(Action::Output(port)),
         },
         (PUSH_VLAN, 8) => match body.u16()? {
-            ETH_VLAN => Ok(Action::PushVlan(0)),
+            ETH_VLAN => Ok(Action::PushTag),
             other => Err(Unsupported::EtherType(other).into()),
         },
         (POP_VLAN, 8) => Ok(Action::PopVlan),

@@ -78,17 +78,18 @@ impl Packet {
         &self.buffer[self.start - VXLAN_LEN..self.end]
     }
 
-    /// Adds a tag, if there is room.
-    pub fn push_vlan(&mut self, id: u16) {
+    /// Adds a tag that is as the outer one, or zero, if there is room.
+    pub fn push_tag(&mut self) {
         if self.start < TAG_LEN + VXLAN_LEN {
             return;
         }
+        let tag = if self.has_tag() { be16(self.frame(), MACS_LEN + 2) } else { 0 };
         let from = self.start;
         self.start -= TAG_LEN;
         self.buffer.copy_within(from..from + MACS_LEN, self.start);
         let at = self.start + MACS_LEN;
         self.buffer[at..at + 2].copy_from_slice(&ETH_VLAN.to_be_bytes());
-        self.buffer[at + 2..at + 4].copy_from_slice(&(id & 0xfff).to_be_bytes());
+        self.buffer[at + 2..at + 4].copy_from_slice(&tag.to_be_bytes());
     }
 
     /// Removes the outer tag, if there is one.
@@ -99,12 +100,19 @@ impl Packet {
         }
     }
 
-    /// Changes the id of the outer tag, if there is one.
+    /// Changes the id of the outer tag, if there is one; its priority stays.
     pub fn set_vlan(&mut self, id: u16) {
         if self.has_tag() {
+            let tag = be16(self.frame(), MACS_LEN + 2) & !0xfff | id & 0xfff;
             let at = self.start + MACS_LEN + 2;
-            self.buffer[at..at + 2].copy_from_slice(&(id & 0xfff).to_be_bytes());
+            self.buffer[at..at + 2].copy_from_slice(&tag.to_be_bytes());
         }
+    }
+
+    /// The id of the outer tag with [`VLAN_PRESENT`], or 0.
+    #[must_use]
+    pub fn vlan(&self) -> u16 {
+        if self.has_tag() { be16(self.frame(), MACS_LEN + 2) & 0xfff | VLAN_PRESENT } else { 0 }
     }
 
     fn has_tag(&self) -> bool {
@@ -124,8 +132,8 @@ impl Packet {
         Field::TunnelId.write(&mut words, tunnel_id.into());
         let frame = self.frame();
         let mut at = MACS_LEN;
+        Field::Vlan.write(&mut words, self.vlan().into());
         if self.has_tag() {
-            Field::Vlan.write(&mut words, u128::from(be16(frame, at + 2) & 0xfff | VLAN_PRESENT));
             at += TAG_LEN;
         }
         let eth_type = be16(frame, at);
@@ -214,7 +222,10 @@ mod tests {
             let mut packet = Packet::default();
             if packet.load(&bytes) {
                 let before = packet.fields(PortNo(1), 2);
-                packet.push_vlan(0x123);
+                let outer = packet.vlan();
+                packet.push_tag();
+                prop_assert_eq!(packet.vlan(), outer | VLAN_PRESENT);
+                packet.set_vlan(0x123);
                 let tagged = packet.fields(PortNo(1), 2);
                 prop_assert_eq!(Field::Vlan.read(&tagged), 0x1123);
                 packet.set_vlan(0x456);
@@ -224,6 +235,20 @@ mod tests {
                 prop_assert!(bytes.ends_with(&packet.frame()[MACS_LEN..]));
                 prop_assert_eq!(&packet.encapsulated(0x01_0203)[..8], &[8, 0, 0, 0, 1, 2, 3, 0]);
             }
+        }
+
+        /// OpenFlow 1.4, section 5.12.1: what is not set is as in the tag behind.
+        #[test]
+        fn a_tag_that_is_pushed_has_the_priority_of_the_one_behind_it(tag: u16, id in 0_u16..4096) {
+            let mut frame = vec![0; 12];
+            frame.extend([[0x81, 0], tag.to_be_bytes(), [8, 0]].concat());
+            let mut packet = Packet::default();
+            prop_assert!(packet.load(&frame));
+            packet.push_tag();
+            prop_assert_eq!(be16(packet.frame(), MACS_LEN + 2), tag);
+            packet.set_vlan(id);
+            prop_assert_eq!(be16(packet.frame(), MACS_LEN + 2), tag & 0xf000 | id);
+            prop_assert_eq!(&packet.frame()[MACS_LEN + TAG_LEN..], &frame[MACS_LEN..]);
         }
 
         #[test]

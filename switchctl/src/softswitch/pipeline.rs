@@ -459,8 +459,10 @@ fn check_actions(
             Action::PopVlan | Action::SetVlan(_) if tagged == Some(false) => {
                 return Err(error::MATCH_INCONSISTENT);
             }
-            Action::PushVlan(_) if pushes == PUSHES_MAX => return Err(error::TOO_MANY_ACTIONS),
-            Action::PushVlan(_) => {
+            Action::PushVlan(_) | Action::PushTag if pushes == PUSHES_MAX => {
+                return Err(error::TOO_MANY_ACTIONS);
+            }
+            Action::PushVlan(_) | Action::PushTag => {
                 pushes += 1;
                 tagged = Some(true);
             }
@@ -493,9 +495,14 @@ impl Flight {
     ) {
         for action in actions {
             match *action {
+                Action::PushTag => {
+                    packet.push_tag();
+                    self.follow_tag(packet);
+                }
                 Action::PushVlan(id) => {
-                    packet.push_vlan(id);
-                    self.set_vlan(id & 0xfff | VLAN_PRESENT);
+                    packet.push_tag();
+                    packet.set_vlan(id);
+                    self.follow_tag(packet);
                 }
                 Action::PopVlan => {
                     packet.pop_vlan();
@@ -504,7 +511,7 @@ impl Flight {
                 }
                 Action::SetVlan(id) => {
                     packet.set_vlan(id);
-                    self.set_vlan(id & 0xfff | VLAN_PRESENT);
+                    self.follow_tag(packet);
                 }
                 Action::SetTunnel(key) => Field::TunnelId.write(&mut self.words, key.into()),
                 // Refused when the rule came; a packet of a controller goes where its port leads.
@@ -520,8 +527,9 @@ impl Flight {
         }
     }
 
-    fn set_vlan(&mut self, vlan: u16) {
-        Field::Vlan.write(&mut self.words, vlan.into());
+    /// What later tables see is what the frame has: to set the id of a tag that is not there does nothing.
+    fn follow_tag(&mut self, packet: &Packet) {
+        Field::Vlan.write(&mut self.words, packet.vlan().into());
     }
 
     fn in_port(&self) -> PortNo {
