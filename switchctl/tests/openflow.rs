@@ -599,11 +599,16 @@ fn settings_are_honoured_or_refused_by_their_own_errors() {
     assert_eq!(c.error_of(&group(1, 1)), Some((6, 8)));
     assert_eq!(c.error_of(&group(2, ofp::GROUP_ALL)), None);
     assert_eq!(c.error_of(&group(9, 1)), Some((6, 11)));
+    assert_eq!(c.error_of(&group(0, ofp::GROUP_ALL)), Some((6, 1)));
+    assert_eq!(c.raw(15, &[0, 0, 9, 0, 0, 0, 0, 1]), Some((6, 10)));
     let meter = |command, meter| Message::MeterMod(MeterMod { command, meter });
     assert_eq!(c.error_of(&meter(0, 1)), Some((12, 10)));
     assert_eq!(c.error_of(&meter(1, 1)), Some((12, 3)));
     assert_eq!(c.error_of(&meter(2, 1)), None);
     assert_eq!(c.error_of(&meter(9, 1)), Some((12, 4)));
+    for none in [0, 0xffff_0001, u32::MAX] {
+        assert_eq!(c.error_of(&meter(0, none)), Some((12, 2)));
+    }
     // Buckets and bands fill the message; of what is deleted nothing more is asked.
     let bucket = [0, 16, 0, 0, 0, 0, 0, 1, 0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0];
     let band = [0, 99, 0, 16, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];

@@ -98,10 +98,14 @@ codes! {
     FLOW_BAD_COMMAND = 5, 6;
     /// A flow mod failed: flags that are not supported.
     FLOW_BAD_FLAGS = 5, 7;
+    /// A group mod failed: no group can have this number.
+    GROUP_INVALID = 6, 1;
     /// A group mod failed: there is no room for groups.
     GROUP_NO_ROOM = 6, 3;
     /// A group mod failed: no such group.
     GROUP_UNKNOWN = 6, 8;
+    /// A group mod failed: no such type.
+    GROUP_BAD_TYPE = 6, 10;
     /// A group mod failed: no such command.
     GROUP_BAD_COMMAND = 6, 11;
     /// A port mod failed: no such port.
@@ -126,6 +130,8 @@ codes! {
     ROLE_STALE = 11, 0;
     /// A role that is none.
     ROLE_BAD_ROLE = 11, 2;
+    /// A meter mod failed: no meter can have this number.
+    METER_INVALID = 12, 2;
     /// A meter mod failed: no such meter.
     METER_UNKNOWN = 12, 3;
     /// A meter mod failed: no such command.

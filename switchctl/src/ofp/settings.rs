@@ -140,10 +140,17 @@ pub(super) fn put_group_mod(w: &mut Writer, change: GroupMod) {
     w.u32(change.group);
 }
 
+/// The last of the four types of groups (`OFPGT_FF`).
+const GROUP_FAST_FAILOVER: u8 = 3;
+
 pub(super) fn take_group_mod(r: &mut Reader<'_>) -> Result<GroupMod, DecodeError> {
-    let command = r.u16()?;
-    r.take(2)?;
+    let (command, kind) = (r.u16()?, r.u8()?);
+    r.take(1)?;
     let group = r.u32()?;
+    if matches!(command, ADD | MODIFY) && kind > GROUP_FAST_FAILOVER {
+        let (field, value) = ("type of a group", kind.into());
+        return Err(DecodeError::Value { field, value, code: error::GROUP_BAD_TYPE });
+    }
     whole_records(r, 0)?;
     Ok(GroupMod { command, group })
 }

@@ -513,9 +513,14 @@ fn send(out: &PacketOut, datapath: &mut Datapath, packet: &mut Packet) -> Result
     datapath.pipeline.packet_out(packet, out.in_port, &out.actions, &mut deliver)
 }
 
+/// `OFPG_MAX` and `OFPM_MAX`: those beyond have a meaning of their own.
+const GROUP_MAX: u32 = 0xffff_ff00;
+const METER_MAX: u32 = 0xffff_0000;
+
 /// There are no groups, and there is no room for any; to remove what is not there is no error.
 fn change_group(change: GroupMod) -> Result<(), error::Code> {
     match change.command {
+        ADD if change.group > GROUP_MAX => Err(error::GROUP_INVALID),
         ADD => Err(error::GROUP_NO_ROOM),
         MODIFY => Err(error::GROUP_UNKNOWN),
         DELETE => Ok(()),
@@ -526,6 +531,7 @@ fn change_group(change: GroupMod) -> Result<(), error::Code> {
 /// As with groups.
 fn change_meter(change: MeterMod) -> Result<(), error::Code> {
     match change.command {
+        ADD if !(1..=METER_MAX).contains(&change.meter) => Err(error::METER_INVALID),
         ADD => Err(error::METER_NO_ROOM),
         MODIFY => Err(error::METER_UNKNOWN),
         DELETE => Ok(()),
