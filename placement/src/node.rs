@@ -1659,12 +1659,7 @@ async fn watch_files(inner: std::sync::Weak<Inner>) {
         let (Ok(Err(error)), Some(inner)) = (looked, inner.upgrade()) else { continue };
         let node = Node { inner };
         if node.why_stopped().is_none() {
-            node.condemn(format!(
-                "{error}, and what this node promises would be lost with its process. If its directory was moved, put it back, and \
-                 start it again. If it is lost, remove node {id} from the group (`limosa raft remove {id}`), and add a node with a \
-                 number that was never used before (`limosa raft add`)",
-                id = node.inner.id
-            ));
+            node.condemn(error.to_string());
         }
         return;
     }

@@ -5,6 +5,20 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+/// Whether all of a node's files are still there; an error says what became of one, and the way back.
+pub(crate) fn check(files: &[OwnFile]) -> io::Result<()> {
+    files.iter().try_for_each(OwnFile::check).map_err(|error| {
+        io::Error::new(
+            error.kind(),
+            format!(
+                "{error}, and what this node promises would be lost with its process. If its directory was moved, put it back, and \
+                 start it again. If it is lost, remove this node from the group (`limosa raft remove`), and add one with a number \
+                 that was never used before (`limosa raft add`)"
+            ),
+        )
+    })
+}
+
 /// A file that is open, by its path.
 #[derive(Debug)]
 pub(crate) struct OwnFile {
@@ -22,7 +36,7 @@ impl OwnFile {
     }
 
     /// An error says what became of it.
-    pub(crate) fn check(&self) -> io::Result<()> {
+    fn check(&self) -> io::Result<()> {
         let path = self.path.display();
         let found = std::fs::metadata(&self.path)
             .map_err(|error| io::Error::new(error.kind(), format!("{path}: it is gone ({error})")))?;

@@ -29,7 +29,7 @@ use serde::de::DeserializeOwned;
 use tokio::sync::oneshot;
 
 use crate::claims::{Claims, Witness};
-use crate::own_files::OwnFile;
+use crate::own_files::{self, OwnFile};
 use crate::promise::{FILE_MODE, Promise, PromiseFile, check_kind};
 use crate::raft::TypeConfig;
 use crate::wire;
@@ -217,7 +217,7 @@ impl Store {
 
     /// Whether what this node writes will be there at its next start.
     pub(crate) fn check_files(&self) -> io::Result<()> {
-        self.files.iter().try_for_each(OwnFile::check)
+        own_files::check(&*self.files)
     }
 
     /// What is on disk and may be counted on.
@@ -686,7 +686,7 @@ impl Writer {
     /// cut back, and given after everything else.
     fn keep(&mut self, batch: &[Job]) -> io::Result<()> {
         if !batch.is_empty() {
-            self.files.iter().try_for_each(OwnFile::check)?;
+            own_files::check(&*self.files)?;
         }
         let present = *lock(&self.promised);
         let (lowest, next) = promises(present, batch);

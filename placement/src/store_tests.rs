@@ -295,6 +295,7 @@ async fn what_is_written_to_files_that_are_gone_is_not_acknowledged() {
         std::fs::remove_file(dir.path().join(name)).unwrap();
         let error = append(&mut store, vec![entry(1, 2)]).await.unwrap_err().to_string();
         assert!(error.contains(name) && error.contains("it is gone"), "{error}");
+        assert!(error.contains("If its directory was moved, put it back"), "{error}");
     }
 }
 
