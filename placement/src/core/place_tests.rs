@@ -224,6 +224,30 @@ fn standbys_are_in_another_domain_and_follow_their_group() {
 }
 
 #[test]
+fn a_group_that_waits_to_move_has_a_standby_where_it_is() {
+    // The plan takes group 6 out of the metro and has its standby there; nobody gains by that plan, so nobody moves.
+    let (mut cluster, _) = world(vec![]);
+    for (n, owner) in (0..).zip([0, 2, 0, 2, 0, 0, 1, 0]) {
+        cluster.groups.get_mut(&group_id(n)).unwrap().owner = SiteId(owner);
+    }
+    let mut model = Model::new(None);
+    let loads = (0..).zip([2, 0, 0, 1, 2, 2, 2, 0]).map(|(n, ingress)| load(n, 100, ingress)).collect();
+    model.handle_report(&report(0, loads), Micros(0));
+    let rules = vec![
+        spread(0.4, Place::Domain),
+        rule("allow", Some("100.64.0.0/23"), Kind::Allow([SiteId(1), SiteId(2)].into())),
+        rule("standby", Some("100.64.4.0/22"), Kind::Standby([].into())),
+    ];
+    put(&mut cluster, Policy { rules, ..Policy::default() }).unwrap();
+    settle(&mut cluster, &model, |_| {});
+    for n in 4..8 {
+        let Group { owner, standby, .. } = cluster.groups[&group_id(n)];
+        assert!(standby.is_some_and(|site| site.0.max(1) != owner.0.max(1)), "{n}: {owner} {standby:?}");
+    }
+    assert_eq!(round(&cluster, &model).round.unwrap().unprotected, 0);
+}
+
+#[test]
 fn a_standby_is_one_of_the_sites_that_the_rule_names() {
     let (mut cluster, model) = world(vec![rule("there", None, Kind::Standby([SiteId(3)].into()))]);
     settle(&mut cluster, &model, |_| {});

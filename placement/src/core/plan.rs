@@ -64,7 +64,7 @@ pub(super) fn whole(
         Problem::with_frame(cluster, model, Purpose::Plan(ready), now).ok().flatten()?;
     let start = resume(cluster, &mut problem);
     let (certificate, standbys) = solve(&mut problem, start);
-    let unprotected = standbys.as_ref().map_or(0, |standbys| standbys.unprotected.len() as u64);
+    let unprotected = standbys.as_ref().map_or(0, |standbys| unprotected(&problem, standbys));
     let (mut commands, mut round) = decide(cluster, &problem, &certificate, ready);
     round.unprotected = unprotected;
     round.touched = round.groups;
@@ -113,17 +113,13 @@ pub(super) fn solve(problem: &mut Problem, start: Start) -> (Certificate, Option
     }
 }
 
-/// Standbys that a rule wants known and that are others than before. One that is in the domain of the present owner waits
-/// until the group has moved.
+/// Standbys that a rule wants known and that are others than before.
 fn standby_changes(cluster: &Cluster, problem: &Problem, standbys: Option<&Standbys>) -> Option<Command> {
     let wanted: BTreeMap<GroupId, Option<SiteId>> = (0..problem.groups.len())
         .filter(|&group| problem.standby.named[group])
-        .filter_map(|group| {
-            let entry = &problem.groups[group];
-            let site = standbys.and_then(|standbys| standbys.sites[group]);
-            let domain = |site: u8| problem.domain[usize::from(site)];
-            let waits = site.is_some_and(|site| domain(site) == domain(entry.owner));
-            (!waits).then(|| (entry.id, site.map(|site| problem.sites[usize::from(site)])))
+        .map(|group| {
+            let site = standbys.and_then(|standbys| standby_for_now(problem, group, standbys.sites[group]?));
+            (problem.groups[group].id, site.map(|site| problem.sites[usize::from(site)]))
         })
         .collect();
     let mut rules = Classes::new(&cluster.policy);
@@ -145,6 +141,27 @@ fn standby_changes(cluster: &Cluster, problem: &Problem, standbys: Option<&Stand
         .take(MOVES_PER_COMMAND_MAX)
         .collect();
     (!changes.is_empty()).then_some(Command::SetStandbys { standbys: changes })
+}
+
+/// Groups that have no standby where they are to be, or none where they are.
+fn unprotected(problem: &Problem, standbys: &Standbys) -> u64 {
+    let lacks = |&group: &usize| {
+        let planned = standbys.sites[group];
+        problem.standby.named[group]
+            && planned.is_some_and(|site| standby_for_now(problem, group, site).is_none())
+    };
+    (standbys.unprotected.len() + (0..problem.groups.len()).filter(lacks).count()) as u64
+}
+
+/// The standby of a group where it is now. That of its planned place may be in the domain of its owner: until the group has moved,
+/// if ever it does, the present standby stays, or else the planned place, which has room for it, is its standby.
+fn standby_for_now(problem: &Problem, group: usize, planned: u8) -> Option<u8> {
+    let Problem { standby, domain, groups, solver, .. } = problem;
+    let domain = |site: u8| domain[usize::from(site)];
+    let elsewhere = |site: &u8| domain(*site) != domain(groups[group].owner);
+    let holds = |site: &u8| elsewhere(site) && standby.may_be_at(group, *site);
+    let present = || standby.present[group].filter(holds);
+    Some(planned).filter(elsewhere).or_else(present).or_else(|| solver.site(group).filter(holds))
 }
 
 /// What is worth measuring.

@@ -23,6 +23,12 @@ pub(in crate::core) struct Standby {
 }
 
 impl Standby {
+    /// Whether the rule lets the standby of a group be there.
+    pub(in crate::core) fn may_be_at(&self, group: usize, site: u8) -> bool {
+        let set = self.sets.get(usize::from(self.among[group]));
+        set.is_none_or(|set| set[usize::from(site)])
+    }
+
     pub(super) fn add(&mut self, policy: &Policy, effect: &Effect, table: &Table, group: &Group) {
         let set = effect.standby.filter(|set| *set != SiteSet::ALL).map(|set| {
             let mut sites = [false; SITES_MAX];
