@@ -217,10 +217,7 @@ impl<L: SwitchLink> Process<L> {
         let now = self.clock.now();
         self.link.maintain(now);
         self.worker.note_link(self.link.is_up());
-        let received = self.link.rx_burst(&mut self.rx).unwrap_or_else(|error| {
-            tracing::warn!(%error, "the switch is gone");
-            0
-        });
+        let received = if self.worker.takes_packets(now) { self.receive() } else { 0 };
         if received > 0 {
             self.worker.burst(&mut self.rx, now, &mut self.out);
         }
@@ -240,6 +237,13 @@ impl<L: SwitchLink> Process<L> {
             return Ok(());
         }
         self.rest(now)
+    }
+
+    fn receive(&mut self) -> usize {
+        self.link.rx_burst(&mut self.rx).unwrap_or_else(|error| {
+            tracing::warn!(%error, "the switch is gone");
+            0
+        })
     }
 
     fn flush(&mut self) {
@@ -375,6 +379,8 @@ impl<L: SwitchLink> Process<L> {
         let timeout = match rest {
             Rest::Spin => Micros(0),
             Rest::Nap(span) => span.min(most),
+            // The switch may have much: it waits for the agent.
+            Rest::Until(..) if self.worker.is_waking() => most,
             Rest::Until(descriptor, flags) => {
                 fds.push(PollFd::new(descriptor, flags));
                 most

@@ -171,3 +171,30 @@ impl Lab {
         groups.first().map(|status| status.phase)
     }
 }
+
+#[test]
+fn a_worker_that_stood_still_takes_no_packets_until_its_agent_has_asked_anew() {
+    let mut lab = Lab::serving(256);
+    assert!(lab.worker.takes_packets(Micros(2_400_000)), "shorter than an agent waits");
+    lab.now = Micros(9_500_000);
+    assert!(!lab.worker.takes_packets(lab.now));
+    // What the agent asked meanwhile was in the socket.
+    lab.ask(Request::Stats);
+    assert!(!lab.worker.takes_packets(lab.now));
+    lab.now = Micros(9_700_000);
+    assert!(!lab.worker.takes_packets(lab.now) && lab.worker.is_waking());
+    // The agent says first what others have by now.
+    lab.ask(Request::Yield { group: group_id(), relay_us: 1_000_000 });
+    lab.ask(Request::Stats);
+    assert!(lab.worker.takes_packets(lab.now) && !lab.worker.is_waking());
+    assert_ne!(lab.phase(), Some(Phase::Serving));
+}
+
+#[test]
+fn a_worker_that_stood_still_and_has_no_agent_serves_what_it_has() {
+    let mut lab = Lab::serving(256);
+    assert!(!lab.worker.takes_packets(Micros(7_000_000)));
+    assert!(!lab.worker.takes_packets(Micros(8_499_999)));
+    assert!(lab.worker.takes_packets(Micros(8_500_000)));
+    assert!(lab.worker.takes_packets(Micros(8_500_001)));
+}

@@ -162,6 +162,10 @@ pub struct Worker<B> {
     idle: Micros,
     link_down: bool,
     reported: Micros,
+    /// When packets were last asked for.
+    asked: Micros,
+    /// When it found that it had stood still, until its agent is heard.
+    woke: Option<Micros>,
     /// Of the present slice.
     tick: u32,
     looks: Vec<Option<Look>>,
@@ -172,6 +176,14 @@ const ICMP_PER_SECOND: u32 = 100;
 
 /// How long an old owner relays after the last packet of an ingress that has not flipped.
 const STRAGGLERS: Micros = Micros(5_000_000);
+
+/// A worker that stood still for so long may be taken for dead, and others may have what it had: an agent waits half a second longer for
+/// one whose connection broke, and longer still for one that only says nothing.
+const STOOD_STILL: Micros = Micros(2_500_000);
+/// How long a worker that wakes waits for its agent: it asks twice a second, connects again every 100 ms, and is not to be missed for long.
+const WAKING_BOUND: Micros = Micros(1_500_000);
+/// What an agent asked while the worker stood still was in the socket, and is read sooner than this.
+const OLD_REQUESTS: Micros = Micros(100_000);
 
 /// Ticks of 100 ms.
 fn tick(now: Micros) -> u32 {
@@ -204,6 +216,8 @@ impl<B: PacketBuf> Worker<B> {
             idle: Micros(0),
             link_down: false,
             reported: now,
+            asked: now,
+            woke: None,
             tick: tick(now),
             looks: Vec::with_capacity(BURST_LEN),
         }
@@ -278,6 +292,28 @@ impl<B: PacketBuf> Worker<B> {
                 group.flows.rewind();
             }
         }
+    }
+
+    /// Whether packets may be taken from the switch now; asked before each burst, whether or not there is one.
+    ///
+    /// Not at first after the worker stood still for 2.5 s or more: others may have its groups by then, and what waits for it in its
+    /// socket must not be translated by what it knew. It goes on when its agent has asked for statistics, before which it says who is to
+    /// serve what, or after 1.5 s: without an agent it serves what it has.
+    pub fn takes_packets(&mut self, now: Micros) -> bool {
+        let still = now.since(self.asked);
+        self.asked = now;
+        if still >= STOOD_STILL {
+            tracing::warn!(ms = still.0 / 1_000, "stood still: packets wait until the agent is heard");
+            self.woke = Some(now);
+        }
+        self.woke = self.woke.filter(|woke| now < woke.plus(WAKING_BOUND));
+        self.woke.is_none()
+    }
+
+    /// Whether packets wait until the agent is heard.
+    #[must_use]
+    pub fn is_waking(&self) -> bool {
+        self.woke.is_some()
     }
 
     /// Handles what came from the switch, in order; leaves `packets` empty.

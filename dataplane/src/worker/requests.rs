@@ -3,7 +3,7 @@
 use flow::nat::NatSlices;
 use flow::{Batch, Epoch, GroupId, Micros, MoveId, SiteId, Token};
 
-use super::{Install, Worker, mask, tick};
+use super::{Install, OLD_REQUESTS, Worker, mask, tick};
 use crate::control::{
     BATCH_LEN_MAX, Event, Function, GroupLoad, GroupStatus, Ordering, Request, ServiceSpec, Stats, VERSION,
 };
@@ -154,6 +154,8 @@ impl<B: PacketBuf> Worker<B> {
     }
 
     fn stats(&mut self, now: Micros) {
+        // One that came sooner had waited in the socket.
+        self.woke = self.woke.filter(|woke| now < woke.plus(OLD_REQUESTS));
         let mut groups = Vec::new();
         for &number in self.by_id.values() {
             let group = &mut self.groups[number as usize];

@@ -481,7 +481,8 @@ impl World {
             boot,
         };
         let status = std::collections::BTreeMap::new();
-        place.process = Some(Process { worker: Worker::new(settings, now), boot, turn_at: u64::MAX, status });
+        let (core, socket) = (Worker::new(settings, now), Vec::new());
+        place.process = Some(Process { worker: core, boot, socket, turn_at: u64::MAX, status });
         self.wake_worker(site, worker, 100_000);
     }
 
@@ -490,6 +491,8 @@ impl World {
             return;
         };
         let Some(process) = place.process.take() else { return };
+        let waiting = process.socket.iter().filter_map(|frame| Some(packet::read(frame)?.number));
+        waiting.for_each(|number| self.traffic.excuse(number));
         place.stopped_until = 0;
         self.checks.delays.forget((site, worker));
         self.trace(|| format!("worker {site}/{worker} crashes"));
@@ -660,7 +663,10 @@ impl World {
         let Some(process) = place.process.as_mut() else { return Ok(()) };
         let mut out = Sent::default();
         let before = process.worker.counters();
-        process.worker.burst(&mut burst, now, &mut out);
+        process.socket.append(&mut burst);
+        if process.worker.takes_packets(now) {
+            process.worker.burst(&mut process.socket, now, &mut out);
+        }
         process.worker.slice(now, &mut out);
         let events: Vec<Event> = std::iter::from_fn(|| process.worker.poll_event()).collect();
         for request in events.iter().filter_map(|event| mutated(mutation, event)) {

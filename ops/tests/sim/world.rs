@@ -99,6 +99,8 @@ pub(crate) enum Queue {
 pub(crate) struct Process {
     pub(crate) worker: Worker<Vec<u8>>,
     pub(crate) boot: u64,
+    /// What the switch has delivered and the process has not taken.
+    pub(crate) socket: Vec<Vec<u8>>,
     pub(crate) turn_at: u64,
     pub(crate) status: BTreeMap<GroupId, GroupStatus>,
 }
