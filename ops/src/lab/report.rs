@@ -60,8 +60,8 @@ pub(super) struct Delay {
 pub(super) struct Seen {
     pub(super) http: Vec<Sample>,
     pub(super) wrongs: Wrongs,
-    /// Name, echoes, how many came twice.
-    pub(super) pings: Vec<(String, Vec<Sample>, u64)>,
+    /// Name, echoes, when those that came back twice were sent.
+    pub(super) pings: Vec<(String, Vec<Sample>, Vec<u64>)>,
     pub(super) ssh: Vec<Sample>,
     pub(super) ssh_failure: Option<String>,
     pub(super) download: Downloaded,
@@ -212,7 +212,6 @@ impl Seen {
         };
         zero("requests whose connection was reset", self.wrongs.reset);
         zero("requests with a wrong answer", self.wrongs.wrong);
-        zero("pings answered twice", self.pings.iter().map(|(_, _, duplicates)| duplicates).sum());
         if self.http.is_empty() {
             failures.push("no request was made".to_owned());
         }
@@ -239,6 +238,16 @@ impl Seen {
     }
 }
 
+/// Echoes that came back twice, with what happened when they were sent.
+fn twice<'a>(seen: &'a Seen, happenings: &'a [Happening]) -> impl Iterator<Item = String> + 'a {
+    let during = |at_us: u64| happenings.iter().rev().find(|happening| happening.span().contains(&at_us));
+    let each = seen.pings.iter().flat_map(|(name, _, twice)| twice.iter().map(move |at_us| (name, *at_us)));
+    each.map(move |(name, at_us)| {
+        let during = during(at_us).map_or("nothing", |happening| &happening.name);
+        format!("{name}: the echo sent at {:.3} s, during {during}, came back twice", at_us as f64 / 1e6)
+    })
+}
+
 impl Report {
     /// Puts together what was found.
     pub(super) fn new(
@@ -257,11 +266,12 @@ impl Report {
             failures.push(format!("{late} requests without an answer in time"));
         }
         failures.extend(seen.failures());
+        failures.extend(twice(&seen, &happenings));
         failures.extend(probes.failures());
-        let pings = seen.pings.iter().map(|(name, samples, duplicates)| Pinged {
+        let pings = seen.pings.iter().map(|(name, samples, twice)| Pinged {
             name: name.clone(),
             latency: Latency::of(samples.iter()),
-            duplicates: *duplicates,
+            duplicates: twice.len() as u64,
             per_second: per_second(samples),
         });
         let clients = Clients {
@@ -379,7 +389,11 @@ mod tests {
         Seen {
             http: vec![fine],
             wrongs: Wrongs::default(),
-            pings: vec![("p".to_owned(), vec![fine, Sample { at_us: lost_at_us, took_us: None }], 0)],
+            pings: vec![(
+                "p".to_owned(),
+                vec![fine, Sample { at_us: lost_at_us, took_us: None }],
+                Vec::new(),
+            )],
             ssh: vec![fine],
             ssh_failure: None,
             download: Downloaded {
@@ -408,6 +422,17 @@ mod tests {
         assert_eq!(failures(Loss::Never, seen(2_900_000)), ["move: 1 pings lost"]);
         assert_eq!(failures(Loss::Never, seen(3_100_000)), [""; 0]);
         assert_eq!(failures(Loss::Allowed, seen(2_900_000)), [""; 0]);
+    }
+
+    #[test]
+    fn an_echo_that_comes_back_twice_is_a_failure_that_says_when_it_was_sent() {
+        let twice = |at_us| {
+            let mut seen = seen(0);
+            seen.pings[0].2.push(at_us);
+            failures(Loss::Allowed, seen)
+        };
+        assert_eq!(twice(1_250_000), ["p: the echo sent at 1.250 s, during move, came back twice"]);
+        assert_eq!(twice(8_000_000), ["p: the echo sent at 8.000 s, during nothing, came back twice"]);
     }
 
     #[test]

@@ -690,8 +690,8 @@ impl Clients {
         let ssh_failure = typing.stop().err();
         let mut seen_pings = Vec::new();
         for (name, mut ping) in pings {
-            let (samples, duplicates) = ping.stop();
-            seen_pings.push((name, samples, duplicates));
+            let (samples, twice) = ping.stop();
+            seen_pings.push((name, samples, twice));
         }
         let mut wrongs = Wrongs::default();
         let mut http: Vec<Sample> = Vec::new();

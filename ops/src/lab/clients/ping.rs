@@ -56,14 +56,14 @@ impl Ping {
         Ok(Self { child, echoes, thread: Some(thread) })
     }
 
-    /// Ends `ping`. Each echo, those that were lost too; and how many came back twice.
-    pub(in super::super) fn stop(&mut self) -> (Vec<Sample>, u64) {
+    /// Ends `ping`. Each echo, those that were lost too; and when those that came back twice were sent.
+    pub(in super::super) fn stop(&mut self) -> (Vec<Sample>, Vec<u64>) {
         end(&mut self.child, Signal::SIGINT);
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
         let echoes = self.echoes.lock().unwrap_or_else(PoisonError::into_inner);
-        (echoes.samples(), echoes.duplicates)
+        (echoes.samples(), echoes.twice_at_us.clone())
     }
 }
 
@@ -119,7 +119,8 @@ fn micros(text: &str, decimals: usize) -> Option<u64> {
 #[derive(Debug, Default)]
 struct Echoes {
     came: std::collections::BTreeMap<u64, Echo>,
-    duplicates: u64,
+    /// When those that came back twice were sent.
+    twice_at_us: Vec<u64>,
     /// How often the 16 bits of the number have gone round.
     rounds: u64,
     last: u64,
@@ -134,8 +135,8 @@ impl Echoes {
         }
         echo.number |= self.rounds << 16;
         self.last = self.last.max(echo.number);
-        if self.came.insert(echo.number, echo).is_some() {
-            self.duplicates += 1;
+        if let Some(first) = self.came.insert(echo.number, echo) {
+            self.twice_at_us.push(first.sent_us);
         }
     }
 
@@ -182,7 +183,7 @@ mod tests {
         }
         let lost: Vec<_> = echoes.samples().into_iter().filter(|s| s.took_us.is_none()).collect();
         assert_eq!(lost.iter().map(|s| s.at_us).collect::<Vec<_>>(), [24_000, 32_000]);
-        assert_eq!(echoes.duplicates, 1);
+        assert_eq!(echoes.twice_at_us, [40_000]);
     }
 
     #[test]
