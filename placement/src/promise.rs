@@ -73,8 +73,13 @@ impl PromiseFile {
     /// Makes the file, whole or not at all.
     pub(crate) fn create(path: &Path, promise: &Promise) -> io::Result<Self> {
         let fresh = path.with_extension("new");
+        // What a node left that was ended here, or anything else in its place.
+        match std::fs::remove_file(&fresh) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            Ok(()) | Err(_) => {}
+        }
         let mut options = OpenOptions::new();
-        options.read(true).write(true).create(true).truncate(true).mode(FILE_MODE);
+        options.read(true).write(true).create_new(true).mode(FILE_MODE);
         let mut file = options.open(&fresh)?;
         file.write_all(&[0; 2 * SLOT_LEN])?;
         let mut made = Self { file, number: 0 };
@@ -198,6 +203,19 @@ mod tests {
         assert_eq!(PromiseFile::open(&path).unwrap().1, promise(6));
         file.file.write_all_at(&[0; 2 * SLOT_LEN], 0).unwrap();
         assert_eq!(PromiseFile::open(&path).unwrap_err().kind(), io::ErrorKind::InvalidData);
+    }
+
+    #[test]
+    fn what_was_left_of_a_file_that_was_being_made_is_in_nobodys_way() {
+        let dir = tempfile::TempDir::new().unwrap();
+        let (path, fresh) = (dir.path().join("promise"), dir.path().join("promise.new"));
+        std::fs::write(&fresh, [9; 3 * SLOT_LEN]).unwrap();
+        PromiseFile::create(&path, &promise(1)).unwrap();
+        assert_eq!(PromiseFile::open(&path).unwrap().1, promise(1));
+        std::fs::remove_file(&path).unwrap();
+        let _socket = std::os::unix::net::UnixListener::bind(&fresh).unwrap();
+        PromiseFile::create(&path, &promise(2)).unwrap();
+        assert_eq!(PromiseFile::open(&path).unwrap().1, promise(2));
     }
 
     #[test]
