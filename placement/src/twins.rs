@@ -49,6 +49,8 @@ struct Heard {
     /// How often the one before came back, and when that was last.
     returns: u32,
     returned: Micros,
+    /// When anybody was last heard in this name.
+    heard: Micros,
 }
 
 impl Heard {
@@ -92,10 +94,14 @@ impl<Name: Ord + Clone + Display> Twins<Name> {
     fn hear_run(&self, name: &Name, run: u64, now: Micros) -> bool {
         let mut all = self.lock();
         if all.len() >= NAMES_MAX && !all.contains_key(name) {
+            forget_silent(&mut all, now);
+        }
+        if all.len() >= NAMES_MAX && !all.contains_key(name) {
             return false;
         }
-        let first = || Heard { latest: run, before: None, returns: 0, returned: now };
+        let first = || Heard { latest: run, before: None, returns: 0, returned: now, heard: now };
         let heard = all.entry(name.clone()).or_insert_with(first);
+        heard.heard = now;
         let changes = heard.latest != run;
         heard.hear(run, now);
         changes && heard.is_twice(now)
@@ -105,6 +111,11 @@ impl<Name: Ord + Clone + Display> Twins<Name> {
     pub(crate) fn twice(&self, now: Micros) -> Vec<Name> {
         self.lock().iter().filter(|(_, heard)| heard.is_twice(now)).map(|(name, _)| name.clone()).collect()
     }
+}
+
+/// Names that were not heard for so long that nothing they said counts any more: sites that were removed, for one.
+fn forget_silent<Name: Ord>(all: &mut BTreeMap<Name, Heard>, now: Micros) {
+    all.retain(|_, heard| now.since(heard.heard) < MEMORY);
 }
 
 /// A way to others that says which process speaks, and hears which answers.
@@ -179,5 +190,15 @@ mod tests {
             twins.hear(&node, &wire::with_run(&wire::encode(&1), 1), Micros(0));
         }
         assert_eq!(twins.lock().len(), NAMES_MAX);
+    }
+
+    #[test]
+    fn names_that_are_silent_give_way_to_others() {
+        let twins = Twins::new("twice");
+        for node in 100..100 + NAMES_MAX as u64 {
+            twins.hear(&node, &wire::with_run(&wire::encode(&1), 1), Micros(0));
+        }
+        let now = hear(&twins, &[1, 2, 1, 2, 1, 2, 1, 2], 100);
+        assert_eq!(twins.twice(now), [3]);
     }
 }
