@@ -302,3 +302,24 @@ fn a_field_of_another_protocol_than_the_match_names_is_refused() {
         assert_eq!(ofp::decode(&bytes), Err(DecodeError::Needs(Field::TpDst)));
     }
 }
+
+#[test]
+fn a_field_that_is_there_twice_is_refused_also_when_its_first_mask_is_zero() {
+    let of = |first: u8, second: u8| {
+        let query = FlowQuery { matches: Match::any(), ..FlowQuery::default() };
+        let mut bytes = ofp::encode(1, &Message::MultipartRequest(Request::Flows(query)));
+        // The empty match and its padding are the last eight bytes.
+        bytes.truncate(bytes.len() - 8);
+        // ETH_TYPE, then IPV4_DST, which may be masked, two times.
+        let address = |mask: u8| [0x80, 0, 12 << 1 | 1, 8, 0, 0, 0, 0, mask, mask, mask, mask];
+        let fields = [[0x80, 0, 5 << 1, 2, 8, 0].as_slice(), &address(first), &address(second)].concat();
+        bytes.extend([0, 1, 0, 4 + fields.len() as u8]);
+        bytes.extend(&fields);
+        bytes.resize(bytes.len().next_multiple_of(8), 0);
+        let len = bytes.len() as u16;
+        bytes[2..4].copy_from_slice(&len.to_be_bytes());
+        ofp::decode(&bytes)
+    };
+    assert_eq!(of(0xff, 0xff), Err(DecodeError::FieldTwice { number: 12 }));
+    assert_eq!(of(0, 0xff), Err(DecodeError::FieldTwice { number: 12 }));
+}

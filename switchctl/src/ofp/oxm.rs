@@ -222,6 +222,8 @@ pub(crate) fn take_match(r: &mut Reader<'_>) -> Result<Match, DecodeError> {
     let mut fields = r.sub(len - 4).map_err(|_| bad_len)?;
     r.take(len.next_multiple_of(8) - len).map_err(|_| bad_len)?;
     let mut matches = Match::any();
+    // A field under a mask of zeros leaves nothing in the match.
+    let mut seen = Vec::new();
     while !fields.is_empty() {
         let (number, value, mask) = take_field(&mut fields)
             .map_err(|error| if matches!(error, DecodeError::Short { .. }) { bad_len } else { error })?;
@@ -230,9 +232,10 @@ pub(crate) fn take_match(r: &mut Reader<'_>) -> Result<Match, DecodeError> {
             return Err(Unsupported::Field { class: CLASS_NXM_1, number: number & !NXM_1 }.into());
         };
         check_needs(number, field, &matches)?;
-        if matches.field(field).is_some() {
+        if seen.contains(&number) || matches.field(field).is_some() {
             return Err(DecodeError::FieldTwice { number });
         }
+        seen.push(number);
         matches = matches.masked(field, value, mask);
     }
     Ok(matches)
