@@ -17,6 +17,12 @@ use crate::{pack, wire};
 
 /// How long one node may take to answer before another is asked.
 const CALL_WAIT: Duration = Duration::from_secs(2);
+/// How long a node may take to answer a watch beyond the time that it was to wait: a round trip, and a busy machine. Twice as long after each
+/// round of all nodes without an answer, and at once where a quorum has to confirm it.
+const WATCH_GRACE: Duration = Duration::from_secs(1);
+/// The longest such time.
+const WATCH_GRACE_MAX: Duration = Duration::from_secs(5);
+
 /// Pause after a whole round of nodes without success; elections take longer than a second.
 const PAUSE: Duration = Duration::from_millis(100);
 
@@ -308,20 +314,23 @@ impl Client {
     /// `wait`, and as long as it takes for any node to answer at all. 0 asks for all there is, which only a node tells
     /// that a quorum has confirmed to be up to date. To be called in a
     /// loop with the revision that came last. A node that is behind has no changes for the caller, so time never
-    /// runs backwards. Rounds over all nodes in which none has an answer are 100 ms apart at first, and 1 s in the end.
+    /// runs backwards. Once a node has failed the next is asked to answer at once: a caller that wakes after others have gone is
+    /// not to wait for each of them as long as for news. Rounds over all nodes in which none has an answer are 100 ms apart at first, and 1 s in the end.
     pub async fn watch(&self, since: u64, wait: Duration) -> Changes {
         let mut pause = PAUSE;
+        let mut grace = if since == 0 { WATCH_GRACE_MAX } else { WATCH_GRACE };
+        let mut wait = wait;
         loop {
             let mut last = String::from("nobody answered");
             for _ in 0..self.members.len() {
                 let at = self.watched.load(Ordering::Relaxed) % self.members.len();
                 let wait_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
                 let request = wire::encode(&ClientRequest::Watch { since, wait_ms, table: true });
-                match self.call(self.members[at], request, wait + CALL_WAIT).await {
+                match self.call(self.members[at], request, wait + grace).await {
                     Ok(ClientResponse::Changes(changes)) => {
                         // Nothing new for a whole wait may mean that this node is cut off from the others: then
-                        // the next watch asks another. Who has news is asked again.
-                        let next = if changes.revision > since { at } else { at + 1 };
+                        // the next watch asks another. Who has news, or was not to wait for any, is asked again.
+                        let next = if changes.revision > since || wait.is_zero() { at } else { at + 1 };
                         self.watched.store(next, Ordering::Relaxed);
                         return changes;
                     }
@@ -342,12 +351,14 @@ impl Client {
                         self.watched.store(at + 1, Ordering::Relaxed);
                     }
                 }
+                wait = Duration::ZERO;
             }
             if since == 0 {
                 self.tell_nothing_known(&last);
             }
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(REFUSED_PAUSE);
+            grace = (grace * 2).min(WATCH_GRACE_MAX);
         }
     }
 }
@@ -383,6 +394,35 @@ mod tests {
             let answer = ClientResponse::Done(Err(ProposeError::Timeout { ms: 2_000 }));
             Ok(wire::encode(&answer))
         }
+    }
+
+    /// The first node says nothing, as one that hangs; the others have news.
+    struct FirstHangs;
+
+    #[async_trait]
+    impl Transport for FirstHangs {
+        async fn call(&self, to: NodeId, request: Bytes) -> Result<Bytes, TransportError> {
+            let ClientRequest::Watch { since, wait_ms, .. } =
+                wire::decode(request, wire::SNAPSHOT_LEN_MAX).unwrap()
+            else {
+                panic!()
+            };
+            if to == 1 {
+                std::future::pending::<()>().await;
+            }
+            assert_eq!(wait_ms, 0, "the caller has waited already");
+            let changes = Changes { revision: since, reset: false, changes: Vec::new() };
+            Ok(wire::encode(&ClientResponse::Changes(changes)))
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_node_that_hangs_keeps_a_watch_a_second_longer_than_news_and_the_next_answers_at_once() {
+        let client = Client::new(Arc::new(FirstHangs), vec![1, 2, 3]);
+        let begun = tokio::time::Instant::now();
+        assert_eq!(client.watch(7, Duration::from_secs(2)).await.revision, 7);
+        assert_eq!(begun.elapsed(), Duration::from_secs(3));
+        assert_eq!(client.watched.load(Ordering::Relaxed), 1, "who answered is asked again");
     }
 
     #[tokio::test(start_paused = true)]

@@ -38,7 +38,7 @@ const INPUTS_MAX: usize = 256;
 /// Between two statistics of the workers, and two reports to placement.
 const REPORT_INTERVAL: Duration = Duration::from_millis(500);
 /// Longest wait of one watch for changes.
-const WATCH_WAIT: Duration = Duration::from_secs(5);
+const WATCH_WAIT: Duration = Duration::from_secs(2);
 
 /// How long an agent that was told to stop waits for the moves in hand to end. Most take a second; what takes longer goes
 /// on from the log with the next start.
