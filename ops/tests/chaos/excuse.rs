@@ -9,7 +9,8 @@
 //! | worker stopped | the same | lost, order; connections if for long | its queue is bounded; after five seconds it is taken for dead |
 //! | data path between two sites cut | packets whose clients, servers or owners are at both | lost; order while a move is in hand | what is on its way is lost, and so are markers and cuts |
 //! | data path slow | the same, groups that move | order | the direct path is slower than the detour over the new owner |
-//! | move taken back | its group | order | what the target held comes back behind what is served meanwhile |
+//! | any of these at the target of a move | what was sent since the move began | the same | it may have waited there for all that time |
+//! | move taken back | its group, until the target's agent has heard of it | order | what the target held comes back behind what is served meanwhile |
 //! | long outage of a path | its groups | connections | TCP gives up after 30 s |
 //!
 //! Agents, placement nodes, control links and controllers that die, stop or are cut excuse nothing by themselves. Nothing excuses a
@@ -20,15 +21,18 @@ use std::time::Duration;
 
 use crate::watch::{MoveSeen, Seen};
 use flow::{Prefix, SiteId};
+use limosa::demo::cluster::Part;
 
 /// What was sent shortly before the fault may still have been on its way.
-const BEFORE: Duration = Duration::from_millis(1_500);
+pub(crate) const BEFORE: Duration = Duration::from_millis(1_500);
 /// What was sent until it was over may have met it, echoes included.
 const AFTER: Duration = Duration::from_millis(1_500);
 /// A former owner relays for ten seconds.
 const RELAYS: Duration = Duration::from_secs(12);
 /// What a target held may wait for so long after its move was taken back: until an agent that was killed or stopped is back.
 const HELD: Duration = Duration::from_secs(30);
+/// An agent that is ready again asks each placement node for a second at most what it has missed.
+const CATCHES_UP: Duration = Duration::from_secs(3);
 /// TCP gives up after thirty seconds of silence, and tries again.
 const TCP_GIVES_UP: Duration = Duration::from_secs(50);
 /// An outage that TCP may not survive, as its pauses grow with each try.
@@ -82,18 +86,23 @@ impl Excuse {
         window
     }
 
-    /// The times of moves to the site that were taken back a while before: what it held of them may still have been there.
+    /// The times of moves to a site that the fault reaches, in hand or taken back a while before: what it held of them may still have been
+    /// there, and meets the fault when it is let go, however long ago it was sent.
     fn held<'a>(
         &self,
         group: Prefix,
         seen: &'a Seen,
     ) -> impl Iterator<Item = (Duration, Duration)> + use<'a> {
         let (touches, from) = (self.touches, self.from);
-        let since = from.saturating_sub(HELD);
-        let held = move |one: &&MoveSeen| touches == Touches::ServedAt(one.to) && one.state == "taken_back";
-        seen.moves_of(group, since, from)
+        let reached = move |site: SiteId| match touches {
+            Touches::Through(one) | Touches::ServedAt(one) => one == site,
+            Touches::Across(a, b) => a == site || b == site,
+        };
+        let in_hand = move |one: &MoveSeen| one.ended.is_none_or(|ended| ended.saturating_add(AFTER) >= from);
+        let held = move |one: &&MoveSeen| reached(one.to) && (one.state == "taken_back" || in_hand(one));
+        seen.moves_of(group, from.saturating_sub(HELD), self.end())
             .filter(held)
-            .map(|one| (one.begun, one.ended.unwrap_or(Duration::MAX).saturating_add(AFTER)))
+            .map(|one| (one.begun, let_go(one, seen)))
     }
 
     fn reaches(&self, sites: &BTreeSet<SiteId>, ends: &[SiteId]) -> bool {
@@ -104,6 +113,17 @@ impl Excuse {
             Touches::Across(a, b) => through(&a) && through(&b),
         }
     }
+}
+
+/// Until when packets may go to the target of a move, and wait there: until its end, and if that was taken back while its agent was away,
+/// until that has caught up.
+fn let_go(one: &MoveSeen, seen: &Seen) -> Duration {
+    let Some(ended) = one.ended else { return Duration::MAX };
+    let back = seen.ready_from(Part::Agent(one.to), ended).unwrap_or(ended);
+    if one.state == "taken_back" && back > ended.saturating_add(AFTER) {
+        return back.saturating_add(CATCHES_UP);
+    }
+    ended.saturating_add(AFTER)
 }
 
 /// Where a group's clients come in.
@@ -146,7 +166,9 @@ impl Judge<'_> {
         let moves = |until: Duration| self.seen.moves_of(harm.group, from, until.saturating_add(AFTER));
         // What met the fault is on its way until that is over, and so may meet a move that begins meanwhile.
         let met = |excuse: &Excuse| moves(until.max(excuse.end())).next().is_some();
+        let mut held = self.seen.moves_of(harm.group, harm.from.saturating_sub(HELD), until);
         moves(until).any(|one| one.state == "taken_back")
+            || held.any(|one| one.state == "taken_back" && let_go(one, self.seen) >= harm.from)
             || self.covers(harm, |excuse| excuse.shuffles || excuse.shuffles_moves && met(excuse))
     }
 
@@ -257,9 +279,38 @@ mod tests {
         with(&[killed], |judge| {
             assert!(!judge.may_lose(&harmed(1, SINGAPORE, 102)), "nothing is held after its end")
         });
+        let cut = excuse(Touches::Across(VIRGINIA, SINGAPORE), 115, 116);
+        with_seen(&seen_that_ends("taken_back"), &[cut], |judge| {
+            assert!(judge.may_lose(&harmed(1, SINGAPORE, 102)), "it comes back over the path that is cut");
+        });
         let late = excuse(Touches::ServedAt(VIRGINIA), 140, 141);
         with_seen(&seen_that_ends("taken_back"), &[late], |judge| {
             assert!(!judge.may_lose(&harmed(1, SINGAPORE, 102)))
+        });
+    }
+
+    #[test]
+    fn what_a_target_holds_meets_what_befalls_its_switch_though_it_was_sent_long_before() {
+        with(&[excuse(Touches::Through(VIRGINIA), 103, 103)], |judge| {
+            assert!(judge.may_lose(&harmed(1, SINGAPORE, 100)), "it waited at Virginia since the move began");
+            assert!(
+                !judge.may_lose(&harmed(1, SINGAPORE, 98)) && !judge.may_lose(&harmed(0, SINGAPORE, 100))
+            );
+        });
+    }
+
+    #[test]
+    fn a_target_whose_agent_is_away_may_hold_until_that_is_back() {
+        let mut seen = seen_that_ends("taken_back");
+        for second in (90..101).chain(120..130) {
+            seen.note_ready(Part::Agent(VIRGINIA), at(second), true);
+        }
+        with_seen(&seen, &[], |judge| {
+            assert!(judge.may_shuffle(&harmed(1, SINGAPORE, 121)), "the agent is back and catches up");
+            assert!(
+                !judge.may_shuffle(&harmed(1, SINGAPORE, 124))
+                    && !judge.may_shuffle(&harmed(0, SINGAPORE, 121))
+            );
         });
     }
 

@@ -12,7 +12,7 @@ use tokio::time::sleep;
 
 use crate::api::{Api, Said};
 use crate::deployment::Deployment;
-use crate::excuse::{Excuse, Harmed, Judge};
+use crate::excuse::{BEFORE, Excuse, Harmed, Judge};
 use crate::faults::{Active, Closing};
 use crate::plan::{self, Operation, Strike};
 use crate::usage::Usage;
@@ -567,7 +567,10 @@ impl Run {
                 packets.duplicated,
                 packets.reordered
             );
-            if self.calms.iter().any(|(begun, ended)| *begun <= until && at <= *ended) {
+            // What is sent at its end may meet the storm that follows.
+            let calm =
+                |(begun, ended): &(Duration, Duration)| *begun <= until && at <= ended.saturating_sub(BEFORE);
+            if self.calms.iter().any(calm) {
                 verdict.failed(
                     Promise::Calm,
                     packets.lost + packets.duplicated + packets.reordered,

@@ -19,8 +19,6 @@ const OWNERS_POLL: Duration = Duration::from_millis(500);
 const SITES_POLL: Duration = Duration::from_millis(700);
 /// The longest that a move is in hand before a look sees it.
 const UNSEEN: Duration = Duration::from_secs(1);
-/// What is kept of readiness.
-const KEPT: Duration = Duration::from_secs(180);
 /// Between two looks at the machine.
 const NAP: Duration = Duration::from_millis(10);
 /// Bounds grow by so many times the worst delay of a wake-up: a chain of processes is late at each of its steps.
@@ -122,10 +120,15 @@ impl Seen {
         within.map(|(_, late)| *late).max().unwrap_or_default()
     }
 
+    pub(crate) fn note_ready(&mut self, part: Part, asked: Duration, ready: bool) {
+        self.ready.entry(part).or_default().push((asked, ready));
+    }
+
     /// The first time from then on at which it was asked and was ready.
     pub(crate) fn ready_from(&self, part: Part, since: Duration) -> Option<Duration> {
         let looks = self.ready.get(&part)?;
-        looks.iter().find(|(at, ready)| *at >= since && *ready).map(|(at, _)| *at)
+        let first = looks.partition_point(|(at, _)| *at < since);
+        looks[first..].iter().find(|(_, ready)| *ready).map(|(at, _)| *at)
     }
 
     /// Whether it said in that time that it is not ready.
@@ -216,12 +219,7 @@ async fn look_at_readiness(seen: Arc<Mutex<Seen>>, api: Api, clock: Clock, part:
     loop {
         let asked = clock.now();
         if let Some((status, _)) = api.page(&url).await {
-            let mut seen = lock(&seen);
-            let looks = seen.ready.entry(part).or_default();
-            looks.push((asked, status == 200));
-            if looks.first().is_some_and(|(at, _)| *at + KEPT < asked) {
-                looks.remove(0);
-            }
+            lock(&seen).note_ready(part, asked, status == 200);
         }
         sleep(READY_POLL).await;
     }
