@@ -18,7 +18,10 @@ use crate::clock::wall_ms;
 use crate::files;
 
 /// What the log says unless `LIMOSA_LOG` says otherwise.
-const FILTER: &str = "info,openraft=warn";
+///
+/// Of a node that is not reached Raft would say so four times a second; the network says it once, and the node when it has no quorum.
+const FILTER: &str = "info,openraft=warn,openraft::core::heartbeat=error,openraft::replication=error,\
+                      openraft::engine::handler::replication_handler=error";
 /// What it says after one, two and more SIGUSR1.
 const LOUDER: [&str; 2] = ["debug,openraft=info", "trace,openraft=debug"];
 /// Exit status of a process that was told a second time to end: it has not handed over.

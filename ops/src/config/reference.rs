@@ -603,7 +603,8 @@ connection ended.
 
 Of the environment all processes read `LIMOSA_LOG`: what is logged to standard error, as comma-separated
 `target=level` with the levels `error`, `warn`, `info`, `debug` and `trace`. The default is `info,openraft=warn`,
-because what Raft says at `info` is for its authors. What the command line reads, `limosa --help` names.
+because what Raft says at `info` is for its authors, without its warnings of each heartbeat that a node did not
+answer: that it is not reached is said once. What the command line reads, `limosa --help` names.
 ";
 
 /// The whole document.
