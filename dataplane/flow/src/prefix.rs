@@ -281,8 +281,13 @@ pub struct GroupId {
 
 /// Why a text does not name a group.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is not a group: write SERVICE:PREFIX, for example 1:100.64.3.0/24")]
-pub struct GroupIdError(pub String);
+#[error("{text:?} is not a group: {why}")]
+pub struct GroupIdError {
+    /// The text.
+    pub text: String,
+    /// What is wrong, and what would be right.
+    pub why: String,
+}
 
 impl fmt::Display for GroupId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -299,10 +304,12 @@ impl fmt::Debug for GroupId {
 impl FromStr for GroupId {
     type Err = GroupIdError;
     fn from_str(text: &str) -> Result<Self, GroupIdError> {
-        let error = || GroupIdError(text.to_owned());
-        let (service, prefix) = text.split_once(':').ok_or_else(error)?;
-        let service = service.parse::<u8>().ok().and_then(|id| ServiceId::new(id).ok()).ok_or_else(error)?;
-        Ok(Self { service, prefix: prefix.parse().map_err(|_| error())? })
+        let error = |why: String| GroupIdError { text: text.to_owned(), why };
+        let form = || error("write SERVICE:PREFIX, for example 1:100.64.3.0/24".to_owned());
+        let (service, prefix) = text.split_once(':').ok_or_else(form)?;
+        let service = service.parse::<u8>().map_err(|_| form())?;
+        let service = ServiceId::new(service).map_err(|above| error(above.to_string()))?;
+        Ok(Self { service, prefix: prefix.parse().map_err(|wrong: PrefixError| error(wrong.to_string()))? })
     }
 }
 
@@ -313,6 +320,21 @@ mod tests {
 
     fn prefix(text: &str) -> Prefix {
         text.parse().unwrap()
+    }
+
+    #[test]
+    fn a_text_that_is_no_group_says_what_is_wrong_with_it() {
+        let why = |text: &str| text.parse::<GroupId>().unwrap_err().to_string();
+        let form = "write SERVICE:PREFIX, for example 1:100.64.3.0/24";
+        for text in ["", "1", "x:10.0.0.0/24", "999:10.0.0.0/24"] {
+            assert_eq!(why(text), format!("{text:?} is not a group: {form}"));
+        }
+        assert_eq!(
+            why("99:10.0.0.0/24"),
+            "\"99:10.0.0.0/24\" is not a group: service id 99 is not in 0..=63"
+        );
+        let meant = "10.0.0.1/24 has bits set below its length: 10.0.0.0/24 was probably meant";
+        assert_eq!(why("1:10.0.0.1/24"), format!("\"1:10.0.0.1/24\" is not a group: {meant}"));
     }
 
     #[test]

@@ -97,7 +97,7 @@ pub struct Options {
     #[arg(long, global = true)]
     pub no_headers: bool,
     /// Longest wait for one answer, for example 10s; what only reads is asked of the next node then.
-    #[arg(long, global = true, value_parser = duration, default_value = "10s")]
+    #[arg(long, global = true, value_parser = wait, default_value = "10s")]
     pub timeout: Duration,
 }
 
@@ -188,6 +188,21 @@ fn duration(text: &str) -> Result<Duration, String> {
     number.checked_mul(unit_ms).map(Duration::from_millis).ok_or_else(wrong)
 }
 
+/// A duration in which something can come.
+fn wait(text: &str) -> Result<Duration, String> {
+    let wait = duration(text)?;
+    if wait.is_zero() { Err(format!("in {text} nothing can answer: give 1ms or more")) } else { Ok(wait) }
+}
+
+/// A name that can stand in the path of a request. The rest the node says.
+fn site_name(text: &str) -> Result<String, String> {
+    match text {
+        "" => Err("the name of a site is wanted: `limosa site list` has them".to_owned()),
+        "." | ".." => Err(format!("{text:?} is a step in a path, and names no site")),
+        _ => Ok(text.to_owned()),
+    }
+}
+
 /// Reads a file with JSON (`*.json`) or TOML (all others); `-` is standard input, JSON if it begins with a brace.
 fn read_object(file: &Path) -> Result<Value, Failure> {
     let stdin = file == Path::new("-");
@@ -219,6 +234,16 @@ mod tests {
         assert_eq!(duration("250ms"), Ok(Duration::from_millis(250)));
         for wrong in ["", "10", "m", "1d", "-1s", "99999999999999999999s", "18446744073709551615h"] {
             assert!(duration(wrong).unwrap_err().contains("for example 10s"), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_wait_of_nothing_and_names_that_are_none_are_refused() {
+        assert_eq!(wait("1ms"), Ok(Duration::from_millis(1)));
+        assert_eq!(wait("0s"), Err("in 0s nothing can answer: give 1ms or more".to_owned()));
+        assert_eq!(site_name("a/b"), Ok("a/b".to_owned()));
+        for name in ["", ".", ".."] {
+            assert!(site_name(name).is_err(), "{name}");
         }
     }
 

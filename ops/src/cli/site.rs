@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::client::{Answer, Ask};
 use super::output::{Rows, progress};
-use super::{Context, Exit, Failure, duration};
+use super::{Context, Exit, Failure, duration, site_name};
 use crate::address::Address;
 use crate::placement::api::config::FailOver;
 use crate::placement::api::view::{DrainView, SiteStatus, Sites};
@@ -24,11 +24,13 @@ pub enum Verb {
     /// Show one site. Exit code 6 if it is not as it should be.
     Get {
         /// Its name.
+        #[arg(value_parser = site_name)]
         name: String,
     },
     /// Add a site, or replace what was said of it.
     Add {
         /// Its name, as its certificate says.
+        #[arg(value_parser = site_name)]
         name: String,
         /// Its number.
         #[arg(long)]
@@ -36,7 +38,7 @@ pub enum Verb {
         /// Where its agent's QUIC listens, HOST:PORT.
         #[arg(long)]
         endpoint: Address,
-        /// Packets per second that its workers carry.
+        /// Packets per second that its workers carry. With 0 no group with traffic is placed there; it may still take in what others serve.
         #[arg(long)]
         capacity_pps: u64,
         /// Flows that its workers hold; no limit if not given.
@@ -60,11 +62,13 @@ pub enum Verb {
     /// move, is named by a rule, or is the only one.
     Remove {
         /// Its name.
+        #[arg(value_parser = site_name)]
         name: String,
     },
     /// Empty a site: its groups move away, and no more come.
     Drain {
         /// Its name.
+        #[arg(value_parser = site_name)]
         name: String,
         /// Wait until no group is left.
         #[arg(long)]
@@ -76,6 +80,7 @@ pub enum Verb {
     /// End a drain or cordon.
     Undrain {
         /// Its name.
+        #[arg(value_parser = site_name)]
         name: String,
     },
     /// Give the groups of a site that is lost to their standbys, without their flows, and take back those that were on their way to
@@ -83,11 +88,13 @@ pub enum Verb {
     /// more: a site that only lost its agent still serves. Exit code 6 if groups are left that have no standby.
     FailOver {
         /// Its name.
+        #[arg(value_parser = site_name)]
         name: String,
     },
     /// Close a site for more groups; it keeps those that it has.
     Cordon {
         /// Its name.
+        #[arg(value_parser = site_name)]
         name: String,
     },
 }
