@@ -10,10 +10,12 @@
 //! | data path between two sites cut | packets whose clients, servers or owners are at both | lost; order while a move is in hand | what is on its way is lost, and so are markers and cuts |
 //! | data path slow | the same, groups that move | order | the direct path is slower than the detour over the new owner |
 //! | any of these at the target of a move | what was sent since the move began | the same | it may have waited there for all that time |
+//! | worker killed or ended while the agent of an ingress is away | what that ingress sends | lost until that agent is back | it sends to the old owner's worker, which relays no more |
+//! | agent away while a group moves | the group, when that agent is back | order | nobody waited for its ingress, whose direct packets overtake those that are relayed |
 //! | move taken back | its group, until the target's agent has heard of it | order | what the target held comes back behind what is served meanwhile |
 //! | long outage of a path | its groups | connections | TCP gives up after 30 s |
 //!
-//! Agents, placement nodes, control links and controllers that die, stop or are cut excuse nothing by themselves. Nothing excuses a
+//! Placement nodes, control links and controllers that die, stop or are cut excuse nothing by themselves, and agents nothing but that order. Nothing excuses a
 //! duplicate, a wrong byte, or a packet for somebody else.
 
 use std::collections::BTreeSet;
@@ -146,13 +148,33 @@ pub(crate) struct Judge<'a> {
 }
 
 impl Judge<'_> {
+    /// Until when packets may have been under way: what waits at the target of a move goes on when that lets it go, and meets what is
+    /// the matter then, wherever on its way.
+    fn under_way_until(&self, harm: &Harmed) -> Duration {
+        let moves = self.seen.moves_of(harm.group, harm.from.saturating_sub(HELD), harm.until);
+        let let_go = moves.map(|one| let_go(one, self.seen)).filter(|let_go| *let_go >= harm.from);
+        let latest = let_go.max().unwrap_or_default().min(harm.from.saturating_add(HELD));
+        latest.max(harm.until)
+    }
+
+    /// When an agent at the ends is back that was away when the excuse ended: till then its ingress goes on sending to where a
+    /// group was, and a worker that had relayed there is another one.
+    fn flips_late(&self, excuse: &Excuse, ends: &[SiteId]) -> Duration {
+        let back = |site: &SiteId| self.seen.ready_from(Part::Agent(*site), excuse.end());
+        let late = |back: &Duration| *back > excuse.end().saturating_add(AFTER);
+        let latest = ends.iter().filter_map(back).filter(late).max();
+        latest.map_or(excuse.end(), |back| back.saturating_add(CATCHES_UP))
+    }
+
     fn covers(&self, harm: &Harmed, wanted: impl Fn(&Excuse) -> bool) -> bool {
-        let (from, until) = (harm.from, harm.until);
+        let (from, until) = (harm.from, self.under_way_until(harm));
         let sites = self.seen.sites_of(harm.group, from.saturating_sub(RELAYS), until + AFTER);
         let ends = [(self.home)(harm.group), harm.server];
         self.excuses.iter().filter(|excuse| wanted(excuse)).any(|excuse| {
             let window = excuse.window(harm.group, self.seen);
-            let mut windows = std::iter::once(window).chain(excuse.held(harm.group, self.seen));
+            let late = matches!(excuse.touches, Touches::ServedAt(_)) && excuse.forgets;
+            let late = late.then(|| (excuse.from, self.flips_late(excuse, &ends)));
+            let mut windows = std::iter::once(window).chain(late).chain(excuse.held(harm.group, self.seen));
             windows.any(|(begin, end)| begin <= until && from <= end) && excuse.reaches(&sites, &ends)
         })
     }
@@ -168,8 +190,21 @@ impl Judge<'_> {
         let met = |excuse: &Excuse| moves(until.max(excuse.end())).next().is_some();
         let mut held = self.seen.moves_of(harm.group, harm.from.saturating_sub(HELD), until);
         moves(until).any(|one| one.state == "taken_back")
+            || self.was_flipped_late(harm)
             || held.any(|one| one.state == "taken_back" && let_go(one, self.seen) >= harm.from)
             || self.covers(harm, |excuse| excuse.shuffles || excuse.shuffles_moves && met(excuse))
+    }
+
+    /// Whether an ingress flipped just then whose agent had been away while the group moved: nobody had waited for it.
+    fn was_flipped_late(&self, harm: &Harmed) -> bool {
+        let ends = [(self.home)(harm.group), harm.server];
+        let around = (harm.from.saturating_sub(CATCHES_UP), harm.until.saturating_add(AFTER));
+        ends.iter().any(|site| {
+            let away = self.seen.away(Part::Agent(*site), around.0, around.1);
+            away.is_some_and(|(from, back)| {
+                self.seen.moves_of(harm.group, from.saturating_sub(RELAYS), back).next().is_some()
+            })
+        })
     }
 
     /// A connection of the group broke at a time: flows were lost, or all the time that its path was not there is long.
@@ -310,6 +345,42 @@ mod tests {
             assert!(
                 !judge.may_shuffle(&harmed(1, SINGAPORE, 124))
                     && !judge.may_shuffle(&harmed(0, SINGAPORE, 121))
+            );
+        });
+    }
+
+    #[test]
+    fn what_a_target_holds_meets_what_befalls_any_place_on_its_way_when_it_is_let_go() {
+        let mut seen = seen_that_ends("taken_back");
+        for second in (90..101).chain(110..130) {
+            seen.note_ready(Part::Agent(VIRGINIA), at(second), true);
+        }
+        with_seen(&seen, &[excuse(Touches::Through(SINGAPORE), 112, 114)], |judge| {
+            assert!(judge.may_lose(&harmed(1, SINGAPORE, 103)), "it waits until the agent is back");
+            assert!(
+                !judge.may_lose(&harmed(1, VIRGINIA, 103)) && !judge.may_lose(&harmed(0, SINGAPORE, 103))
+            );
+        });
+    }
+
+    #[test]
+    fn an_ingress_whose_agent_is_away_flips_out_of_order_and_knows_no_other_worker() {
+        let mut seen = seen();
+        for second in (90..100).chain(120..130) {
+            seen.note_ready(Part::Agent(SINGAPORE), at(second), true);
+        }
+        with_seen(&seen, &[], |judge| {
+            assert!(
+                judge.may_shuffle(&harmed(1, SINGAPORE, 120))
+                    && !judge.may_shuffle(&harmed(1, SINGAPORE, 125))
+            );
+            assert!(!judge.may_shuffle(&harmed(1, VIRGINIA, 120)), "it does not come in there");
+            assert!(!judge.may_shuffle(&harmed(0, SINGAPORE, 120)), "it did not move");
+        });
+        with_seen(&seen, &[excuse(Touches::ServedAt(AMSTERDAM), 106, 107)], |judge| {
+            assert!(judge.may_lose(&harmed(1, SINGAPORE, 115)), "the old owner's worker relays no more");
+            assert!(
+                !judge.may_lose(&harmed(1, VIRGINIA, 115)) && !judge.may_lose(&harmed(1, SINGAPORE, 125))
             );
         });
     }

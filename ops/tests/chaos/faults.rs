@@ -393,8 +393,9 @@ impl Run {
             Says::Nobody => return,
             Says::Agent(site) => {
                 let agent = Part::Agent(site);
-                // An agent that was struck itself, or that has just begun, is no witness.
+                // An agent that was struck itself, then or before the time was over, or that has just begun, is no witness.
                 if self.is_struck(agent)
+                    || !seen.answered(agent, until.saturating_sub(NOTICED), until)
                     || seen.ready_from(agent, active.since.saturating_sub(NOTICED)).is_none()
                 {
                     return;

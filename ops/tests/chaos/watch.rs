@@ -19,6 +19,8 @@ const OWNERS_POLL: Duration = Duration::from_millis(500);
 const SITES_POLL: Duration = Duration::from_millis(700);
 /// The longest that a move is in hand before a look sees it.
 const UNSEEN: Duration = Duration::from_secs(1);
+/// Who does not answer for so long may have been taken for dead by placement.
+const LEASE: Duration = Duration::from_secs(2);
 /// Between two looks at the machine.
 const NAP: Duration = Duration::from_millis(10);
 /// Bounds grow by so many times the worst delay of a wake-up: a chain of processes is late at each of its steps.
@@ -129,6 +131,22 @@ impl Seen {
         let looks = self.ready.get(&part)?;
         let first = looks.partition_point(|(at, _)| *at < since);
         looks[first..].iter().find(|(_, ready)| *ready).map(|(at, _)| *at)
+    }
+
+    /// Whether it answered in that time.
+    pub(crate) fn answered(&self, part: Part, from: Duration, until: Duration) -> bool {
+        let looks = self.ready.get(&part).map_or(&[][..], Vec::as_slice);
+        let first = looks.partition_point(|(at, _)| *at < from);
+        looks.get(first).is_some_and(|(at, _)| *at <= until)
+    }
+
+    /// When it did not answer for longer than a lease, from its last answer to the first one after, which was in that time.
+    pub(crate) fn away(&self, part: Part, from: Duration, until: Duration) -> Option<(Duration, Duration)> {
+        let looks = self.ready.get(&part)?;
+        let first = looks.partition_point(|(at, _)| *at < from).saturating_sub(1);
+        let last = looks.partition_point(|(at, _)| *at <= until);
+        let mut pairs = looks[first.min(last)..last].windows(2).map(|pair| (pair[0].0, pair[1].0));
+        pairs.find(|(before, after)| after.saturating_sub(*before) >= LEASE)
     }
 
     /// Whether it said in that time that it is not ready.
