@@ -168,8 +168,13 @@ impl Judge<'_> {
 
     fn covers(&self, harm: &Harmed, wanted: impl Fn(&Excuse) -> bool) -> bool {
         let (from, until) = (harm.from, self.under_way_until(harm));
-        let sites = self.seen.sites_of(harm.group, from.saturating_sub(RELAYS), until + AFTER);
         let ends = [(self.home)(harm.group), harm.server];
+        // An ingress whose agent is away sends to where the group was when that went.
+        let gone =
+            |at: Duration| ends.iter().filter_map(move |end| self.seen.gone_since(Part::Agent(*end), at));
+        let gone = gone(from).chain(gone(from.saturating_sub(CATCHES_UP))).min().unwrap_or(from);
+        let since = gone.min(from).saturating_sub(RELAYS);
+        let sites = self.seen.sites_of(harm.group, since, until.saturating_add(AFTER));
         self.excuses.iter().filter(|excuse| wanted(excuse)).any(|excuse| {
             let window = excuse.window(harm.group, self.seen);
             let late = matches!(excuse.touches, Touches::ServedAt(_)) && excuse.forgets;
@@ -379,6 +384,8 @@ mod tests {
         });
         with_seen(&seen, &[excuse(Touches::ServedAt(AMSTERDAM), 106, 107)], |judge| {
             assert!(judge.may_lose(&harmed(1, SINGAPORE, 115)), "the old owner's worker relays no more");
+            let long_ago = "though that was longer ago than it relays otherwise";
+            assert!(judge.may_lose(&harmed(1, SINGAPORE, 119)), "{long_ago}");
             assert!(
                 !judge.may_lose(&harmed(1, VIRGINIA, 115)) && !judge.may_lose(&harmed(1, SINGAPORE, 125))
             );

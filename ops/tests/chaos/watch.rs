@@ -140,6 +140,15 @@ impl Seen {
         looks.get(first).is_some_and(|(at, _)| *at <= until)
     }
 
+    /// Since when it had not answered at that time, if that was for longer than a lease in all.
+    pub(crate) fn gone_since(&self, part: Part, at: Duration) -> Option<Duration> {
+        let looks = self.ready.get(&part)?;
+        let next = looks.partition_point(|(asked, _)| *asked < at);
+        let (before, _) = looks[..next].last()?;
+        let after = looks.get(next).map_or(Duration::MAX, |(asked, _)| *asked);
+        (after.saturating_sub(*before) >= LEASE).then_some(*before)
+    }
+
     /// When it did not answer for longer than a lease, from its last answer to the first one after, which was in that time.
     pub(crate) fn away(&self, part: Part, from: Duration, until: Duration) -> Option<(Duration, Duration)> {
         let looks = self.ready.get(&part)?;
