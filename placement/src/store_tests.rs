@@ -445,9 +445,12 @@ async fn a_disk_that_stands_still_stops_the_store_before_memory_is_full() {
     let store = Store::open(dir.path(), 1).unwrap();
     // There is one writer at a time, and this one does nothing.
     let writer = store.database.begin_write().unwrap();
-    let taken = (0..2 * JOBS_MAX).map_while(|_| store.submit(Job::Committed(Bytes::new())).ok()).count();
-    assert!((JOBS_MAX..=JOBS_MAX + BATCH_LEN_MAX).contains(&taken), "{taken}");
-    let error = store.submit(Job::Committed(Bytes::new())).unwrap_err().to_string();
-    assert!(error.contains("the disk stands still"), "{error}");
+    // The store's thread takes a batch at some time of these, and no more than that one.
+    let (taken, refused): (Vec<_>, Vec<_>) =
+        (0..2 * JOBS_MAX).map(|_| store.submit(Job::Committed(Bytes::new()))).partition(io::Result::is_ok);
+    assert!((JOBS_MAX..=JOBS_MAX + BATCH_LEN_MAX).contains(&taken.len()), "{}", taken.len());
+    for error in refused.into_iter().filter_map(Result::err) {
+        assert!(error.to_string().contains("the disk stands still"), "{error}");
+    }
     drop(writer);
 }
