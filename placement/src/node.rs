@@ -579,7 +579,8 @@ impl Node {
         let ledger = Arc::new(Ledger::new(store.clone()));
         let (clock, twins) = (Clock::start(), Arc::new(Twins::new(NODE_TWICE)));
         let transport = Arc::new(Speaking::new(transport, twins.clone(), clock));
-        let network = Network { transport: transport.clone(), ledger: ledger.clone() };
+        let network =
+            Network { transport: transport.clone(), ledger: ledger.clone(), append_bound: config.deadline };
         let raft = Raft::new(config.id, Arc::new(raft_config), network, store, machine)
             .await
             .map_err(|error| StartError::Raft(error.to_string()))?;

@@ -520,13 +520,16 @@ const CHUNK_LEN: usize = 1 << 20;
 pub(crate) struct Network {
     pub(crate) transport: Arc<dyn Transport>,
     pub(crate) ledger: Arc<Ledger>,
+    /// Longest wait for the answer to entries.
+    pub(crate) append_bound: Duration,
 }
 
 impl RaftNetworkFactory<TypeConfig> for Network {
     type Network = Peer;
 
     async fn new_client(&mut self, target: NodeId, _node: &BasicNode) -> Peer {
-        Peer { target, transport: self.transport.clone(), ledger: self.ledger.clone() }
+        let Self { transport, ledger, append_bound } = self;
+        Peer { target, transport: transport.clone(), ledger: ledger.clone(), append_bound: *append_bound }
     }
 }
 
@@ -535,6 +538,7 @@ pub(crate) struct Peer {
     target: NodeId,
     transport: Arc<dyn Transport>,
     ledger: Arc<Ledger>,
+    append_bound: Duration,
 }
 
 /// Sends a request to a node and reads its answer.
@@ -581,12 +585,12 @@ impl Peer {
         request: &PeerRequest,
         option: &RPCOption,
     ) -> Result<PeerResponse, RPCError<TypeConfig>> {
-        self.send(wire::encode(request), option).await
+        self.send(wire::encode(request), option.hard_ttl()).await
     }
 
-    async fn send(&self, request: Bytes, option: &RPCOption) -> Result<PeerResponse, RPCError<TypeConfig>> {
+    async fn send(&self, request: Bytes, bound: Duration) -> Result<PeerResponse, RPCError<TypeConfig>> {
         let answer = ask(self.transport.as_ref(), self.target, request);
-        match tokio::time::timeout(option.hard_ttl(), answer).await {
+        match tokio::time::timeout(bound, answer).await {
             Ok(Ok(PeerResponse::Failed(text))) => Err(NetworkError::from_string(text).into()),
             Ok(Ok(PeerResponse::Removed)) => {
                 let _ = self.ledger.removed_by.set(self.target);
@@ -612,7 +616,10 @@ impl RaftNetworkV2<TypeConfig> for Peer {
     ) -> Result<AppendEntriesResponse<TypeConfig>, RPCError<TypeConfig>> {
         let (vote, end) = (rpc.vote, rpc.entries.last().map(|entry| entry.log_id).or(rpc.prev_log_id));
         let request = wire::encode_with(&PeerRequest::Append(rpc), wire::encode(&self.ledger.note()));
-        let PeerResponse::Append(answer) = self.send(request, &option).await? else {
+        // Raft gives a heartbeat's time for these, which a round trip and a write to disk may exceed together: each answer would
+        // come too late, be asked for again with more entries, and come too late. Signs of life are bounded by who sends them.
+        let bound = option.hard_ttl().max(self.append_bound);
+        let PeerResponse::Append(answer) = self.send(request, bound).await? else {
             return Err(unexpected());
         };
         let last = match &answer {
@@ -692,7 +699,7 @@ impl Peer {
             let chunk = SnapshotChunk { vote, meta: snapshot.meta.clone(), offset, total };
             let request =
                 wire::encode_with(&PeerRequest::Snapshot(chunk), snapshot.snapshot.slice(offset..end));
-            let PeerResponse::Snapshot(answer) = self.send(request, &option).await? else {
+            let PeerResponse::Snapshot(answer) = self.send(request, option.hard_ttl()).await? else {
                 return Err(unexpected());
             };
             match answer {

@@ -46,7 +46,7 @@ const SNAPSHOT_META: &str = "snapshot_meta";
 const SNAPSHOT: &str = "snapshot";
 
 /// Bytes of log that one read returns at most, beyond its first entry.
-const READ_LEN_MAX: usize = 1 << 20;
+const READ_LEN_MAX: usize = 1 << 18;
 /// Jobs that may wait for the disk: some seconds of what a leader can propose. Beyond, the disk has failed, for all that Raft can use
 /// of it; to wait for room would keep the threads that carry its messages.
 const JOBS_MAX: usize = 1 << 16;

@@ -17,6 +17,9 @@ use placement::core::{
 use placement::node::{Caller, ClientRequest, ClientResponse, ProposeError, Role};
 use placement::wire;
 
+/// Bytes: a heartbeat is shorter, and any entry makes an append longer.
+const LONGER_THAN_A_HEARTBEAT: usize = 800;
+
 fn operator() -> Caller {
     Caller::Operator("alice".into())
 }
@@ -71,6 +74,20 @@ async fn a_leader_that_is_cut_off_commits_nothing_and_steps_back() {
     group.wires.cut.lock().unwrap().clear();
     eventually("the old leader follows", || group.node(old).cluster().sites.contains_key(&SiteId(1))).await;
     assert!(!group.node(old).cluster().sites.contains_key(&SiteId(9)));
+}
+
+/// A round trip and the write to its disk may together be longer than a heartbeat, while signs of life are answered in time.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_follower_that_takes_entries_later_than_a_heartbeat_counts_all_the_same() {
+    let group = Group::of_three().await;
+    let leader = group.leader().await;
+    let away = (1..=3).find(|id| *id != leader).unwrap();
+    group.wires.cut.lock().unwrap().insert(away);
+    *group.wires.late_from.lock().unwrap() = Some((LONGER_THAN_A_HEARTBEAT, Duration::from_millis(120)));
+    for id in 1..=5 {
+        group.node(leader).propose("alice", put_site(id)).await.unwrap();
+    }
+    assert_eq!(group.leader().await, leader);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

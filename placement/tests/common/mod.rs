@@ -30,6 +30,8 @@ pub struct Wires {
     /// Each so manieth message is lost, half of them with their effect, half without; 0 for none.
     pub lose_every: AtomicU64,
     sent: AtomicU64,
+    /// Messages of nodes that are as long or longer, in bytes, are answered so much later.
+    pub late_from: Mutex<Option<(usize, Duration)>>,
 }
 
 #[derive(PartialEq)]
@@ -72,7 +74,11 @@ impl Transport for PeerWire {
         if fate == Fate::Lost {
             return Err(TransportError::Timeout { to });
         }
+        let late = self.wires.late_from.lock().unwrap().filter(|(len, _)| request.len() >= *len);
         let answer = node.handle_peer(self.from, request).await;
+        if let Some((_, late)) = late {
+            tokio::time::sleep(late).await;
+        }
         if fate == Fate::AnswerLost { Err(TransportError::Timeout { to }) } else { Ok(answer) }
     }
 }
