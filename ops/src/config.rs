@@ -236,7 +236,7 @@ struct RawPlacement {
     lease_ms: Option<u64>,
 }
 
-/// A quarter of a second: above the round trip between any two continents.
+/// A quarter of a second: above the round trip between most places of the earth.
 const HEARTBEAT_MS: u64 = 250;
 /// What an election takes, at least and at most.
 pub(crate) const ELECTION_HEARTBEATS: [u32; 2] = [4, 8];

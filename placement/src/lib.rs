@@ -8,6 +8,7 @@ pub mod client;
 mod clock;
 pub mod core;
 pub mod geo;
+mod lag;
 pub mod likeness;
 pub mod node;
 mod notices;

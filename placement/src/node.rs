@@ -28,6 +28,7 @@ use crate::core::whatif::{self, Difference, WhatIf};
 use crate::core::witness::{self, Finding};
 use crate::core::{Cluster, Command, Outcome, PROBLEMS_MAX, Probe, Proposal, Rejected, SiteReport};
 use crate::geo::{Geo, GeoError};
+use crate::lag::Lag;
 use crate::notices::Notices;
 use crate::proof::{Electorate, KnownTo, Proof};
 use crate::raft::{
@@ -336,6 +337,12 @@ pub struct RaftStatus {
     /// An older answer of a quorum proves nothing: another leader may have been elected since.
     #[serde(default)]
     pub quorum_age_max_ms: u64,
+    /// How long entries are missing that the leader said are committed; 0 if none are.
+    #[serde(default)]
+    pub behind_ms: u64,
+    /// Above it the node is behind: a write is to be everywhere before.
+    #[serde(default = "forever")]
+    pub behind_max_ms: u64,
     /// Nodes in whose name two processes spoke to this one lately.
     #[serde(default)]
     pub twice: Vec<NodeId>,
@@ -348,6 +355,18 @@ pub struct RaftStatus {
     pub members: Vec<Member>,
     /// Why the node has stopped, if it has.
     pub stopped: Option<String>,
+}
+
+impl RaftStatus {
+    /// Entries that are committed have not come for longer than they may take.
+    #[must_use]
+    pub fn is_behind(&self) -> bool {
+        self.behind_ms > self.behind_max_ms
+    }
+}
+
+fn forever() -> u64 {
+    u64::MAX
 }
 
 /// Counts since the start of the process.
@@ -501,6 +520,8 @@ struct Inner {
     quorum_age_max: Duration,
     /// What the leader said of its quorum last: when, in whose name, and how long before a quorum had answered it.
     led: Mutex<Option<(Micros, NodeId, u64)>>,
+    lag: Mutex<Lag>,
+    behind_max: Duration,
     /// Enough others have said that this node has all that it promised.
     proven: watch::Sender<bool>,
     /// Why this node may never take part again.
@@ -601,6 +622,8 @@ impl Node {
             ledger,
             quorum_age_max: config.raft.election_max,
             led: Mutex::new(None),
+            lag: Mutex::default(),
+            behind_max: config.deadline,
             proven: watch::Sender::new(false),
             condemned: watch::Sender::new(None),
             clock,
@@ -899,17 +922,21 @@ impl Node {
         let stopped = self.why_stopped();
         let age = self.quorum_age();
         let quorum = stopped.is_none() && self.has_quorum();
+        let applied = metrics.last_applied.map(|id| id.index);
+        let behind = lock(&self.inner.lag).age(applied, self.inner.clock.now());
         RaftStatus {
             id: self.inner.id,
             role: if stopped.is_some() { Role::Stopped } else { role(metrics.state, quorum) },
             leader: metrics.current_leader.filter(|_| quorum),
             term: metrics.current_term,
             last_log: metrics.last_log_index,
-            applied: metrics.last_applied.map(|id| id.index),
+            applied,
             snapshot: metrics.snapshot.map(|id| id.index),
             quorum_ack_ms: age.map(millis),
             quorum,
             quorum_age_max_ms: millis(self.inner.quorum_age_max),
+            behind_ms: behind.map_or(0, |age| age.0 / 1_000),
+            behind_max_ms: millis(self.inner.behind_max),
             twice: self.inner.twins.twice(self.inner.clock.now()),
             proven: *self.inner.proven.borrow(),
             revision: self.cluster().revision,
@@ -1289,8 +1316,13 @@ impl Node {
         match wire::decode::<Note>(attached, wire::MESSAGE_LEN_MAX) {
             Ok(note) => {
                 self.learn(&note.claims);
+                let now = self.inner.clock.now();
                 if let Some(age) = note.quorum_ack_ms {
-                    *lock(&self.inner.led) = Some((self.inner.clock.now(), from, age));
+                    *lock(&self.inner.led) = Some((now, from, age));
+                }
+                if let Some(committed) = note.committed {
+                    let applied = self.inner.raft.metrics().borrow_watched().last_applied.map(|id| id.index);
+                    lock(&self.inner.lag).hear(committed, applied, now);
                 }
             }
             Err(error) => {
@@ -1699,16 +1731,30 @@ async fn think(inner: std::sync::Weak<Inner>) {
     }
 }
 
-/// Says once that there is no quorum, and once that there is one again.
+/// Says once that there is no quorum or that the node is behind, and once that it is well again.
 #[derive(Default)]
 struct QuorumWord {
     missed: bool,
+    behind: bool,
     /// When there was one last, or when this began to look.
     seen: Option<Micros>,
 }
 
 impl QuorumWord {
     fn look(&mut self, status: &RaftStatus, now: Micros) {
+        if status.is_behind() != self.behind {
+            self.behind = status.is_behind();
+            let (leader, applied) = (status.leader, status.applied);
+            if self.behind {
+                tracing::warn!(
+                    leader,
+                    applied,
+                    "behind: what the leader has committed does not come to this node"
+                );
+            } else {
+                tracing::info!(leader, applied, "this node has again what is committed");
+            }
+        }
         // Who belongs to no group yet lacks nothing.
         if status.quorum || status.members.is_empty() {
             self.seen = Some(now);

@@ -454,6 +454,9 @@ pub(crate) struct Note {
     pub(crate) claims: Claims,
     /// Time since a quorum answered the leader, in milliseconds.
     pub(crate) quorum_ack_ms: Option<u64>,
+    /// All up to this index is committed. Those of earlier releases do not say it.
+    #[serde(default)]
+    pub(crate) committed: Option<u64>,
 }
 
 /// What connections of this node have in common.
@@ -483,7 +486,11 @@ impl Ledger {
 
     fn note(&self) -> Note {
         let quorum_ack_ms = self.quorum_ack().map(|age| u64::try_from(age.as_millis()).unwrap_or(u64::MAX));
-        Note { claims: self.witness.told(&self.store.promised()), quorum_ack_ms }
+        let applied = |metrics: &WatchReceiverOf<TypeConfig, RaftMetrics<TypeConfig>>| {
+            metrics.borrow_watched().last_applied.map(|id| id.index)
+        };
+        let committed = self.metrics.get().and_then(applied);
+        Note { claims: self.witness.told(&self.store.promised()), quorum_ack_ms, committed }
     }
 }
 

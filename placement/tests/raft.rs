@@ -83,11 +83,32 @@ async fn a_follower_that_takes_entries_later_than_a_heartbeat_counts_all_the_sam
     let leader = group.leader().await;
     let away = (1..=3).find(|id| *id != leader).unwrap();
     group.wires.cut.lock().unwrap().insert(away);
-    *group.wires.late_from.lock().unwrap() = Some((LONGER_THAN_A_HEARTBEAT, Duration::from_millis(120)));
+    for id in 1..=3 {
+        let late = (LONGER_THAN_A_HEARTBEAT, Duration::from_millis(120));
+        group.wires.late.lock().unwrap().insert(id, late);
+    }
     for id in 1..=5 {
         group.node(leader).propose("alice", put_site(id)).await.unwrap();
     }
     assert_eq!(group.leader().await, leader);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_hears_its_leader_and_lacks_what_is_committed_says_that_it_is_behind() {
+    let group = Group::of_three().await;
+    let leader = group.leader().await;
+    let behind = (1..=3).find(|id| *id != leader).unwrap();
+    let is_behind = |id: u64| group.node(id).status().is_behind();
+    group.wires.lost.lock().unwrap().insert(behind, LONGER_THAN_A_HEARTBEAT);
+    group.node(leader).propose("alice", put_site(1)).await.unwrap();
+    assert!(!is_behind(behind), "not at once");
+    eventually("a node that is behind", || is_behind(behind)).await;
+    let status = group.node(behind).status();
+    assert!(status.quorum && status.leader == Some(leader), "{status:?}");
+    assert!((1..=3).filter(|id| *id != behind).all(|id| !is_behind(id)));
+    group.wires.lost.lock().unwrap().clear();
+    eventually("a node that has caught up", || !is_behind(behind)).await;
+    assert!(group.node(behind).cluster().sites.contains_key(&SiteId(1)));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -13,7 +13,7 @@ use crate::address::{Address, AddressError};
 #[derive(Clone, Debug, Subcommand)]
 pub enum Verb {
     /// Show the node that is asked, and whom it knows. Exit code 6 if no leader is known, no majority answered it
-    /// lately, the node has stopped, or a node runs twice.
+    /// lately, the node has stopped or is behind, or a node runs twice.
     Status,
     /// Make a new group of nodes. On one node, once.
     Initialize {
@@ -114,6 +114,14 @@ fn status(context: &Context, answer: &Answer) -> Result<Exit, Failure> {
         let message = format!(
             "node {} knows no leader: see that a majority of its members runs, or `limosa raft initialize`",
             status.id
+        );
+        return Err(Failure::new(Exit::Degraded, message));
+    }
+    if status.is_behind() {
+        let message = format!(
+            "node {} is behind: what the leader has committed has not come for {:.1} s; see the path from the leader to it",
+            status.id,
+            status.behind_ms as f64 / 1e3
         );
         return Err(Failure::new(Exit::Degraded, message));
     }

@@ -111,8 +111,8 @@ const PLACEMENT: &[Key] = &[
         "ms",
         "250",
         Range(20, 5_000),
-        "Raft's heartbeat; elections take 4 to 8 of them. The default is above the round trip between any \
-         two continents; more makes the loss of a leader last longer, less makes elections under load.",
+        "Raft's heartbeat; elections take 4 to 8 of them. Has to be above the round trip between any two placement nodes: a later \
+         answer is no sign of life. More makes the loss of a leader last longer, less makes elections under load.",
     ),
     key(
         "lease_ms",

@@ -43,6 +43,12 @@ pub fn text(node: &Node, others: &Registry) -> prometheus::Result<String> {
     )?;
     age.set(status.quorum_ack_ms.map_or(f64::INFINITY, |ms| ms as f64 / 1e3));
     registry.register(Box::new(age))?;
+    let behind = Gauge::new(
+        "limosa_raft_behind_seconds",
+        "Since when entries are missing that the leader said are committed; 0 if none are",
+    )?;
+    behind.set(status.behind_ms as f64 / 1e3);
+    registry.register(Box::new(behind))?;
     gauge("limosa_raft_term", "Term", status.term)?;
     gauge("limosa_raft_log_index", "Last index of the log", status.last_log.unwrap_or(0))?;
     gauge("limosa_raft_applied_index", "Last index applied", status.applied.unwrap_or(0))?;

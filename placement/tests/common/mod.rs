@@ -30,8 +30,10 @@ pub struct Wires {
     /// Each so manieth message is lost, half of them with their effect, half without; 0 for none.
     pub lose_every: AtomicU64,
     sent: AtomicU64,
-    /// Messages of nodes that are as long or longer, in bytes, are answered so much later.
-    pub late_from: Mutex<Option<(usize, Duration)>>,
+    /// Nodes whose answers to messages of so many bytes or more come so much later.
+    pub late: Mutex<BTreeMap<NodeId, (usize, Duration)>>,
+    /// Nodes that messages of so many bytes or more do not reach.
+    pub lost: Mutex<BTreeMap<NodeId, usize>>,
 }
 
 #[derive(PartialEq)]
@@ -74,7 +76,10 @@ impl Transport for PeerWire {
         if fate == Fate::Lost {
             return Err(TransportError::Timeout { to });
         }
-        let late = self.wires.late_from.lock().unwrap().filter(|(len, _)| request.len() >= *len);
+        if self.wires.lost.lock().unwrap().get(&to).is_some_and(|len| request.len() >= *len) {
+            return Err(TransportError::Timeout { to });
+        }
+        let late = self.wires.late.lock().unwrap().get(&to).copied().filter(|(len, _)| request.len() >= *len);
         let answer = node.handle_peer(self.from, request).await;
         if let Some((_, late)) = late {
             tokio::time::sleep(late).await;

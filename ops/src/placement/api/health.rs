@@ -55,6 +55,7 @@ fn checks(api: &Api) -> Vec<(String, bool)> {
         (format!("leader: {leader}"), status.leader.is_some()),
         (format!("quorum: {}", quorum(&status)), status.quorum),
         (format!("part: {}", part(&status)), status.proven && status.stopped.is_none()),
+        (format!("log: {}", log(&status)), !status.is_behind()),
     ];
     for node in &status.twice {
         let what = format!(
@@ -92,6 +93,16 @@ fn part(status: &RaftStatus) -> String {
         Some(reason) => format!("the node has stopped: {reason}"),
         None if !status.proven => "too few others have said yet what this node promised to them".into(),
         None => "the node takes part".into(),
+    }
+}
+
+fn log(status: &RaftStatus) -> String {
+    let [since, allowed] = [status.behind_ms, status.behind_max_ms].map(|ms| ms as f64 / 1e3);
+    match status.behind_ms {
+        0 => "all that the leader said is committed is here".into(),
+        _ => format!(
+            "what the leader said is committed is not here since {since:.1} s, {allowed:.1} s are allowed"
+        ),
     }
 }
 
