@@ -1702,7 +1702,7 @@ async fn watch_files(inner: std::sync::Weak<Inner>) {
 async fn think(inner: std::sync::Weak<Inner>) {
     let mut tick = tokio::time::interval(TICK);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let mut word = QuorumWord::default();
+    let mut word = HealthWord::default();
     loop {
         tick.tick().await;
         let Some(inner) = inner.upgrade() else { return };
@@ -1733,14 +1733,14 @@ async fn think(inner: std::sync::Weak<Inner>) {
 
 /// Says once that there is no quorum or that the node is behind, and once that it is well again.
 #[derive(Default)]
-struct QuorumWord {
+struct HealthWord {
     missed: bool,
     behind: bool,
     /// When there was one last, or when this began to look.
     seen: Option<Micros>,
 }
 
-impl QuorumWord {
+impl HealthWord {
     fn look(&mut self, status: &RaftStatus, now: Micros) {
         if status.is_behind() != self.behind {
             self.behind = status.is_behind();
