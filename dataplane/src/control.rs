@@ -30,7 +30,7 @@ pub enum Ordering {
     /// The target holds packets until it has everything the source changed.
     #[default]
     Strict,
-    /// The target serves at once from its shadow; what both counted is joined afterwards.
+    /// The target serves what its shadow knows at once, and only the source gives ports; what both counted is joined afterwards.
     Relaxed,
 }
 
@@ -182,7 +182,7 @@ pub enum Request {
         /// Strict or relaxed.
         ordering: Ordering,
     },
-    /// Target, relaxed only: the flip is committed; serve from the shadow at once.
+    /// Target, relaxed only: the flip is committed; serve from the shadow at once, and ask the source for ports.
     Open {
         /// The group.
         group: GroupId,

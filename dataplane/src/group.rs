@@ -447,6 +447,8 @@ pub struct Group<B> {
     pub move_id: Option<MoveId>,
     /// The move by which it came here.
     pub joined: Option<MoveId>,
+    /// The move whose target has a whole copy, and the tick until which flows of the copy do not end here.
+    pub keeps: Option<(MoveId, u32)>,
     /// A move that can no longer cut.
     pub disarmed: Option<MoveId>,
     /// Markers that came.
@@ -492,6 +494,7 @@ impl<B> Group<B> {
             state: State::Serving,
             move_id: None,
             joined: None,
+            keeps: None,
             disarmed: None,
             markers: Markers::default(),
             hold: Hold::default(),
@@ -572,6 +575,22 @@ impl<B> Group<B> {
         if let Some(since) = self.frozen.take() {
             self.offset += tick.saturating_sub(since);
         }
+    }
+
+    /// A whole copy of the flows is on its way: they do not end until this tick, or the end of the move. Another copy of the same move
+    /// does not make it later.
+    pub fn keep_flows(&mut self, until: u32) {
+        if let Some(move_id) = self.move_id
+            && self.keeps.is_none_or(|(kept, _)| kept != move_id)
+        {
+            self.keeps = Some((move_id, until));
+        }
+    }
+
+    /// Whether flows whose time is over stay.
+    #[must_use]
+    pub fn keeps_flows(&self, tick: u32) -> bool {
+        self.keeps.is_some_and(|(move_id, until)| self.move_id == Some(move_id) && tick < until)
     }
 
     /// Ends whatever export is in hand, and the tracking of changes.

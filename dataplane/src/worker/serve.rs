@@ -29,13 +29,13 @@ impl<B: PacketBuf> Worker<B> {
     ) {
         let message = self.message_in(packet.data(), look);
         let about = message.as_ref().map_or(look, |(message, _)| message);
-        if self.groups[number as usize].open && self.is_unmapped(about) {
+        if self.groups[number as usize].open && (self.is_unmapped(about) || self.wants_port(about)) {
             return self.ask_source(packet, number, look, now, out);
         }
         if let State::Draining(armed) = &self.groups[number as usize].state
             && self.is_unmapped(about)
         {
-            // A relaxed target may have opened the mapping already; a strict one holds the packet and decides later.
+            // A relaxed target may have opened the flow already; a strict one holds the packet and decides later.
             let target = armed.target;
             return self.relay(packet, look.side, target, out);
         }
@@ -102,6 +102,14 @@ impl<B: PacketBuf> Worker<B> {
             Content::Flow(_) if inside => false,
             Content::Flow(_) | Content::Error(_) | Content::Marker(..) => mapping.is_none(),
         }
+    }
+
+    /// Whether a packet from a client needs an outside port. Until the join only the source gives ports: two sites that do would give
+    /// one endpoint two, or one port to two endpoints (RFC 4787, REQ-1 and REQ-3).
+    fn wants_port(&self, look: &Look) -> bool {
+        let Look { side, tuple, .. } = look;
+        *side == Side::Inside
+            && self.table.mappings.of_client(tuple.protocol, tuple.client, tuple.port).is_none()
     }
 
     /// The source decides while it serves; once it has cut it sends the packet back, to wait for the join.

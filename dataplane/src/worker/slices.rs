@@ -18,6 +18,11 @@ const STALL_TICKS: u32 = 100;
 /// A flow whose group's clock stands still is looked at again after so many ticks.
 const FROZEN_TICKS: u32 = 50;
 
+/// Ticks after the first round of a copy in which flows of its group do not end. A relaxed target serves mappings of that copy:
+/// one that ended here meanwhile would free a port that is in use there. Longer than a flip and its markers take; a timer that ends
+/// later by this is in order (RFC 4787, REQ-5 and RFC 5382, REQ-5 give least times).
+const KEPT_TICKS: u32 = 300;
+
 impl<B: PacketBuf> Worker<B> {
     /// Does some of the work that waits, at most [`SLICE_LEN`] steps of each kind. When no call came for ten
     /// seconds the process was stopped: that time does not count against flows.
@@ -75,8 +80,9 @@ impl<B: PacketBuf> Worker<B> {
             let entry = *self.table.flow(flow);
             let group = &self.groups[entry.group as usize];
             let frozen = group.frozen.is_some() || !group.serves() || group.state == State::Open;
+            let kept = group.keeps_flows(tick(now));
             let clock = group.clock(tick(now));
-            if frozen {
+            if frozen || kept && entry.expires <= clock {
                 self.table.rearm(flow, tick(now) + FROZEN_TICKS);
             } else if entry.expires > clock {
                 self.table.rearm(flow, tick(now) + (entry.expires - clock));
@@ -403,6 +409,7 @@ impl<B: PacketBuf> Worker<B> {
     fn end_round(&mut self, number: u32) {
         self.flush(number);
         let group = &mut self.groups[number as usize];
+        group.keep_flows(self.tick + KEPT_TICKS);
         let (Some(export), Some(move_id)) = (&mut group.export, group.move_id) else { return };
         export.running = false;
         let session = group.credit.session;

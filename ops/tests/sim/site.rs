@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use dataplane::control::{Event, Request};
 use dataplane::worker::{Output as Sent, Settings, Wait, Worker};
 use flow::steer::Tag;
-use flow::{MoveId, SiteId, WorkerId};
+use flow::{MoveId, Protocol, SiteId, WorkerId};
 use limosa::site::core::{Agent, Bounds, Input, Output};
 use placement::core::MovePhase;
 use switchctl::Ports;
@@ -726,8 +726,9 @@ impl World {
         Ok(())
     }
 
-    /// The known gap of relaxed moves: the target opens a mapping before the source has heard of the flip, and an answer
-    /// still comes in where the old rules are, or the client roams there. The source cannot tell it from a packet to nobody.
+    /// The known gap of relaxed moves: the target opens a TCP session on a known mapping before the source has heard of the flip, and
+    /// what follows still comes in where the old rules are, or the client roams there. The source cannot tell it from a packet of no
+    /// session.
     fn excuse_relaxed(&mut self, site: SiteId, number: u64) {
         let Some((sending, talk)) = self.traffic.of(number) else { return };
         let leaf = self.log.leaf(&talk.group, talk.client.0);
@@ -736,7 +737,7 @@ impl World {
                 && mv.phase == MovePhase::Switching
                 && mv.ordering == placement::core::Ordering::Relaxed
         });
-        if flipped && makes_no_flow(&sending) {
+        if flipped && talk.protocol == Protocol::Tcp && makes_no_flow(&sending) {
             self.traffic.excuse(number);
         }
     }

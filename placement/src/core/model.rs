@@ -295,7 +295,7 @@ pub enum Ordering {
     /// Never.
     #[default]
     Strict,
-    /// They may; nobody waits.
+    /// They may; whoever has an outside port does not wait.
     Relaxed,
 }
 
