@@ -9,6 +9,7 @@
 //! | worker stopped | the same | lost, order; connections if for long | its queue is bounded; after five seconds it is taken for dead |
 //! | data path between two sites cut | packets whose clients, servers or owners are at both | lost; order while a move is in hand | what is on its way is lost, and so are markers and cuts |
 //! | data path slow | the same, groups that move | order | the direct path is slower than the detour over the new owner |
+//! | switch stopped before one of these is over | what that had held up | the same, until the switch runs | it waits there once more |
 //! | any of these at the target of a move | what was sent since the move began | the same | it may have waited there for all that time |
 //! | worker killed or ended while the agent of an ingress is away | what that ingress sends | lost until that agent is back | it sends to the old owner's worker, which relays no more |
 //! | agent away while a group moves | the group, when that agent is back | order | nobody waited for its ingress, whose direct packets overtake those that are relayed |
@@ -67,6 +68,8 @@ pub(crate) struct Excuse {
     /// Order may be lost: always, or only in moves.
     pub(crate) shuffles: bool,
     pub(crate) shuffles_moves: bool,
+    /// Packets that come meanwhile wait until it is over: a switch that is stopped.
+    pub(crate) holds_up: bool,
 }
 
 impl Excuse {
@@ -166,6 +169,22 @@ impl Judge<'_> {
         latest.map_or(excuse.end(), |back| back.saturating_add(CATCHES_UP))
     }
 
+    /// When the last of what a fault had held up has gone on: it may come to a switch that is stopped by then, and from there to another.
+    fn held_up_until(&self, excuse: &Excuse, sites: &BTreeSet<SiteId>, ends: &[SiteId]) -> Duration {
+        let mut end = excuse.end();
+        while let Some(later) = self
+            .excuses
+            .iter()
+            .filter(|other| other.holds_up && other.reaches(sites, ends))
+            .filter(|other| other.from <= end.saturating_add(AFTER) && other.end() > end)
+            .map(Excuse::end)
+            .max()
+        {
+            end = later;
+        }
+        end
+    }
+
     fn covers(&self, harm: &Harmed, wanted: impl Fn(&Excuse) -> bool) -> bool {
         let (from, until) = (harm.from, self.under_way_until(harm));
         let ends = [(self.home)(harm.group), harm.server];
@@ -176,7 +195,8 @@ impl Judge<'_> {
         let since = gone.min(from).saturating_sub(RELAYS);
         let sites = self.seen.sites_of(harm.group, since, until.saturating_add(AFTER));
         self.excuses.iter().filter(|excuse| wanted(excuse)).any(|excuse| {
-            let window = excuse.window(harm.group, self.seen);
+            let mut window = excuse.window(harm.group, self.seen);
+            window.1 = window.1.max(self.held_up_until(excuse, &sites, &ends).saturating_add(AFTER));
             let late = matches!(excuse.touches, Touches::ServedAt(_)) && excuse.forgets;
             let late = late.then(|| (excuse.from, self.flips_late(excuse, &ends)));
             let mut windows = std::iter::once(window).chain(late).chain(excuse.held(harm.group, self.seen));
@@ -271,8 +291,8 @@ mod tests {
 
     fn excuse(touches: Touches, from: u64, until: u64) -> Excuse {
         let until = Some(at(until));
-        let (loses, forgets, shuffles, shuffles_moves) = (true, true, false, true);
-        Excuse { touches, from: at(from), until, loses, forgets, shuffles, shuffles_moves }
+        let (loses, forgets, shuffles, shuffles_moves, holds_up) = (true, true, false, true, false);
+        Excuse { touches, from: at(from), until, loses, forgets, shuffles, shuffles_moves, holds_up }
     }
 
     fn harmed(nth: u8, server: SiteId, from: u64) -> Harmed {
@@ -306,6 +326,27 @@ mod tests {
                 !judge.may_lose(&harmed(1, SINGAPORE, 97)) && !judge.may_lose(&harmed(1, SINGAPORE, 107))
             );
         });
+    }
+
+    /// It echoes what it gets as if it were new, so that the echo is late as well.
+    #[test]
+    fn what_a_stopped_worker_lets_go_waits_once_more_in_a_switch_that_is_stopped_by_then() {
+        let stopped = Excuse { shuffles: true, ..excuse(Touches::ServedAt(AMSTERDAM), 58, 66) };
+        let switch =
+            |site, from, until| Excuse { holds_up: true, ..excuse(Touches::Through(site), from, until) };
+        let may_shuffle =
+            |excuses: &[Excuse], from| with(excuses, |judge| judge.may_shuffle(&harmed(0, SINGAPORE, from)));
+        assert!(may_shuffle(&[stopped], 65) && !may_shuffle(&[stopped], 70));
+        assert!(may_shuffle(&[stopped, switch(AMSTERDAM, 66, 70)], 70));
+        assert!(
+            may_shuffle(&[stopped, switch(AMSTERDAM, 66, 70), switch(SINGAPORE, 69, 75)], 75),
+            "and on its way"
+        );
+        assert!(!may_shuffle(&[stopped, switch(VIRGINIA, 66, 70)], 70), "it goes elsewhere");
+        assert!(!may_shuffle(&[stopped, switch(AMSTERDAM, 69, 72)], 72), "all had gone on by then");
+        assert!(!may_shuffle(&[switch(AMSTERDAM, 66, 70)], 68), "a switch alone keeps the order");
+        let killed = Excuse { holds_up: false, ..switch(AMSTERDAM, 66, 70) };
+        assert!(!may_shuffle(&[stopped, killed], 70), "what waited there is lost");
     }
 
     #[test]

@@ -190,8 +190,9 @@ impl Run {
 
     fn open(&self, touches: Touches) -> Excuse {
         let from = self.clock.now();
-        let (until, loses, forgets, shuffles, shuffles_moves) = (None, false, false, false, false);
-        Excuse { touches, from, until, loses, forgets, shuffles, shuffles_moves }
+        let (until, loses, forgets) = (None, false, false);
+        let (shuffles, shuffles_moves, holds_up) = (false, false, false);
+        Excuse { touches, from, until, loses, forgets, shuffles, shuffles_moves, holds_up }
     }
 
     fn add(&mut self, excuse: Excuse, until_ready: Option<SiteId>) -> (usize, Option<SiteId>) {
@@ -218,8 +219,10 @@ impl Run {
         match part {
             Part::Placement(_) | Part::Agent(_) => None,
             Part::Switch(site) => {
-                let shuffles_moves = blow == Blow::Stop && lasts >= WAITED_FOR;
-                let excuse = Excuse { loses: true, shuffles_moves, ..self.open(Touches::Through(site)) };
+                let holds_up = blow == Blow::Stop;
+                let shuffles_moves = holds_up && lasts >= WAITED_FOR;
+                let excuse = self.open(Touches::Through(site));
+                let excuse = Excuse { loses: true, shuffles_moves, holds_up, ..excuse };
                 Some(self.add(excuse, Some(site)))
             }
             Part::Worker(site, _) => {
