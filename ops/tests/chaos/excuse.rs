@@ -9,7 +9,8 @@
 //! | worker stopped | the same | lost, order; connections if for long | its queue is bounded; after five seconds it is taken for dead |
 //! | data path between two sites cut | packets whose clients, servers or owners are at both | lost; order while a move is in hand | what is on its way is lost, and so are markers and cuts |
 //! | data path slow | the same, groups that move | order | the direct path is slower than the detour over the new owner |
-//! | switch stopped before one of these is over | what that had held up | the same, until the switch runs | it waits there once more |
+//! | switch stopped when one of these begins, or before it is over | what either holds up | the same, from when the first begins until the last is over | it waits in one, then in the other |
+//! | the machine late while a group moves | packets to and from servers beside the new owner | order | no detour is between the old owner's way to the server and that over the new one |
 //! | any of these at the target of a move | what was sent since the move began | the same | it may have waited there for all that time |
 //! | worker killed or ended while the agent of an ingress is away | what that ingress sends | lost until that agent is back | it sends to the old owner's worker, which relays no more |
 //! | agent away while a group moves | the group, when that agent is back | order | nobody waited for its ingress, whose direct packets overtake those that are relayed |
@@ -169,20 +170,28 @@ impl Judge<'_> {
         latest.map_or(excuse.end(), |back| back.saturating_add(CATCHES_UP))
     }
 
-    /// When the last of what a fault had held up has gone on: it may come to a switch that is stopped by then, and from there to another.
-    fn held_up_until(&self, excuse: &Excuse, sites: &BTreeSet<SiteId>, ends: &[SiteId]) -> Duration {
-        let mut end = excuse.end();
-        while let Some(later) = self
-            .excuses
-            .iter()
-            .filter(|other| other.holds_up && other.reaches(sites, ends))
-            .filter(|other| other.from <= end.saturating_add(AFTER) && other.end() > end)
-            .map(Excuse::end)
-            .max()
-        {
-            end = later;
+    /// The time of a fault and of switches that are stopped around it: what one of them holds up meets the other when it is let go.
+    fn with_what_waits(
+        &self,
+        (mut from, mut until): (Duration, Duration),
+        sites: &BTreeSet<SiteId>,
+        ends: &[SiteId],
+    ) -> (Duration, Duration) {
+        let stops = self.excuses.iter().filter(|other| other.holds_up && other.reaches(sites, ends));
+        let stops: Vec<(Duration, Duration)> = stops.map(|other| (other.from, other.end())).collect();
+        loop {
+            let meets = |(begin, end): &&(Duration, Duration)| {
+                *begin <= until.saturating_add(AFTER) && from <= end.saturating_add(AFTER)
+            };
+            let (begin, end) = stops
+                .iter()
+                .filter(meets)
+                .fold((from, until), |(begin, end), stop| (begin.min(stop.0), end.max(stop.1)));
+            if (begin, end) == (from, until) {
+                return (from, until);
+            }
+            (from, until) = (begin, end);
         }
-        end
     }
 
     fn covers(&self, harm: &Harmed, wanted: impl Fn(&Excuse) -> bool) -> bool {
@@ -195,8 +204,10 @@ impl Judge<'_> {
         let since = gone.min(from).saturating_sub(RELAYS);
         let sites = self.seen.sites_of(harm.group, since, until.saturating_add(AFTER));
         self.excuses.iter().filter(|excuse| wanted(excuse)).any(|excuse| {
+            let waits = self.with_what_waits((excuse.from, excuse.end()), &sites, &ends);
             let mut window = excuse.window(harm.group, self.seen);
-            window.1 = window.1.max(self.held_up_until(excuse, &sites, &ends).saturating_add(AFTER));
+            window.0 = window.0.min(waits.0.saturating_sub(BEFORE));
+            window.1 = window.1.max(waits.1.saturating_add(AFTER));
             let late = matches!(excuse.touches, Touches::ServedAt(_)) && excuse.forgets;
             let late = late.then(|| (excuse.from, self.flips_late(excuse, &ends)));
             let mut windows = std::iter::once(window).chain(late).chain(excuse.held(harm.group, self.seen));
@@ -215,9 +226,18 @@ impl Judge<'_> {
         let met = |excuse: &Excuse| moves(until.max(excuse.end())).next().is_some();
         let mut held = self.seen.moves_of(harm.group, harm.from.saturating_sub(HELD), until);
         moves(until).any(|one| one.state == "taken_back")
+            || self.was_late_beside(harm)
             || self.was_flipped_late(harm)
             || held.any(|one| one.state == "taken_back" && let_go(one, self.seen) >= harm.from)
             || self.covers(harm, |excuse| excuse.shuffles || excuse.shuffles_moves && met(excuse))
+    }
+
+    /// Whether the server is beside the new owner, and the machine was late: what the old owner sent there goes straight, as far as the cut
+    /// goes to the new owner, and whichever the machine delays comes last.
+    fn was_late_beside(&self, harm: &Harmed) -> bool {
+        let (from, until) = (harm.from.saturating_sub(BEFORE), harm.until.saturating_add(AFTER));
+        self.seen.moves_of(harm.group, from, until).any(|one| one.to == harm.server)
+            && self.seen.worst_lag(from, until) > Duration::ZERO
     }
 
     /// Whether an ingress flipped just then whose agent had been away while the group moved: nobody had waited for it.
@@ -345,8 +365,25 @@ mod tests {
         assert!(!may_shuffle(&[stopped, switch(VIRGINIA, 66, 70)], 70), "it goes elsewhere");
         assert!(!may_shuffle(&[stopped, switch(AMSTERDAM, 69, 72)], 72), "all had gone on by then");
         assert!(!may_shuffle(&[switch(AMSTERDAM, 66, 70)], 68), "a switch alone keeps the order");
+        let late = [switch(AMSTERDAM, 50, 58), stopped];
+        assert!(may_shuffle(&late, 51), "it comes to a worker that is stopped by then");
+        assert!(!may_shuffle(&late, 47), "it had gone on before");
         let killed = Excuse { holds_up: false, ..switch(AMSTERDAM, 66, 70) };
         assert!(!may_shuffle(&[stopped, killed], 70), "what waited there is lost");
+    }
+
+    #[test]
+    fn servers_beside_the_new_owner_may_see_by_how_much_the_machine_is_late() {
+        let mut seen = seen();
+        let may_shuffle = |seen: &Seen, nth, server, from| {
+            with_seen(seen, &[], |judge| judge.may_shuffle(&harmed(nth, server, from)))
+        };
+        assert!(!may_shuffle(&seen, 1, VIRGINIA, 102), "the machine was not late");
+        seen.note_late(at(102), Duration::from_millis(3));
+        assert!(may_shuffle(&seen, 1, VIRGINIA, 102));
+        assert!(!may_shuffle(&seen, 1, SINGAPORE, 102), "the way over the new owner is longer");
+        assert!(!may_shuffle(&seen, 0, VIRGINIA, 102), "it does not move");
+        assert!(!may_shuffle(&seen, 1, VIRGINIA, 110), "the move is long over");
     }
 
     #[test]

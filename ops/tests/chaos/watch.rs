@@ -23,6 +23,8 @@ const UNSEEN: Duration = Duration::from_secs(1);
 const LEASE: Duration = Duration::from_secs(2);
 /// Between two looks at the machine.
 const NAP: Duration = Duration::from_millis(10);
+/// A sleeper is woken up to the millisecond.
+const LATE_MIN: Duration = Duration::from_millis(2);
 /// Bounds grow by so many times the worst delay of a wake-up: a chain of processes is late at each of its steps.
 const LAG_FACTOR: u32 = 25;
 
@@ -117,6 +119,10 @@ impl Watch {
 }
 
 impl Seen {
+    pub(crate) fn note_late(&mut self, at: Duration, late: Duration) {
+        self.late.push((at, late));
+    }
+
     pub(crate) fn worst_lag(&self, since: Duration, until: Duration) -> Duration {
         let within = self.late.iter().filter(|(at, _)| *at >= since && *at <= until);
         within.map(|(_, late)| *late).max().unwrap_or_default()
@@ -294,8 +300,8 @@ async fn look_at_the_machine(seen: Arc<Mutex<Seen>>, clock: Clock) {
         sleep(NAP).await;
         let now = clock.now();
         let late = now.saturating_sub(due);
-        if late > NAP {
-            lock(&seen).late.push((now, late));
+        if late > LATE_MIN {
+            lock(&seen).note_late(now, late);
         }
     }
 }
