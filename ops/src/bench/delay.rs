@@ -1,11 +1,12 @@
-//! `limosa bench delay`: the delay estimator on a matrix of real round trips.
+//! `limosa bench delay`: the delay estimator on a matrix of real round trips, or on made-up worlds.
 //!
-//! Some hosts of the matrix are sites, which know the delays between one another; the others are places, measured from a few sites
+//! Some hosts are sites, which know the delays between one another; the others are places, measured from a few sites
 //! each. An estimator says how far each place is from every site; its choice is the site that it takes for the nearest. Regret is
 //! what that site has more than the nearest one.
 
 mod matrix;
 mod vivaldi;
+mod world;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -13,23 +14,31 @@ use std::process::ExitCode;
 use clap::Args;
 use flow::sample::Seeded;
 use placement::core::delay::great_circle_km;
-use placement::likeness::{Estimate, Likeness, Seen};
+use placement::likeness::{Estimate, Likeness, Seen, Spot};
 use serde::Serialize;
 
 use crate::cli::{Format, Output, Rows, complain};
 use matrix::Matrix;
+use world::World;
 
 /// Which matrix, and how much is measured.
 #[derive(Args, Clone, Debug)]
 pub struct Options {
     /// Round trips in milliseconds: one line per host, one number per host in it, split by blanks. What is below 0, or -, ?, x, nan or
     /// nil, is not known; lines that begin with # do not count.
-    #[arg(long, value_name = "FILE")]
-    pub matrix: PathBuf,
+    #[arg(long, value_name = "FILE", required_unless_present = "world")]
+    pub matrix: Option<PathBuf>,
     /// Latitude and longitude of each host in degrees, split by blanks, one line per host in the order of the matrix; - where not
-    /// known, # begins a comment line. With it, nearest by geography is printed too, and likeness counts near sites more.
-    #[arg(long, value_name = "FILE")]
+    /// known, # begins a comment line. With it, what is nearest by the map is printed too, and the estimator knows the map.
+    #[arg(long, value_name = "FILE", requires = "matrix")]
     pub coordinates: Option<PathBuf>,
+    /// In the place of a matrix, worlds made up from these seeds: 250 hosts each, with cables, networks that meet in few places, odd ways,
+    /// and a map that is missing or wrong in places. What is printed is over all of them.
+    #[arg(long, value_name = "SEED", value_delimiter = ',', conflicts_with = "matrix")]
+    pub world: Vec<u64>,
+    /// The estimator knows no map.
+    #[arg(long)]
+    pub no_map: bool,
     /// Numbers of sites, 2 to 256.
     #[arg(long, value_delimiter = ',', default_value = "10,50",
         value_parser = clap::value_parser!(u16).range(2..=256))]
@@ -46,18 +55,23 @@ pub struct Options {
     pub runs: u8,
 }
 
+/// Hosts of a world.
+const WORLD_HOSTS: usize = 250;
+
 /// One line.
 #[derive(Clone, Debug, Serialize)]
 struct Line {
     sites: u16,
     probes: u8,
     /// `likeness` (all places measured, then all chosen), `likeness, at once` (each chosen when it was measured),
-    /// `likeness, nothing learned`, `vivaldi`, `geography`, `best of random probes` or `best possible`.
+    /// `likeness, nothing learned`, `vivaldi`, `geography`, `nearest by map, measured`, `best of random probes` or `best possible`.
     estimator: &'static str,
     /// Choices that were scored: a place for each draw in which all sites know the distance to it.
     choices: usize,
     /// Median over pairs that were not measured of the error as a share of the delay.
     error: Option<f64>,
+    /// Share of these pairs whose delay is within two standard deviations of the estimate: 0.95 if that is honest.
+    within: Option<f64>,
     regret_mean_ms: f64,
     regret_p50_ms: f64,
     regret_p99_ms: f64,
@@ -66,21 +80,22 @@ struct Line {
 /// Measures and prints.
 #[must_use]
 pub(super) fn run(options: &Options, format: Format) -> ExitCode {
-    let matrix = match Matrix::read(&options.matrix, options.coordinates.as_deref()) {
-        Ok(matrix) => matrix,
+    let matrices = match matrices(options) {
+        Ok(matrices) => matrices,
         Err(error) => {
             complain(&error);
             return ExitCode::from(2);
         }
     };
+    let hosts = matrices.iter().map(Matrix::hosts).min().unwrap_or(0);
     let mut lines = Vec::new();
     for &sites in &options.sites {
-        if usize::from(sites) >= matrix.hosts() {
-            complain(&format!("--sites {sites}: the matrix has {} hosts, give fewer sites", matrix.hosts()));
+        if usize::from(sites) >= hosts {
+            complain(&format!("--sites {sites}: the matrix has {hosts} hosts, give fewer sites"));
             return ExitCode::from(2);
         }
         for &probes in &options.probes {
-            let of_these = measure(options, &matrix, sites, probes);
+            let of_these = measure(options, &matrices, sites, probes);
             if of_these.is_empty() {
                 complain(&format!(
                     "--sites {sites}: in no draw was there a place with a known round trip to every site: give a matrix that knows \
@@ -91,15 +106,29 @@ pub(super) fn run(options: &Options, format: Format) -> ExitCode {
             lines.extend(of_these);
         }
     }
-    if matrix.unplaced() > 0 {
+    let unplaced: usize = matrices.iter().map(Matrix::unplaced).sum();
+    if unplaced > 0 {
+        let all: usize = matrices.iter().map(Matrix::hosts).sum();
         complain(&format!(
-            "hosts without coordinates: {} of {}; what has one for a site, or is one, is estimated without them",
-            matrix.unplaced(),
-            matrix.hosts()
+            "hosts without coordinates: {unplaced} of {all}; these are estimated without a map"
         ));
     }
     print(format, &lines);
     ExitCode::SUCCESS
+}
+
+/// The matrix that is given, or those of the worlds.
+fn matrices(options: &Options) -> Result<Vec<Matrix>, String> {
+    match &options.matrix {
+        Some(matrix) => Ok(vec![Matrix::read(matrix, options.coordinates.as_deref())?]),
+        None => Ok(options.world.iter().map(|seed| World::new(*seed, WORLD_HOSTS).into()).collect()),
+    }
+}
+
+impl From<World> for Matrix {
+    fn from(world: World) -> Self {
+        Self::new(world.ms, world.places)
+    }
 }
 
 fn print(format: Format, lines: &[Line]) {
@@ -111,12 +140,13 @@ fn print(format: Format, lines: &[Line]) {
             line.estimator.to_owned(),
             line.choices.to_string(),
             line.error.map_or("-".to_owned(), |error| format!("{:.0} %", error * 100.0)),
+            line.within.map_or("-".to_owned(), |within| format!("{:.1} %", within * 100.0)),
             format!("{:.2}", line.regret_mean_ms),
             format!("{:.2}", line.regret_p50_ms),
             format!("{:.1}", line.regret_p99_ms),
         ]
     };
-    let heads = &["SITES", "PROBES", "ESTIMATOR", "CHOICES", "ERROR", "REGRET-MS", "P50", "P99"];
+    let heads = &["SITES", "PROBES", "ESTIMATOR", "CHOICES", "ERROR", "WITHIN", "REGRET-MS", "P50", "P99"];
     let body = serde_json::to_value(lines).unwrap_or_default();
     output.print(&body, &Rows { heads, rows: lines.iter().map(row).collect() });
 }
@@ -126,6 +156,8 @@ fn print(format: Format, lines: &[Line]) {
 struct Score {
     regrets: Vec<f64>,
     errors: Vec<f64>,
+    /// Of those that say how sure they are: within two standard deviations, and all.
+    within: (u64, u64),
 }
 
 impl Score {
@@ -133,6 +165,11 @@ impl Score {
     fn add(&mut self, truth: &[f32], estimates: &[Estimate]) {
         for (estimate, truth) in estimates.iter().zip(truth).filter(|(estimate, _)| !estimate.measured) {
             self.errors.push(f64::from((estimate.ms - truth).abs() / truth.max(1.0)));
+            if estimate.spread > 0.0 {
+                let off = (log(*truth) - log(estimate.ms)).abs();
+                self.within.0 += u64::from(off <= 2.0 * estimate.spread);
+                self.within.1 += 1;
+            }
         }
         let choice = estimates
             .iter()
@@ -160,6 +197,7 @@ impl Score {
             estimator,
             choices: self.regrets.len(),
             error: quantile(&mut self.errors, 0.5),
+            within: (self.within.1 > 0).then(|| self.within.0 as f64 / self.within.1 as f64),
             regret_mean_ms: mean,
             regret_p50_ms: quantile(&mut self.regrets, 0.5).unwrap_or(0.0),
             regret_p99_ms: quantile(&mut self.regrets, 0.99).unwrap_or(0.0),
@@ -167,7 +205,58 @@ impl Score {
     }
 }
 
-fn measure(options: &Options, matrix: &Matrix, sites: u16, probes: u8) -> Vec<Line> {
+/// The logarithm that spreads are of.
+fn log(ms: f32) -> f32 {
+    (ms + placement::likeness::OFFSET_MS).ln()
+}
+
+/// One draw of sites from a matrix.
+struct Draw<'a> {
+    matrix: &'a Matrix,
+    chosen: Vec<usize>,
+    /// Where the sites are; those of an operator are where their configuration says.
+    at: Vec<Option<(f64, f64)>>,
+    map: bool,
+    probes: u8,
+}
+
+impl Draw<'_> {
+    fn truth(&self, place: usize) -> Vec<f32> {
+        self.chosen.iter().map(|&site| self.matrix.ms(place, site)).collect()
+    }
+
+    fn spot(&self, place: usize) -> Option<Spot> {
+        let at = self.matrix.place(place).filter(|_| self.map)?;
+        Some(Spot { at, radius_km: MAP_RADIUS_KM })
+    }
+
+    /// Sites by their distance to a place, the nearest first; nothing unless that is known.
+    fn by_distance(&self, place: usize) -> Vec<usize> {
+        let Some(from) = self.matrix.place(place) else { return Vec::new() };
+        let km = |site: usize| Some((great_circle_km(from, self.at[site]?), site));
+        let mut sites: Vec<(f64, usize)> = (0..self.chosen.len()).filter_map(km).collect();
+        sites.sort_by(|a, b| a.0.total_cmp(&b.0));
+        sites.into_iter().map(|(_, site)| site).collect()
+    }
+
+    /// Measures a place from the sites that the estimator wants, one after the other.
+    fn probe(&self, likeness: &Likeness, place: usize, truth: &[f32]) -> (Vec<Seen>, Vec<Estimate>) {
+        let (mut seen, number, spot) = (Vec::new(), Some(place as u64), self.spot(place));
+        for _ in 0..self.probes {
+            let Some(site) = likeness.next(number, &seen, spot) else { break };
+            seen.push(Seen { site, ms: truth[site], sd_ms: SAMPLE_SD_MS });
+        }
+        let estimates = likeness.estimate(number, &seen, spot);
+        (seen, estimates)
+    }
+}
+
+/// How exact the map is taken to be.
+const MAP_RADIUS_KM: f64 = 20.0;
+/// How exact a measurement is taken to be.
+const SAMPLE_SD_MS: f32 = 0.5;
+
+fn measure(options: &Options, matrices: &[Matrix], sites: u16, probes: u8) -> Vec<Line> {
     let names = [
         "likeness",
         "likeness, at once",
@@ -175,52 +264,63 @@ fn measure(options: &Options, matrix: &Matrix, sites: u16, probes: u8) -> Vec<Li
         "vivaldi",
         "best of random probes",
         "geography",
+        "nearest by map, measured",
         "best possible",
     ];
-    let mut scores: [Score; 7] = std::array::from_fn(|_| Score::default());
-    for run in 0..u64::from(options.runs) {
-        let mut random = Seeded::new(options.seed.wrapping_mul(1_000_003).wrapping_add(run));
-        let (chosen, places) = draw(matrix, usize::from(sites), &mut random);
-        let mesh: Vec<Vec<f32>> =
-            chosen.iter().map(|&a| chosen.iter().map(|&b| matrix.ms(a, b)).collect()).collect();
-        let mut likeness = Likeness::new(&mesh);
-        let alone = likeness.clone();
-        let net = vivaldi::Net::new(&mesh, &mut random);
-        let mut measured: Vec<(usize, Vec<Seen>)> = Vec::new();
-        let truth_of = |place: usize| chosen.iter().map(|&site| matrix.ms(place, site)).collect::<Vec<f32>>();
-        for place in places {
-            let truth = truth_of(place);
-            let distance = matrix.distances(place, &chosen);
-            let (seen, estimates) = probe(&likeness, place, &truth, distance.as_deref(), probes);
-            scores[1].add(&truth, &estimates);
-            likeness.learn(place as u64, &estimates);
-            scores[2].add(&truth, &probe(&alone, place, &truth, distance.as_deref(), probes).1);
-            if probes > 0 {
-                scores[3].add(&truth, &net.estimate(&seen, &mut random));
-                scores[4].chose(&truth, best_of_random(&truth, probes, &mut random));
-            }
-            if let Some(distance) = &distance {
-                let nearest = distance.iter().enumerate().min_by(|a, b| a.1.total_cmp(b.1));
-                scores[5].chose(&truth, nearest.map_or(0, |(site, _)| site));
-            }
-            scores[6].regrets.push(0.0);
-            measured.push((place, seen));
-        }
-        // As a leader looks at all of them again in every round.
-        let again = |likeness: &Likeness, place: usize, seen: &[Seen]| {
-            let distance = matrix.distances(place, &chosen);
-            likeness.estimate(Some(place as u64), seen, distance.as_deref())
-        };
-        for (place, seen) in &measured {
-            let estimates = again(&likeness, *place, seen);
-            likeness.learn(*place as u64, &estimates);
-        }
-        for (place, seen) in &measured {
-            scores[0].add(&truth_of(*place), &again(&likeness, *place, seen));
+    let mut scores: [Score; 8] = std::array::from_fn(|_| Score::default());
+    for matrix in matrices {
+        for run in 0..u64::from(options.runs) {
+            let mut random = Seeded::new(options.seed.wrapping_mul(1_000_003).wrapping_add(run));
+            let (chosen, places) = draw(matrix, usize::from(sites), &mut random);
+            let at = chosen.iter().map(|&site| matrix.place(site)).collect();
+            let draw = Draw { matrix, chosen, at, map: !options.no_map, probes };
+            score(&draw, &places, &mut random, &mut scores);
         }
     }
     let scored = scores.into_iter().zip(names).filter(|(score, _)| !score.regrets.is_empty());
     scored.map(|(score, name)| score.line(sites, probes, name)).collect()
+}
+
+fn score(draw: &Draw<'_>, places: &[usize], random: &mut Seeded, scores: &mut [Score; 8]) {
+    let Draw { matrix, chosen, probes, .. } = draw;
+    let row = |&a: &usize| chosen.iter().map(|&b| matrix.ms(a, b)).collect();
+    let mesh: Vec<Vec<f32>> = chosen.iter().map(row).collect();
+    let none = vec![None; chosen.len()];
+    let mut likeness = Likeness::new(&mesh, if draw.map { &draw.at } else { &none });
+    let alone = likeness.clone();
+    let net = vivaldi::Net::new(&mesh, random);
+    let mut measured: Vec<(usize, Vec<Seen>)> = Vec::new();
+    for &place in places {
+        let truth = draw.truth(place);
+        let (seen, estimates) = draw.probe(&likeness, place, &truth);
+        scores[1].add(&truth, &estimates);
+        likeness.learn(place as u64, &estimates, draw.spot(place));
+        scores[2].add(&truth, &draw.probe(&alone, place, &truth).1);
+        if *probes > 0 {
+            scores[3].add(&truth, &net.estimate(&seen, random));
+            scores[4].chose(&truth, best_of_random(&truth, *probes, random));
+        }
+        let near = draw.by_distance(place);
+        if let Some(nearest) = near.first() {
+            scores[5].chose(&truth, *nearest);
+            let asked = near.into_iter().take(usize::from(*probes).max(1));
+            let best = asked.min_by(|&a, &b| truth[a].total_cmp(&truth[b]));
+            scores[6].chose(&truth, best.unwrap_or(0));
+        }
+        scores[7].regrets.push(0.0);
+        measured.push((place, seen));
+    }
+    // As a leader looks at all of them again in every round.
+    let again = |likeness: &Likeness, place: usize, seen: &[Seen]| {
+        likeness.estimate(Some(place as u64), seen, draw.spot(place))
+    };
+    for (place, seen) in &measured {
+        let estimates = again(&likeness, *place, seen);
+        likeness.learn(*place as u64, &estimates, draw.spot(*place));
+    }
+    for (place, seen) in &measured {
+        scores[0].add(&draw.truth(*place), &again(&likeness, *place, seen));
+    }
 }
 
 /// Sites, and the places that they all know the distance to.
@@ -236,35 +336,9 @@ fn draw(matrix: &Matrix, sites: usize, random: &mut Seeded) -> (Vec<usize>, Vec<
     (hosts, places)
 }
 
-/// Measures a place from the sites that the estimator wants, one after the other.
-fn probe(
-    likeness: &Likeness,
-    place: usize,
-    truth: &[f32],
-    distance: Option<&[f32]>,
-    probes: u8,
-) -> (Vec<Seen>, Vec<Estimate>) {
-    let mut seen = Vec::new();
-    let mut estimates = likeness.estimate(Some(place as u64), &seen, distance);
-    for _ in 0..probes {
-        let Some(site) = likeness.next(&seen, &estimates) else { break };
-        seen.push(Seen { site, ms: truth[site], age_s: 0.0 });
-        estimates = likeness.estimate(Some(place as u64), &seen, distance);
-    }
-    (seen, estimates)
-}
-
 fn best_of_random(truth: &[f32], probes: u8, random: &mut Seeded) -> usize {
     let drawn = (0..probes).map(|_| random.below(truth.len() as u64) as usize);
     drawn.min_by(|&a, &b| truth[a].total_cmp(&truth[b])).unwrap_or(0)
-}
-
-impl Matrix {
-    /// From a place to sites in kilometres; `None` unless all are known.
-    fn distances(&self, place: usize, sites: &[usize]) -> Option<Vec<f32>> {
-        let from = self.place(place)?;
-        sites.iter().map(|&site| Some(great_circle_km(from, self.place(site)?) as f32)).collect()
-    }
 }
 
 #[cfg(test)]
@@ -283,26 +357,81 @@ mod tests {
     }
 
     fn options(probes: &[u8]) -> Options {
-        let (matrix, probes) = (PathBuf::new(), probes.to_vec());
-        Options { matrix, coordinates: None, sites: vec![8], probes, seed: 1, runs: 3 }
+        let (matrix, probes) = (None, probes.to_vec());
+        let (coordinates, world, no_map) = (None, vec![], false);
+        Options { matrix, coordinates, world, no_map, sites: vec![8], probes, seed: 1, runs: 3 }
     }
 
     #[test]
     fn probes_help_and_the_estimator_beats_chance() {
         let lines: Vec<Line> =
-            [0, 3].iter().flat_map(|&probes| measure(&options(&[probes]), &matrix(), 8, probes)).collect();
-        let regret = |probes: u8, estimator: &str| {
+            [0, 3].iter().flat_map(|&probes| measure(&options(&[probes]), &[matrix()], 8, probes)).collect();
+        let regret_of = |probes: u8, estimator: &str| {
             let line = lines.iter().find(|line| line.probes == probes && line.estimator == estimator);
             line.map(|line| line.regret_mean_ms).unwrap()
         };
-        assert!(regret(3, "likeness") < 0.5 * regret(0, "likeness"), "{lines:?}");
-        assert!(regret(3, "likeness") < regret(3, "best of random probes"), "{lines:?}");
-        assert_eq!(regret(3, "best possible"), 0.0);
+        assert!(regret_of(3, "likeness") < 0.5 * regret_of(0, "likeness"), "{lines:?}");
+        assert!(regret_of(3, "likeness") < regret_of(3, "best of random probes"), "{lines:?}");
+        assert_eq!(regret_of(3, "best possible"), 0.0);
+    }
+
+    fn of_worlds(map: bool, probes: u8) -> Vec<Line> {
+        let worlds: Vec<Matrix> = (0..2).map(|seed| World::new(seed, 120).into()).collect();
+        let options = Options { no_map: !map, runs: 2, ..options(&[probes]) };
+        measure(&options, &worlds, 20, probes)
+    }
+
+    fn regret(lines: &[Line], estimator: &str) -> f64 {
+        let line = lines.iter().find(|line| line.estimator == estimator);
+        line.map(|line| line.regret_mean_ms).unwrap()
+    }
+
+    /// The simplest rule there is: ask the nearest by the map, and take the best of them.
+    #[test]
+    fn in_made_up_worlds_the_estimator_is_at_least_as_good_as_asking_the_nearest() {
+        for probes in [0, 1, 3, 5] {
+            let lines = of_worlds(true, probes);
+            let simple = if probes == 0 { "geography" } else { "nearest by map, measured" };
+            for estimator in ["likeness", "likeness, at once", "likeness, nothing learned"] {
+                assert!(
+                    regret(&lines, estimator) <= regret(&lines, simple),
+                    "{probes} {estimator}: {lines:?}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn in_made_up_worlds_neither_a_measurement_nor_a_map_nor_learning_makes_the_choice_worse() {
+        let (with_map, without): (Vec<_>, Vec<_>) = [0, 1, 3, 5]
+            .into_iter()
+            .map(|probes| (of_worlds(true, probes), of_worlds(false, probes)))
+            .unzip();
+        for lines in [&with_map, &without] {
+            let all: Vec<f64> = lines.iter().map(|lines| regret(lines, "likeness")).collect();
+            assert!(all.windows(2).all(|pair| pair[1] <= pair[0]), "{all:?}");
+            for lines in &lines[2..] {
+                let learned = regret(lines, "likeness") / regret(lines, "likeness, nothing learned");
+                assert!(learned <= 1.1, "{learned}: {lines:?}");
+            }
+        }
+        for (with, without) in with_map.iter().zip(&without) {
+            assert!(regret(with, "likeness") <= regret(without, "likeness"), "{with:?} {without:?}");
+        }
+    }
+
+    #[test]
+    fn in_made_up_worlds_claims_of_two_standard_deviations_hold() {
+        let lines = of_worlds(true, 3);
+        let claims = lines.iter().filter(|line| line.estimator.starts_with("likeness"));
+        for line in claims {
+            assert!(line.within.is_some_and(|within| (0.93..0.995).contains(&within)), "{line:?}");
+        }
     }
 
     #[test]
     fn same_seed_same_figures() {
-        let once = serde_json::to_string(&measure(&options(&[2]), &matrix(), 8, 2)).unwrap();
-        assert_eq!(once, serde_json::to_string(&measure(&options(&[2]), &matrix(), 8, 2)).unwrap());
+        let once = serde_json::to_string(&measure(&options(&[2]), &[matrix()], 8, 2)).unwrap();
+        assert_eq!(once, serde_json::to_string(&measure(&options(&[2]), &[matrix()], 8, 2)).unwrap());
     }
 }

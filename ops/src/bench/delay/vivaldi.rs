@@ -82,7 +82,7 @@ impl Net {
 
 /// One that says nothing beyond the delay.
 fn plain(ms: f32, spread: f32, measured: bool) -> Estimate {
-    Estimate { ms, spread, mean_ms: ms, gain_ms: 0.0, measured }
+    Estimate { ms, spread, mean_ms: ms, measured }
 }
 
 #[cfg(test)]
@@ -99,7 +99,7 @@ mod tests {
         let net = Net::new(&mesh, &mut random);
         let place = (60.0, 60.0);
         let seen: Vec<Seen> =
-            (0..4).map(|site| Seen { site, ms: ms(place, places[site]), age_s: 0.0 }).collect();
+            (0..4).map(|site| Seen { site, ms: ms(place, places[site]), sd_ms: 0.5 }).collect();
         let estimates = net.estimate(&seen, &mut random);
         for site in [4, 5] {
             let truth = ms(place, places[site]);

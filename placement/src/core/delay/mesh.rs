@@ -7,9 +7,10 @@ use flow::{GroupId, Micros, SiteId};
 
 use super::rows::{End, Rows};
 use super::servers::{Server, common_bits};
+use super::thoughts::Sites;
 use super::{Guess, Leg, Model, Near, Part, Source, Term, Terms, one_way, prior, queue_ms};
 use crate::core::model::Cluster;
-use crate::likeness::{Likeness, Seen};
+use crate::likeness::{Likeness, Seen, Spot};
 
 /// Standard deviation of a server's way to where its packets come in, if it was never measured, in milliseconds. It is the same at all
 /// sites, so what is assumed of a server decides nothing.
@@ -18,7 +19,7 @@ const ASSUMED_SD_MS: f64 = 40.0;
 const STRETCH_SD_SHARE: f64 = 0.5;
 /// Networks do not always take the way that sites take: standard deviation as a share of the way between the sites.
 const ROUTE_SD_SHARE: f64 = 0.1;
-/// Server prefixes of which likeness is asked in one round; each takes some tens of microseconds.
+/// Server prefixes of which likeness is asked; each takes some hundreds of microseconds, when what it follows from has changed.
 const ALIKE_MAX: usize = 1024;
 /// Of these, so many that were measured from so many sites say something of the others.
 const LEARNED_MAX: usize = 128;
@@ -73,7 +74,6 @@ pub(crate) struct Mesh<'a> {
     heard: Vec<Heard>,
     networks: BTreeMap<u32, Vec<u32>>,
     cells: BTreeMap<(i32, i32), Vec<u32>>,
-    likeness: Option<Likeness>,
     /// Likeness is asked of server prefixes below this number.
     alike_below: u32,
 }
@@ -115,7 +115,6 @@ impl<'a> Mesh<'a> {
             heard: Vec::new(),
             networks: BTreeMap::new(),
             cells: BTreeMap::new(),
-            likeness: None,
             alike_below: 0,
         };
         mesh.hear();
@@ -145,13 +144,17 @@ impl<'a> Mesh<'a> {
         let Some(last) = measured.last() else { return };
         let row = |a: usize| self.ms_from(a).iter().map(|ms| 2.0 * ms).collect();
         let rows: Vec<Vec<f32>> = (0..self.len()).map(row).collect();
-        let mut likeness = Likeness::new(&rows);
-        let most = |number: &&u32| self.heard[**number as usize].direct >= LEARNED_DIRECT;
-        for &number in measured.iter().filter(most).take(LEARNED_MAX) {
-            let estimates = likeness.estimate(None, &seen_of(&self.heard[number as usize]), None);
-            likeness.learn(number.into(), &estimates);
-        }
-        (self.likeness, self.alike_below) = (Some(likeness), last + 1);
+        let places: Vec<_> = self.sites.iter().map(|site| site.coordinates()).collect();
+        let learn = |likeness: &mut Likeness| {
+            let most = |number: &&u32| self.heard[**number as usize].direct >= LEARNED_DIRECT;
+            for &number in measured.iter().filter(most).take(LEARNED_MAX) {
+                let spot = self.model.servers.get(number).and_then(spot_of);
+                let estimates = likeness.estimate(None, &seen_of(&self.heard[number as usize]), spot);
+                likeness.learn(number.into(), &estimates, spot);
+            }
+        };
+        self.model.thoughts.look(Sites { rows, places }, self.now, learn);
+        self.alike_below = last + 1;
     }
 
     fn leg(&self, a: u8, b: u8) -> Leg {
@@ -278,19 +281,18 @@ impl<'a> Mesh<'a> {
     /// By sites that have the same delays from where it was measured.
     fn alike(&self, number: u32, offer: &mut impl FnMut(u8, Guess, Source)) {
         let heard = &self.heard[number as usize];
-        let Some(likeness) =
-            self.likeness.as_ref().filter(|_| number < self.alike_below && heard.direct >= 2)
-        else {
+        if number >= self.alike_below || heard.direct < 2 {
             return;
-        };
+        }
         let (direct, seen) = (&heard.ways[..heard.direct], seen_of(heard));
         let age = direct.iter().map(|(_, _, age)| *age).min().unwrap_or_default();
         let source = Source::Borrowed { from: Near::Likeness, age };
-        let estimates = likeness.estimate(Some(number.into()), &seen, None);
+        let spot = self.model.servers.get(number).and_then(spot_of);
+        let Some(estimates) = self.model.thoughts.of(number, &seen, spot, self.now) else { return };
         for (site, estimate) in estimates.iter().enumerate().filter(|(_, estimate)| !estimate.measured) {
             let sd = f64::from(estimate.spread * (estimate.ms + crate::likeness::OFFSET_MS)) / 2.0;
             let variance = sd * sd + ALIKE_SD_MS * ALIKE_SD_MS;
-            offer(site as u8, Guess { ms: f64::from(estimate.ms) / 2.0, variance }, source);
+            offer(site as u8, Guess { ms: f64::from(estimate.mean_ms) / 2.0, variance }, source);
         }
     }
 
@@ -460,12 +462,17 @@ impl<'a> Mesh<'a> {
 
 /// What sites measured of a server by themselves.
 fn seen_of(heard: &Heard) -> Vec<Seen> {
-    let seen = |&(site, guess, age): &(u8, Guess, Micros)| Seen {
+    let seen = |&(site, guess, _): &(u8, Guess, Micros)| Seen {
         site: usize::from(site),
         ms: 2.0 * guess.ms as f32,
-        age_s: (age.0 / 1_000_000) as f32,
+        sd_ms: 2.0 * guess.variance.sqrt() as f32,
     };
     heard.ways[..heard.direct].iter().map(seen).collect()
+}
+
+/// Where the map says that a server is.
+fn spot_of(server: &Server) -> Option<Spot> {
+    server.place.at.map(|at| Spot { at, radius_km: server.place.radius_km })
 }
 
 /// A sum over shares, and the least sure source of those that count.

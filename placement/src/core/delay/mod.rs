@@ -23,6 +23,7 @@ mod rows;
 mod servers;
 #[cfg(test)]
 mod tests;
+mod thoughts;
 mod window;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -41,6 +42,7 @@ pub(crate) use prior::KM_PER_MS;
 pub use prior::{LIGHT_KM_PER_MS, Locate, Place, great_circle_km};
 pub(crate) use rows::{Delays, Rows};
 use servers::Servers;
+use thoughts::Thoughts;
 use window::Window;
 
 /// What is known of a group's traffic.
@@ -267,6 +269,7 @@ pub struct Model {
     asked: BTreeMap<(SiteId, Prefix), Micros>,
     /// The sites by name, when they were looked at last.
     names: BTreeMap<SiteId, String>,
+    thoughts: Thoughts,
 }
 
 impl Model {
@@ -282,6 +285,7 @@ impl Model {
             probers: BTreeSet::new(),
             asked: BTreeMap::new(),
             names: BTreeMap::new(),
+            thoughts: Thoughts::default(),
         }
     }
 

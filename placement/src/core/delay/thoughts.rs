@@ -1,0 +1,160 @@
+//! What likeness says of server prefixes, kept from round to round: to reckon it takes some hundred microseconds each, and little of what it
+//! follows from changes in a second.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use flow::Micros;
+
+use crate::likeness::{Estimate, Likeness, OFFSET_MS, Seen, Spot};
+
+/// A delay that changed by less than this share is the same.
+const SAME_SHARE: f32 = 0.03;
+/// A standard deviation that changed by less than this factor is the same.
+const SAME_SD: f32 = 1.5;
+/// Kept for so long at most, and for up to half of that longer, so that not all are due at once.
+const KEPT_FOR: Micros = Micros(60_000_000);
+
+/// What was thought of a server prefix, and what of.
+struct Thought {
+    at: Micros,
+    seen: Vec<Seen>,
+    spot: Option<Spot>,
+    estimates: Arc<[Estimate]>,
+}
+
+impl Thought {
+    fn holds(&self, number: u32, seen: &[Seen], spot: Option<Spot>, now: Micros) -> bool {
+        let longer = KEPT_FOR.0 / 2 * u64::from(number % 16) / 16;
+        self.spot == spot
+            && self.seen.len() == seen.len()
+            && now.since(self.at) < Micros(KEPT_FOR.0 + longer)
+            && self.seen.iter().zip(seen).all(|(before, after)| is_same(before, after))
+    }
+}
+
+fn is_same(before: &Seen, after: &Seen) -> bool {
+    let (low, high) = (before.sd_ms.min(after.sd_ms), before.sd_ms.max(after.sd_ms));
+    before.site == after.site && is_same_delay(before.ms, after.ms) && high <= SAME_SD * low
+}
+
+fn is_same_delay(before: f32, after: f32) -> bool {
+    (before - after).abs() <= SAME_SHARE * (before + OFFSET_MS)
+}
+
+/// The ways between the sites in milliseconds of a round trip, and where the sites are.
+pub(super) struct Sites {
+    pub(super) rows: Vec<Vec<f32>>,
+    pub(super) places: Vec<Option<(f64, f64)>>,
+}
+
+impl Sites {
+    fn is_same(&self, other: &Self) -> bool {
+        let rows = self.rows.iter().flatten().zip(other.rows.iter().flatten());
+        self.places == other.places && rows.into_iter().all(|(before, after)| is_same_delay(*before, *after))
+    }
+}
+
+struct Known {
+    at: Micros,
+    sites: Sites,
+    likeness: Likeness,
+    thoughts: BTreeMap<u32, Thought>,
+}
+
+/// Likeness and what it says. A copy of it knows nothing yet.
+#[derive(Default)]
+pub(super) struct Thoughts(Mutex<Option<Known>>);
+
+impl Clone for Thoughts {
+    fn clone(&self) -> Self {
+        Self::default()
+    }
+}
+
+impl Thoughts {
+    /// Makes likeness anew where the sites or the ways between them are others, and once in a while; `learn` gives it the places that are
+    /// known well.
+    pub(super) fn look(&self, sites: Sites, now: Micros, learn: impl FnOnce(&mut Likeness)) {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.as_ref().is_some_and(|known| now.since(known.at) < KEPT_FOR && known.sites.is_same(&sites)) {
+            return;
+        }
+        let mut likeness = Likeness::new(&sites.rows, &sites.places);
+        learn(&mut likeness);
+        let same = known.take().filter(|known| known.sites.is_same(&sites));
+        // What was thought of them stays until its time is over.
+        let thoughts = same.map(|known| known.thoughts).unwrap_or_default();
+        *known = Some(Known { at: now, sites, likeness, thoughts });
+    }
+
+    /// What is thought of a server prefix; nothing before the first look.
+    pub(super) fn of(
+        &self,
+        number: u32,
+        seen: &[Seen],
+        spot: Option<Spot>,
+        now: Micros,
+    ) -> Option<Arc<[Estimate]>> {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let Known { likeness, thoughts, .. } = known.as_mut()?;
+        if let Some(thought) = thoughts.get(&number).filter(|thought| thought.holds(number, seen, spot, now))
+        {
+            return Some(Arc::clone(&thought.estimates));
+        }
+        let estimates: Arc<[Estimate]> = likeness.estimate(Some(number.into()), seen, spot).into();
+        let thought = Thought { at: now, seen: seen.to_vec(), spot, estimates: Arc::clone(&estimates) };
+        thoughts.insert(number, thought);
+        Some(estimates)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const S: u64 = 1_000_000;
+
+    fn sites(ms: f32) -> Sites {
+        let row = |a: usize| (0..3_usize).map(|b| ms * a.abs_diff(b) as f32).collect();
+        Sites { rows: (0..3).map(row).collect(), places: vec![None; 3] }
+    }
+
+    fn seen(ms: f32) -> [Seen; 2] {
+        [Seen { site: 0, ms, sd_ms: 1.0 }, Seen { site: 2, ms: 80.0, sd_ms: 1.0 }]
+    }
+
+    #[test]
+    fn what_has_hardly_changed_is_thought_once_and_again_after_a_while() {
+        let thoughts = Thoughts::default();
+        assert!(thoughts.of(1, &seen(30.0), None, Micros(0)).is_none());
+        thoughts.look(sites(40.0), Micros(0), |_| {});
+        let first = thoughts.of(1, &seen(30.0), None, Micros(0)).unwrap();
+        let same =
+            |ms: f32, s: u64| Arc::ptr_eq(&first, &thoughts.of(1, &seen(ms), None, Micros(s * S)).unwrap());
+        thoughts.look(sites(40.5), Micros(S), |_| panic!("the ways are the same"));
+        assert!(same(30.5, 1) && same(29.6, 59));
+        assert!(!same(30.5, 95), "it is old");
+        assert!(!same(40.0, 96), "it is another delay");
+    }
+
+    #[test]
+    fn other_ways_between_the_sites_make_all_be_thought_anew() {
+        let thoughts = Thoughts::default();
+        thoughts.look(sites(40.0), Micros(0), |_| {});
+        let first = thoughts.of(1, &seen(30.0), None, Micros(0)).unwrap();
+        thoughts.look(sites(60.0), Micros(S), |_| {});
+        let other = thoughts.of(1, &seen(30.0), None, Micros(S)).unwrap();
+        assert_ne!(first[1].ms, other[1].ms);
+    }
+
+    #[test]
+    fn a_site_more_is_never_met_with_thoughts_of_fewer() {
+        let thoughts = Thoughts::default();
+        thoughts.look(sites(40.0), Micros(0), |_| {});
+        assert_eq!(thoughts.of(1, &seen(30.0), None, Micros(0)).unwrap().len(), 3);
+        let more = Sites { rows: vec![vec![40.0; 4]; 4], places: vec![None; 4] };
+        thoughts.look(more, Micros(1), |_| {});
+        assert_eq!(thoughts.of(1, &seen(30.0), None, Micros(1)).unwrap().len(), 4);
+    }
+}
