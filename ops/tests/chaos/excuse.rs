@@ -10,7 +10,7 @@
 //! | data path between two sites cut | packets whose clients, servers or owners are at both | lost; order while a move is in hand | what is on its way is lost, and so are markers and cuts |
 //! | data path slow | the same, groups that move | order | the direct path is slower than the detour over the new owner |
 //! | switch stopped when one of these begins, or before it is over | what either holds up | the same, from when the first begins until the last is over | it waits in one, then in the other |
-//! | the machine late while a group moves | packets to and from servers beside the new owner | order | no detour is between the old owner's way to the server and that over the new one |
+//! | the machine late while a group moves, by more than the detour over the new owner is | its packets, also when all is calm | order | what the old owner sent last goes straight, what the new one sends first waits for the cut |
 //! | any of these at the target of a move | what was sent since the move began | the same | it may have waited there for all that time |
 //! | worker killed or ended while the agent of an ingress is away | what that ingress sends | lost until that agent is back | it sends to the old owner's worker, which relays no more |
 //! | agent away while a group moves | the group, when that agent is back | order | nobody waited for its ingress, whose direct packets overtake those that are relayed |
@@ -25,7 +25,9 @@ use std::time::Duration;
 
 use crate::watch::{MoveSeen, Seen};
 use flow::{Prefix, SiteId};
+use limosa::demo::built_in;
 use limosa::demo::cluster::Part;
+use limosa::demo::wan::great_circle_delay;
 
 /// What was sent shortly before the fault may still have been on its way.
 pub(crate) const BEFORE: Duration = Duration::from_millis(1_500);
@@ -132,6 +134,21 @@ fn let_go(one: &MoveSeen, seen: &Seen) -> Duration {
     ended.saturating_add(AFTER)
 }
 
+/// By how much the way from the old owner over the new one to an end is longer than the straight one.
+fn detour(one: &MoveSeen, end: SiteId) -> Duration {
+    (between(one.from, one.to) + between(one.to, end)).saturating_sub(between(one.from, end))
+}
+
+/// One way between two sites of the deployment.
+fn between(a: SiteId, b: SiteId) -> Duration {
+    let sites = built_in();
+    let place = |site: SiteId| {
+        let site = &sites[usize::from(site.0) - 1];
+        (site.latitude, site.longitude)
+    };
+    great_circle_delay(place(a), place(b))
+}
+
 /// Where a group's clients come in.
 pub(crate) type Home = fn(Prefix) -> SiteId;
 
@@ -226,18 +243,22 @@ impl Judge<'_> {
         let met = |excuse: &Excuse| moves(until.max(excuse.end())).next().is_some();
         let mut held = self.seen.moves_of(harm.group, harm.from.saturating_sub(HELD), until);
         moves(until).any(|one| one.state == "taken_back")
-            || self.was_late_beside(harm)
+            || self.outran_the_detour(harm)
             || self.was_flipped_late(harm)
             || held.any(|one| one.state == "taken_back" && let_go(one, self.seen) >= harm.from)
             || self.covers(harm, |excuse| excuse.shuffles || excuse.shuffles_moves && met(excuse))
     }
 
-    /// Whether the server is beside the new owner, and the machine was late: what the old owner sent there goes straight, as far as the cut
-    /// goes to the new owner, and whichever the machine delays comes last.
-    fn was_late_beside(&self, harm: &Harmed) -> bool {
+    /// Whether the machine was late by more than the detour over the new owner is longer than the old one's straight way: whichever it
+    /// delays comes last. A server beside the new owner has no such detour; a client there is reached by the tunnel that the cut
+    /// takes.
+    pub(crate) fn outran_the_detour(&self, harm: &Harmed) -> bool {
         let (from, until) = (harm.from.saturating_sub(BEFORE), harm.until.saturating_add(AFTER));
-        self.seen.moves_of(harm.group, from, until).any(|one| one.to == harm.server)
-            && self.seen.worst_lag(from, until) > Duration::ZERO
+        let (late, home) = (self.seen.worst_lag(from, until), (self.home)(harm.group));
+        self.seen.moves_of(harm.group, from, until).any(|one| {
+            let to_server = late > detour(one, harm.server);
+            to_server || home != one.to && late > detour(one, home)
+        })
     }
 
     /// Whether an ingress flipped just then whose agent had been away while the group moved: nobody had waited for it.
@@ -373,17 +394,19 @@ mod tests {
     }
 
     #[test]
-    fn servers_beside_the_new_owner_may_see_by_how_much_the_machine_is_late() {
+    fn a_machine_that_is_late_by_more_than_the_detour_may_change_the_order_of_what_moves() {
         let mut seen = seen();
         let may_shuffle = |seen: &Seen, nth, server, from| {
             with_seen(seen, &[], |judge| judge.may_shuffle(&harmed(nth, server, from)))
         };
         assert!(!may_shuffle(&seen, 1, VIRGINIA, 102), "the machine was not late");
         seen.note_late(at(102), Duration::from_millis(3));
-        assert!(may_shuffle(&seen, 1, VIRGINIA, 102));
-        assert!(!may_shuffle(&seen, 1, SINGAPORE, 102), "the way over the new owner is longer");
+        assert!(may_shuffle(&seen, 1, VIRGINIA, 102), "the server is beside the new owner");
+        assert!(!may_shuffle(&seen, 1, SINGAPORE, 102), "the way over the new owner is much longer");
         assert!(!may_shuffle(&seen, 0, VIRGINIA, 102), "it does not move");
         assert!(!may_shuffle(&seen, 1, VIRGINIA, 110), "the move is long over");
+        seen.note_late(at(102), Duration::from_millis(120));
+        assert!(may_shuffle(&seen, 1, SINGAPORE, 102));
     }
 
     #[test]

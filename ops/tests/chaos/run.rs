@@ -570,13 +570,10 @@ impl Run {
             // What is sent at its end may meet the storm that follows.
             let calm =
                 |(begun, ended): &(Duration, Duration)| *begun <= until && at <= ended.saturating_sub(BEFORE);
-            if self.calms.iter().any(calm) {
-                verdict.failed(
-                    Promise::Calm,
-                    packets.lost + packets.duplicated + packets.reordered,
-                    at,
-                    &what,
-                );
+            let late = if judge.outran_the_detour(&harmed) { 0 } else { packets.reordered };
+            let harmed_in_calm = packets.lost + packets.duplicated + late;
+            if harmed_in_calm > 0 && self.calms.iter().any(calm) {
+                verdict.failed(Promise::Calm, harmed_in_calm, at, &what);
             }
             if packets.lost > 0 && judge.may_lose(&harmed) {
                 verdict.excused(Promise::Packets, packets.lost);
