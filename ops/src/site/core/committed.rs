@@ -1,8 +1,8 @@
 //! What placement has committed, and what follows from it at this site.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
-use dataplane::control::{GroupStatus, Request};
+use dataplane::control::Request;
 use flow::nat::NatSlices;
 use flow::{Epoch, GroupId, Micros, MoveId, SiteId, WorkerId};
 use placement::core::{Change, Group, Move, MoveOutcome, MovePhase, Service};
@@ -327,10 +327,8 @@ impl Agent {
 
     /// Nothing is being done about the group at this site.
     fn is_idle(&self, id: &GroupId) -> bool {
-        let of_orphan =
-            |parts: &BTreeMap<WorkerId, GroupStatus>| parts.values().any(|part| part.group == *id);
         let moves = self.groups.get(id).is_some_and(|group| group.move_id.is_some());
-        !moves && !self.is_moving(id) && !self.is_to_change(id) && !self.orphans.values().any(of_orphan)
+        !moves && !self.is_moving(id) && !self.is_to_change(id)
     }
 
     /// Tells a worker to serve; the site is not ready before it has said that it does.

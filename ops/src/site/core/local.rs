@@ -124,7 +124,12 @@ impl Agent {
     /// It was about to move between two workers when one of them went away. Nothing is done with it before the one that had it has said
     /// what it has, or is taken for dead: the other may serve it only then, and a copy that goes on would be in the way of a split.
     fn is_in_doubt(&self, group: &GroupId) -> bool {
-        self.doubts.values().any(|(doubted, _)| doubted == group)
+        self.doubts.values().any(|(doubted, _)| doubted == group) || self.is_orphan(group)
+    }
+
+    /// One of the two workers has said its part of the move, and the other, which may have joined, does not answer.
+    pub(super) fn is_orphan(&self, group: &GroupId) -> bool {
+        self.orphans.values().flat_map(BTreeMap::values).any(|part| part.group == *group)
     }
 
     pub(super) fn is_moving(&self, group: &GroupId) -> bool {

@@ -516,6 +516,29 @@ fn a_move_waits_for_one_between_workers_also_when_all_are_asked_what_they_have_m
     assert!(!did.iter().any(|output| matches!(output, Output::Connect(..))), "{did:?}");
 }
 
+/// The target of the move between workers is cut off for a moment, and may have joined; the source still serves.
+#[test]
+fn a_move_to_another_site_waits_for_one_between_workers_whose_target_is_away_for_a_moment() {
+    let mine = group("1:100.64.0.0/27", HERE, 1);
+    let (mut agent, _) = settled(vec![mine], vec![at(whole(), 1, Phase::Serving)]);
+    let did = feed(&mut agent, Input::MoveLocally(whole(), WORKERS[1]));
+    let prepare = |(_, request): (WorkerId, Request)| {
+        if let Request::Prepare { move_id, .. } = request { Some(move_id) } else { None }
+    };
+    let local = requests(&did).into_iter().find_map(prepare).unwrap();
+    agent.commit_local(local, NOW);
+    let moving = Change::Group(Group { move_id: Some(MoveId(7)), ..mine });
+    let mut did = say(&mut agent, false, vec![Change::Move(leaving(whole())), moving]);
+    did.extend(feed(&mut agent, Input::WorkerDown(WORKERS[1])));
+    // It is asked once for each group that was in doubt, and answers as often.
+    let draining = GroupStatus { move_id: Some(local), ..at(whole(), 1, Phase::Draining) };
+    did.extend(status(&mut agent, WORKERS[0], vec![draining]));
+    did.extend(status(&mut agent, WORKERS[0], vec![draining]));
+    assert!(!did.iter().any(|output| matches!(output, Output::Connect(..))), "{did:?}");
+    let gives_up = |(_, request): &(WorkerId, Request)| matches!(request, Request::Yield { .. });
+    assert!(!requests(&did).iter().any(gives_up), "{did:?}");
+}
+
 /// The switch delivers to the target already, which holds, and the source may still serve.
 #[test]
 fn a_group_between_two_workers_waits_for_the_one_that_has_it_when_that_is_away_for_a_moment() {
