@@ -128,7 +128,7 @@ impl Agent {
     }
 
     /// One of the two workers has said its part of the move, and the other, which may have joined, does not answer.
-    pub(super) fn is_orphan(&self, group: &GroupId) -> bool {
+    fn is_orphan(&self, group: &GroupId) -> bool {
         self.orphans.values().flat_map(BTreeMap::values).any(|part| part.group == *group)
     }
 
