@@ -2,12 +2,13 @@
 //! back.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use flow::{GroupId, Micros, SiteId};
 
 use super::rows::{End, Rows};
 use super::servers::{Server, common_bits};
-use super::thoughts::Sites;
+use super::thoughts::{Known, Sites};
 use super::{Guess, Leg, Model, Near, Part, Source, Term, Terms, one_way, prior, queue_ms};
 use crate::core::model::Cluster;
 use crate::likeness::{Likeness, Seen, Spot};
@@ -74,6 +75,7 @@ pub(crate) struct Mesh<'a> {
     heard: Vec<Heard>,
     networks: BTreeMap<u32, Vec<u32>>,
     cells: BTreeMap<(i32, i32), Vec<u32>>,
+    thoughts: Option<Arc<Known>>,
     /// Likeness is asked of server prefixes below this number.
     alike_below: u32,
 }
@@ -115,6 +117,7 @@ impl<'a> Mesh<'a> {
             heard: Vec::new(),
             networks: BTreeMap::new(),
             cells: BTreeMap::new(),
+            thoughts: None,
             alike_below: 0,
         };
         mesh.hear();
@@ -153,8 +156,8 @@ impl<'a> Mesh<'a> {
                 likeness.learn(number.into(), &estimates, spot);
             }
         };
-        self.model.thoughts.look(Sites { rows, places }, self.now, learn);
-        self.alike_below = last + 1;
+        let thoughts = self.model.thoughts.look(Sites { rows, places }, self.now, learn);
+        (self.thoughts, self.alike_below) = (Some(thoughts), last + 1);
     }
 
     fn leg(&self, a: u8, b: u8) -> Leg {
@@ -288,7 +291,8 @@ impl<'a> Mesh<'a> {
         let age = direct.iter().map(|(_, _, age)| *age).min().unwrap_or_default();
         let source = Source::Borrowed { from: Near::Likeness, age };
         let spot = self.model.servers.get(number).and_then(spot_of);
-        let Some(estimates) = self.model.thoughts.of(number, &seen, spot, self.now) else { return };
+        let Some(thoughts) = &self.thoughts else { return };
+        let estimates = thoughts.of(number, &seen, spot, self.now);
         for (site, estimate) in estimates.iter().enumerate().filter(|(_, estimate)| !estimate.measured) {
             let sd = f64::from(estimate.spread * (estimate.ms + crate::likeness::OFFSET_MS)) / 2.0;
             let variance = sd * sd + ALIKE_SD_MS * ALIKE_SD_MS;

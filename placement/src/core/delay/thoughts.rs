@@ -55,57 +55,52 @@ impl Sites {
     }
 }
 
-struct Known {
+/// Likeness by the sites of one moment, and what it said since.
+pub(super) struct Known {
     at: Micros,
     sites: Sites,
     likeness: Likeness,
-    thoughts: BTreeMap<u32, Thought>,
+    thoughts: Mutex<BTreeMap<u32, Thought>>,
 }
 
-/// Likeness and what it says. A copy of it knows nothing yet.
-#[derive(Default)]
-pub(super) struct Thoughts(Mutex<Option<Known>>);
-
-impl Clone for Thoughts {
-    fn clone(&self) -> Self {
-        Self::default()
+impl Known {
+    /// What is thought of a server prefix.
+    pub(super) fn of(&self, number: u32, seen: &[Seen], spot: Option<Spot>, now: Micros) -> Arc<[Estimate]> {
+        let mut thoughts = self.thoughts.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(thought) = thoughts.get(&number).filter(|thought| thought.holds(number, seen, spot, now))
+        {
+            return Arc::clone(&thought.estimates);
+        }
+        let estimates: Arc<[Estimate]> = self.likeness.estimate(Some(number.into()), seen, spot).into();
+        let thought = Thought { at: now, seen: seen.to_vec(), spot, estimates: Arc::clone(&estimates) };
+        thoughts.insert(number, thought);
+        estimates
     }
 }
 
+/// The last of them. Copies of a model share it: each round of a leader works on a copy.
+#[derive(Clone, Default)]
+pub(super) struct Thoughts(Arc<Mutex<Option<Arc<Known>>>>);
+
 impl Thoughts {
-    /// Makes likeness anew where the sites or the ways between them are others, and once in a while; `learn` gives it the places that are
-    /// known well.
-    pub(super) fn look(&self, sites: Sites, now: Micros, learn: impl FnOnce(&mut Likeness)) {
-        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if known.as_ref().is_some_and(|known| now.since(known.at) < KEPT_FOR && known.sites.is_same(&sites)) {
-            return;
+    /// Likeness for these sites: made anew where they or the ways between them are others, and once in a while; `learn` gives it the places
+    /// that are known well.
+    pub(super) fn look(&self, sites: Sites, now: Micros, learn: impl FnOnce(&mut Likeness)) -> Arc<Known> {
+        let last = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let same = last.filter(|known| known.sites.is_same(&sites));
+        if let Some(known) = same.as_ref().filter(|known| now.since(known.at) < KEPT_FOR) {
+            return Arc::clone(known);
         }
         let mut likeness = Likeness::new(&sites.rows, &sites.places);
         learn(&mut likeness);
-        let same = known.take().filter(|known| known.sites.is_same(&sites));
         // What was thought of them stays until its time is over.
-        let thoughts = same.map(|known| known.thoughts).unwrap_or_default();
-        *known = Some(Known { at: now, sites, likeness, thoughts });
-    }
-
-    /// What is thought of a server prefix; nothing before the first look.
-    pub(super) fn of(
-        &self,
-        number: u32,
-        seen: &[Seen],
-        spot: Option<Spot>,
-        now: Micros,
-    ) -> Option<Arc<[Estimate]>> {
-        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let Known { likeness, thoughts, .. } = known.as_mut()?;
-        if let Some(thought) = thoughts.get(&number).filter(|thought| thought.holds(number, seen, spot, now))
-        {
-            return Some(Arc::clone(&thought.estimates));
-        }
-        let estimates: Arc<[Estimate]> = likeness.estimate(Some(number.into()), seen, spot).into();
-        let thought = Thought { at: now, seen: seen.to_vec(), spot, estimates: Arc::clone(&estimates) };
-        thoughts.insert(number, thought);
-        Some(estimates)
+        let taken = |known: Arc<Known>| {
+            std::mem::take(&mut *known.thoughts.lock().unwrap_or_else(PoisonError::into_inner))
+        };
+        let thoughts = Mutex::new(same.map(taken).unwrap_or_default());
+        let known = Arc::new(Known { at: now, sites, likeness, thoughts });
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&known));
+        known
     }
 }
 
@@ -127,12 +122,11 @@ mod tests {
     #[test]
     fn what_has_hardly_changed_is_thought_once_and_again_after_a_while() {
         let thoughts = Thoughts::default();
-        assert!(thoughts.of(1, &seen(30.0), None, Micros(0)).is_none());
-        thoughts.look(sites(40.0), Micros(0), |_| {});
-        let first = thoughts.of(1, &seen(30.0), None, Micros(0)).unwrap();
-        let same =
-            |ms: f32, s: u64| Arc::ptr_eq(&first, &thoughts.of(1, &seen(ms), None, Micros(s * S)).unwrap());
-        thoughts.look(sites(40.5), Micros(S), |_| panic!("the ways are the same"));
+        let first = thoughts.look(sites(40.0), Micros(0), |_| {}).of(1, &seen(30.0), None, Micros(0));
+        // As a round of a leader does.
+        let copy = thoughts.clone();
+        let known = copy.look(sites(40.5), Micros(S), |_| panic!("the ways are the same"));
+        let same = |ms: f32, s: u64| Arc::ptr_eq(&first, &known.of(1, &seen(ms), None, Micros(s * S)));
         assert!(same(30.5, 1) && same(29.6, 59));
         assert!(!same(30.5, 95), "it is old");
         assert!(!same(40.0, 96), "it is another delay");
@@ -141,20 +135,19 @@ mod tests {
     #[test]
     fn other_ways_between_the_sites_make_all_be_thought_anew() {
         let thoughts = Thoughts::default();
-        thoughts.look(sites(40.0), Micros(0), |_| {});
-        let first = thoughts.of(1, &seen(30.0), None, Micros(0)).unwrap();
-        thoughts.look(sites(60.0), Micros(S), |_| {});
-        let other = thoughts.of(1, &seen(30.0), None, Micros(S)).unwrap();
+        let first = thoughts.look(sites(40.0), Micros(0), |_| {}).of(1, &seen(30.0), None, Micros(0));
+        let other = thoughts.look(sites(60.0), Micros(S), |_| {}).of(1, &seen(30.0), None, Micros(S));
         assert_ne!(first[1].ms, other[1].ms);
     }
 
     #[test]
     fn a_site_more_is_never_met_with_thoughts_of_fewer() {
         let thoughts = Thoughts::default();
-        thoughts.look(sites(40.0), Micros(0), |_| {});
-        assert_eq!(thoughts.of(1, &seen(30.0), None, Micros(0)).unwrap().len(), 3);
+        let few = thoughts.look(sites(40.0), Micros(0), |_| {});
+        assert_eq!(few.of(1, &seen(30.0), None, Micros(0)).len(), 3);
         let more = Sites { rows: vec![vec![40.0; 4]; 4], places: vec![None; 4] };
-        thoughts.look(more, Micros(1), |_| {});
-        assert_eq!(thoughts.of(1, &seen(30.0), None, Micros(1)).unwrap().len(), 4);
+        let many = thoughts.look(more, Micros(1), |_| {});
+        assert_eq!(many.of(1, &seen(30.0), None, Micros(1)).len(), 4);
+        assert_eq!(few.of(2, &seen(30.0), None, Micros(1)).len(), 3, "a round that is not over yet");
     }
 }
