@@ -4,7 +4,7 @@
 //! others, goes on smoothly over the map: simple kriging (Cressie, *Statistics for Spatial Data*, 1993, ch. 3) from the sites around.
 
 use super::line::Line;
-use super::{OFFSET_MS, RADIUS_MAX_KM, Spot};
+use super::{OFFSET_MS, Spot};
 use crate::solver::softmin::{exp, ln};
 
 /// Ends of the ranges of distance that are shifted apart, in kilometres.
@@ -89,9 +89,7 @@ impl Map {
 
     /// Whether the map says anything of such a place.
     pub(super) fn knows(&self, spot: &Spot) -> bool {
-        spot.radius_km <= f64::from(RADIUS_MAX_KM)
-            && At::new(spot.at).is_some()
-            && self.ats.iter().any(Option::is_some)
+        spot.usable().is_some() && self.ats.iter().any(Option::is_some)
     }
 
     /// Round trips from all sites to a place there, in milliseconds.

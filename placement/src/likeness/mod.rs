@@ -81,6 +81,13 @@ pub struct Spot {
     pub radius_km: f64,
 }
 
+impl Spot {
+    /// The point, where the map says enough: a place on the globe, and a radius that is one and not too large.
+    fn usable(&self) -> Option<At> {
+        At::new(self.at).filter(|_| (0.0..=f64::from(RADIUS_MAX_KM)).contains(&self.radius_km))
+    }
+}
+
 /// A delay that is thought to be.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Estimate {
@@ -185,8 +192,7 @@ impl Likeness {
             if estimate.measured { 0.0 } else { estimate.spread * estimate.spread }
         };
         let ms: Vec<f32> = estimates.iter().map(|estimate| estimate.ms).collect();
-        let at =
-            spot.filter(|spot| spot.radius_km <= f64::from(RADIUS_MAX_KM)).and_then(|spot| At::new(spot.at));
+        let at = spot.and_then(|spot| spot.usable());
         let variance = Some(estimates.iter().map(variance).collect());
         let known = Known { place: Some(place), at, ms, variance, weight: LEARNED_WEIGHT };
         if let Some(same) = self.learned.iter_mut().find(|learned| learned.place == Some(place)) {

@@ -170,6 +170,18 @@ fn a_site_that_was_not_measured_is_chosen_only_if_it_is_surely_better() {
     assert_eq!(nearest(&estimates), 0, "{estimates:?}");
 }
 
+#[test]
+fn a_spot_whose_radius_is_none_says_nothing() {
+    let likeness = equator(&[0.0, 8.0, 60.0]);
+    for radius_km in [-1.0, -4.6e52, f64::NAN, f64::NEG_INFINITY, f64::INFINITY] {
+        let odd = Some(Spot { at: (0.0, 7.0), radius_km });
+        for known in [&[][..], &[seen(0, 0.0), seen(1, 0.0)]] {
+            assert_eq!(likeness.estimate(None, known, odd), likeness.estimate(None, known, None), "{odd:?}");
+            assert_eq!(likeness.next(None, known, odd), likeness.next(None, known, None), "{odd:?}");
+        }
+    }
+}
+
 proptest! {
     /// Whatever is given: finite, not negative, and the same again.
     #[test]
