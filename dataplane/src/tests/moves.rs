@@ -327,6 +327,29 @@ fn a_forgotten_group_relays_for_a_while_and_is_gone() {
 }
 
 #[test]
+fn an_old_owner_relays_on_what_an_older_one_relays_to_it() {
+    let mut lab = source_with_flows(1);
+    cut(&mut lab);
+    let (epoch, target) = (Epoch(2), THERE);
+    lab.ask(Request::Forget { group: group_id(), move_id: MOVE, epoch, target, relay_us: 5 * SECOND });
+    let older = SiteId(7);
+    let relayed = |from| (udp(client(), remote(), b""), Tag::Relayed(Side::Inside, from));
+    // The agent of an ingress may be away for as long as this, and its packets come by way of the owner that it knows.
+    for _ in 0..10 {
+        assert_eq!(lab.after(4 * SECOND).0, []);
+        let (frame, tag) = relayed(older);
+        assert_eq!(lab.send(frame, tag).len(), 1);
+    }
+    // What comes back from where it goes, or from here, keeps nothing going.
+    lab.after(4 * SECOND);
+    for from in [THERE, HERE] {
+        let (frame, tag) = relayed(from);
+        lab.send(frame, tag);
+    }
+    assert_eq!(lab.after(2 * SECOND).0, [Event::Gone { group: group_id(), move_id: MOVE }]);
+}
+
+#[test]
 fn a_group_does_not_come_back_while_an_ingress_still_sends_by_the_old_path() {
     let mut lab = source_with_flows(1);
     lab.ask(arm(&[HERE, THERE], 1_000));

@@ -174,7 +174,7 @@ pub struct Worker<B> {
 /// ICMP errors of our own that may be sent in a second (RFC 1812, section 4.3.2.8).
 const ICMP_PER_SECOND: u32 = 100;
 
-/// How long an old owner relays after the last packet of an ingress that has not flipped.
+/// How long an old owner relays after the last packet of an ingress that has not flipped, be it by way of an older owner.
 const STRAGGLERS: Micros = Micros(5_000_000);
 
 /// A worker that stood still for so long may be taken for dead, and others may have what it had: an agent waits half a second longer for
@@ -488,11 +488,18 @@ impl<B: PacketBuf> Worker<B> {
         }
     }
 
-    /// An ingress that still sends here has not flipped: its agent may be gone for long.
+    /// An ingress that still sends here has not flipped: its agent may be gone for long. So may that of one whose packets another old owner
+    /// relays to here, which had the group before. Nothing circles: each has it from one with a smaller epoch; only what comes from the
+    /// very site that it goes to, or from this one, may be on its way back.
     fn keep_relaying(&mut self, number: u32, look: &Look, now: Micros) {
-        if let (State::Tombstone { until, .. }, Tag::Direct(..)) =
-            (&mut self.groups[number as usize].state, look.parsed.tag)
-        {
+        let own = self.settings.site;
+        let State::Tombstone { to, until, .. } = &mut self.groups[number as usize].state else { return };
+        let goes_on = match look.parsed.tag {
+            Tag::Direct(..) => true,
+            Tag::Relayed(_, from) => from != *to && from != own,
+            _ => false,
+        };
+        if goes_on {
             *until = (*until).max(now.plus(STRAGGLERS));
         }
     }
