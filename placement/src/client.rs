@@ -411,7 +411,7 @@ mod tests {
                 std::future::pending::<()>().await;
             }
             assert_eq!(wait_ms, 0, "the caller has waited already");
-            let changes = Changes { revision: since, reset: false, changes: Vec::new() };
+            let changes = Changes { revision: since, reset: false, changes: Vec::new(), more: false };
             Ok(wire::encode(&ClientResponse::Changes(changes)))
         }
     }

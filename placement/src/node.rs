@@ -1853,7 +1853,7 @@ async fn prove(inner: std::sync::Weak<Inner>, mut proof: Proof, timings: RaftTim
 }
 
 fn nothing_new(since: u64) -> Changes {
-    Changes { revision: since, reset: false, changes: Vec::new() }
+    Changes { revision: since, reset: false, changes: Vec::new(), more: false }
 }
 
 fn raft_config(config: &NodeConfig) -> Result<openraft::Config, StartError> {

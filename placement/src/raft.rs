@@ -87,6 +87,9 @@ pub struct Changes {
     pub reset: bool,
     /// In order.
     pub changes: Vec<Change>,
+    /// These are not all that there were when the answer was made: who must not act on a part asks for the rest first.
+    #[serde(default)]
+    pub more: bool,
 }
 
 impl Shared {
@@ -144,7 +147,7 @@ impl Shared {
         } else {
             (cluster.snapshot_changes(), Bytes::new())
         };
-        Some((Changes { revision: cluster.revision, reset: true, changes }, groups))
+        Some((Changes { revision: cluster.revision, reset: true, changes, more: false }, groups))
     }
 
     /// The same for those who take everything page by page: the first page of all has no groups but those that
@@ -156,14 +159,14 @@ impl Shared {
         };
         let changes = cluster.snapshot_changes_without_groups();
         let len = changes.iter().map(len_of).sum();
-        let changes = Changes { revision: cluster.revision, reset: true, changes };
+        let changes = Changes { revision: cluster.revision, reset: true, changes, more: false };
         Some(add_groups(&cluster, changes, Bound::Unbounded, len))
     }
 
     /// Groups behind one, for a watcher who began at a revision. Those that have changed meanwhile come as they are
     /// now, and again with the changes since that revision, which it has to ask for when this is done.
     pub(crate) fn rest(&self, revision: u64, after: GroupId) -> Page {
-        let changes = Changes { revision, reset: false, changes: Vec::new() };
+        let changes = Changes { revision, reset: false, changes: Vec::new(), more: false };
         add_groups(&self.cluster(), changes, Bound::Excluded(after), 0)
     }
 
@@ -224,8 +227,8 @@ fn cut(later: Later) -> Changes {
         changes.extend(of_revision.iter().cloned());
         revision = at;
     }
-    let whole = rest.peek().is_none();
-    Changes { revision: later.end.filter(|_| whole).unwrap_or(revision), reset: false, changes }
+    let end = later.end.filter(|_| rest.peek().is_none());
+    Changes { revision: end.unwrap_or(revision), reset: false, changes, more: end.is_none() }
 }
 
 /// Adds groups until a page is full.

@@ -129,6 +129,11 @@ fn later_changes_are_cut_at_a_revision_and_the_rest_is_asked_for() {
         assert!(len(&changes) < 2 * ANSWER_LEN_MAX, "{} bytes", len(&changes));
         known.take(&changes);
         since = changes.revision;
+        assert_eq!(
+            changes.more,
+            since < shared.cluster().revision,
+            "whoever may not act on a part has to know"
+        );
         answers += 1;
     }
     assert!(answers > 2, "{answers} answers");

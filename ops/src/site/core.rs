@@ -34,6 +34,10 @@ const BALANCE_INTERVAL: Micros = Micros(1_000_000);
 /// An agent is called at each look at its workers, and one that is late for that by half a second more was stopped, or starved.
 const STALL: Micros = Micros(BALANCE_INTERVAL.0 + 500_000);
 
+/// How long the rules of an agent that woke wait for what was decided meanwhile. Placement nodes that hang are asked one after the
+/// other, for a second each; without any, what is known has to do.
+const CATCH_UP_BOUND: Micros = Micros(4_000_000);
+
 /// Bounds that an operator may set; each is documented in the configuration reference.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bounds {
@@ -80,6 +84,10 @@ impl Default for Bounds {
 pub enum Input {
     /// Placement's changes, in order; `reset` when they are all there is.
     Placement {
+        /// When they were asked for, by this agent's clock.
+        asked_at: Micros,
+        /// There were more when this was answered, which come next.
+        more: bool,
         /// Of the log, with these changes.
         revision: u64,
         /// The wall clock, in milliseconds since 1970: flips are agreed by it.
@@ -134,6 +142,8 @@ pub enum Input {
 pub enum Output {
     /// Tell a worker.
     Worker(WorkerId, Request),
+    /// Ask placement at once what there is, and say so also if there is nothing new.
+    CatchUp,
     /// These are the rules from now on; report when the switch follows them.
     Rules(Arc<RuleSet>, u64),
     /// Send a packet through the switch, behind the rules before it.
@@ -242,6 +252,8 @@ pub struct Agent {
     started: Option<Micros>,
     /// When it was called last.
     awake_at: Option<Micros>,
+    /// Since then it knows that it does not know all that was decided: it was stopped, or has a part of a long answer.
+    behind_since: Option<Micros>,
     synced: bool,
     known: bool,
     revision: u64,
@@ -321,6 +333,7 @@ impl Agent {
             expected: expected.into_iter().collect(),
             started: None,
             awake_at: None,
+            behind_since: None,
             synced: false,
             known: false,
             revision: 0,
@@ -364,12 +377,23 @@ impl Agent {
         }
     }
 
-    /// Notes that time passes. When it did so for longer than this agent ever waits, its process was stopped.
+    /// Notes that time passes. When it did so for longer than this agent ever waits, its process was stopped: an answer that came before
+    /// then says where groups were, and who had one may relay for it no more by now, so that what is sent there would be lost. So rules wait
+    /// for what was decided meanwhile.
     fn wake(&mut self, now: Micros) {
+        self.behind_since = self.behind_since.filter(|since| now < since.plus(CATCH_UP_BOUND));
         let slept = now.since(self.awake_at.replace(now).unwrap_or(now));
         if slept > STALL {
             self.outgoing.values_mut().for_each(|out| out.machine.stood_still(slept));
             self.workers.values_mut().for_each(|worker| worker.stood_still(slept));
+            self.behind_since = Some(now);
+            self.outputs.push_back(Output::CatchUp);
+        }
+    }
+
+    fn caught_up(&mut self, asked_at: Micros, more: bool) {
+        if self.behind_since.is_none_or(|since| asked_at >= since) {
+            self.behind_since = more.then_some(asked_at);
         }
     }
 
@@ -378,10 +402,11 @@ impl Agent {
         self.started.get_or_insert(now);
         self.wake(now);
         match input {
-            Input::Placement { revision, wall_ms, reset, changes } => {
+            Input::Placement { asked_at, more, revision, wall_ms, reset, changes } => {
                 self.revision = revision;
                 self.wall_ms = wall_ms;
                 self.placement(reset, changes, now);
+                self.caught_up(asked_at, more);
             }
             Input::WorkerUp { worker, boot } => self.worker_up(worker, boot, now),
             Input::WorkerDown(worker) => self.worker_down(worker, now),
@@ -439,8 +464,9 @@ impl Agent {
             self.markers.values().filter(|m| m.tag <= self.in_force).map(|m| m.at.unwrap_or(Micros(0)));
         let gather = self.started.filter(|_| !self.synced).map(|at| at.plus(GATHER_BOUND));
         let balance = self.synced.then_some(self.balance_at);
+        let behind = self.behind_since.map(|since| since.plus(CATCH_UP_BOUND));
         let flips = self.flips.values().copied();
-        machines.chain(markers).chain(flips).chain(gather).chain(balance).min()
+        machines.chain(markers).chain(flips).chain(behind).chain(gather).chain(balance).min()
     }
 
     /// The next thing to do.

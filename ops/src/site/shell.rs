@@ -13,8 +13,9 @@ use flow::nat::NatSlices;
 use flow::{Micros, MoveId, ServiceId, SiteId, WorkerId};
 use placement::client::{Client, ClientError};
 use placement::core::Command;
+use placement::raft::Changes;
 use switchctl::session::{Session, SessionOptions, SwitchEvent};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use transfer::core::ToSource;
 use transfer::name::NodeName;
@@ -53,6 +54,8 @@ pub type Slices = Arc<BTreeMap<ServiceId, NatSlices>>;
 pub struct Shell {
     agent: Agent,
     clock: Clock,
+    /// Ends the present watch, for one that is answered at once.
+    catch_up: Arc<Notify>,
     inputs: mpsc::Sender<Input>,
     switch: Switch,
     client: Arc<Client>,
@@ -159,6 +162,7 @@ impl Shell {
         Self {
             agent: Agent::new(config.site, incarnation(), ports, expected(config), config.bounds),
             clock: Clock::start(),
+            catch_up: Arc::default(),
             workers: workers::Workers::new(config.site, inputs.clone()),
             inputs,
             switch,
@@ -204,7 +208,8 @@ impl Shell {
             until(Box::pin(self.switch.clone().guard(database, settings, self.metrics.clone())));
         }
         until(Box::pin(self.prober.clone().run()));
-        until(Box::pin(watch_placement(self.client.clone(), inputs.clone())));
+        let watch = watch_placement(self.client.clone(), self.clock, self.catch_up.clone(), inputs.clone());
+        until(Box::pin(watch));
         let sites = config.peers.iter().map(|peer| (peer.name.clone(), peer.site)).collect();
         until(Box::pin(moves::accept(
             endpoint.listen(),
@@ -328,6 +333,7 @@ impl Shell {
         while let Some(output) = self.agent.poll_output() {
             match output {
                 Output::Worker(worker, request) => self.workers.send(worker, &request),
+                Output::CatchUp => self.catch_up.notify_one(),
                 Output::Rules(rules, tag) => self.switch.set_rules(rules, tag),
                 Output::PacketOut(packet) => self.switch.packet_out(packet),
                 Output::Connect(id, site) => self.connect(id, site),
@@ -444,16 +450,32 @@ async fn watch_switch(
     }
 }
 
-async fn watch_placement(client: Arc<Client>, inputs: mpsc::Sender<Input>) {
-    let mut since = 0;
+async fn watch_placement(
+    client: Arc<Client>,
+    clock: Clock,
+    catch_up: Arc<Notify>,
+    inputs: mpsc::Sender<Input>,
+) {
+    let (mut since, mut wait, mut asked) = (0, WATCH_WAIT, false);
     loop {
-        let changes = client.watch(since, WATCH_WAIT).await;
-        since = changes.revision;
-        if !changes.reset && changes.changes.is_empty() {
+        let asked_at = clock.now();
+        let answer = tokio::select! {
+            biased;
+            changes = client.watch(since, wait) => Some(changes),
+            () = catch_up.notified() => None,
+        };
+        let Some(answer) = answer else {
+            (wait, asked) = (Duration::ZERO, true);
+            continue;
+        };
+        let Changes { revision, reset, changes, more } = answer;
+        since = revision;
+        wait = WATCH_WAIT;
+        if !std::mem::take(&mut asked) && !reset && changes.is_empty() {
             continue;
         }
-        let (reset, changes) = (changes.reset, changes.changes);
-        let input = Input::Placement { revision: since, wall_ms: wall_ms(), reset, changes };
+        let wall_ms = wall_ms();
+        let input = Input::Placement { asked_at, more, revision: since, wall_ms, reset, changes };
         if inputs.send(input).await.is_err() {
             return;
         }

@@ -297,15 +297,27 @@ impl World {
         if cut_off > now {
             return self.after(cut_off - now + 5_000, Happening::Watch(site, number));
         }
+        let stopped_until = self.stopped(site);
         let anew = self.mode.faults && self.one_in(40);
+        let in_parts = self.mode.faults && self.one_in(8);
         let (latest, snapshot) = (self.log.changes.len(), self.log.cluster.snapshot_changes());
         let Some(life) = self.life(site, number) else { return };
+        if let Some(until) = stopped_until
+            && std::mem::replace(&mut life.answered, true)
+        {
+            return self.schedule.at(until + 1, Happening::Watch(site, number));
+        }
+        life.answered = stopped_until.is_some();
         let reset = std::mem::take(&mut life.fresh) || anew;
-        let from = std::mem::replace(&mut life.watched, latest);
-        if from == latest && !reset {
+        let from = life.watched;
+        // As an answer that would be too long.
+        let to = if in_parts && !reset && from < latest { from + 1 } else { latest };
+        life.watched = to;
+        let catches_up = std::mem::take(&mut life.catches_up);
+        if from == to && !reset && !catches_up {
             return;
         }
-        let mut changes = if reset { snapshot } else { self.log.changes[from..].concat() };
+        let mut changes = if reset { snapshot } else { self.log.changes[from..to].concat() };
         if self.mutation == Some(Mutation::EndUnheard) && site == SITES[2] {
             // Source and target would be stuck, which another check finds.
             let other = |id: &flow::MoveId| {
@@ -314,10 +326,14 @@ impl World {
             };
             changes.retain(|change| !matches!(change, Change::MoveEnded { id, .. } if other(id)));
         }
-        let revision = latest as u64;
+        let (revision, more, asked_at) = (to as u64, to < latest, self.micros());
+        if more {
+            self.poke_watch(site);
+        }
         // No clock of the three is right.
         let wall_ms = (self.now / 1_000).saturating_add(u64::from(site.0) * 40).saturating_sub(60);
-        self.agent_input(site, number, Input::Placement { revision, wall_ms, reset, changes });
+        let input = Input::Placement { asked_at, more, revision, wall_ms, reset, changes };
+        self.agent_input(site, number, input);
     }
 
     pub(crate) fn report(&mut self, site: SiteId) {

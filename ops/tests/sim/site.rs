@@ -57,7 +57,9 @@ impl World {
         let expected = state.workers.iter().filter(|(_, place)| there(place)).map(|(id, _)| *id);
         let agent = Agent::new(site, number << 8, ports, expected, BOUNDS);
         let driver = Driver::default();
-        let life = Life { agent, driver, number, connection: 0, timer_at: u64::MAX, watched: 0, fresh: true };
+        let (connection, timer_at, watched, fresh) = (0, u64::MAX, 0, true);
+        let (answered, catches_up) = (false, false);
+        let life = Life { agent, driver, number, connection, timer_at, watched, fresh, answered, catches_up };
         state.life = Some(life);
         self.trace(|| format!("agent {site} starts, life {number}"));
         let wait = self.between(100, 5_000);
@@ -122,7 +124,7 @@ impl World {
     }
 
     /// Until when the agent does nothing, if it is stopped.
-    fn stopped(&self, site: SiteId) -> Option<u64> {
+    pub(crate) fn stopped(&self, site: SiteId) -> Option<u64> {
         self.sites.get(&site).map(|state| state.stopped_until).filter(|until| *until > self.now)
     }
 
@@ -166,6 +168,12 @@ impl World {
                     self.excuses.shuffle(*group);
                 }
                 self.ask(site, worker, request);
+            }
+            Output::CatchUp => {
+                if let Some(life) = self.life(site, number) {
+                    life.catches_up = true;
+                }
+                self.poke_watch(site);
             }
             Output::Rules(rules, tag) => {
                 let eager = self.mutation == Some(Mutation::MarkerBeforeFlip);

@@ -126,6 +126,10 @@ pub(crate) struct Life {
     pub(crate) timer_at: u64,
     pub(crate) watched: usize,
     pub(crate) fresh: bool,
+    /// It is stopped, and the answer that it had asked for waits for it: the next one it has to ask for.
+    pub(crate) answered: bool,
+    /// It wants an answer, be there news or not.
+    pub(crate) catches_up: bool,
 }
 
 #[derive(Default)]

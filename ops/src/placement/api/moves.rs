@@ -228,7 +228,7 @@ pub(super) async fn changes(
         None => api.node.page_since(params.since, Duration::from_millis(params.wait_ms)).await,
     };
     let cluster = api.node.cluster();
-    let Changes { revision, reset, changes } = page.changes;
+    let Changes { revision, reset, changes, .. } = page.changes;
     let changes = changes.into_iter().map(|change| ChangeView::of(&cluster, change)).collect();
     let next = page.next.map(|after| format!("{revision}.{}", groups::to_cursor(&after)));
     Ok(Answer::ok(revision, ChangesView { revision, reset, changes, next }))

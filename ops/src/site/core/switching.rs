@@ -20,7 +20,11 @@ impl Agent {
     /// What follows from the inputs taken: rules, then what waited for rules. To be called when no more inputs are at hand: an agent that was
     /// stopped finds many, and the switch must not follow, be it for a moment, what the first of them say and the last have undone.
     pub fn settle(&mut self, now: Micros) {
-        if self.plan_dirty && self.synced && (self.is_settled() || !self.has_strays()) {
+        if self.plan_dirty
+            && self.synced
+            && self.behind_since.is_none()
+            && (self.is_settled() || !self.has_strays())
+        {
             self.plan_dirty = false;
             self.tag += 1;
             let rules = self.compile();

@@ -71,8 +71,12 @@ fn feed(agent: &mut Agent, input: Input) -> Vec<Output> {
     outputs(agent)
 }
 
+fn placement(asked_at: Micros, more: bool, reset: bool, changes: Vec<Change>) -> Input {
+    Input::Placement { asked_at, more, revision: 1, wall_ms: 1, reset, changes }
+}
+
 fn say(agent: &mut Agent, reset: bool, changes: Vec<Change>) -> Vec<Output> {
-    feed(agent, Input::Placement { revision: 1, wall_ms: 1, reset, changes })
+    feed(agent, placement(NOW, false, reset, changes))
 }
 
 fn status(agent: &mut Agent, worker: WorkerId, groups: Vec<GroupStatus>) -> Vec<Output> {
@@ -660,12 +664,71 @@ fn what_an_agent_missed_while_it_was_stopped_is_one_set_of_rules_without_what_wa
     let ended = Change::MoveEnded { id: flipped.id, group: whole(), outcome };
     let back = Change::Group(Group { epoch: Epoch(3), ..theirs });
     for changes in [vec![Change::Move(flipped)], vec![back, ended]] {
-        agent.handle(Input::Placement { revision: 1, wall_ms: 1, reset: false, changes }, NOW);
+        agent.handle(placement(NOW, false, false, changes), NOW);
     }
     agent.settle(NOW);
     let sets = outputs(&mut agent).into_iter().filter(|output| matches!(output, Output::Rules(..)));
     assert_eq!(sets.count(), 1);
     assert_eq!(agent.plan().groups[&whole()].steer, THERE);
+}
+
+/// A group of another site, and what is said of a move that flipped and was taken back.
+fn flipped_and_back() -> (Agent, Vec<Change>, Vec<Change>) {
+    let theirs = group("1:100.64.0.0/27", THERE, 1);
+    let (agent, _) = settled(vec![theirs], Vec::new());
+    let flipped = Move { from: THERE, to: SiteId(3), phase: MovePhase::Switching, ..leaving(whole()) };
+    let outcome = placement::core::MoveOutcome::TakenBack;
+    let ended = Change::MoveEnded { id: flipped.id, group: whole(), outcome };
+    let back = Change::Group(Group { epoch: Epoch(3), ..theirs });
+    (agent, vec![Change::Move(flipped)], vec![back, ended])
+}
+
+/// What it does with one input at a time, and how many sets of rules that made.
+fn heard(agent: &mut Agent, input: Input, now: Micros) -> (Vec<Output>, usize) {
+    agent.handle(input, now);
+    agent.settle(now);
+    let did = outputs(agent);
+    let sets = did.iter().filter(|output| matches!(output, Output::Rules(..))).count();
+    (did, sets)
+}
+
+#[test]
+fn an_agent_that_wakes_makes_no_rules_of_what_it_was_told_before_it_was_stopped() {
+    let (mut agent, first, rest) = flipped_and_back();
+    let woke = NOW.plus(Micros(20_000_000));
+    let (did, sets) = heard(&mut agent, placement(NOW, false, false, first), woke);
+    assert!(did.iter().any(|output| matches!(output, Output::CatchUp)), "{did:?}");
+    assert_eq!((sets, agent.is_in_force()), (0, false));
+    let (_, sets) = heard(&mut agent, placement(woke, false, false, rest), woke.plus(Micros(5_000)));
+    assert_eq!((sets, agent.plan().groups[&whole()].steer), (1, THERE));
+}
+
+#[test]
+fn an_agent_that_wakes_and_hears_nothing_goes_on_with_what_it_knows_after_a_while() {
+    let (mut agent, first, _) = flipped_and_back();
+    let woke = NOW.plus(Micros(20_000_000));
+    assert_eq!(heard(&mut agent, placement(NOW, false, false, first), woke).1, 0);
+    let bound = woke.plus(super::CATCH_UP_BOUND);
+    let mut now = woke;
+    while now < bound {
+        let next = agent.poll_timeout().unwrap();
+        assert!(next <= bound, "{next:?}");
+        now = next.max(now);
+        agent.handle_timeout(now);
+        agent.settle(now);
+        let sets = outputs(&mut agent).into_iter().filter(|output| matches!(output, Output::Rules(..)));
+        assert_eq!(sets.count(), usize::from(now >= bound));
+    }
+}
+
+#[test]
+fn no_rules_are_made_of_a_part_of_an_answer() {
+    let (mut agent, first, rest) = flipped_and_back();
+    assert_eq!(heard(&mut agent, placement(NOW, true, false, first), NOW.plus(Micros(10))).1, 0);
+    // The rest was asked for before the first part was taken.
+    let (_, sets) =
+        heard(&mut agent, placement(NOW.plus(Micros(5)), false, false, rest), NOW.plus(Micros(20)));
+    assert_eq!((sets, agent.plan().groups[&whole()].steer), (1, THERE));
 }
 
 #[test]
