@@ -168,6 +168,12 @@ async fn round(context: &Context) -> Result<Exit, Failure> {
                 view.unprotected
             ));
         }
+        if view.vain > 0 {
+            progress(&format!(
+                "{} moves of the last hour were in vain: they brought groups back to where they had been within an hour before",
+                view.vain
+            ));
+        }
         match &view.check {
             Some(check) => progress(&format!(
                 "checked by a node that does not lead: bound {:.2} ms by its own knowledge, {} (largest difference {:.1} %)",
@@ -199,6 +205,12 @@ async fn status(context: &Context) -> Result<Exit, Failure> {
 fn misfit(view: &AssessmentView) -> String {
     let remedy = "add capacity or lower the headroom";
     match view.shortages.first() {
+        Some(short) if short.groups.len() == 1 => {
+            let (group, sites) = (&short.groups[0], short.sites.join(", "));
+            format!(
+                "group {group} is larger than each of the sites that it may be at, {sites}: split it, or {remedy}"
+            )
+        }
         Some(short) => {
             let (groups, sites) = (short.groups.len(), short.sites.join(", "));
             format!("{groups} groups can only be at {sites}, which have not the room: {remedy}")

@@ -132,6 +132,11 @@ fn round(registry: &Registry, cluster: &Cluster, last: &Round) -> prometheus::Re
         "Groups that are to have a standby and have none",
         last.unprotected as f64,
     )?;
+    gauge(
+        "limosa_placement_moves_in_vain",
+        "Moves of the last hour that brought a group back to where it had been within an hour before",
+        last.vain as f64,
+    )?;
     gauge("limosa_placement_sites_exceeded", "Sites planned beyond their room", last.exceeded.len() as f64)?;
     gauge("limosa_placement_round_timestamp_seconds", "When the last round was", last.at_ms as f64 / 1e3)?;
     let delay = GaugeVec::new(

@@ -379,11 +379,12 @@ fn an_assessment_of_many_sites_looks_at_the_owner_and_bounds_them_all() {
     assert_eq!(far.moves, 1);
     assert!(far.bound_ms <= far.best_ms && far.gap.unwrap() < 1e-6, "{far:?}");
 
-    // 100 packets fit nowhere, not even in parts; but as two sites were left out, that is no proof.
+    // 100 packets fit nowhere, at none of the sites, those that were left out among them.
     let cluster = many_sites(5);
     let short = super::assess::assess(&cluster, &model, Micros(0)).unwrap().unwrap();
     assert_eq!(short.gap, None);
-    assert!(short.shortages.is_empty(), "{short:?}");
+    assert!(short.shortages.len() == 1 && short.shortages[0].sites.len() == 18, "{short:?}");
+    assert_eq!(short.shortages[0].groups, [group_id(0)]);
     let explained = explain(&cluster, &model, &group_id(0), Micros(0)).unwrap();
     let left_out = explained.candidates.iter().find(|candidate| candidate.site == SiteId(15)).unwrap();
     assert!(short.bound_ms <= left_out.total_ms + 1e-3, "{} is above {}", short.bound_ms, left_out.total_ms);

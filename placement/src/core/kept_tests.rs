@@ -224,18 +224,33 @@ fn a_group_whose_dead_owner_was_replaced_counts_where_it_is() {
 
 /// A leader that has had its first round, and all sites alive.
 fn led(cluster: &Cluster, loads: &[GroupReport]) -> Brain {
+    led_by(cluster, loads, &[0, 3])
+}
+
+/// The same by reports of these seconds. Of traffic that is known from one report, the second counts as it is.
+fn led_by(cluster: &Cluster, loads: &[GroupReport], seconds: &[u64]) -> Brain {
     let mut brain = Brain::new(BrainTimings::default(), None, Micros(0));
-    tell(&mut brain, loads, 0);
-    tell(&mut brain, loads, 3);
+    seconds.iter().for_each(|s| tell(&mut brain, loads, *s));
     let touched = touched(&brain.poll(cluster, Micros(3 * S)));
     assert_eq!(touched, Some(loads.len() as u64), "the first round looks at all");
     brain
 }
 
 fn tell(brain: &mut Brain, loads: &[GroupReport], s: u64) {
+    tell_at(brain, loads, Micros(s * S));
+}
+
+fn tell_at(brain: &mut Brain, loads: &[GroupReport], at: Micros) {
     for n in 0..SITES {
-        brain.handle_report(&report(n, if n == 0 { loads.to_vec() } else { vec![] }), Micros(s * S));
+        brain.handle_report(&report(n, if n == 0 { loads.to_vec() } else { vec![] }), at);
     }
+}
+
+/// For as long as it takes until a change is no burst; when that is.
+fn tell_on(brain: &mut Brain, loads: &[GroupReport]) -> Micros {
+    let half = |n: u64| Micros(4 * S + n * S / 2);
+    (0..6).for_each(|n| tell_at(brain, loads, half(n)));
+    half(5)
 }
 
 fn touched(commands: &[Command]) -> Option<u64> {
@@ -263,8 +278,8 @@ fn a_client_who_roams_is_followed_by_a_round_over_one_group() {
     let (cluster, mut loads) = (wide(false), at_home());
     let mut brain = led(&cluster, &loads);
     loads[7] = GroupReport { inside_ingress: vec![(SiteId(15), 1)], ..load(7, 40, (0, 15)) };
-    tell(&mut brain, &loads, 4);
-    let commands = brain.poll(&cluster, Micros(4 * S));
+    let at = tell_on(&mut brain, &loads);
+    let commands = brain.poll(&cluster, at);
     assert_eq!((moved(&commands), touched(&commands)), (vec![(id(7), SiteId(15))], Some(1)));
 }
 
@@ -276,8 +291,8 @@ fn a_surge_at_one_site_moves_only_what_is_there() {
     for n in [3, 23] {
         loads[n].packets_per_s = 600;
     }
-    tell(&mut brain, &loads, 4);
-    let commands = brain.poll(&cluster, Micros(4 * S));
+    let at = tell_on(&mut brain, &loads);
+    let commands = brain.poll(&cluster, at);
     let moves = moved(&commands);
     assert!(moves.len() == 1 && [id(3), id(23)].contains(&moves[0].0), "{moves:?}");
     assert!([SiteId(2), SiteId(4)].contains(&moves[0].1), "{moves:?}");
@@ -377,18 +392,16 @@ fn what_is_counted_at_random_sways_and_is_not_looked_at() {
 
 #[test]
 fn small_changes_that_come_to_much_call_for_a_round_over_all() {
-    let (cluster, mut loads) = (wide(false), at_home());
-    let mut brain = led(&cluster, &loads);
     // All by less than a tenth; sites carry 1,000, and a twentieth of their room is 40.
-    loads.iter_mut().for_each(|load| load.packets_per_s = 43);
-    tell(&mut brain, &loads, 4);
-    assert_eq!(touched(&brain.poll(&cluster, Micros(4 * S))), Some(0));
-    loads.iter_mut().for_each(|load| load.packets_per_s = 480);
-    tell(&mut brain, &loads, 5);
-    assert_eq!(touched(&brain.poll(&cluster, Micros(5 * S))), Some(24), "all differ");
-    loads.iter_mut().for_each(|load| load.packets_per_s = 525);
-    tell(&mut brain, &loads, 6);
-    assert_eq!(touched(&brain.poll(&cluster, Micros(6 * S))), Some(24), "none differs by a tenth");
+    for (before, after, touches) in [(40, 43, 0), (40, 480, 24), (480, 525, 24)] {
+        let (cluster, mut loads) = (wide(false), at_home());
+        loads.iter_mut().for_each(|load| load.packets_per_s = before);
+        let mut brain = led_by(&cluster, &loads, &[3]);
+        loads.iter_mut().for_each(|load| load.packets_per_s = after);
+        tell(&mut brain, &loads, 4);
+        let touched = touched(&brain.poll(&cluster, Micros(4 * S)));
+        assert_eq!(touched, Some(touches), "{before} to {after}");
+    }
 }
 
 #[test]

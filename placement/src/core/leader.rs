@@ -13,10 +13,11 @@ use super::command::Command;
 use super::delay::{Demand, Locate, Model};
 use super::explain::{self, Explanation};
 use super::kept::Kept;
-use super::model::{Cluster, Group, Move, MoveOutcome, MovePhase, MoveReason};
+use super::model::{Cluster, Move, MoveOutcome, MovePhase, MoveReason, Round};
 use super::plan::{self, Plan, Readiness};
 use super::report::{PROBES_MAX, Probe, SiteReport};
 use super::shape::{Known, Shaper};
+use super::stay::Stays;
 
 /// How long the leader waits for what.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,9 +53,7 @@ pub struct Brain {
     moves: BTreeMap<MoveId, (GroupId, Micros)>,
     /// Groups whose last move failed, and until when they are left alone.
     failed: BTreeMap<GroupId, Micros>,
-    /// The last change of each group, and when this leader saw it; `None` for what it found or was created: a
-    /// first owner may be far from good.
-    arrived: BTreeMap<GroupId, (u64, Option<Micros>)>,
+    stays: Stays,
     model: Model,
     next_round: Micros,
     /// Of the last round over all groups.
@@ -63,8 +62,6 @@ pub struct Brain {
     next_whole: Micros,
     /// The last round was one over all groups.
     was_whole: bool,
-    /// Groups that have moved and are to stay for a while, as of the last round.
-    resting: BTreeSet<GroupId>,
     /// Groups that may be moved again since the last round.
     released: BTreeSet<GroupId>,
     /// What calls for a round at once when it differs: the policy, and which sites take groups.
@@ -141,14 +138,13 @@ impl Brain {
             reported: BTreeMap::new(),
             moves: BTreeMap::new(),
             failed: BTreeMap::new(),
-            arrived: BTreeMap::new(),
+            stays: Stays::default(),
             model,
             // Reports must come in before anything is judged by them.
             next_round: now.plus(timings.lease),
             kept: None,
             next_whole: now,
             was_whole: false,
-            resting: BTreeSet::new(),
             released: BTreeSet::new(),
             shape: (0, Vec::new()),
             published: None,
@@ -335,7 +331,7 @@ impl Brain {
         self.release(cluster, now);
         let differences = kept.differences(cluster, &self.model, &self.released, now)?;
         let groups = kept.ids(&differences).filter_map(|id| cluster.groups.get(&id));
-        groups.for_each(|group| self.remember(cluster, group, now));
+        groups.for_each(|group| self.stays.look(cluster, group, now));
         let plan = self
             .with_ready(|ready| kept.round((cluster, &self.model), differences, ready, may_be_whole, now));
         if let Some(plan) = &plan {
@@ -347,8 +343,8 @@ impl Brain {
 
     fn round_of_all(&mut self, cluster: &Cluster, now: Micros) -> Vec<Command> {
         self.was_whole = true;
-        self.arrived.retain(|group, _| cluster.groups.contains_key(group));
-        cluster.groups.values().for_each(|group| self.remember(cluster, group, now));
+        self.stays.forget(cluster);
+        cluster.groups.values().for_each(|group| self.stays.look(cluster, group, now));
         self.release(cluster, now);
         self.released.clear();
         self.model.forget(cluster, now);
@@ -364,8 +360,7 @@ impl Brain {
     }
 
     fn shapes(&mut self, cluster: &Cluster, now: Micros) -> Vec<Command> {
-        let arrived = |group: &GroupId| self.arrived.get(group).and_then(|(_, since)| *since);
-        let calm = |group: &GroupId| arrived(group).is_none_or(|since| now.since(since) >= SHAPE_REST);
+        let calm = |group: &GroupId| self.stays.age(group, now).is_none_or(|age| age >= SHAPE_REST);
         let demand = |group: &GroupId| self.model.demand(group).cloned();
         let rested = |group: &GroupId| calm(group) && !self.failed.contains_key(group);
         self.shaper.wishes(cluster, &Known { demand: &demand, rested: &rested }, now)
@@ -376,35 +371,15 @@ impl Brain {
         let recent: Vec<_> = self.recent.iter().map(|&(_, from, reason)| (from, reason)).collect();
         then(&Readiness {
             free: &|group| !self.failed.contains_key(group),
-            rested: &|group| !self.resting.contains(group),
+            rested: &|group| !self.stays.rests(group),
             recent: &recent,
             wall_ms: self.wall_ms,
         })
     }
 
-    /// When a group came to where it is.
-    fn remember(&mut self, cluster: &Cluster, group: &Group, now: Micros) {
-        let seen = self.arrived.entry(group.id).or_insert((group.changed, None));
-        if seen.0 != group.changed {
-            *seen = (group.changed, Some(now));
-            if dwell(cluster).0 > 0 {
-                self.resting.insert(group.id);
-            }
-        }
-    }
-
     /// Groups that have rested may be moved again.
     fn release(&mut self, cluster: &Cluster, now: Micros) {
-        let dwell = dwell(cluster);
-        let Self { arrived, resting, released, .. } = self;
-        resting.retain(|group| {
-            let rests =
-                arrived.get(group).and_then(|(_, since)| *since).is_some_and(|at| now.since(at) < dwell);
-            if !rests {
-                released.insert(*group);
-            }
-            rests
-        });
+        self.released.extend(self.stays.release(cluster, now));
     }
 
     /// What a plan comes to: moves, and what is published.
@@ -415,15 +390,13 @@ impl Brain {
                 self.recent.extend(from.map(|from| (now, from, *reason)));
             }
         }
+        let vain = self.stays.vain(now);
+        let round = plan.round.map(|round| Round { vain, ..round });
         let due = self.published.is_none_or(|at| now.since(at) >= PUBLISH_AFTER);
-        let published = plan.round.filter(|round| due || round.tells_more(cluster.round.as_ref()));
+        let published = round.filter(|round| due || round.tells_more(cluster.round.as_ref()));
         if published.is_some() {
             self.published = Some(now);
         }
         plan.commands.into_iter().chain(published.map(|round| Command::Publish(Box::new(round)))).collect()
     }
-}
-
-fn dwell(cluster: &Cluster) -> Micros {
-    Micros::from_secs(cluster.policy.min_dwell_s.into())
 }

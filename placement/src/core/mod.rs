@@ -7,6 +7,8 @@ mod apply;
 pub mod assess;
 #[cfg(test)]
 mod brain_tests;
+#[cfg(test)]
+mod calm_tests;
 mod command;
 #[cfg(test)]
 mod day_tests;
@@ -33,6 +35,7 @@ mod rules;
 mod shape;
 mod split;
 mod spread;
+mod stay;
 #[cfg(test)]
 mod tests;
 pub mod whatif;

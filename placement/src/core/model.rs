@@ -120,6 +120,9 @@ pub struct Round {
     pub stranded: u64,
     /// Groups that are to have a standby and have none: nowhere is room for them when their failure domain is lost.
     pub unprotected: u64,
+    /// Moves of the last hour, for delay or load, that brought a group back to where it had been within an hour before; since the leader
+    /// leads.
+    pub vain: u64,
     /// Sites that would carry more than their room.
     pub exceeded: Vec<SiteId>,
     /// What one more group in a place would save, by `spread` rule and place.
@@ -152,8 +155,21 @@ impl Round {
                 || a.values().iter().zip(b.values()).any(|(&a, b)| differs(a, b))
         };
         self.started > 0
-            || (self.policy_version, self.stranded, self.unprotected, &self.exceeded, self.gap.is_some())
-                != (last.policy_version, last.stranded, last.unprotected, &last.exceeded, last.gap.is_some())
+            || (
+                self.policy_version,
+                self.stranded,
+                self.unprotected,
+                self.vain,
+                &self.exceeded,
+                self.gap.is_some(),
+            ) != (
+                last.policy_version,
+                last.stranded,
+                last.unprotected,
+                last.vain,
+                &last.exceeded,
+                last.gap.is_some(),
+            )
             || differs(self.delay_ms, last.delay_ms)
             || differs(self.packets_per_s, last.packets_per_s)
             || self.prices.len() != last.prices.len()

@@ -600,6 +600,7 @@ fn publish(cluster: &Cluster, problem: &Problem, certificate: &Certificate) -> R
         touched: 0,
         stranded: problem.stranded.len() as u64,
         unprotected: 0,
+        vain: 0,
         exceeded,
         spread_prices: solver.all_prices().classes,
         prices: problem.sites.iter().zip(&solver.prices()).map(price).collect(),

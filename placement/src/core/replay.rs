@@ -17,12 +17,11 @@ use super::leader::{Brain, BrainTimings};
 use super::model::{Cluster, MoveSummary};
 use super::report::{GroupReport, SiteReport};
 use super::rules::capacity;
+use super::stay::RETURN;
 use crate::solver::{InstanceError, Resource};
 
 /// Rounds that a leader plays within one step, at most: what moves makes room for others.
 const ROUNDS_MAX: usize = 8;
-/// A group that goes back to where it came from within this time was moved in vain.
-const RETURN: Micros = Micros(3_600_000_000);
 
 /// A step, with what came of it.
 #[derive(Clone, Debug, PartialEq)]

@@ -83,10 +83,11 @@ impl Certificate {
     }
 }
 
-/// Sites that cannot hold what can go nowhere else: a proof that no placement holds.
+/// Sites that cannot hold what can go nowhere else: a proof that no placement holds. Where it names one group, that is larger than each of
+/// the sites by itself, since a group is not divided.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Conflict {
-    /// The sites. A group that is at one of them has all its open candidates among them.
+    /// The sites. A group that is named has all its open candidates among them.
     pub sites: Vec<u8>,
     /// The resource that does not suffice.
     pub resource: Resource,
@@ -426,6 +427,8 @@ impl Solver {
             sums.moves += usize::from(!instance.stays(group, site));
             sums.unconstrained += instance.least(group, |_| 0.0);
         }
+        // Nor does any cost less than without capacities, which says more where all places are as good, or prices far off.
+        sums.bound = sums.bound.max(sums.unconstrained * (1.0 - 1e-12));
         for site in (0..instance.sites()).filter(|&site| self.assignment.exceeded(instance, site)) {
             for resource in Resource::ALL {
                 let excess =
@@ -447,10 +450,35 @@ impl Solver {
         self.assignment.class_conflict(&self.instance, class, cell.into())
     }
 
-    /// Why a site that is exceeded cannot be helped: the sites that its groups can reach, if these together have not enough
-    /// for what can only be there. `None` when they have, and only the sizes of the groups do not fit, or when sites were left out.
+    /// Why a site that is exceeded cannot be helped: a group there that is larger than any site that it may be at; or the sites that its
+    /// groups can reach, if these together have not enough for what can only be there. `None` when they have, and only the sizes of the
+    /// groups do not fit beside one another, or when sites were left out.
     #[must_use]
     pub fn conflict(&self, exceeded: u8) -> Option<Conflict> {
+        let here = |group: &usize| self.site(*group) == Some(exceeded);
+        let alone = (0..self.instance.groups()).filter(here).find_map(|group| self.too_large(group));
+        alone.or_else(|| self.too_many(exceeded))
+    }
+
+    /// A group that fits nowhere, even alone. Sites that were left out of its candidates count as if it could be there.
+    fn too_large(&self, group: usize) -> Option<Conflict> {
+        let instance = &self.instance;
+        let demand = instance.demand[group].map(f64::from);
+        let lacks = |site: u8| {
+            let room = &instance.room[usize::from(site)];
+            Resource::ALL.into_iter().find(|&r| demand[r as usize] > room[r as usize] * (1.0 + SLACK))
+        };
+        let everywhere = instance.left_out_ms[group].is_finite();
+        let candidates = || instance.row(group).0.iter().copied();
+        let all = || (0..=u8::MAX).take(instance.sites());
+        let sites: Vec<u8> = if everywhere { all().collect() } else { candidates().collect() };
+        let sites: Vec<u8> = sites.into_iter().filter(|&site| instance.open[usize::from(site)]).collect();
+        let lacking: Option<Vec<Resource>> = sites.iter().map(|&site| lacks(site)).collect();
+        let resource = *lacking?.first()?;
+        Some(Conflict { sites, resource, groups: vec![group as u32] })
+    }
+
+    fn too_many(&self, exceeded: u8) -> Option<Conflict> {
         let instance = &self.instance;
         let mut inside = vec![false; instance.sites()];
         inside[usize::from(exceeded)] = true;

@@ -212,6 +212,49 @@ proptest! {
         }
     }
 
+    /// A group that is larger than any place it may be at is named, whatever else is there.
+    #[test]
+    fn a_group_that_fits_nowhere_is_named(small in small(false), which in 0_usize..6, beyond in 1.01_f32..3.0) {
+        let mut small = small;
+        let which = which % small.groups.len();
+        let rooms = &small.rooms;
+        let group = &mut small.groups[which];
+        let most = group.candidates.iter().map(|there| rooms[usize::from(there.site)][0]).fold(0.0, f64::max);
+        prop_assume!(most.is_finite() && !group.candidates.is_empty());
+        group.demand[0] = (most as f32 + 1.0) * beyond;
+        let mut solver = Solver::new(small.instance());
+        let certificate = solver.solve(Start::Cold);
+        let at = solver.site(which).expect("it has candidates");
+        prop_assert!(certificate.exceeded.iter().any(|(site, _, _)| *site == at), "{certificate:?}");
+        let conflict = solver.conflict(at).expect("it fits nowhere");
+        let named = solver.instance();
+        for &site in &conflict.sites {
+            let demand = named.demand(conflict.groups[0] as usize);
+            let larger = (0..RESOURCES).any(|r| f64::from(demand[r]) > named.room(site)[r]);
+            prop_assert!(larger, "{conflict:?}");
+        }
+        let all = named.candidates(conflict.groups[0] as usize).all(|there| conflict.sites.contains(&there.site));
+        prop_assert!(conflict.groups.len() == 1 && all, "{conflict:?}");
+    }
+
+    /// Where all places are as good, whatever is full, the placement is the best, and that is known.
+    #[test]
+    fn where_all_places_cost_the_same_the_gap_is_none(groups in 2_usize..60, sites in 2_u8..6, fill in 0.5_f64..0.96) {
+        let room = groups as f64 * 10.0 / (f64::from(sites) * fill);
+        let site = Site { capacity: [room, f64::INFINITY, f64::INFINITY], headroom: 0.0 };
+        let mut instance = Instance::new(&vec![site; usize::from(sites)]).unwrap();
+        let candidates: Vec<Candidate> = (0..sites).map(|site| Candidate { site, cost_ms: 20.0 }).collect();
+        for n in 0..groups {
+            let demand = [5.0 + (n * 7 % 11) as f32, 0.0, 0.0];
+            let (present, charge, left_out_ms) = (None, 0.0, f32::INFINITY);
+            let group = Group { weight: demand[0], demand, present, charge, left_out_ms, class: None, candidates: &candidates };
+            instance.push(&group).unwrap();
+        }
+        let certificate = Solver::new(instance).solve(Start::Cold);
+        prop_assume!(certificate.exceeded.is_empty());
+        prop_assert!(certificate.gap() < 1e-9 && certificate.bound <= certificate.cost, "{certificate:?}");
+    }
+
     /// Whatever the groups were before: replaced and added ones are as if they had been there from the start.
     #[test]
     fn replaced_groups_are_as_new_ones(small in small(false), other in small(false), start in 0_u8..3) {

@@ -155,6 +155,10 @@ pub struct RoundView {
     /// Groups that are to have a standby and have none: nowhere is room for them when their failure domain is lost.
     #[serde(default)]
     pub unprotected: u64,
+    /// Moves of the last hour, for delay or load, that brought a group back to where it had been within an hour before; since the leader
+    /// leads.
+    #[serde(default)]
+    pub vain: u64,
     /// Sites that would carry more than their room.
     pub exceeded: Vec<String>,
     /// What more room is worth.
@@ -236,6 +240,7 @@ impl RoundView {
             touched: round.touched,
             stranded: round.stranded,
             unprotected: round.unprotected,
+            vain: round.vain,
             exceeded: round.exceeded.iter().map(|&site| site_name(cluster, site)).collect(),
             prices: round.prices.iter().map(prices).collect(),
             solve_us: round.solve_us,

@@ -21,6 +21,7 @@ mod prior;
 pub(super) mod probes;
 mod rows;
 mod servers;
+mod steady;
 #[cfg(test)]
 mod tests;
 mod thoughts;
@@ -42,10 +43,11 @@ pub(crate) use prior::KM_PER_MS;
 pub use prior::{LIGHT_KM_PER_MS, Locate, Place, great_circle_km};
 pub(crate) use rows::{Delays, Rows};
 use servers::Servers;
+use steady::Steady;
 use thoughts::Thoughts;
 use window::Window;
 
-/// What is known of a group's traffic.
+/// What is known of a group's traffic: means over half a minute, or of the last seconds when it has changed.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Demand {
     /// Packets per second.
@@ -240,6 +242,7 @@ const ACCESS_SD_MS: f64 = 20.0;
 #[derive(Clone, Debug)]
 pub(crate) struct Known {
     pub(crate) demand: Demand,
+    steady: Steady,
     /// Servers by number, with handshakes that count, most first.
     talk: Vec<(u32, f32)>,
     talked: Micros,
@@ -313,10 +316,10 @@ impl Model {
                 since,
             };
             match self.groups.get_mut(&group.group) {
-                Some(known) => known.demand = demand,
+                Some(known) => known.steady.add(&mut known.demand, demand),
                 None => {
-                    let (talk, access) = (Vec::new(), Vec::new());
-                    self.groups.insert(group.group, Known { demand, talk, talked: now, access });
+                    let (steady, talk, access) = (Steady::new(&demand), Vec::new(), Vec::new());
+                    self.groups.insert(group.group, Known { demand, steady, talk, talked: now, access });
                 }
             }
         }
