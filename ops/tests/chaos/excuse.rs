@@ -11,6 +11,7 @@
 //! | data path slow | the same, groups that move | order | the direct path is slower than the detour over the new owner |
 //! | switch stopped when one of these begins, or before it is over | what either holds up | the same, from when the first begins until the last is over | it waits in one, then in the other |
 //! | the machine late while a group moves, by more than the detour over the new owner is | its packets, also when all is calm | order | what the old owner sent last goes straight, what the new one sends first waits for the cut |
+//! | the kernel let datagrams go at full sockets (`RcvbufErrors`), as a switch that goes on sends faster than the next one reads | what was sent up to 3 s before, no more than it counted | lost | loopback has no back pressure |
 //! | any of these at the target of a move | what was sent since the move began | the same | it may have waited there for all that time |
 //! | worker killed or ended while the agent of an ingress is away | what that ingress sends | lost until that agent is back | it sends to the old owner's worker, which relays no more |
 //! | agent away while a group moves | the group, when that agent is back | order | nobody waited for its ingress, whose direct packets overtake those that are relayed |

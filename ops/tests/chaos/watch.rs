@@ -23,6 +23,10 @@ const UNSEEN: Duration = Duration::from_secs(1);
 const LEASE: Duration = Duration::from_secs(2);
 /// Between two looks at the machine.
 const NAP: Duration = Duration::from_millis(10);
+/// Between two looks at what the kernel let go.
+const SPILLS_POLL: Duration = Duration::from_millis(100);
+/// A packet may wait for so long, in queues and on its ways, before the kernel lets it or its echo go; and is counted so much later.
+pub(crate) const SPILLED_WITHIN: Duration = Duration::from_secs(3);
 /// A sleeper is woken up to the millisecond.
 const LATE_MIN: Duration = Duration::from_millis(2);
 /// Bounds grow by so many times the worst delay of a wake-up: a chain of processes is late at each of its steps.
@@ -69,6 +73,8 @@ pub(crate) struct Seen {
     groups: BTreeMap<SiteId, Vec<String>>,
     /// Wake-ups that were late, and by how much.
     late: Vec<(Duration, Duration)>,
+    /// When the kernel let datagrams go at sockets that were full, and how many.
+    spills: Vec<(Duration, u64)>,
 }
 
 pub(crate) struct Watch {
@@ -105,6 +111,7 @@ impl Watch {
             tasks.spawn(look_at_sites(Arc::clone(&seen), api.clone(), clock, node));
         }
         tasks.spawn(look_at_the_machine(Arc::clone(&seen), clock));
+        tasks.spawn(look_at_spills(Arc::clone(&seen), clock));
         Self { seen, clock, _tasks: tasks }
     }
 
@@ -121,6 +128,16 @@ impl Watch {
 impl Seen {
     pub(crate) fn note_late(&mut self, at: Duration, late: Duration) {
         self.late.push((at, late));
+    }
+
+    pub(crate) fn note_spill(&mut self, at: Duration, datagrams: u64) {
+        self.spills.push((at, datagrams));
+    }
+
+    /// Datagrams that the kernel let go at full sockets and that may have been sent in that time.
+    pub(crate) fn spilled(&self, from: Duration, until: Duration) -> u64 {
+        let within = |at: &Duration| *at >= from && *at <= until.saturating_add(SPILLED_WITHIN);
+        self.spills.iter().filter(|(at, _)| within(at)).map(|(_, datagrams)| datagrams).sum()
     }
 
     pub(crate) fn worst_lag(&self, since: Duration, until: Duration) -> Duration {
@@ -303,5 +320,51 @@ async fn look_at_the_machine(seen: Arc<Mutex<Seen>>, clock: Clock) {
         if late > LATE_MIN {
             lock(&seen).note_late(now, late);
         }
+    }
+}
+
+/// Loopback has no back pressure: a switch that goes on after a stop, or whose neighbour the machine does not run, sends faster than that
+/// one reads, and what its socket cannot hold is let go by the kernel, which counts it.
+async fn look_at_spills(seen: Arc<Mutex<Seen>>, clock: Clock) {
+    let mut before = spilled_so_far();
+    loop {
+        sleep(SPILLS_POLL).await;
+        let now = spilled_so_far();
+        if let (Some(before), Some(now)) = (before, now)
+            && now > before
+        {
+            lock(&seen).note_spill(clock.now(), now - before);
+        }
+        before = now.or(before);
+    }
+}
+
+/// `RcvbufErrors` of `/proc/net/snmp`, of all sockets of this network namespace.
+fn spilled_so_far() -> Option<u64> {
+    spilled_in(&std::fs::read_to_string("/proc/net/snmp").ok()?)
+}
+
+fn spilled_in(snmp: &str) -> Option<u64> {
+    let mut lines = snmp.lines().filter_map(|line| line.strip_prefix("Udp: "));
+    let (names, values) = (lines.next()?.split_whitespace(), lines.next()?.split_whitespace());
+    names.zip(values).find(|(name, _)| *name == "RcvbufErrors")?.1.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_kernel_let_go_is_read_and_belongs_to_what_was_sent_shortly_before() {
+        let snmp = "Tcp: a b\nTcp: 1 2\nUdp: InDatagrams RcvbufErrors SndbufErrors\nUdp: 50 48 0\nUdpLite: RcvbufErrors\n";
+        assert_eq!(spilled_in(snmp), Some(48));
+        assert_eq!((spilled_in("Udp: InDatagrams\nUdp: 7\n"), spilled_in("")), (None, None));
+        let mut seen = Seen::default();
+        let s = Duration::from_secs;
+        seen.note_spill(s(10), 40);
+        seen.note_spill(s(12), 2);
+        assert_eq!(seen.spilled(s(9), s(10)), 42);
+        assert_eq!(seen.spilled(s(11), s(12)), 2);
+        assert_eq!(seen.spilled(s(5), s(6)), 0);
     }
 }
