@@ -494,12 +494,9 @@ impl<B: PacketBuf> Worker<B> {
     fn keep_relaying(&mut self, number: u32, look: &Look, now: Micros) {
         let own = self.settings.site;
         let State::Tombstone { to, until, .. } = &mut self.groups[number as usize].state else { return };
-        let goes_on = match look.parsed.tag {
-            Tag::Direct(..) => true,
-            Tag::Relayed(_, from) => from != *to && from != own,
-            _ => false,
-        };
-        if goes_on {
+        let tag = look.parsed.tag;
+        let is_older = |from: SiteId| from != *to && from != own;
+        if matches!(tag, Tag::Direct(..)) || matches!(tag, Tag::Relayed(_, from) if is_older(from)) {
             *until = (*until).max(now.plus(STRAGGLERS));
         }
     }

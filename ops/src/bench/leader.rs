@@ -150,7 +150,11 @@ impl Bench {
             let load = &mut self.loads[at];
             load.packets_per_s = ((load.packets_per_s as f64 * by) as u64).max(1);
         }
-        self.tell_all();
+        // For as long as it takes until that is no burst.
+        for _ in 0..6 {
+            self.now = self.now.plus(Micros(500_000));
+            self.tell_all();
+        }
         lines.push(self.round("1 % changed"));
         lines.push(self.round("nothing changed"));
         lines
