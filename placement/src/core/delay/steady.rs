@@ -19,6 +19,8 @@ const RUN_LEN: u8 = 6;
 const FAR_SD: f64 = 3.0;
 /// and more than this share of the level.
 const FAR_SHARE: f64 = 0.25;
+/// Of what is far off counts this share at least: else traffic that comes and goes would be none for ever after a pause.
+const COUNTS_SHARE: f64 = 0.05;
 /// Packets of half a second below which shares by ingress say too little to be far off.
 const SHARES_PACKETS_MIN: f64 = 20.0;
 /// A share below this is none.
@@ -58,7 +60,8 @@ impl Level {
             return;
         }
         // What is far off counts as if it were at the limit: else the first of a run would hide the others.
-        let off = if weight < 1.0 { off.clamp(-limit, limit) } else { off };
+        let most = limit.max(COUNTS_SHARE * value);
+        let off = if weight < 1.0 { off.clamp(-most, most) } else { off };
         self.mean += weight * off;
         self.variance = (1.0 - weight) * (self.variance + weight * off * off);
     }
@@ -196,6 +199,13 @@ mod tests {
             let (odd, _) = known((0..100).map(|n| (if n == 90 { after } else { 1_000.0 }, HOME)));
             assert!((odd.packets_per_s - 1_000.0).abs() < 0.02 * after.max(1_000.0), "{odd:?}");
         }
+    }
+
+    #[test]
+    fn traffic_that_comes_and_goes_is_not_none_after_a_pause() {
+        let bursts = |n: u32| if n > 20 && n % 4 == 0 { 100.0 } else { 0.0 };
+        let (known, _) = known((0..800).map(|n| (bursts(n), HOME)));
+        assert!((15.0..35.0).contains(&known.packets_per_s), "{known:?}");
     }
 
     #[test]
