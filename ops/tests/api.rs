@@ -805,7 +805,8 @@ async fn health_metrics_and_requests_that_make_no_sense() {
     let world = World::new().await;
     assert_eq!(world.get("/readyz").await.body, "ok\n");
     let verbose = "[+] leader: node 1\n[+] quorum: a majority answered the leader 0.0 s ago, 0.2 s are allowed\n\
-                   [+] part: the node takes part\n[+] log: all that the leader said is committed is here\n";
+                   [+] part: the node takes part\n[+] log: all that the leader said is committed is here\n\
+                   [+] disk: no write has been in hand for more than the 1.5 s that are allowed\n";
     assert_eq!(world.get("/readyz?verbose").await.body, verbose);
     assert_problem(&world.get("/v1/changes?cursor=1").await, 400, Some("cursor"), "next");
     let metrics = world.get("/metrics").await;

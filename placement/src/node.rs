@@ -343,6 +343,12 @@ pub struct RaftStatus {
     /// Above it the node is behind: a write is to be everywhere before.
     #[serde(default = "forever")]
     pub behind_max_ms: u64,
+    /// How long this node's disk has been at the write in hand; 0 if there is none. The others may have a quorum without it.
+    #[serde(default)]
+    pub write_ms: u64,
+    /// Above it the disk stands still.
+    #[serde(default = "forever")]
+    pub write_max_ms: u64,
     /// Nodes in whose name two processes spoke to this one lately.
     #[serde(default)]
     pub twice: Vec<NodeId>,
@@ -362,6 +368,12 @@ impl RaftStatus {
     #[must_use]
     pub fn is_behind(&self) -> bool {
         self.behind_ms > self.behind_max_ms
+    }
+
+    /// The disk has not ended a write for longer than one may take.
+    #[must_use]
+    pub fn is_stuck(&self) -> bool {
+        self.write_ms > self.write_max_ms
     }
 }
 
@@ -937,6 +949,8 @@ impl Node {
             quorum_age_max_ms: millis(self.inner.quorum_age_max),
             behind_ms: behind.map_or(0, |age| age.0 / 1_000),
             behind_max_ms: millis(self.inner.behind_max),
+            write_ms: self.inner.ledger.store.writing().map_or(0, |age| age.0 / 1_000),
+            write_max_ms: millis(self.inner.behind_max),
             twice: self.inner.twins.twice(self.inner.clock.now()),
             proven: *self.inner.proven.borrow(),
             revision: self.cluster().revision,
@@ -1736,6 +1750,7 @@ async fn think(inner: std::sync::Weak<Inner>) {
 struct HealthWord {
     missed: bool,
     behind: bool,
+    stuck: bool,
     /// When there was one last, or when this began to look.
     seen: Option<Micros>,
 }
@@ -1753,6 +1768,14 @@ impl HealthWord {
                 );
             } else {
                 tracing::info!(leader, applied, "this node has again what is committed");
+            }
+        }
+        if status.is_stuck() != self.stuck {
+            self.stuck = status.is_stuck();
+            if self.stuck {
+                tracing::error!(write_ms = status.write_ms, "the disk has not ended a write");
+            } else {
+                tracing::info!("the disk writes again");
             }
         }
         // Who belongs to no group yet lacks nothing.

@@ -19,6 +19,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 
 use bytes::Bytes;
+use flow::Micros;
 use openraft::RaftLogReader;
 use openraft::alias::{EntryOf, LogIdOf, SnapshotMetaOf, VoteOf};
 use openraft::entry::RaftEntry;
@@ -29,6 +30,7 @@ use serde::de::DeserializeOwned;
 use tokio::sync::oneshot;
 
 use crate::claims::{Claims, Witness};
+use crate::clock::Clock;
 use crate::own_files::{self, OwnFile};
 use crate::promise::{FILE_MODE, Promise, PromiseFile, check_kind};
 use crate::raft::TypeConfig;
@@ -106,6 +108,9 @@ pub struct Store {
     /// The end of what is committed: it is never cut away.
     committed: Arc<Mutex<Option<LogIdOf<TypeConfig>>>>,
     files: Arc<[OwnFile; 2]>,
+    /// Since when the disk has been at what it is at.
+    writing: Arc<Mutex<Option<Micros>>>,
+    clock: Clock,
 }
 
 enum Job {
@@ -201,7 +206,10 @@ impl Store {
         let promised = Arc::new(Mutex::new(promise));
         let witness = Arc::new(Witness::new(found.claims));
         let (jobs, queue) = mpsc::sync_channel(JOBS_MAX);
+        let (writing, clock) = (Arc::default(), Clock::start());
         let writer = Writer {
+            writing: Arc::clone(&writing),
+            clock,
             database: database.clone(),
             pending: pending.clone(),
             file,
@@ -212,12 +220,17 @@ impl Store {
         let thread = std::thread::Builder::new().name("raft-store".into());
         thread.spawn(move || writer.run(&queue))?;
         let committed = Arc::new(Mutex::new(found.committed.max(found.snapshot)));
-        Ok(Self { database, pending, jobs, promised, witness, committed, files })
+        Ok(Self { database, pending, jobs, promised, witness, committed, files, writing, clock })
     }
 
     /// Whether what this node writes will be there at its next start.
     pub(crate) fn check_files(&self) -> io::Result<()> {
         own_files::check(&*self.files)
+    }
+
+    /// How long the write in hand has taken, and with it the oldest that waits; nothing while there is none.
+    pub(crate) fn writing(&self) -> Option<Micros> {
+        lock(&self.writing).map(|since| self.clock.now().since(since))
     }
 
     /// What is on disk and may be counted on.
@@ -649,6 +662,8 @@ fn create_tables(database: &Database, node: u64) -> io::Result<bool> {
 
 /// The thread that writes.
 struct Writer {
+    writing: Arc<Mutex<Option<Micros>>>,
+    clock: Clock,
     database: Arc<Database>,
     pending: Arc<Mutex<BTreeMap<u64, Bytes>>>,
     file: PromiseFile,
@@ -662,7 +677,9 @@ impl Writer {
         while let Ok(first) = queue.recv() {
             let mut batch = vec![first];
             batch.extend(queue.try_iter().take(BATCH_LEN_MAX - 1));
+            *lock(&self.writing) = Some(self.clock.now());
             let result = self.keep(&batch);
+            *lock(&self.writing) = None;
             if result.is_ok() {
                 self.forget_pending(&batch);
             }

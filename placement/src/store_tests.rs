@@ -440,6 +440,31 @@ async fn whose_a_directory_is_can_be_told_while_its_node_runs() {
 }
 
 #[tokio::test]
+async fn how_long_the_disk_has_been_at_a_write_is_known() {
+    let dir = TempDir::new().unwrap();
+    let store = Store::open(dir.path(), 1).unwrap();
+    assert_eq!(store.writing(), None);
+    let writer = store.database.begin_write().unwrap();
+    store.submit(Job::Committed(Bytes::new())).unwrap();
+    let long = Micros(200_000);
+    for _ in 0..1_000 {
+        if store.writing().is_some_and(|age| age >= long) {
+            break;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
+    assert!(store.writing().is_some_and(|age| age >= long));
+    drop(writer);
+    for _ in 0..1_000 {
+        if store.writing().is_none() {
+            return;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
+    panic!("the disk is free, and the write has not ended");
+}
+
+#[tokio::test]
 async fn a_disk_that_stands_still_stops_the_store_before_memory_is_full() {
     let dir = TempDir::new().unwrap();
     let store = Store::open(dir.path(), 1).unwrap();

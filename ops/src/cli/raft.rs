@@ -125,6 +125,14 @@ fn status(context: &Context, answer: &Answer) -> Result<Exit, Failure> {
         );
         return Err(Failure::new(Exit::Degraded, message));
     }
+    if status.is_stuck() {
+        let message = format!(
+            "node {} waits for its disk: a write has been in hand for {:.1} s; see its disk, or end the process",
+            status.id,
+            status.write_ms as f64 / 1e3
+        );
+        return Err(Failure::new(Exit::Degraded, message));
+    }
     if !status.twice.is_empty() {
         let twice = status.twice.iter().map(u64::to_string).collect::<Vec<_>>().join(", ");
         let message = format!(

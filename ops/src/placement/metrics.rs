@@ -49,6 +49,12 @@ pub fn text(node: &Node, others: &Registry) -> prometheus::Result<String> {
     )?;
     behind.set(status.behind_ms as f64 / 1e3);
     registry.register(Box::new(behind))?;
+    let write = Gauge::new(
+        "limosa_raft_write_seconds",
+        "How long the disk has been at the write in hand; 0 if there is none",
+    )?;
+    write.set(status.write_ms as f64 / 1e3);
+    registry.register(Box::new(write))?;
     gauge("limosa_raft_term", "Term", status.term)?;
     gauge("limosa_raft_log_index", "Last index of the log", status.last_log.unwrap_or(0))?;
     gauge("limosa_raft_applied_index", "Last index applied", status.applied.unwrap_or(0))?;

@@ -56,6 +56,7 @@ fn checks(api: &Api) -> Vec<(String, bool)> {
         (format!("quorum: {}", quorum(&status)), status.quorum),
         (format!("part: {}", part(&status)), status.proven && status.stopped.is_none()),
         (format!("log: {}", log(&status)), !status.is_behind()),
+        (format!("disk: {}", disk(&status)), !status.is_stuck()),
     ];
     for node in &status.twice {
         let what = format!(
@@ -103,6 +104,15 @@ fn log(status: &RaftStatus) -> String {
         _ => format!(
             "what the leader said is committed is not here since {since:.1} s, {allowed:.1} s are allowed"
         ),
+    }
+}
+
+fn disk(status: &RaftStatus) -> String {
+    let [since, allowed] = [status.write_ms, status.write_max_ms].map(|ms| ms as f64 / 1e3);
+    if status.is_stuck() {
+        format!("a write has been in hand for {since:.1} s, {allowed:.1} s are allowed")
+    } else {
+        format!("no write has been in hand for more than the {allowed:.1} s that are allowed")
     }
 }
 

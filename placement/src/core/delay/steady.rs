@@ -203,7 +203,7 @@ mod tests {
 
     #[test]
     fn traffic_that_comes_and_goes_is_not_none_after_a_pause() {
-        let bursts = |n: u32| if n > 20 && n % 4 == 0 { 100.0 } else { 0.0 };
+        let bursts = |n: u32| if n > 20 && n.is_multiple_of(4) { 100.0 } else { 0.0 };
         let (known, _) = known((0..800).map(|n| (bursts(n), HOME)));
         assert!((15.0..35.0).contains(&known.packets_per_s), "{known:?}");
     }
