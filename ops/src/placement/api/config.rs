@@ -15,7 +15,7 @@ use utoipa::ToSchema;
 use super::extract::{Actor, Answer, Body, Consistency, Params, ReadParams, Segments, WriteParams, typed};
 use super::problem::{Problem, ProblemBody};
 use super::view::{Services, SiteStatus, Sites};
-use super::{Api, site_by};
+use super::{Api, aside, site_by};
 use crate::address::Address;
 
 /// All sites.
@@ -27,7 +27,14 @@ pub(super) async fn sites(
     Params(params): Params<ReadParams>,
 ) -> Result<Answer<Sites>, Problem> {
     let cluster = api.read(params.consistency, Consistency::Stale).await?;
-    Ok(Answer::ok(cluster.revision, Sites { sites: SiteStatus::all(&cluster, &api.node.heard()) }))
+    all(&api, cluster).await
+}
+
+/// All sites, told aside: a look at every group.
+async fn all(api: &Api, cluster: Arc<Cluster>) -> Result<Answer<Sites>, Problem> {
+    let (revision, heard) = (cluster.revision, api.node.heard());
+    let sites = aside(move || SiteStatus::all(&cluster, &heard)).await?;
+    Ok(Answer::ok(revision, Sites { sites }))
 }
 
 /// One site.
@@ -43,13 +50,14 @@ pub(super) async fn site(
 ) -> Result<Answer<SiteStatus>, Problem> {
     let cluster = api.read(params.consistency, Consistency::Linearizable).await?;
     let id = site_by(&cluster, &name)?.id;
-    status_of(&api, &cluster, id.0)
+    status_of(&api, cluster, id.0).await
 }
 
-fn status_of(api: &Api, cluster: &Cluster, id: u8) -> Result<Answer<SiteStatus>, Problem> {
-    let status = SiteStatus::all(cluster, &api.node.heard()).into_iter().find(|status| status.site.id == id);
+async fn status_of(api: &Api, cluster: Arc<Cluster>, id: u8) -> Result<Answer<SiteStatus>, Problem> {
+    let Answer { revision, body, .. } = all(api, cluster).await?;
+    let status = body.sites.into_iter().find(|status| status.site.id == id);
     let status = status.ok_or_else(|| Problem::not_found(format!("no site {id}: add it first")))?;
-    Ok(Answer::ok(cluster.revision, status))
+    Ok(Answer::ok(revision, status))
 }
 
 /// Adds a site, or replaces what was said of it. The body's `id` says which; `name` may be left out.
@@ -70,7 +78,7 @@ pub(super) async fn put_site(
     let spec: SiteSpec = typed(named(body, &name)?)?;
     let id = spec.id.0;
     let cluster = api.write(&actor, Command::PutSite(spec), params.dry_run).await?;
-    status_of(&api, &cluster, id)
+    status_of(&api, cluster, id).await
 }
 
 /// Removes a site that nothing leads to any more: it owns no group, has no part in a move, no rule names it, and it is not the only
@@ -89,7 +97,7 @@ pub(super) async fn remove_site(
     let cluster = api.read(None, Consistency::Linearizable).await?;
     let site = site_by(&cluster, &name)?.id;
     let cluster = api.write(&actor, Command::RemoveSite { site }, params.dry_run).await?;
-    Ok(Answer::ok(cluster.revision, Sites { sites: SiteStatus::all(&cluster, &api.node.heard()) }))
+    all(&api, cluster).await
 }
 
 /// Whether a site's agent can be where the body says, if it says so. What the state has from earlier releases counts.
@@ -122,7 +130,7 @@ async fn set_admin(api: &Api, actor: &str, name: &str, admin: Admin) -> Result<A
     let cluster = api.read(None, Consistency::Linearizable).await?;
     let site = site_by(&cluster, name)?.id;
     let cluster = api.write(actor, Command::SetAdmin { site, admin }, false).await?;
-    status_of(api, &cluster, site.0)
+    status_of(api, cluster, site.0).await
 }
 
 /// Empties a site: its groups move away as fast as the policy lets them, and no more come.
@@ -192,19 +200,29 @@ pub(super) async fn fail_over(
         let detail = format!("site {} is alive: drain it instead", site.name);
         return Err(Problem::new(StatusCode::CONFLICT, detail));
     }
-    let (taken_back, mut revision) = take_back(&api, &actor, &cluster, site.id).await?;
-    let takes = |id: SiteId| cluster.sites.get(&id).is_some_and(Site::takes_groups);
-    let owned: Vec<&Group> = cluster.groups.values().filter(|group| group.owner == site.id).collect();
-    let target = |group: &Group| group.standby.filter(|&to| group.move_id.is_none() && takes(to));
-    let groups: Vec<(GroupId, SiteId)> =
-        owned.iter().filter_map(|group| Some((group.id, target(group)?))).collect();
+    let site = site.id;
+    let (taken_back, mut revision) = take_back(&api, &actor, &cluster, site).await?;
+    let (groups, left) = aside(move || standbys(&cluster, site)).await?;
     for some in groups.chunks(MOVES_PER_COMMAND_MAX) {
         let command = Command::Reassign { groups: some.to_vec() };
         revision = api.write(&actor, command, false).await?.revision;
     }
-    let left = owned.iter().filter(|group| target(group).is_none()).map(|group| group.id.to_string());
-    let left = left.take(LEFT_SHOWN_MAX).collect();
     Ok(Answer::ok(revision, FailOver { reassigned: groups.len() as u64, taken_back, left }))
+}
+
+/// Where the groups of a lost site go, and some of those that have nowhere to go.
+fn standbys(cluster: &Cluster, lost: SiteId) -> (Vec<(GroupId, SiteId)>, Vec<String>) {
+    let takes = |id: SiteId| cluster.sites.get(&id).is_some_and(Site::takes_groups);
+    let target = |group: &Group| group.standby.filter(|&to| group.move_id.is_none() && takes(to));
+    let (mut groups, mut left) = (Vec::new(), Vec::new());
+    for group in cluster.groups.values().filter(|group| group.owner == lost) {
+        match target(group) {
+            Some(to) => groups.push((group.id, to)),
+            None if left.len() < LEFT_SHOWN_MAX => left.push(group.id.to_string()),
+            None => {}
+        }
+    }
+    (groups, left)
 }
 
 /// Ends the moves to a lost site after their flip: how many, and the revision after them.

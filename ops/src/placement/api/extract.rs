@@ -138,6 +138,27 @@ impl<T: Serialize> IntoResponse for Answer<T> {
     }
 }
 
+/// The same, already in JSON.
+pub(super) struct Written {
+    revision: u64,
+    json: Vec<u8>,
+}
+
+impl Written {
+    pub(super) fn new(revision: u64, body: &impl Serialize) -> Result<Self, Problem> {
+        let json = serde_json::to_vec(body).map_err(|error| Problem::unwritten(&error))?;
+        Ok(Self { revision, json })
+    }
+}
+
+impl IntoResponse for Written {
+    fn into_response(self) -> Response {
+        let kind = (CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        let revision = (REVISION, HeaderValue::from(self.revision));
+        ([kind, revision], self.json).into_response()
+    }
+}
+
 /// The name for the audit log. It is not verified: whoever reaches this listener may claim any.
 pub(super) struct Actor(pub(super) String);
 

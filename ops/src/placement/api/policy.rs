@@ -20,7 +20,7 @@ use super::extract::{Actor, Answer, Consistency, Document, Params, ReadParams, S
 use super::problem::{Problem, ProblemBody};
 use super::view::site_name;
 use super::whatif::WhatIfView;
-use super::{Api, site_by};
+use super::{Api, aside, site_by};
 
 /// The policy; its version is the ETag.
 #[utoipa::path(get, path = "/v1/policy", tag = "policy",
@@ -283,16 +283,20 @@ pub(crate) fn completed(
 }
 
 async fn answer(api: &Api, difference: Difference) -> Result<Answer<WhatIfView>, Problem> {
-    let mut cluster = Cluster::clone(&*api.node.cluster());
+    let now = api.node.cluster();
     let found = api.node.what_if(difference.clone()).await?;
     let found = found.ok_or_else(|| Problem::not_found("there are no sites: add one first".to_owned()))?;
-    // New sites have names too.
-    for (n, spec) in difference.sites.into_iter().enumerate() {
-        let command = Command::PutSite(spec);
-        let proposal = placement::core::Proposal { actor: String::new(), at_ms: 0, command };
-        cluster.apply(cluster.revision + 1 + n as u64, &proposal).result?;
-    }
-    Ok(Answer::ok(api.node.cluster().revision, WhatIfView::of(&cluster, &found)))
+    let view = aside(move || {
+        let mut cluster = Cluster::clone(&now);
+        // New sites have names too.
+        for (n, spec) in difference.sites.into_iter().enumerate() {
+            let command = Command::PutSite(spec);
+            let proposal = placement::core::Proposal { actor: String::new(), at_ms: 0, command };
+            cluster.apply(cluster.revision + 1 + n as u64, &proposal).result?;
+        }
+        Ok::<_, Problem>(WhatIfView::of(&cluster, &found))
+    });
+    Ok(Answer::ok(api.node.cluster().revision, view.await??))
 }
 
 // Names and numbers

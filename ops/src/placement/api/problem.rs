@@ -61,6 +61,11 @@ impl Problem {
         Self::new(StatusCode::UNPROCESSABLE_ENTITY, detail).field(field)
     }
 
+    /// An answer that cannot be put into words.
+    pub(super) fn unwritten(error: &serde_json::Error) -> Self {
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, format!("the answer cannot be written: {error}"))
+    }
+
     pub(super) fn not_found(detail: impl Into<String>) -> Self {
         Self::new(StatusCode::NOT_FOUND, detail)
     }

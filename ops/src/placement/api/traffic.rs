@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use utoipa::ToSchema;
 
-use super::extract::{Answer, Params};
+use super::extract::{Params, Written};
 use super::problem::{Problem, ProblemBody};
 use super::{Api, aside};
 
@@ -42,12 +42,16 @@ pub struct TrafficView {
 pub(super) async fn traffic(
     State(api): State<Arc<Api>>,
     Params(params): Params<TrafficParams>,
-) -> Result<Answer<TrafficView>, Problem> {
-    let cluster = api.node.cluster();
-    let reports = api.node.reports().iter().map(|report| SiteReport::clone(report)).collect();
+) -> Result<Written, Problem> {
+    let (cluster, reports) = (api.node.cluster(), api.node.reports());
     let (at_ms, revision) = (crate::clock::wall_ms(), cluster.revision);
-    let state = if params.state { Some(aside(move || state(&cluster)).await??) } else { None };
-    Ok(Answer::ok(revision, TrafficView { at_ms, state, reports }))
+    // The state of many groups is long: its text is made aside, too.
+    aside(move || {
+        let reports = reports.iter().map(|report| SiteReport::clone(report)).collect();
+        let state = if params.state { Some(state(&cluster)?) } else { None };
+        Written::new(revision, &TrafficView { at_ms, state, reports })
+    })
+    .await?
 }
 
 fn state(cluster: &Cluster) -> Result<Value, Problem> {
@@ -55,8 +59,5 @@ fn state(cluster: &Cluster) -> Result<Value, Problem> {
     state.audit.clear();
     state.finished.clear();
     state.policies.clear();
-    let broken = |error: serde_json::Error| {
-        Problem::new(axum::http::StatusCode::INTERNAL_SERVER_ERROR, error.to_string())
-    };
-    serde_json::to_value(&state).map_err(broken)
+    serde_json::to_value(&state).map_err(|error| Problem::unwritten(&error))
 }
