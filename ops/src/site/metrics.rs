@@ -16,7 +16,9 @@ use switchctl::ofp::{PortStats, TableStats};
 use switchctl::session::SwitchEvent;
 
 use super::core::Agent;
+use super::evidence::Evidence;
 use super::prober::Prober;
+use crate::clock::Clock;
 use crate::keys::Keys;
 
 /// A leader of placement has to have taken a report within so long. Sites report twice a second; an election takes longer, and nothing
@@ -43,6 +45,8 @@ const CERTIFICATE: &str = "the certificate is valid";
 pub struct SiteMetrics {
     registry: Registry,
     state: Mutex<State>,
+    clock: Clock,
+    evidence: Mutex<Evidence>,
     keys: OnceLock<Arc<Keys>>,
     packets: IntGaugeVec,
     holds_opened: IntGaugeVec,
@@ -203,6 +207,7 @@ impl SiteMetrics {
     pub fn new(site: &str) -> anyhow::Result<Self> {
         let labels = std::iter::once(("site".to_owned(), site.to_owned())).collect();
         let registry = Registry::new_custom(None, Some(labels))?;
+        let clock = Clock::start();
         let gauge = |name: &str, help: &str, labels: &[&str]| -> anyhow::Result<IntGaugeVec> {
             let gauge = IntGaugeVec::new(Opts::new(name, help), labels)?;
             registry.register(Box::new(gauge.clone()))?;
@@ -321,6 +326,8 @@ impl SiteMetrics {
             revision: single("limosa_config_revision", "Revision of placement that the agent follows")?,
             hold_max,
             switch_silent,
+            clock,
+            evidence: Mutex::new(Evidence::new(&registry, clock.now())?),
             registry,
             state: Mutex::default(),
             keys: OnceLock::new(),
@@ -335,6 +342,15 @@ impl SiteMetrics {
 
     fn state(&self) -> std::sync::MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn evidence(&self) -> std::sync::MutexGuard<'_, Evidence> {
+        self.evidence.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A placement node answered what has been decided, be it nothing.
+    pub fn decided(&self) {
+        self.evidence().decided(self.clock.now());
     }
 
     /// Takes a worker's statistics.
@@ -400,6 +416,9 @@ impl SiteMetrics {
         {
             return format!("{check}: {why}");
         }
+        if let Some(found) = self.evidence().describe(check, self.clock.now()) {
+            return format!("{check}: {found}");
+        }
         match self.state().switch_silent {
             Some(span) if check == SWITCH_ANSWERS => {
                 format!("{check}: switch silent for {} ms", span.as_millis())
@@ -408,8 +427,9 @@ impl SiteMetrics {
         }
     }
 
-    /// Takes a comparison of all rules.
+    /// Takes a comparison of all rules: how many are wanted, and how many were not as wanted now and a moment ago.
     pub fn drift(&self, wanted: usize, differences: usize) {
+        self.evidence().compared(differences, self.clock.now());
         self.rules.set(i64::try_from(wanted).unwrap_or(i64::MAX));
         self.rules_drift.set(i64::try_from(differences).unwrap_or(i64::MAX));
     }
@@ -458,6 +478,7 @@ impl SiteMetrics {
         prober: &Prober,
         interval: Duration,
     ) -> SiteReport {
+        self.evidence().looked(self.clock.now());
         self.update(agent, rtts);
         for (fate, count) in prober.counts() {
             self.probes.with_label_values(&[fate]).set(i64::try_from(count).unwrap_or(i64::MAX));
@@ -528,6 +549,7 @@ impl SiteMetrics {
         #[expect(clippy::cast_precision_loss, reason = "microseconds of one move")]
         self.hold_max.set(counts.hold_us_max as f64 / 1e6);
         self.groups.set(i64::try_from(agent.local().len()).unwrap_or(i64::MAX));
+        self.forget_workers(&agent.connected_workers());
         let mut state = self.state();
         self.revision.set(i64::try_from(agent.revision()).unwrap_or(i64::MAX));
         state.synced = agent.is_synced();
@@ -536,9 +558,28 @@ impl SiteMetrics {
         state.local_moves = agent.local_log().iter().copied().collect();
     }
 
+    /// A worker that is gone has no last value: its load is no load of the site.
+    fn forget_workers(&self, there: &BTreeSet<WorkerId>) {
+        let mut state = self.state();
+        let gone: Vec<_> = state.busy.keys().copied().filter(|worker| !there.contains(worker)).collect();
+        for worker in gone {
+            state.busy.remove(&worker);
+            let label = worker.to_string();
+            let _ = self.flows.remove_label_values(&[&label]);
+            let _ = self.busy.remove_label_values(&[&label]);
+            for (fate, _) in fates(&Stats::default()) {
+                let _ = self.packets.remove_label_values(&[label.as_str(), fate]);
+            }
+            for (cause, _) in openings(&Stats::default()) {
+                let _ = self.holds_opened.remove_label_values(&[label.as_str(), cause]);
+            }
+        }
+    }
+
     /// The text for Prometheus.
     #[must_use]
     pub fn text(&self) -> String {
+        self.evidence().show(self.clock.now());
         let reloads = Registry::new();
         let mut families = self.registry.gather();
         if crate::signals::metrics(&reloads).is_ok() {
@@ -630,6 +671,7 @@ impl SiteMetrics {
             (SWITCH_ANSWERS, state.switch_silent.is_none()),
             ("the switch follows the newest rules", state.in_force),
         ];
+        checks.extend(self.evidence().checks(self.clock.now()));
         checks.extend(
             state
                 .fail_mode
@@ -756,6 +798,20 @@ mod tests {
         metrics.switch(&SwitchEvent::Silent(Duration::from_millis(2_500)));
         metrics.switch(&SwitchEvent::Disconnected);
         assert!(failing().count() == 0 && silent_s("0"));
+    }
+
+    #[test]
+    fn a_worker_that_is_gone_has_no_last_value() {
+        let metrics = SiteMetrics::new("ams").unwrap();
+        let busy = |busy| Stats { busy, ..Stats::default() };
+        metrics.worker(WorkerId(1), &busy(0.25));
+        metrics.worker(WorkerId(2), &busy(0.75));
+        metrics.forget_workers(&[WorkerId(1)].into());
+        let text = metrics.text();
+        assert!(text.contains(r#"limosa_worker_busy_ratio{site="ams",worker="1"} 0.25"#), "{text}");
+        assert!(!text.contains(r#"worker="2""#), "{text}");
+        let state = metrics.state();
+        assert_eq!(state.busy, [(WorkerId(1), 0.25)].into());
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 pub mod core;
 pub mod elastic;
+mod evidence;
 pub mod fleet;
 pub mod http;
 pub mod metrics;

@@ -208,7 +208,8 @@ impl Shell {
             until(Box::pin(self.switch.clone().guard(database, settings, self.metrics.clone())));
         }
         until(Box::pin(self.prober.clone().run()));
-        let watch = watch_placement(self.client.clone(), self.clock, self.catch_up.clone(), inputs.clone());
+        let heard = Heard { client: self.client.clone(), metrics: self.metrics.clone() };
+        let watch = watch_placement(heard, self.clock, self.catch_up.clone(), inputs.clone());
         until(Box::pin(watch));
         let sites = config.peers.iter().map(|peer| (peer.name.clone(), peer.site)).collect();
         until(Box::pin(moves::accept(
@@ -450,24 +451,26 @@ async fn watch_switch(
     }
 }
 
-async fn watch_placement(
+/// Whom placement is asked by, and who is told that it answered.
+struct Heard {
     client: Arc<Client>,
-    clock: Clock,
-    catch_up: Arc<Notify>,
-    inputs: mpsc::Sender<Input>,
-) {
+    metrics: Arc<SiteMetrics>,
+}
+
+async fn watch_placement(heard: Heard, clock: Clock, catch_up: Arc<Notify>, inputs: mpsc::Sender<Input>) {
     let (mut since, mut wait, mut asked) = (0, WATCH_WAIT, false);
     loop {
         let asked_at = clock.now();
         let answer = tokio::select! {
             biased;
-            changes = client.watch(since, wait) => Some(changes),
+            changes = heard.client.watch(since, wait) => Some(changes),
             () = catch_up.notified() => None,
         };
         let Some(answer) = answer else {
             (wait, asked) = (Duration::ZERO, true);
             continue;
         };
+        heard.metrics.decided();
         let Changes { revision, reset, changes, more } = answer;
         since = revision;
         wait = WATCH_WAIT;

@@ -1,5 +1,6 @@
 //! The agent's switch: what is wanted of it, whether it may be steered yet, and how far it has drifted.
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -24,6 +25,8 @@ const DRIFT_RETRY: Duration = Duration::from_secs(1);
 const COUNTERS_INTERVAL: Duration = Duration::from_secs(5);
 /// Between two comparisons of all rules.
 const DRIFT_INTERVAL: Duration = Duration::from_secs(60);
+/// The same while they are not as wanted: who mends them wants to see that.
+const DRIFT_AGAIN: Duration = Duration::from_secs(5);
 
 /// A switch that is steered only once it is known not to forward by itself.
 #[derive(Clone, Debug)]
@@ -81,7 +84,7 @@ pub struct Rules {
 }
 
 /// How a rule of the switch is not as wanted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Drift {
     /// It is wanted and not there.
@@ -99,6 +102,20 @@ pub struct Difference {
     pub drift: Drift,
     /// As wanted, or as it is when it is not wanted.
     pub rule: RuleView,
+}
+
+/// Which rule is not as wanted, and how.
+type RuleName = (Drift, u8, u16, String);
+
+impl Difference {
+    fn name(&self) -> RuleName {
+        (self.drift, self.rule.table, self.rule.priority, self.rule.matches.clone())
+    }
+}
+
+/// How many rules were not as wanted before and are not now; `None` when some are not now and nobody knows of before.
+fn lasting(before: Option<&BTreeSet<RuleName>>, now: &BTreeSet<RuleName>) -> Option<usize> {
+    if now.is_empty() { Some(0) } else { before.map(|before| before.intersection(now).count()) }
 }
 
 /// The difference between a switch and what is wanted of it.
@@ -195,20 +212,25 @@ impl Switch {
         self.handle.resync().await.map(|mended| Resynced { mended })
     }
 
-    /// Counts rules and drift for the metrics, for ever.
+    /// Counts rules and drift for the metrics, for ever. Rules that are on their way differ too, so only what differs at two
+    /// comparisons in a row counts.
     pub async fn watch_drift(self, metrics: Arc<SiteMetrics>) {
+        let mut before: Option<BTreeSet<RuleName>> = None;
         loop {
-            let found = self.differences().await;
-            let pause = if found.is_ok() { DRIFT_INTERVAL } else { DRIFT_RETRY };
-            if let Ok(found) = found {
-                metrics.drift(found.wanted, found.differences.len());
-                if !found.differences.is_empty() {
-                    let drift = found.differences.len();
-                    tracing::warn!(
-                        drift,
-                        "the switch has other rules than wanted: limosa switch diff, resync"
-                    );
+            let mut pause = DRIFT_RETRY;
+            if let Ok(Differences { wanted, differences }) = self.differences().await {
+                let now: BTreeSet<RuleName> = differences.iter().map(Difference::name).collect();
+                if let Some(drift) = lasting(before.as_ref(), &now) {
+                    metrics.drift(wanted, drift);
+                    pause = if drift > 0 { DRIFT_AGAIN } else { DRIFT_INTERVAL };
+                    if drift > 0 {
+                        tracing::warn!(
+                            drift,
+                            "the switch has other rules than wanted: limosa switch diff, resync"
+                        );
+                    }
                 }
+                before = (pause < DRIFT_INTERVAL).then_some(now);
             }
             tokio::time::sleep(pause).await;
         }
@@ -323,6 +345,18 @@ mod tests {
         let found = fail_mode(&mut None, &SwitchAddr::Unix(path), "br0").await;
         assert!(matches!(found, Err(OvsError::Timeout(FAIL_MODE_BOUND))), "{found:?}");
         assert!(FAIL_MODE_INTERVAL + FAIL_MODE_BOUND <= Duration::from_secs(2));
+    }
+
+    #[test]
+    fn rules_that_are_on_their_way_are_no_drift_and_those_that_stay_wrong_are() {
+        let names = |ports: &[u16]| {
+            let name = |port: &u16| (Drift::Missing, 1, *port, String::new());
+            ports.iter().map(name).collect::<BTreeSet<_>>()
+        };
+        assert_eq!(lasting(None, &names(&[])), Some(0));
+        assert_eq!(lasting(None, &names(&[1, 2])), None);
+        assert_eq!(lasting(Some(&names(&[1, 2])), &names(&[3])), Some(0));
+        assert_eq!(lasting(Some(&names(&[1, 2])), &names(&[2, 3])), Some(1));
     }
 
     #[test]
