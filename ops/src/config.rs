@@ -500,7 +500,8 @@ impl RawMoves {
     }
 
     /// Bounds that depend on one another: an old owner that relays for less time than an ingress may be late drops what that still
-    /// sends.
+    /// sends. `take_back_ms` depends on none of them: it counts the silence of a target, which says four times a second that it is there
+    /// whatever it waits for itself; and a group that is in a move is given to nobody else when a lease ends (`lease_ms`).
     fn check_order(&self, file: &File<'_>, bounds: &Bounds) -> Result<(), ConfigError> {
         let ms = |us: u64| us / 1_000;
         let longest = bounds.marker_us.max(bounds.cut_us).max(bounds.late_us);
@@ -934,6 +935,25 @@ mod tests {
         let path = directory.path().join("switch.control");
         assert_eq!(config.switch.address.to_string(), format!("unix:{}", path.display()));
         assert_eq!(config.switch.in_force, switchctl::InForce::Barrier);
+    }
+
+    #[test]
+    fn bounds_of_moves_that_depend_on_one_another_are_in_their_order() {
+        let with = |moves: &str| site_error("site = 1", &format!("site = 1\n{moves}"));
+        for longest in ["marker_ms", "late_ms"] {
+            let error = with(&format!("moves = {{ {longest} = 3000, relay_ms = 2999 }}"));
+            assert!(error.contains("moves.relay_ms") && error.contains("2999"), "{error}");
+            assert!(error.contains("at least 3000 ms"), "{error}");
+        }
+        let error = with("moves = { marker_ms = 600, cut_ms = 601 }");
+        assert!(error.contains("moves.cut_ms") && error.contains("at most marker_ms, 600 ms"), "{error}");
+        for right in [
+            "moves = { marker_ms = 3000, late_ms = 3000, cut_ms = 3000, relay_ms = 3000 }",
+            "moves = { marker_ms = 500 }",
+        ] {
+            let (_directory, path) = written(&SITE.replace("site = 1", &format!("site = 1\n{right}")));
+            SiteConfig::read(&path).unwrap();
+        }
     }
 
     #[test]

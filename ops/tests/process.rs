@@ -12,6 +12,8 @@ use limosa::demo::cluster::{Cluster, Layout, Part};
 use limosa::demo::scenario::world_spec;
 use limosa::demo::world::{World, WorldHandle};
 use limosa::demo::{Thresholds, built_in};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::{Value, json};
 use switchctl::{Session, SessionOptions, SwitchAddr, SwitchEvent};
 use tokio::time::sleep;
@@ -204,6 +206,7 @@ impl Deployment {
                     return moves;
                 }
             }
+            self.until_gone().await;
             self.restart_gone();
             self.until_ended(&moves).await;
             self.go_back().await;
@@ -224,6 +227,16 @@ impl Deployment {
             assert!(tokio::time::Instant::now() < ends, "they do not go back: {away:?}");
             let back = self.move_groups(&away, "amsterdam").await;
             self.until_ended(&back).await;
+        }
+    }
+
+    /// Who was told to stop has stopped. Who was killed has already.
+    async fn until_gone(&mut self) {
+        let ends = tokio::time::Instant::now() + MOVES_BOUND;
+        while self.gone.iter().any(|&part| self.cluster.process_id(part).is_some()) {
+            assert!(tokio::time::Instant::now() < ends, "they do not end: {:?}", self.gone);
+            self.cluster.ended();
+            sleep(Duration::from_millis(20)).await;
         }
     }
 
@@ -264,6 +277,26 @@ async fn moves_under_traffic_lose_nothing() {
 async fn the_agent_of_the_source_killed_in_each_phase_loses_nothing() {
     let mut deployment = Deployment::start().await;
     deployment.kill_in_each_phase(Part::Agent(SiteId(1)), Duration::from_millis(300)).await;
+    deployment.assert_unharmed().await;
+}
+
+/// The agent ends the moves in hand, and then itself; the moves that it has not begun are those of its next start.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_told_to_stop_in_the_middle_of_a_move_ends_with_its_moves() {
+    let mut deployment = Deployment::start().await;
+    let agent = Part::Agent(SiteId(1));
+    for phase in PHASES {
+        let told = async |deployment: &mut Deployment| {
+            let pid = deployment.cluster.process_id(agent).unwrap();
+            kill(Pid::from_raw(pid.try_into().unwrap()), Signal::SIGTERM).unwrap();
+            deployment.gone.push(agent);
+        };
+        let moves = deployment.in_phase(phase, told).await;
+        deployment.until_gone().await;
+        deployment.restart_gone();
+        deployment.until_done(&moves).await;
+        deployment.go_back().await;
+    }
     deployment.assert_unharmed().await;
 }
 

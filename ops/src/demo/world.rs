@@ -161,6 +161,7 @@ impl World {
     /// A port cannot be reached, or the specification does not fit together.
     pub fn start(spec: WorldSpec) -> Result<WorldHandle> {
         let clock = Clock::start();
+        // Who asks waits for the answer, so that there is one command of each thread at most.
         let (sender, commands) = channel();
         let grace = spec.grace;
         let engine = Engine::new(&spec, clock, commands)?;

@@ -304,7 +304,7 @@ impl Run {
         self.verdict.look(Promise::Whole, wants.is_empty(), healed + took, || {
             format!("{:.1} s after all faults were healed: {}", took.as_secs_f64(), wants.join("; "))
         });
-        let moves = wants.iter().any(|want| want.starts_with("move"));
+        let moves = wants.iter().any(|want| want.starts_with("move") || want.starts_with("owner"));
         self.verdict.look(Promise::Moves, !moves, healed + took, || wants.join("; "));
         self.watch_drains(healed).await;
         self.wait(SETTLE).await;
@@ -334,7 +334,7 @@ impl Run {
         let mut wants: Vec<String> =
             self.active.iter().map(|active| format!("{} is not healed", active.what)).collect();
         let now = self.clock.now();
-        let mut newest = 0;
+        let (mut newest, mut served) = (0, BTreeMap::new());
         for node in 0..self.api.nodes.len() {
             let status = self.api.at(node, "/v1/raft").await.unwrap_or_default();
             newest = newest.max(status["revision"].as_u64().unwrap_or(0));
@@ -363,13 +363,13 @@ impl Run {
                 None => wants.push(format!("agent of {}: no answer", name(site))),
             }
             let text = self.cluster.site_text(site, "/metrics").await.unwrap_or_default();
-            let followed = text.lines().find_map(|line| {
-                line.strip_prefix("limosa_config_revision{")?.rsplit(' ').next()?.parse::<u64>().ok()
-            });
+            let followed = gauge(&text, "limosa_config_revision");
             if followed.is_none_or(|followed| followed < newest) {
                 wants.push(format!("agent of {} follows {followed:?} of {newest}", name(site)));
             }
+            served.insert(site.0, gauge(&text, "limosa_groups"));
         }
+        wants.extend(self.misplaced(&served).await);
         let moves = self.api.get("/v1/moves?limit=200&consistency=linearizable").await;
         match &moves {
             None => wants.push("no node tells of moves".into()),
@@ -390,6 +390,18 @@ impl Run {
             wants.push(format!("not seen ready since: {} at {:.1}", closing.join(", "), now.as_secs_f64()));
         }
         wants
+    }
+
+    /// Sites whose workers serve other groups, by number, than those that the log says are theirs.
+    async fn misplaced(&self, served: &BTreeMap<u8, Option<u64>>) -> Vec<String> {
+        let page = self.api.get("/v1/sites?consistency=linearizable").await.unwrap_or_default();
+        let site = |site: &Value| {
+            let (id, owned) = (u8::try_from(site["id"].as_u64()?).ok()?, site["groups"].as_u64()?);
+            let serves = served.get(&id).copied().flatten();
+            (serves != Some(owned))
+                .then(|| format!("owner: site {id} owns {owned} groups and serves {serves:?}"))
+        };
+        page["sites"].as_array().into_iter().flatten().filter_map(site).collect()
     }
 
     /// Sites that are drained become empty, and are then no longer drained.
@@ -628,6 +640,12 @@ impl Run {
         let lag = self.watch.seen().worst_lag(Duration::ZERO, now);
         self.event(format!("the machine was late by {} ms at worst", lag.as_millis()));
     }
+}
+
+/// The value of a metric that has one line.
+fn gauge(metrics: &str, name: &str) -> Option<u64> {
+    let value = |line: &str| line.strip_prefix(name)?.strip_prefix('{')?.rsplit(' ').next()?.parse().ok();
+    metrics.lines().find_map(value)
 }
 
 fn harmed(path: &PathHarm) -> Harmed {

@@ -2,7 +2,6 @@
 //! replicated state machine and leader of three sites in one schedule, with faults at every step of a move.
 //!
 //! `SIM_SEEDS=n` runs so many seeds (2000 by default), `SIM_FROM=m` from that one on; `SIM_SEED=n` runs one and prints what happens.
-//! I7 (the firewall fails closed) is left out: there is no firewall yet.
 
 #![allow(clippy::wildcard_enum_match_arm, reason = "a simulation looks at few of many events")]
 
