@@ -178,8 +178,8 @@ async fn main() {
     let flood = tokio::spawn(flood(listen_address(&cluster), stop.clone(), sent.clone()));
     let begun = Instant::now();
     let times = starts(&mut cluster).await;
-    let rate = sent.load(Ordering::Relaxed) / begun.elapsed().as_secs().max(1);
+    let rate = sent.load(Ordering::Relaxed) as f64 / begun.elapsed().as_secs_f64();
     stop.store(true, Ordering::Relaxed);
-    show(&format!("an agent is ready after its start, {rate} handshakes a second begun"), times);
+    show(&format!("an agent is ready after its start, {rate:.0} handshakes a second begun"), times);
     flood.await.unwrap();
 }

@@ -467,8 +467,8 @@ const WORKERS: &[Key] = &[
         "65536; 16384 over DPDK",
         Range(32, 1 << 22),
         "Packets that may be held during moves, over all groups: 300 ms at 200,000 packets per second. \
-         Over DPDK each has a buffer of full length. Beyond, holds open early; what a source relays may go over \
-         it by four times.",
+         Over DPDK each has a buffer of full length. Beyond, holds open early, and once the source's cut has \
+         come what has no room is dropped and counted; what a source relays may go over it by four times.",
     ),
     key(
         "hold_mb",
