@@ -413,8 +413,9 @@ impl Tcp {
                 (&mut server.host, NEVER)
             }
         };
-        // Later wishes are found when an earlier timer fires.
-        let due = due.min(host.due(net.now));
+        // Later wishes are found when an earlier timer fires. Who wants to run again at once does so in the next turn: a turn has an end,
+        // whatever an end wants.
+        let due = due.min(host.due(net.now)).max(net.now + 1);
         if due < host.armed {
             host.armed = due;
             self.timers.push(Reverse((due, end)));
@@ -438,8 +439,12 @@ impl Client {
         }
         if let ClientPhase::Broken { until } = self.phase
             && until <= scene.now
-            && !scene.stopped
         {
+            if scene.stopped {
+                // It stays down, and wants nothing any more.
+                self.phase = ClientPhase::Broken { until: NEVER };
+                return;
+            }
             by_client.remove(&(net.clients[self.client].address, self.port));
             self.connect(net, scene);
             by_client.insert((net.clients[self.client].address, self.port), at);

@@ -244,3 +244,17 @@ fn a_changed_outside_endpoint_is_seen() {
     let traffic = with_fault(RENUMBER);
     assert_eq!((traffic.checks.outside_changed, traffic.packets.lost), (1, 0));
 }
+
+/// Connections are down at first, and are opened within a second.
+#[test]
+fn a_world_that_is_drained_while_connections_are_down_ends() {
+    let (_folder, _network, world) = start(8, 0);
+    world.drain().unwrap();
+    std::thread::sleep(Duration::from_millis(1_200));
+    let (ended, ends) = channel();
+    std::thread::spawn(move || {
+        drop(world);
+        let _ = ended.send(());
+    });
+    ends.recv_timeout(Duration::from_secs(30)).expect("the world goes on");
+}
