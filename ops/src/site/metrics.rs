@@ -808,7 +808,7 @@ mod tests {
         metrics.worker(WorkerId(2), &busy(0.75));
         metrics.forget_workers(&[WorkerId(1)].into());
         let text = metrics.text();
-        assert!(text.contains(r#"limosa_worker_busy_ratio{site="ams",worker="1"} 0.25"#), "{text}");
+        assert!(text.contains(r#"limosa_worker_busy_ratio{worker="1",site="ams"} 0.25"#), "{text}");
         assert!(!text.contains(r#"worker="2""#), "{text}");
         let state = metrics.state();
         assert_eq!(state.busy, [(WorkerId(1), 0.25)].into());
