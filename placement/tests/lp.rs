@@ -9,10 +9,10 @@ use good_lp::{
     Expression, ProblemVariables, ResolutionError, Solution, SolverModel, constraint, default_solver,
     variable,
 };
-use placement::solver::generate::{self, Shape};
+use placement::solver::generate::{self, Load, Shape};
 use placement::solver::{Class, Group, Instance, PerResource, RESOURCES, Site, Solver, Start};
 
-/// The least cost; groups may be divided between sites, or not. Nothing when they do not fit.
+/// The least cost; groups may be divided between sites that could hold them whole, or not at all. Nothing when they do not fit.
 fn optimum(instance: &Instance, divisible: bool) -> Option<f64> {
     let mut variables = ProblemVariables::new();
     let mut cost = Expression::from(0.0);
@@ -23,7 +23,10 @@ fn optimum(instance: &Instance, divisible: bool) -> Option<f64> {
     for group in 0..instance.groups() {
         let mut whole = Expression::from(0.0);
         for candidate in instance.candidates(group) {
-            let part = if divisible { variable().min(0.0).max(1.0) } else { variable().binary() };
+            let (demand, room) = (instance.demand(group), instance.room(candidate.site));
+            let holds = demand.iter().zip(room).all(|(&demand, room)| f64::from(demand) <= room);
+            let most = f64::from(u8::from(holds));
+            let part = if divisible { variable().min(0.0).max(most) } else { variable().binary() };
             let part = variables.add(part);
             cost += f64::from(instance.weight(group)) * f64::from(candidate.cost_ms) * part;
             whole += part;
@@ -70,7 +73,7 @@ fn optimum(instance: &Instance, divisible: bool) -> Option<f64> {
 #[test]
 fn the_bound_is_the_optimum_of_the_relaxation() {
     for (groups, seed) in [(100, 1), (100, 2), (200, 3)] {
-        let shape = Shape { groups, sites: 8, candidates: 5, fill: 0.8, seed };
+        let shape = Shape { groups, sites: 8, candidates: 5, fill: 0.8, load: Load::Pareto, seed };
         let instance = generate::instance(&shape).unwrap();
         let optimum = optimum(&instance, true).unwrap();
         let certificate = Solver::new(instance).solve(Start::Cold);
@@ -88,7 +91,7 @@ fn the_bound_is_the_optimum_of_the_relaxation() {
 fn the_optimum_of_whole_groups_lies_between_bound_and_cost() {
     let mut compared = 0;
     for seed in 1..=6 {
-        let shape = Shape { groups: 100, sites: 8, candidates: 5, fill: 0.7, seed };
+        let shape = Shape { groups: 100, sites: 8, candidates: 5, fill: 0.7, load: Load::Pareto, seed };
         let instance = generate::instance(&shape).unwrap();
         let optimum = optimum(&instance, false);
         let certificate = Solver::new(instance).solve(Start::Cold);
@@ -136,7 +139,7 @@ fn spread(plain: &Instance, limit: f64) -> Instance {
 #[test]
 fn the_optimum_of_spread_groups_lies_between_bound_and_cost() {
     for seed in 1..=4 {
-        let shape = Shape { groups: 60, sites: 8, candidates: 6, fill: 0.6, seed };
+        let shape = Shape { groups: 60, sites: 8, candidates: 6, fill: 0.6, load: Load::Pareto, seed };
         let instance = spread(&generate::instance(&shape).unwrap(), 6.0);
         let whole = optimum(&instance, false).unwrap();
         let divisible = optimum(&instance, true).unwrap();

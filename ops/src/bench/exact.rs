@@ -7,7 +7,7 @@ use good_lp::solvers::{SolutionStatus, WithInitialSolution, WithTimeLimit};
 use good_lp::{
     Expression, ProblemVariables, Solution, SolverModel, Variable, constraint, default_solver, variable,
 };
-use placement::solver::generate::{self, Shape};
+use placement::solver::generate::{self, Load, Shape};
 use placement::solver::{Instance, InstanceError, RESOURCES, Solver, Start};
 
 use super::placement::{Exact, timed};
@@ -39,11 +39,13 @@ impl Program {
         for group in 0..instance.groups() {
             let mut parts = Vec::new();
             for candidate in instance.candidates(group) {
-                let part = if divisible { variable().min(0.0).max(1.0) } else { variable().binary() };
+                // A part of a group is nowhere where the whole of it could not be.
+                let (room, demand) = (instance.room(candidate.site), instance.demand(group));
+                let holds = demand.iter().zip(room).all(|(&demand, room)| f64::from(demand) <= room);
+                let most = f64::from(u8::from(holds));
+                let part = if divisible { variable().min(0.0).max(most) } else { variable().binary() };
                 let part = program.variables.add(part);
                 program.cost += f64::from(instance.weight(group)) * f64::from(candidate.cost_ms) * part;
-                let room = instance.room(candidate.site);
-                let demand = instance.demand(group);
                 for (r, load) in loads[usize::from(candidate.site)].iter_mut().enumerate() {
                     *load += f64::from(demand[r]) / room[r].max(f64::MIN_POSITIVE) * part;
                 }
@@ -99,6 +101,7 @@ fn compare(groups: u32, sites: u16, candidates: u8, seed: u64, seconds: u16) -> 
         sites: sites.into(),
         candidates: candidates.into(),
         fill: FILL,
+        load: Load::Pareto,
         seed,
     };
     let instance = generate::instance(&shape)?;

@@ -7,7 +7,7 @@ use clap::Args;
 use flow::sample::Seeded;
 use nix::time::{ClockId, clock_gettime};
 use placement::core::GROUPS_PER_SERVICE_MAX;
-use placement::solver::generate::{self, Shape, between};
+use placement::solver::generate::{self, Load, Shape, between};
 use placement::solver::{Certificate, Instance, Solver, Start, greedy};
 use serde::Serialize;
 
@@ -30,6 +30,10 @@ pub struct Options {
     /// Demand as shares of the capacity, above 0 and at most 1.
     #[arg(long, value_delimiter = ',', default_value = "0.8,0.5", value_parser = share)]
     pub fill: Vec<f64>,
+    /// How traffic is shared among the groups: pareto, equal, zipf:POWER (the n-th largest has 1 / n to the POWER), heavy:SHARE (as
+    /// pareto, and one group has this share of all).
+    #[arg(long, value_delimiter = ',', default_value = "pareto", value_parser = load)]
+    pub load: Vec<Load>,
     /// Same seed, same networks.
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
@@ -49,10 +53,39 @@ fn share(text: &str) -> Result<f64, String> {
     text.parse().ok().filter(|share: &f64| *share > 0.0 && *share <= 1.0).ok_or_else(wrong)
 }
 
+fn load(text: &str) -> Result<Load, String> {
+    let wrong = || {
+        format!(
+            "{text:?} is no load: give pareto, equal, zipf:POWER above 0 to 4, or heavy:SHARE above 0 and below 1, for example \
+             zipf:1.1 or heavy:0.05"
+        )
+    };
+    let number = |text: &str, most: f64| text.parse().ok().filter(|&one: &f64| one > 0.0 && one <= most);
+    let load = match text.split_once(':') {
+        None if text == "pareto" => Some(Load::Pareto),
+        None if text == "equal" => Some(Load::Equal),
+        Some(("zipf", power)) => number(power, 4.0).map(Load::Zipf),
+        Some(("heavy", share)) => number(share, 1.0).filter(|&share| share < 1.0).map(Load::Heavy),
+        _ => None,
+    };
+    load.ok_or_else(wrong)
+}
+
+/// As it is given.
+fn name(load: Load) -> String {
+    match load {
+        Load::Pareto => "pareto".to_owned(),
+        Load::Equal => "equal".to_owned(),
+        Load::Zipf(power) => format!("zipf:{power}"),
+        Load::Heavy(share) => format!("heavy:{share}"),
+    }
+}
+
 /// One line.
 #[derive(Clone, Debug, Serialize)]
 struct Line {
     groups: u32,
+    load: String,
     fill: f64,
     /// `cold`, `warm`, `changed`, `lost` or `greedy`.
     what: &'static str,
@@ -82,6 +115,7 @@ struct Aim {
 const AIM_SITES: u16 = 100;
 const AIM_CANDIDATES: u8 = 16;
 const AIM_FILL: f64 = 0.8;
+const AIM_LOAD: &str = "pareto";
 /// A round after a change of 1 % and after a loss has to stay within the rooms; its gap is shown, and no aim.
 const AIMS: [Aim; 6] = [
     Aim { groups: 100_000, what: "cold", seconds: 0.6, gap: Some(0.0005) },
@@ -136,8 +170,10 @@ const NO_EXACT: &str =
 pub(super) fn run(options: &Options, format: Format) -> ExitCode {
     let mut lines = Vec::new();
     for &groups in &options.groups {
-        for &fill in &options.fill {
-            match measure(options, groups, fill) {
+        for (&load, &fill) in
+            options.load.iter().flat_map(|load| options.fill.iter().map(move |fill| (load, fill)))
+        {
+            match measure(options, groups, load, fill) {
                 Ok(some) => lines.extend(some),
                 Err(error) => {
                     complain(&format!("no instance of {groups} groups: {error}"));
@@ -186,7 +222,9 @@ fn verdicts(options: &Options, lines: &[Line]) -> Vec<Verdict> {
         return Vec::new();
     }
     let verdict = |aim: &Aim| {
-        let same = |line: &&Line| line.groups == aim.groups && line.what == aim.what && line.fill == AIM_FILL;
+        let same = |line: &&Line| {
+            (line.groups, line.what, line.fill) == (aim.groups, aim.what, AIM_FILL) && line.load == AIM_LOAD
+        };
         let line = lines.iter().find(same)?;
         let near = aim.gap.is_none_or(|aim| line.gap.is_some_and(|gap| gap < aim));
         Some(Verdict {
@@ -203,18 +241,24 @@ fn verdicts(options: &Options, lines: &[Line]) -> Vec<Verdict> {
 }
 
 /// All lines of one network, medians of the runs.
-fn measure(options: &Options, groups: u32, fill: f64) -> Result<Vec<Line>, placement::solver::InstanceError> {
+fn measure(
+    options: &Options,
+    groups: u32,
+    load: Load,
+    fill: f64,
+) -> Result<Vec<Line>, placement::solver::InstanceError> {
     let shape = Shape {
         groups: groups as usize,
         sites: options.sites.into(),
         candidates: options.candidates.into(),
         fill,
+        load,
         seed: options.seed,
     };
     let instance = generate::instance(&shape)?;
     let mut runs = Vec::new();
     for _ in 0..options.runs {
-        runs.push(once(&instance, groups, fill));
+        runs.push(once(&instance, groups, &name(load), fill));
     }
     let median = |line: usize| {
         let mut seconds: Vec<f64> = runs.iter().map(|run| run[line].seconds).collect();
@@ -226,10 +270,11 @@ fn measure(options: &Options, groups: u32, fill: f64) -> Result<Vec<Line>, place
     Ok(lines.collect())
 }
 
-fn once(instance: &Instance, groups: u32, fill: f64) -> Vec<Line> {
+fn once(instance: &Instance, groups: u32, load: &str, fill: f64) -> Vec<Line> {
     let mut solver = Solver::new(instance.clone());
     let line = |what, (seconds, certificate): (f64, Certificate), solver: &Solver| Line {
         groups,
+        load: load.to_owned(),
         fill,
         what,
         seconds,
@@ -268,6 +313,7 @@ fn once(instance: &Instance, groups: u32, fill: f64) -> Vec<Line> {
     let (moves, exceeded) = (0, simple.spilled);
     lines.push(Line {
         groups,
+        load: load.to_owned(),
         fill,
         what: "greedy",
         seconds,
@@ -330,6 +376,7 @@ fn round_rows(lines: &[Line]) -> Rows {
     let text = |line: &Line| {
         vec![
             line.groups.to_string(),
+            line.load.clone(),
             format!("{:.0} %", line.fill * 100.0),
             line.what.to_owned(),
             format!("{:.1}", line.seconds * 1e3),
@@ -341,7 +388,8 @@ fn round_rows(lines: &[Line]) -> Rows {
             line.bytes_per_group.map_or("-".to_owned(), |bytes| format!("{bytes:.0}")),
         ]
     };
-    let heads = &["GROUPS", "FILL", "ROUND", "MS", "GAP", "MOVES", "EXCEEDED", "PASSES", "MB", "BYTES/GROUP"];
+    let heads =
+        &["GROUPS", "LOAD", "FILL", "ROUND", "MS", "GAP", "MOVES", "EXCEEDED", "PASSES", "MB", "BYTES/GROUP"];
     Rows { heads, rows: lines.iter().map(text).collect() }
 }
 
@@ -402,12 +450,13 @@ mod tests {
             sites: 10,
             candidates: 4,
             fill: vec![0.6],
+            load: vec![Load::Pareto],
             seed: 1,
             runs: 2,
             exact_seconds: 0,
             no_leader: true,
         };
-        let lines = measure(&options, 500, 0.6).unwrap();
+        let lines = measure(&options, 500, Load::Pareto, 0.6).unwrap();
         assert_eq!(
             lines.iter().map(|l| l.what).collect::<Vec<_>>(),
             ["cold", "warm", "changed", "lost", "greedy"]
@@ -424,6 +473,7 @@ mod tests {
             sites: 100,
             candidates: 16,
             fill: vec![0.8],
+            load: vec![Load::Pareto],
             seed: 1,
             runs: 1,
             exact_seconds: 0,
@@ -431,6 +481,7 @@ mod tests {
         };
         let good = Line {
             groups: 100_000,
+            load: "pareto".to_owned(),
             fill: 0.8,
             what: "warm",
             seconds: 0.09,
@@ -451,6 +502,16 @@ mod tests {
         assert!(met(&lost));
         assert!(!met(&Line { gap: None, exceeded: 1, ..lost }));
         assert!(verdicts(&Options { sites: 50, ..options.clone() }, &[good]).is_empty());
+    }
+
+    #[test]
+    fn loads_are_named_as_they_are_given() {
+        for text in ["pareto", "equal", "zipf:1.1", "heavy:0.005"] {
+            assert_eq!(load(text).map(name).as_deref(), Ok(text));
+        }
+        for wrong in ["", "zipf", "zipf:0", "zipf:5", "heavy:1", "heavy:-1", "heavy:NaN", "equal:1", "even"] {
+            assert!(load(wrong).unwrap_err().contains("for example zipf:1.1"), "{wrong}");
+        }
     }
 
     #[test]

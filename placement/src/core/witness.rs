@@ -131,7 +131,7 @@ mod tests {
         let mut lies = vec![said.clone(), said.clone(), said.clone()];
         lies[0].bound_ms *= 1.5;
         lies[1].packets_per_s *= 0.5;
-        lies[2].prices.iter_mut().for_each(|price| price.packets += 50.0);
+        lies[2].delay_ms *= 0.5;
         for lie in lies {
             cluster.round = Some(lie);
             let finding = check(&cluster, &model, Micros(1_000_000)).unwrap().unwrap();

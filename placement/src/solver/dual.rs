@@ -6,7 +6,9 @@
 //! that falls. One pass over the groups gives value, gradient and Hessian together; a step that made the value worse
 //! is taken back and damped (Levenberg, Marquardt).
 
+use super::alone::Alone;
 use super::instance::{CANDIDATES_MAX, Instance, PerResource, RESOURCES, SITES_MAX};
+use super::sample::Drawn;
 use super::softmin::{NEAR, PriceTable, Priced, Units, ln};
 use super::spread;
 
@@ -25,6 +27,8 @@ const MODEL_GAIN_MIN: f64 = 1e-3;
 const HALVINGS: usize = 4;
 /// Longest first step of a price, in temperatures.
 const REACH: f64 = 4.0;
+/// Share by which a bound is clearly higher than another.
+const CLEARLY: f64 = 0.01;
 /// A variable that is not priced.
 const NONE: u16 = u16::MAX;
 
@@ -32,6 +36,8 @@ const NONE: u16 = u16::MAX;
 struct Pass {
     /// Smoothed dual, in equivalents x ms.
     value: f64,
+    /// The dual itself: a lower bound, as far as the groups were all looked at.
+    bound: f64,
     /// Expected load less room, in equivalents.
     excess: Vec<PerResource<f64>>,
     /// Curvature over the variables, upper triangle, row by row.
@@ -72,9 +78,9 @@ struct Row {
 
 /// How long to go on.
 #[derive(Clone, Copy)]
-pub(super) struct Effort {
-    /// All groups are looked at, or every n-th, which then stands for its neighbours.
-    pub(super) stride: usize,
+pub(super) struct Effort<'s> {
+    /// Groups that stand for all; `None` when all are looked at.
+    pub(super) sample: Option<&'s [Drawn]>,
     /// In milliseconds.
     pub(super) temperature_ms: f32,
     pub(super) passes_max: u32,
@@ -83,7 +89,8 @@ pub(super) struct Effort {
 }
 
 pub(super) struct Dual<'a> {
-    instance: &'a Instance,
+    pub(super) instance: &'a Instance,
+    pub(super) units: Units,
     table: PriceTable,
     /// By class and cell, in weight x ms per group.
     pub(super) classes: Vec<Vec<f64>>,
@@ -91,29 +98,46 @@ pub(super) struct Dual<'a> {
     room: Vec<PerResource<f64>>,
     /// Passes over the groups, whole ones.
     pub(super) passes: f64,
+    best: Option<Best>,
+    /// The bound of the prices where the last climb ended.
+    last: f64,
+}
+
+/// The prices of a pass over all groups whose bound is the highest so far.
+struct Best {
+    bound: f64,
+    prices: Vec<PerResource<f64>>,
+    classes: Vec<Vec<f64>>,
 }
 
 impl<'a> Dual<'a> {
     pub(super) fn new(instance: &'a Instance, units: Units, classes: Vec<Vec<f64>>) -> Self {
-        let room = |room: &PerResource<f64>| {
-            let mut room = *room;
+        let alone = Alone::of(instance);
+        let room = |(site, room): (usize, &PerResource<f64>)| {
+            let mut room = alone.room(site, room);
             room.iter_mut().zip(units.0).for_each(|(room, unit)| *room *= unit);
             room
         };
+        let room = instance.room.iter().enumerate().map(room).collect();
         let mut table = PriceTable::new(units);
         table.set_classes(instance, &classes);
+        table.bar(alone);
+        let variables = Variables::none();
         Self {
             instance,
+            units,
             table,
             classes,
-            variables: Variables::none(),
-            room: instance.room.iter().map(room).collect(),
+            variables,
+            room,
             passes: 0.0,
+            best: None,
+            last: f64::NEG_INFINITY,
         }
     }
 
     /// Improves prices at one temperature.
-    pub(super) fn climb(&mut self, prices: &mut [PerResource<f64>], effort: Effort) {
+    pub(super) fn climb(&mut self, prices: &mut [PerResource<f64>], effort: Effort<'_>) {
         self.variables.set(std::iter::empty());
         self.choose_variables(prices, None);
         let mut pass = self.pass(prices, effort);
@@ -144,18 +168,24 @@ impl<'a> Dual<'a> {
             };
             pass = self.with_all_variables(prices, next, effort);
         }
+        self.last = pass.bound;
     }
 
     /// A pass that also knows the variables that have just become such. How their prices bend the value is guessed from
     /// those that are known, which saves a pass over a sample; the next one knows better. The last steps, over all groups, take no guess.
-    fn with_all_variables(&mut self, prices: &[PerResource<f64>], mut pass: Pass, effort: Effort) -> Pass {
+    fn with_all_variables(
+        &mut self,
+        prices: &[PerResource<f64>],
+        mut pass: Pass,
+        effort: Effort<'_>,
+    ) -> Pass {
         let known = self.variables.list.clone();
         self.choose_variables(prices, Some(&pass.excess));
         let (old, new) = (known.len(), self.variables.list.len());
         if new == old {
             return pass;
         }
-        if old < KNOWN_MIN || effort.stride == 1 {
+        if old < KNOWN_MIN || effort.sample.is_none() {
             return self.pass(prices, effort);
         }
         let room = |(site, resource): (u8, u8)| self.room[usize::from(site)][usize::from(resource)];
@@ -201,62 +231,101 @@ impl<'a> Dual<'a> {
         self.variables.set(free.into_iter());
     }
 
-    fn pass(&mut self, prices: &[PerResource<f64>], effort: Effort) -> Pass {
+    fn pass(&mut self, prices: &[PerResource<f64>], effort: Effort<'_>) -> Pass {
         let instance = self.instance;
         self.table.set(prices, &instance.open);
-        let stride = effort.stride;
-        self.passes += 1.0 / stride as f64;
+        let len = effort.sample.map_or(instance.groups(), <[Drawn]>::len);
+        self.passes += len as f64 / instance.groups().max(1) as f64;
         let n = self.variables.list.len();
         let mut curvature = vec![0.0; n * n];
         let mut load = [[0.0_f64; RESOURCES]; SITES_MAX];
         let mut priced = Priced::empty();
-        let mut value = 0.0;
+        // At the temperature, and at none.
+        let (mut soft, mut sharp) = (0.0, 0.0);
         let certain_ms = effort.temperature_ms * -NEAR;
         let mut rows = [Row::default(); CANDIDATES_MAX * RESOURCES];
-        for group in (0..instance.groups()).step_by(stride) {
+        for at in 0..len {
+            let (group, stands_for) = match effort.sample {
+                Some(sample) => (sample[at].group as usize, Some(sample[at].size)),
+                None => (at, None),
+            };
             priced.set(instance, &self.table, group);
             if priced.stranded() {
                 continue;
             }
             let (sites, _) = instance.row(group);
-            let size = f64::from(priced.size);
+            let size = f64::from(stands_for.unwrap_or(priced.size));
+            let least = size * f64::from(priced.best_ms);
+            sharp += least;
             if let Some(only) = priced.find_near(certain_ms) {
-                value += size * f64::from(priced.best_ms);
+                soft += least;
                 let load = &mut load[usize::from(sites[only])];
                 (0..RESOURCES).for_each(|r| load[r] += size * f64::from(priced.share[r]));
                 continue;
             }
             let sum = priced.soften(effort.temperature_ms);
-            value += size * f64::from(priced.best_ms - effort.temperature_ms * ln(sum));
+            soft += size * f64::from(priced.best_ms - effort.temperature_ms * ln(sum));
             for &(k, share) in priced.near() {
                 let load = &mut load[usize::from(sites[usize::from(k)])];
                 (0..RESOURCES).for_each(|r| load[r] += size * f64::from(share * priced.share[r]));
             }
             if n > 0 {
-                self.add_curvature(&mut curvature, &mut rows, sites, &priced);
+                self.add_curvature(&mut curvature, &mut rows, sites, &priced, size);
             }
         }
-        let scale = stride as f64;
-        curvature.iter_mut().for_each(|one| *one *= scale);
         let mut excess = Vec::with_capacity(prices.len());
-        value *= scale;
+        let mut paid = 0.0;
         for (site, price) in prices.iter().enumerate() {
             let mut one = [f64::NEG_INFINITY; RESOURCES];
             for resource in 0..RESOURCES {
                 let room = self.room[site][resource];
                 if room.is_finite() {
-                    one[resource] = load[site][resource] * scale - room;
-                    value -= price[resource] * room;
+                    one[resource] = load[site][resource] - room;
+                    paid += price[resource] * room;
                 }
             }
             excess.push(one);
         }
-        Pass { value, excess, curvature }
+        let bound = sharp - paid - self.paid_for_classes();
+        if effort.sample.is_none() && self.best.as_ref().is_none_or(|best| bound > best.bound) {
+            self.best = Some(Best { bound, prices: prices.to_vec(), classes: self.classes.clone() });
+        }
+        Pass { value: soft - paid, bound, excess, curvature }
+    }
+
+    fn paid_for_classes(&self) -> f64 {
+        let spreads = self.instance.spreads.iter().zip(&self.classes);
+        let pays = |(&price, &limit): (&f64, &f64)| if price > 0.0 { price * limit } else { 0.0 };
+        spreads.flat_map(|(spread, prices)| prices.iter().zip(&spread.limits).map(pays)).sum()
+    }
+
+    /// The prices of a pass whose bound is clearly higher than that of the last ones, those of classes too. Where the bounds are
+    /// near one another the last ones are the better prices: they say what room is worth to groups that hesitate.
+    pub(super) fn take_best(mut self, prices: &mut [PerResource<f64>]) -> (Vec<Vec<f64>>, f64) {
+        // The last prices of classes were found after the last climb.
+        if !self.instance.spreads.is_empty() {
+            let effort = Effort { sample: None, temperature_ms: 0.05, passes_max: 0, gain_min: 0.0 };
+            self.last = self.pass(prices, effort).bound;
+        }
+        match self.best.take().filter(|best| best.bound - self.last > CLEARLY * best.bound.abs()) {
+            Some(best) => {
+                prices.copy_from_slice(&best.prices);
+                (best.classes, self.passes)
+            }
+            None => (self.classes, self.passes),
+        }
     }
 
     /// Second derivatives of one group's softmin, without the temperature: size x (p_i [i=j] - p_i p_j).
     #[inline]
-    fn add_curvature(&self, curvature: &mut [f64], rows: &mut [Row], sites: &[u8], priced: &Priced) {
+    fn add_curvature(
+        &self,
+        curvature: &mut [f64],
+        rows: &mut [Row],
+        sites: &[u8],
+        priced: &Priced,
+        size: f64,
+    ) {
         let n = self.variables.list.len();
         let mut len = 0;
         for &(candidate, share) in priced.near().iter().filter(|(_, share)| *share > SHARE_MIN) {
@@ -269,7 +338,6 @@ impl<'a> Dual<'a> {
                 }
             }
         }
-        let size = f64::from(priced.size);
         for (at, a) in rows[..len].iter().enumerate() {
             for b in &rows[at..len] {
                 let same = if a.candidate == b.candidate { a.share } else { 0.0 };
@@ -317,10 +385,6 @@ impl<'a> Dual<'a> {
             *diagonal = *diagonal * (1.0 + 1e-6) + room * 1e-4 / temperature_ms.max(0.1);
         }
         matrix
-    }
-
-    pub(super) fn groups(&self) -> usize {
-        self.instance.groups()
     }
 }
 

@@ -11,6 +11,20 @@ use flow::sample::Seeded;
 
 use crate::core::delay::{KM_PER_MS, great_circle_km};
 
+/// How traffic is shared among groups.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub enum Load {
+    /// Heavy-tailed: Pareto with shape 1.5, cut at 200 times the least.
+    #[default]
+    Pareto,
+    /// All the same.
+    Equal,
+    /// The n-th largest has 1 / n to this power, above 0. The nearest site of each could hold it alone.
+    Zipf(f64),
+    /// As `Pareto`, and one group has this share of all, above 0 and below 1. Its nearest site could hold it alone.
+    Heavy(f64),
+}
+
 /// What to make.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Shape {
@@ -22,6 +36,8 @@ pub struct Shape {
     pub candidates: usize,
     /// Sum of all demand as a share of all capacity, in packets; flows and bits have a tenth more room.
     pub fill: f64,
+    /// How traffic is shared among groups.
+    pub load: Load,
     /// Same seed, same instance.
     pub seed: u64,
 }
@@ -49,10 +65,19 @@ pub fn instance(shape: &Shape) -> Result<Instance, InstanceError> {
     // Delay from each town to each site, nearest first: groups differ from their town by a little.
     let near: Vec<Vec<(u8, f64)>> = towns.iter().map(|&town| nearest(town, &sites, candidates)).collect();
     let mut groups = Vec::with_capacity(shape.groups);
+    let ranks = ranks(shape, &mut random);
+    let mut rest = 0.0;
     let mut load = vec![[0.0_f64; RESOURCES]; shape.sites];
-    for _ in 0..shape.groups {
+    for n in 0..shape.groups {
         let town = town(&mut random);
-        let weight = heavy(&mut random);
+        let weight = match shape.load {
+            Load::Equal => 30.0,
+            Load::Zipf(power) => 1e6 * ranks.get(n).map_or(1.0, |&rank| f64::from(rank + 1).powf(-power)),
+            // The last one, when all others are known.
+            Load::Heavy(share) if n + 1 == shape.groups && n > 0 => rest * share / (1.0 - share),
+            Load::Pareto | Load::Heavy(_) => heavy(&mut random),
+        };
+        rest += weight;
         let demand = [
             weight,
             weight * between(&mut random, 0.02, 0.08),
@@ -62,7 +87,16 @@ pub fn instance(shape: &Shape) -> Result<Instance, InstanceError> {
         first.iter_mut().zip(demand).for_each(|(load, demand)| *load += demand);
         groups.push((town, weight, demand));
     }
-    let mut instance = Instance::new(&capacities(&load, shape.fill, &mut random))?;
+    let mut sites = capacities(&load, shape.fill, &mut random);
+    let uneven = matches!(shape.load, Load::Zipf(_) | Load::Heavy(_));
+    for (town, _, demand) in groups.iter().filter(|_| uneven) {
+        let nearest = &mut sites[usize::from(near[*town][0].0)].capacity;
+        nearest
+            .iter_mut()
+            .zip(demand)
+            .for_each(|(capacity, demand)| *capacity = capacity.max(demand / shape.fill));
+    }
+    let mut instance = Instance::new(&sites)?;
     instance.reserve(shape.groups, shape.groups * candidates);
     let mut row = Vec::with_capacity(candidates);
     for (town, weight, demand) in groups {
@@ -85,6 +119,18 @@ pub fn instance(shape: &Shape) -> Result<Instance, InstanceError> {
         instance.push(&group)?;
     }
     Ok(instance)
+}
+
+/// The place of each group in the order of weight, 0 for the heaviest, where that is asked for.
+fn ranks(shape: &Shape, random: &mut Seeded) -> Vec<u32> {
+    if !matches!(shape.load, Load::Zipf(_)) {
+        return Vec::new();
+    }
+    let mut ranks: Vec<u32> = (0..shape.groups as u32).collect();
+    for n in (1..ranks.len()).rev() {
+        ranks.swap(n, random.below(n as u64 + 1) as usize);
+    }
+    ranks
 }
 
 fn nearest(town: (f64, f64), sites: &[(f64, f64)], len: usize) -> Vec<(u8, f64)> {

@@ -1,6 +1,7 @@
 //! What is to be solved: sites with capacities, groups with demand and candidates. Structure of arrays, so that a
 //! pass over a million groups reads memory in order.
 
+use super::round::SLACK;
 use super::spread::{Class, NO_CLASS, Spread};
 
 /// Most sites of an instance; an index of a site is a byte.
@@ -418,15 +419,15 @@ impl Instance {
         }
     }
 
-    /// The least that a group can cost, in weight x ms, if its demand has a price at each site: at an open candidate, or at a
-    /// site that was left out, for nothing. Infinite for a stranded group.
+    /// The least that a group can cost, in weight x ms, if its demand has a price at each site: at an open candidate that is
+    /// not barred (bit k stands for candidate k), or at a site that was left out, for nothing. Infinite for a stranded group.
     #[inline]
-    pub(super) fn least(&self, group: usize, price: impl Fn(u8) -> f64) -> f64 {
+    pub(super) fn least(&self, group: usize, barred: u16, price: impl Fn(u8) -> f64) -> f64 {
         let (sites, costs) = self.row(group);
         let cost = self.cost_of(group);
         let mut least = f64::INFINITY;
-        for (&site, &ms) in sites.iter().zip(costs) {
-            if self.open[usize::from(site)] {
+        for (k, (&site, &ms)) in sites.iter().zip(costs).enumerate() {
+            if self.open[usize::from(site)] && barred & (1 << k) == 0 {
                 least = least.min(cost(site, ms) + price(site));
             }
         }
@@ -435,6 +436,12 @@ impl Instance {
             return least.min(f64::from(self.weight[group]) * f64::from(left_out_ms));
         }
         least
+    }
+
+    /// Whether a site would have room for a demand if nobody else were there.
+    pub(super) fn holds_alone(&self, site: u8, demand: PerResource<f32>) -> bool {
+        let room = &self.room[usize::from(site)];
+        (0..RESOURCES).all(|r| demand[r] == 0.0 || f64::from(demand[r]) <= room[r] * (1.0 + SLACK))
     }
 
     /// Whether having the group at this site is no move.

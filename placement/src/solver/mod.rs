@@ -8,6 +8,7 @@
 //! The scheme is Lagrangian relaxation of the generalised assignment problem (Fisher, Management Science 27, 1981), with the
 //! dual smoothed (Nesterov, Mathematical Programming 103, 2005) so that Newton's method can be used on it.
 
+mod alone;
 mod dual;
 mod eject;
 mod exchange;
@@ -16,6 +17,7 @@ pub mod greedy;
 mod instance;
 mod push;
 mod round;
+mod sample;
 pub(crate) mod softmin;
 mod spread;
 #[cfg(test)]
@@ -32,8 +34,10 @@ pub use instance::{
 };
 pub use spread::{CLASSES_MAX, Class, ClassConflict};
 
+use alone::Alone;
 use dual::{Dual, Effort};
 use round::{Assignment, SLACK};
+use sample::{Drawn, draw};
 use serde::{Deserialize, Serialize};
 use softmin::{PriceTable, Units};
 use spread::Spread;
@@ -379,6 +383,7 @@ impl Solver {
         let mut table = PriceTable::new(self.units);
         table.set(&self.prices, &self.instance.open);
         table.set_classes(&self.instance, &self.class_prices);
+        table.bar(Alone::of(&self.instance));
         table
     }
 
@@ -386,8 +391,9 @@ impl Solver {
         let mut dual = Dual::new(&self.instance, self.units, std::mem::take(&mut self.class_prices));
         coarse(&mut dual, &mut self.prices, 8.0);
         finish(&mut dual, &mut self.prices, 2.0);
-        self.class_prices = dual.classes;
-        dual.passes
+        let passes;
+        (self.class_prices, passes) = dual.take_best(&mut self.prices);
+        passes
     }
 
     fn warm(&mut self) -> f64 {
@@ -397,8 +403,9 @@ impl Solver {
             coarse(&mut dual, &mut self.prices, 2.0);
         }
         finish(&mut dual, &mut self.prices, if reshaped { 2.0 } else { 0.15 });
-        self.class_prices = dual.classes;
-        dual.passes
+        let passes;
+        (self.class_prices, passes) = dual.take_best(&mut self.prices);
+        passes
     }
 
     fn certify(&self, passes: f64) -> Certificate {
@@ -425,10 +432,8 @@ impl Solver {
             };
             sums.cost += instance.cost(group, usize::from(self.assignment.choice[group]));
             sums.moves += usize::from(!instance.stays(group, site));
-            sums.unconstrained += instance.least(group, |_| 0.0);
+            sums.unconstrained += instance.least(group, 0, |_| 0.0);
         }
-        // Nor does any cost less than without capacities, which says more where all places are as good, or prices far off.
-        sums.bound = sums.bound.max(sums.unconstrained * (1.0 - 1e-12));
         for site in (0..instance.sites()).filter(|&site| self.assignment.exceeded(instance, site)) {
             for resource in Resource::ALL {
                 let excess =
@@ -519,15 +524,18 @@ impl Solver {
 /// Prices that are about right, from a sample where there are many groups, then a larger one. Temperatures fall slowly:
 /// prices of the last are then near those of the next, and few steps suffice.
 fn coarse(dual: &mut Dual<'_>, prices: &mut [PerResource<f64>], from_ms: f32) {
-    let stride = |sample: usize| (dual.groups() / sample).max(1);
-    let (small, large) = (stride(SAMPLE_SMALL), stride(SAMPLE_LARGE));
+    let sample = |about: usize| -> Option<Vec<Drawn>> {
+        (dual.instance.groups() > about).then(|| draw(dual.instance, dual.units, about))
+    };
+    let (small, large) = (sample(SAMPLE_SMALL), sample(SAMPLE_LARGE));
+    let (small, large) = (small.as_deref(), large.as_deref());
     let mut temperature_ms = from_ms;
     while temperature_ms > 0.2 {
-        dual.climb(prices, Effort { stride: small, temperature_ms, passes_max: 6, gain_min: 1e-4 });
+        dual.climb(prices, Effort { sample: small, temperature_ms, passes_max: 6, gain_min: 1e-4 });
         temperature_ms *= 0.5;
     }
     for temperature_ms in [0.3, 0.15] {
-        dual.climb(prices, Effort { stride: large, temperature_ms, passes_max: 6, gain_min: 1e-5 });
+        dual.climb(prices, Effort { sample: large, temperature_ms, passes_max: 6, gain_min: 1e-5 });
     }
     dual.spread(prices);
 }
@@ -535,13 +543,13 @@ fn coarse(dual: &mut Dual<'_>, prices: &mut [PerResource<f64>], from_ms: f32) {
 /// The last steps, with all groups; where these are few, from a higher temperature once more.
 fn finish(dual: &mut Dual<'_>, prices: &mut [PerResource<f64>], few_from_ms: f32) {
     for temperature_ms in [0.15, 0.05] {
-        dual.climb(prices, Effort { stride: 1, temperature_ms, passes_max: 8, gain_min: 5e-6 });
+        dual.climb(prices, Effort { sample: None, temperature_ms, passes_max: 8, gain_min: 5e-6 });
         dual.spread(prices);
     }
     // Few groups leave corners that are larger than the temperature, and passes over them take no time.
     let mut temperature_ms = few_from_ms;
-    while dual.groups() <= FEW && temperature_ms > 0.01 {
-        dual.climb(prices, Effort { stride: 1, temperature_ms, passes_max: 60, gain_min: 1e-7 });
+    while dual.instance.groups() <= FEW && temperature_ms > 0.01 {
+        dual.climb(prices, Effort { sample: None, temperature_ms, passes_max: 60, gain_min: 1e-7 });
         dual.spread(prices);
         temperature_ms *= 0.5;
     }
@@ -568,8 +576,10 @@ pub fn bound_with(instance: &Instance, prices: &Prices) -> f64 {
 }
 
 fn bound_of(instance: &Instance, prices: &[PerResource<f64>], classes: &[Vec<f64>]) -> f64 {
+    let alone = Alone::of(instance);
     let mut sum = 0.0;
     let mut magnitude = 0.0;
+    let mut each_alone = 0.0;
     for group in 0..instance.groups() {
         let demand = instance.demand[group].map(f64::from);
         let class = if classes.is_empty() { None } else { instance.class(group) };
@@ -580,10 +590,11 @@ fn bound_of(instance: &Instance, prices: &[PerResource<f64>], classes: &[Vec<f64
             });
             (0..RESOURCES).map(|r| price[r] * demand[r]).sum::<f64>() + spread
         };
-        let least = instance.least(group, priced);
+        let least = instance.least(group, alone.barred(group), priced);
         if least.is_finite() {
             sum += least;
             magnitude += least;
+            each_alone += instance.least(group, alone.barred(group), |_| 0.0);
         }
     }
     // A price on room without limit would be worth everything; such a price is no price.
@@ -594,6 +605,7 @@ fn bound_of(instance: &Instance, prices: &[PerResource<f64>], classes: &[Vec<f64
         }
     };
     for ((price, room), &open) in prices.iter().zip(&instance.room).zip(&instance.open) {
+        let room = alone.of_use(room);
         (0..RESOURCES).filter(|_| open).for_each(|r| pay(price[r], room[r]));
     }
     for (class, spread) in instance.spreads.iter().enumerate() {
@@ -603,5 +615,6 @@ fn bound_of(instance: &Instance, prices: &[PerResource<f64>], classes: &[Vec<f64
             .enumerate()
             .for_each(|(cell, &limit)| pay(class_price(classes, class, cell), limit));
     }
-    sum - magnitude * 1e-12
+    // No placement costs less than each group alone, which says more where all places are as good, or prices far off.
+    (sum - magnitude * 1e-12).max(each_alone * (1.0 - 1e-12))
 }

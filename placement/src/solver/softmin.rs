@@ -4,6 +4,7 @@
 //! together want of each resource as much as they weigh. Per equivalent, costs and prices are milliseconds, whatever
 //! the resources are counted in, and no price counts more than once.
 
+use super::alone::Alone;
 use super::instance::{CANDIDATES_MAX, Instance, NOWHERE, PerResource, RESOURCES, SITES_MAX};
 
 /// Factors from the units of the resources to equivalents.
@@ -25,6 +26,22 @@ impl Units {
     fn narrow(self) -> PerResource<f32> {
         self.0.map(|unit| unit as f32)
     }
+
+    /// A group in equivalents.
+    pub(super) fn size(self, weight: f32, demand: PerResource<f32>) -> f32 {
+        size(weight, wants(self.narrow(), demand))
+    }
+}
+
+#[inline]
+fn wants(unit: PerResource<f32>, demand: PerResource<f32>) -> PerResource<f32> {
+    [demand[0] * unit[0], demand[1] * unit[1], demand[2] * unit[2]]
+}
+
+/// A group without weight and demand is still somewhere, and only its charge counts.
+#[inline]
+fn size(weight: f32, want: PerResource<f32>) -> f32 {
+    weight.max(want[0]).max(want[1]).max(want[2]).max(f32::MIN_POSITIVE)
 }
 
 /// Prices by site in milliseconds per equivalent, in the width of the hot loops. The fourth value is what a closed
@@ -34,11 +51,13 @@ pub(super) struct PriceTable {
     unit: PerResource<f32>,
     /// What a group of each class pays at each site besides, in weight x ms.
     classes: Vec<[f32; SITES_MAX]>,
+    /// Candidates that are too small for their group cost infinitely much; `None` when all count.
+    alone: Option<Alone>,
 }
 
 impl PriceTable {
     pub(super) fn new(units: Units) -> Self {
-        Self { rows: Box::new([[0.0; 4]; SITES_MAX]), unit: units.narrow(), classes: Vec::new() }
+        Self { rows: Box::new([[0.0; 4]; SITES_MAX]), unit: units.narrow(), classes: Vec::new(), alone: None }
     }
 
     /// Nothing has a price; closed sites stay closed.
@@ -58,6 +77,11 @@ impl PriceTable {
             }
             self.classes.push(row);
         }
+    }
+
+    /// Candidates that are too small for their group are none.
+    pub(super) fn bar(&mut self, alone: Alone) {
+        self.alone = Some(alone);
     }
 
     pub(super) fn set(&mut self, prices: &[PerResource<f64>], open: &[bool]) {
@@ -118,9 +142,8 @@ impl Priced {
         let (sites, costs) = instance.row(group);
         let weight = instance.weight[group];
         let demand = instance.demand[group];
-        let want = [demand[0] * table.unit[0], demand[1] * table.unit[1], demand[2] * table.unit[2]];
-        // A group without weight and demand is still somewhere, and only its charge counts.
-        let size = weight.max(want[0]).max(want[1]).max(want[2]).max(f32::MIN_POSITIVE);
+        let want = wants(table.unit, demand);
+        let size = size(weight, want);
         let share = want.map(|want| want / size);
         let (pull, charge) = (weight / size, (instance.charge[group] / size).min(f32::MAX));
         let present = instance.present_raw(group);
@@ -142,7 +165,19 @@ impl Priced {
             self.value_ms[sites.len()..].fill(f32::INFINITY);
         }
         (self.len, self.size, self.share) = (sites.len(), size, share);
+        if let Some(alone) = &table.alone {
+            self.bar(alone.barred(group));
+        }
         self.find_best();
+    }
+
+    /// Candidates by their bits are none.
+    #[inline]
+    fn bar(&mut self, mut barred: u16) {
+        while barred != 0 {
+            self.value_ms[barred.trailing_zeros() as usize] = f32::INFINITY;
+            barred &= barred - 1;
+        }
     }
 
     /// The least value, four at a time: what is beyond the candidates is infinite.

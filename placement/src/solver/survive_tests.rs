@@ -2,7 +2,7 @@
 
 use proptest::prelude::*;
 
-use super::generate::{self, Shape};
+use super::generate::{self, Load, Shape};
 use super::survive::{Needs, NeedsError, Standbys, Unprotected, standbys};
 use super::tests::{Small, check_round, small};
 use super::{Candidate, Group, Instance, PerResource, RESOURCES, Site, Solver, Start};
@@ -244,8 +244,15 @@ fn a_placement_that_leaves_no_room_for_a_loss_is_changed() {
 #[test]
 fn generated_networks_get_room_for_the_loss_of_any_site() {
     for seed in 1..4 {
-        let instance =
-            generate::instance(&Shape { groups: 3_000, sites: 20, candidates: 12, fill: 0.9, seed }).unwrap();
+        let instance = generate::instance(&Shape {
+            groups: 3_000,
+            sites: 20,
+            candidates: 12,
+            fill: 0.9,
+            load: Load::Pareto,
+            seed,
+        })
+        .unwrap();
         // The rooms are 0.9 of what sites can carry after a loss.
         let capacity: Vec<_> = (0..20).map(|site| instance.room(site).map(|room| room / 0.9)).collect();
         let domain: Vec<u8> = (0..20).collect();

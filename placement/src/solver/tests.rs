@@ -2,7 +2,7 @@
 
 use proptest::prelude::*;
 
-use super::generate::{self, Shape};
+use super::generate::{self, Load, Shape};
 use super::{
     Candidate, Group, Instance, InstanceError, PerResource, RESOURCES, Site, Solver, Start, bound, greedy,
 };
@@ -310,7 +310,8 @@ proptest! {
 }
 
 fn generated(groups: usize, fill: f64) -> Instance {
-    generate::instance(&Shape { groups, sites: 60, candidates: 12, fill, seed: 3 }).unwrap()
+    generate::instance(&Shape { groups, sites: 60, candidates: 12, fill, load: Load::Pareto, seed: 3 })
+        .unwrap()
 }
 
 #[test]
@@ -334,10 +335,84 @@ fn the_gap_is_small_and_the_simple_choice_is_beaten() {
     assert!(certificate.cost < simple.cost, "{} is not below {}", certificate.cost, simple.cost);
 }
 
+/// However prices are found from samples: a heavy group counts once, with its own weight.
+#[test]
+fn one_group_that_is_a_large_part_of_all_spoils_no_prices() {
+    for share in [0.005, 0.05, 0.1] {
+        let shape =
+            Shape { groups: 60_000, sites: 40, candidates: 8, fill: 0.8, load: Load::Heavy(share), seed: 1 };
+        let certificate = Solver::new(generate::instance(&shape).unwrap()).solve(Start::Cold);
+        assert!(certificate.exceeded.is_empty(), "{share}: {certificate:?}");
+        assert!(certificate.gap() < 0.002, "{share}: {certificate:?}");
+    }
+}
+
+/// It is where it is cheapest, and named; the others are as well off as without that site.
+#[test]
+fn a_group_that_fits_nowhere_drives_nobody_away_but_from_its_own_site() {
+    let mut instance = generated(4_000, 0.4);
+    let most = (0..60).map(|site| instance.room(site)[0]).fold(0.0, f64::max) as f32;
+    let candidates: Vec<Candidate> = instance.candidates(0).collect();
+    let cheapest = candidates.iter().min_by(|a, b| a.cost_ms.total_cmp(&b.cost_ms)).unwrap().site;
+    let mut without = Solver::new(instance.clone());
+    without.set_open(cheapest, false);
+    let without = without.solve(Start::Cold);
+    let giant = Group {
+        weight: 1.0,
+        demand: [most * 1.5, 0.0, 0.0],
+        present: None,
+        charge: 0.0,
+        left_out_ms: f32::INFINITY,
+        class: None,
+        candidates: &candidates,
+    };
+    instance.push(&giant).unwrap();
+    let mut solver = Solver::new(instance);
+    let certificate = solver.solve(Start::Cold);
+    assert_eq!(solver.site(4_000), Some(cheapest));
+    let exceeded: Vec<u8> = certificate.exceeded.iter().map(|(site, _, _)| *site).collect();
+    assert_eq!(exceeded, [cheapest], "{certificate:?}");
+    assert_eq!(solver.conflict(cheapest).unwrap().groups, [4_000]);
+    assert!(certificate.cost < without.cost * 1.01, "{} and {}", certificate.cost, without.cost);
+}
+
+/// Whatever the climb looks at, prices whose bound was clearly higher are not given up.
+#[test]
+fn a_round_after_nothing_has_changed_has_no_clearly_lower_bound() {
+    for seed in 0..6 {
+        let shape =
+            Shape { groups: 2_500, sites: 12, candidates: 6, fill: 0.85, load: Load::Zipf(1.1), seed };
+        let mut solver = Solver::new(generate::instance(&shape).unwrap());
+        let mut before = solver.solve(Start::Cold).bound;
+        for _ in 0..3 {
+            let bound = solver.solve(Start::Warm).bound;
+            assert!(bound >= before * 0.99, "seed {seed}: {bound} after {before}");
+            before = before.max(bound);
+        }
+    }
+}
+
+#[test]
+fn a_room_counts_for_the_whole_groups_that_it_holds() {
+    let site = |room| Site { capacity: [room, f64::INFINITY, f64::INFINITY], headroom: 0.0 };
+    let mut instance = Instance::new(&[site(25.0), site(1_000.0)]).unwrap();
+    let candidates = [Candidate { site: 0, cost_ms: 10.0 }, Candidate { site: 1, cost_ms: 30.0 }];
+    for _ in 0..10 {
+        let (demand, present, charge) = ([10.0, 0.0, 0.0], None, 0.0);
+        let (left_out_ms, class, candidates) = (f32::INFINITY, None, &candidates[..]);
+        instance
+            .push(&Group { weight: 10.0, demand, present, charge, left_out_ms, class, candidates })
+            .unwrap();
+    }
+    let certificate = Solver::new(instance).solve(Start::Cold);
+    assert_eq!(certificate.cost, 2.0 * 100.0 + 8.0 * 300.0);
+    assert!(certificate.gap() < 1e-3, "two groups fit, and not two and a half: {certificate:?}");
+}
+
 #[test]
 fn few_groups_change_places_until_none_is_better_off() {
     for seed in 0..8 {
-        let shape = Shape { groups: 150, sites: 6, candidates: 5, fill: 0.8, seed };
+        let shape = Shape { groups: 150, sites: 6, candidates: 5, fill: 0.8, load: Load::Pareto, seed };
         let instance = generate::instance(&shape).unwrap();
         let mut solver = Solver::new(instance.clone());
         let certificate = solver.solve(Start::Cold);
