@@ -450,3 +450,32 @@ fn icmp_that_came_by_address_alone_is_neither_held_before_the_flip_nor_a_sign_of
     let gone = second.after(200_000).0;
     assert!(matches!(gone[..], [Event::Gone { .. }]), "nothing kept it: {gone:?}");
 }
+
+#[test]
+fn icmp_that_came_by_address_alone_does_not_use_up_the_wait_for_a_late_ingress() {
+    let [_, mut other] = sharing();
+    let id = other.inside(echo(8, sharer().0, s1().0, 77)).unwrap().source.1;
+    let (group, move_id, late) = (second_group(), MoveId(9), SiteId(3));
+    let [mut target, mut source] = sharing();
+    let (epoch, ordering, credit) = (Epoch(2), Ordering::Strict, u64::MAX);
+    target.ask(Request::Prepare { group, move_id, epoch, source: THERE, flows: 0, ordering });
+    source.ask(Request::CopyStart { group, move_id, session: 0, credit });
+    let (awaited, bound_us, again) = (vec![late], 0, false);
+    let arm =
+        Request::Arm { group, move_id, epoch, target: HERE, awaited, bound_us, session: 0, credit, again };
+    source.worker.handle(arm, source.now);
+    let (events, cut) = source.settle();
+    let Some(Event::Cut { token, missing, .. }) = events.last() else { panic!("{events:?}") };
+    target.send(cut[0].clone(), Tag::Cut(THERE));
+    let (missing, late_bound_us, cut_bound_us) = (missing.clone(), 100_000, 50_000);
+    let join = Request::Join { group, move_id, token: *token, missing, late_bound_us, cut_bound_us };
+    let joined = target.ask(join);
+    assert!(matches!(joined[..], [Event::Joined { .. }]), "{joined:?}");
+
+    let reply = echo(0, s1().0, shared(), id);
+    steered(target.send(reply, Tag::Direct(Side::Outside, late)), id);
+    target.after(200_000);
+    let before = target.worker.counters().held;
+    assert!(target.send(udp(s1(), (shared(), id), b""), Tag::Direct(Side::Outside, late)).is_empty());
+    assert_eq!(target.worker.counters().held, before + 1, "it waits for the marker of its ingress");
+}

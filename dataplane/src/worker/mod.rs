@@ -456,7 +456,7 @@ impl<B: PacketBuf> Worker<B> {
             number
         };
         let mode = self.groups[number as usize].mode;
-        let packet = if matches!(mode, Mode::Hold | Mode::Relay(_)) && self.is_here_by_address(number, look) {
+        let packet = if !matches!(mode, Mode::Serve) && self.is_here_by_address(number, look) {
             match self.send_by_port(packet, look, out) {
                 Ok(()) => return,
                 Err(packet) => packet,
@@ -524,7 +524,8 @@ impl<B: PacketBuf> Worker<B> {
     }
 
     /// Whether the switch has led a packet here for its address alone, which says nothing of where the group is by now: a target would
-    /// hold it before the flip, and an old owner would take its ingress for one that has not flipped.
+    /// hold it before the flip, an old owner would take its ingress for one that has not flipped, and who waits for a late ingress
+    /// for one that has, so that the wait would be over before that flips.
     fn is_here_by_address(&self, number: u32, look: &Look) -> bool {
         let address = match (look.parsed.tag, look.parsed.content) {
             (Tag::Direct(Side::Outside, _), Content::Flow(headers)) if headers.protocol == Protocol::Icmp => {
