@@ -17,5 +17,5 @@ pub use core::marker::{MarkerError, OldPath, marker_out, marker_packet};
 pub use core::rules::{
     Action, FlowMod, Match, PacketIn, PacketOut, PortNo, Rule, RuleKey, RuleSet, Vlan, diff,
 };
-pub use net::{SwitchAddr, TlsClient, TlsError};
+pub use net::{SwitchAddr, TlsClient, TlsError, TlsMaterial};
 pub use session::{InForce, Session, SessionOptions, SwitchEvent, SwitchHandle};

@@ -20,7 +20,7 @@ use switchctl::core::rules::RuleSet;
 use switchctl::ovs::{Database, SetUp};
 use switchctl::{
     GroupPlan, InForce, Match, OldPath, PortNo, Ports, Rule, RuleKey, Session, SessionOptions, SitePlan,
-    SwitchAddr, SwitchEvent, SwitchHandle, TlsClient, Tunnel, compile, marker_out,
+    SwitchAddr, SwitchEvent, SwitchHandle, TlsClient, TlsMaterial, Tunnel, compile, marker_out,
 };
 use tokio::sync::mpsc;
 
@@ -129,7 +129,8 @@ impl Authority {
         let (chain, key) = self.sign("agent");
         let chain = vec![CertificateDer::from_pem_slice(chain.as_bytes()).unwrap()];
         let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap();
-        TlsClient::new(name_of_switch, chain, key, &[self.0.der().clone()]).unwrap()
+        let authority = vec![self.0.der().clone()];
+        TlsClient::new(name_of_switch, TlsMaterial { chain, key, authority }).unwrap()
     }
 }
 

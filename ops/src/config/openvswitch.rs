@@ -10,10 +10,32 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use serde::Deserialize;
 use switchctl::core::ovsdb::{BridgeSpec, PORT_MAX, PortSpec};
-use switchctl::{InForce, PortNo, Ports, SwitchAddr, TlsClient, Tunnel};
+use switchctl::{InForce, PortNo, Ports, SwitchAddr, TlsClient, TlsMaterial, Tunnel};
 
 use super::{ConfigError, File, Peer, RawTls, Tls};
 use crate::files;
+
+/// Which of the files is wrong, where it is, and what is wanted.
+type Wrong = (&'static str, PathBuf, String);
+
+/// What an agent shows to a switch.
+fn switch_material(paths: &Tls) -> Result<TlsMaterial, Wrong> {
+    let certificates = |part: &'static str, path: &PathBuf| {
+        let wrong = |cause: &str| (part, path.clone(), format!("PEM certificates are wanted: {cause}"));
+        let text = files::read(path).map_err(|error| wrong(&error.to_string()))?;
+        let read: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&text).collect();
+        match read {
+            Ok(chain) if !chain.is_empty() => Ok(chain),
+            Ok(_) => Err(wrong("there is none in it")),
+            Err(error) => Err(wrong(&error.to_string())),
+        }
+    };
+    let wrong = |cause: String| ("key", paths.key.clone(), format!("a PEM private key is wanted: {cause}"));
+    let text = files::read(&paths.key).map_err(|error| wrong(error.to_string()))?;
+    let key = PrivateKeyDer::from_pem_slice(&text).map_err(|error| wrong(error.to_string()))?;
+    let authority = certificates("authority", &paths.authority)?;
+    Ok(TlsMaterial { chain: certificates("certificate", &paths.certificate)?, key, authority })
+}
 
 /// The switch of a site.
 #[derive(Clone, Debug)]
@@ -253,31 +275,15 @@ impl Site<'_> {
                 ("openvswitch.tls", raw.name.as_deref().unwrap_or(host), material)
             }
         };
-        let chain = |part: &str, path: &PathBuf| {
-            let wrong = |cause: &str| {
-                let remedy = format!("PEM certificates are wanted: {cause}");
-                file.error(&format!("{key}.{part}"), path.display(), remedy)
-            };
-            let text = files::read(path).map_err(|error| wrong(&error.to_string()))?;
-            let read: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&text).collect();
-            match read {
-                Ok(chain) if !chain.is_empty() => Ok(chain),
-                Ok(_) => Err(wrong("there is none in it")),
-                Err(error) => Err(wrong(&error.to_string())),
-            }
-        };
-        let wrong = |cause: String| {
-            let remedy = format!("a PEM private key is wanted: {cause}");
-            file.error(&format!("{key}.key"), material.key.display(), remedy)
-        };
-        let text = files::read(&material.key).map_err(|error| wrong(error.to_string()))?;
-        let private = PrivateKeyDer::from_pem_slice(&text).map_err(|error| wrong(error.to_string()))?;
-        let authority = chain("authority", &material.authority)?;
-        TlsClient::new(name, chain("certificate", &material.certificate)?, private, &authority).map_err(
-            |error| {
-                file.error(&format!("{key}.certificate"), material.certificate.display(), error.to_string())
-            },
-        )
+        let wrong =
+            |(part, path, remedy): Wrong| file.error(&format!("{key}.{part}"), path.display(), remedy);
+        let found = switch_material(&material).map_err(wrong)?;
+        let client = TlsClient::new(name, found).map_err(|error| {
+            file.error(&format!("{key}.certificate"), material.certificate.display(), error.to_string())
+        })?;
+        Ok(client.read_anew(move || {
+            switch_material(&material).map_err(|(_, path, remedy)| format!("{}: {remedy}", path.display()))
+        }))
     }
 
     fn bridge(
