@@ -23,9 +23,7 @@ fn optimum(instance: &Instance, divisible: bool) -> Option<f64> {
     for group in 0..instance.groups() {
         let mut whole = Expression::from(0.0);
         for candidate in instance.candidates(group) {
-            let (demand, room) = (instance.demand(group), instance.room(candidate.site));
-            let holds = demand.iter().zip(room).all(|(&demand, room)| f64::from(demand) <= room);
-            let most = f64::from(u8::from(holds));
+            let most = f64::from(u8::from(instance.holds_alone(candidate.site, instance.demand(group))));
             let part = if divisible { variable().min(0.0).max(most) } else { variable().binary() };
             let part = variables.add(part);
             cost += f64::from(instance.weight(group)) * f64::from(candidate.cost_ms) * part;

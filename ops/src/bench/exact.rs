@@ -41,8 +41,7 @@ impl Program {
             for candidate in instance.candidates(group) {
                 // A part of a group is nowhere where the whole of it could not be.
                 let (room, demand) = (instance.room(candidate.site), instance.demand(group));
-                let holds = demand.iter().zip(room).all(|(&demand, room)| f64::from(demand) <= room);
-                let most = f64::from(u8::from(holds));
+                let most = f64::from(u8::from(instance.holds_alone(candidate.site, demand)));
                 let part = if divisible { variable().min(0.0).max(most) } else { variable().binary() };
                 let part = program.variables.add(part);
                 program.cost += f64::from(instance.weight(group)) * f64::from(candidate.cost_ms) * part;

@@ -104,6 +104,9 @@ pub struct Round {
     pub objective_ms: f64,
     /// No placement within the capacities has a smaller objective.
     pub bound_ms: f64,
+    /// What the prices alone prove of it, which followers check them by; leaders of earlier releases do not say it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub priced_ms: Option<f64>,
     /// The objective without capacities.
     pub unconstrained_ms: f64,
     /// What light would take straight from where packets come in to where they go out.

@@ -592,6 +592,7 @@ fn publish(cluster: &Cluster, problem: &Problem, certificate: &Certificate) -> R
         planned_ms: problem.mean(planned),
         objective_ms: problem.mean(certificate.cost),
         bound_ms: problem.mean(certificate.bound),
+        priced_ms: Some(problem.mean(certificate.priced)),
         unconstrained_ms: problem.mean(certificate.unconstrained),
         light_ms: problem.mean(problem.light),
         gap: Some(certificate.gap()).filter(|gap| gap.is_finite()),

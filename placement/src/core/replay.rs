@@ -322,7 +322,7 @@ mod tests {
         let pinned = summary(&day(&pinned));
         assert!(pinned.moves == 0 && pinned.delay_ms > free.delay_ms + 5.0, "{pinned:?} {free:?}");
         let mut small = cluster();
-        small.sites.get_mut(&SiteId(2)).unwrap().capacity_pps = 160;
+        small.sites.get_mut(&SiteId(2)).unwrap().capacity_pps = 10;
         let small = summary(&day(&small));
         assert_eq!(small.prices[0].0, SiteId(2), "it is where to build next: {small:?}");
         assert!(small.prices[0].1 > 0.0);

@@ -1,7 +1,7 @@
 //! Whether a round that the leader published is true, by what a node knows itself.
 //!
 //! Sites report to every node. So a follower can build the instance of the round on its own and put the leader's prices
-//! to it: these give a bound whoever found them ([`crate::solver::bound_with`]). What differs is when reports came in, and what
+//! to it: these give a bound whoever found them ([`crate::solver::Bounds`]). What differs is when reports came in, and what
 //! of a group's rest only the leader remembers; so figures agree nearly, not exactly.
 
 use std::collections::BTreeSet;
@@ -12,7 +12,7 @@ use super::delay::Model;
 use super::model::{Cluster, FinishedMove, MoveOutcome, Round, SitePrices};
 use super::plan::Readiness;
 use super::problem::{Problem, Purpose};
-use crate::solver::{InstanceError, Prices, RESOURCES, bound_with};
+use crate::solver::{Bounds, InstanceError, Prices, RESOURCES};
 
 /// Figures that differ by a smaller share agree: reports come a few times a second, and traffic sways.
 pub const TOLERANCE: f64 = 0.1;
@@ -30,6 +30,8 @@ pub struct Finding {
     pub packets_per_s: (f64, f64),
     /// The bound that the leader's prices give by this node's knowledge, and that the leader says.
     pub bound_ms: (f64, f64),
+    /// The same of what the prices alone prove: false prices show here also where others prove as much.
+    pub priced_ms: (f64, f64),
     /// The delay at the present owners by this node's knowledge, and what the leader says.
     pub delay_ms: (f64, f64),
 }
@@ -45,6 +47,7 @@ impl Finding {
         let figures = [
             share(self.packets_per_s, 1.0),
             share(self.bound_ms, NOTHING_MS),
+            share(self.priced_ms, NOTHING_MS),
             share(self.delay_ms, NOTHING_MS),
         ];
         figures.into_iter().fold(0.0, f64::max)
@@ -74,10 +77,13 @@ pub fn check(cluster: &Cluster, model: &Model, now: Micros) -> Result<Option<Fin
     };
     let sites = problem.sites.iter().map(price).collect();
     let prices = Prices { sites, classes: round.spread_prices.clone() };
+    let bounds = Bounds::of(problem.instance(), &prices);
+    let priced_ms = problem.mean(bounds.priced);
     Ok(Some(Finding {
         at_ms: round.at_ms,
         packets_per_s: (problem.weight, round.packets_per_s),
-        bound_ms: (problem.mean(bound_with(problem.instance(), &prices)), round.bound_ms),
+        bound_ms: (problem.mean(bounds.best()), round.bound_ms),
+        priced_ms: (priced_ms, round.priced_ms.unwrap_or(priced_ms)),
         delay_ms: (problem.mean(problem.present), round.delay_ms),
     }))
 }
@@ -128,10 +134,11 @@ mod tests {
     fn a_bound_or_traffic_that_is_not_there_is_found_out() {
         let (mut cluster, model) = published(&[300, 400, 200, 350]);
         let said = cluster.round.clone().unwrap();
-        let mut lies = vec![said.clone(), said.clone(), said.clone()];
+        let mut lies = vec![said.clone(), said.clone(), said.clone(), said.clone()];
         lies[0].bound_ms *= 1.5;
         lies[1].packets_per_s *= 0.5;
-        lies[2].delay_ms *= 0.5;
+        lies[2].prices.iter_mut().for_each(|price| price.packets += 50.0);
+        lies[3].delay_ms *= 0.5;
         for lie in lies {
             cluster.round = Some(lie);
             let finding = check(&cluster, &model, Micros(1_000_000)).unwrap().unwrap();

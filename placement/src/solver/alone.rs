@@ -13,6 +13,8 @@ use super::round::SLACK;
 pub(super) struct Alone {
     /// Bit k stands for candidate k. Empty when no candidate of any group is too small.
     barred: Vec<u16>,
+    /// Groups for which all candidates are too small, in their order.
+    seated: Vec<u32>,
     /// What giants want together at each site, in the units of the resources. Empty when there are none.
     giants: Vec<PerResource<f64>>,
     /// What every group wants of a resource, where they all want the same.
@@ -21,7 +23,8 @@ pub(super) struct Alone {
 
 impl Alone {
     pub(super) fn of(instance: &Instance) -> Self {
-        let mut this = Self { barred: Vec::new(), giants: Vec::new(), each: each(instance) };
+        let mut this =
+            Self { barred: Vec::new(), seated: Vec::new(), giants: Vec::new(), each: each(instance) };
         let least = least_rooms(instance);
         for group in 0..instance.groups() {
             let demand = instance.demand[group];
@@ -48,12 +51,46 @@ impl Alone {
                 |a: &usize, b: &usize| cost(sites[*a], costs[*a]).total_cmp(&cost(sites[*b], costs[*b]));
             let Some(seat) = (0..sites.len()).filter(open).min_by(cheaper) else { return };
             mask &= !(1 << seat);
+            self.seated.push(group as u32);
             self.giants.resize(instance.sites(), [0.0; RESOURCES]);
             let wanted = &mut self.giants[usize::from(sites[seat])];
             wanted.iter_mut().zip(instance.demand[group]).for_each(|(sum, one)| *sum += f64::from(one));
         }
         self.barred.resize(instance.groups(), 0);
         self.barred[group] = mask;
+    }
+
+    /// For the climb: a site that could hold none of the groups that may be there is no candidate for anybody, and still has a price,
+    /// which says what room there would be worth. The bound pays for less than one group by it.
+    pub(super) fn for_prices(mut self, instance: &Instance) -> Self {
+        if self.barred.is_empty() {
+            return self;
+        }
+        let mut useless = vec![false; instance.sites()];
+        for (group, &mask) in self.barred.iter().enumerate() {
+            bits(mask).for_each(|k| useless[usize::from(instance.row(group).0[k])] = true);
+        }
+        let mut left = useless.iter().filter(|useless| **useless).count();
+        for group in 0..instance.groups() {
+            if left == 0 {
+                return self;
+            }
+            let free =
+                instance.row(group).0.iter().enumerate().filter(|(k, _)| self.barred(group) & (1 << k) == 0);
+            // A giant is at its seat, and fits there no better.
+            if self.seated.binary_search(&(group as u32)).is_err() {
+                free.for_each(|(_, &site)| {
+                    left -= usize::from(std::mem::take(&mut useless[usize::from(site)]));
+                });
+            }
+        }
+        for (group, mask) in self.barred.iter_mut().enumerate() {
+            if self.seated.binary_search(&(group as u32)).is_err() {
+                let sites = instance.row(group).0;
+                bits(*mask).filter(|&k| useless[usize::from(sites[k])]).for_each(|k| *mask &= !(1 << k));
+            }
+        }
+        self
     }
 
     /// The candidates of a group that are too small for it, as bits.
@@ -77,6 +114,11 @@ impl Alone {
         let (room, giants) = (self.of_use(room), self.giants.get(site).copied().unwrap_or_default());
         std::array::from_fn(|r| room[r].max(giants[r]))
     }
+}
+
+/// The positions of the bits that are set.
+fn bits(mask: u16) -> impl Iterator<Item = usize> {
+    (0..16).filter(move |k| mask & (1 << k) != 0)
 }
 
 /// What all groups want alike.

@@ -112,7 +112,7 @@ struct Best {
 
 impl<'a> Dual<'a> {
     pub(super) fn new(instance: &'a Instance, units: Units, classes: Vec<Vec<f64>>) -> Self {
-        let alone = Alone::of(instance);
+        let alone = Alone::of(instance).for_prices(instance);
         let room = |(site, room): (usize, &PerResource<f64>)| {
             let mut room = alone.room(site, room);
             room.iter_mut().zip(units.0).for_each(|(room, unit)| *room *= unit);

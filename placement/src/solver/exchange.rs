@@ -53,7 +53,7 @@ impl Assignment {
         let gain = |group: usize| {
             let choice = self.choice[group];
             let present = (choice != NOWHERE).then(|| instance.cost(group, usize::from(choice)))?;
-            let gain = present - instance.least(group, 0, |_| 0.0);
+            let gain = present - instance.least(group);
             (gain > present * GAIN_MIN).then_some((gain, group))
         };
         let mut wishes: Vec<(f64, usize)> = (0..instance.groups()).filter_map(gain).collect();

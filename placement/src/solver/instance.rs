@@ -156,6 +156,13 @@ pub enum InstanceError {
     TooMany(u32),
 }
 
+/// What a group costs at least, with prices and without.
+#[derive(Clone, Copy)]
+pub(super) struct Leasts {
+    pub(super) priced: f64,
+    pub(super) free: f64,
+}
+
 /// Stands for "nowhere" in `present`.
 pub(super) const NOWHERE: u16 = u16::MAX;
 
@@ -419,27 +426,37 @@ impl Instance {
         }
     }
 
-    /// The least that a group can cost, in weight x ms, if its demand has a price at each site: at an open candidate that is
-    /// not barred (bit k stands for candidate k), or at a site that was left out, for nothing. Infinite for a stranded group.
+    /// The least that a group can cost, in weight x ms, without any price. Infinite for a stranded group.
+    pub(super) fn least(&self, group: usize) -> f64 {
+        self.leasts(group, 0, |_| 0.0).free
+    }
+
+    /// The least that a group can cost, in weight x ms, if its demand has a price at each site, and if it has none: at an open
+    /// candidate that is not barred (bit k stands for candidate k), or at a site that was left out, for nothing. Infinite for a
+    /// stranded group.
     #[inline]
-    pub(super) fn least(&self, group: usize, barred: u16, price: impl Fn(u8) -> f64) -> f64 {
+    pub(super) fn leasts(&self, group: usize, barred: u16, price: impl Fn(u8) -> f64) -> Leasts {
         let (sites, costs) = self.row(group);
         let cost = self.cost_of(group);
-        let mut least = f64::INFINITY;
+        let mut least = Leasts { priced: f64::INFINITY, free: f64::INFINITY };
         for (k, (&site, &ms)) in sites.iter().zip(costs).enumerate() {
             if self.open[usize::from(site)] && barred & (1 << k) == 0 {
-                least = least.min(cost(site, ms) + price(site));
+                let free = cost(site, ms);
+                least.free = least.free.min(free);
+                least.priced = least.priced.min(free + price(site));
             }
         }
         let left_out_ms = self.left_out_ms[group];
-        if least.is_finite() && left_out_ms.is_finite() {
-            return least.min(f64::from(self.weight[group]) * f64::from(left_out_ms));
+        if least.free.is_finite() && left_out_ms.is_finite() {
+            let left_out = f64::from(self.weight[group]) * f64::from(left_out_ms);
+            least = Leasts { priced: least.priced.min(left_out), free: least.free.min(left_out) };
         }
         least
     }
 
     /// Whether a site would have room for a demand if nobody else were there.
-    pub(super) fn holds_alone(&self, site: u8, demand: PerResource<f32>) -> bool {
+    #[must_use]
+    pub fn holds_alone(&self, site: u8, demand: PerResource<f32>) -> bool {
         let room = &self.room[usize::from(site)];
         (0..RESOURCES).all(|r| demand[r] == 0.0 || f64::from(demand[r]) <= room[r] * (1.0 + SLACK))
     }

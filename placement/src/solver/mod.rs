@@ -61,6 +61,8 @@ pub struct Certificate {
     pub cost: f64,
     /// No placement within the capacities costs less.
     pub bound: f64,
+    /// What the prices alone prove of the bound: less where all places are as good, or prices far off.
+    pub priced: f64,
     /// What it would cost without capacities.
     pub unconstrained: f64,
     /// Groups that are to move.
@@ -409,15 +411,16 @@ impl Solver {
     }
 
     fn certify(&self, passes: f64) -> Certificate {
-        self.certify_by(bound_with(&self.instance, &self.all_prices()), passes + 1.0)
+        self.certify_by(Bounds::of(&self.instance, &self.all_prices()), passes + 1.0)
     }
 
-    /// The certificate of the placement, by a bound that is known.
-    fn certify_by(&self, bound: f64, passes: f64) -> Certificate {
+    /// The certificate of the placement, by bounds that are known.
+    fn certify_by(&self, bounds: Bounds, passes: f64) -> Certificate {
         let instance = &self.instance;
         let mut sums = Certificate {
             cost: 0.0,
-            bound,
+            bound: bounds.best(),
+            priced: bounds.priced,
             unconstrained: 0.0,
             moves: 0,
             stranded: 0,
@@ -432,7 +435,7 @@ impl Solver {
             };
             sums.cost += instance.cost(group, usize::from(self.assignment.choice[group]));
             sums.moves += usize::from(!instance.stays(group, site));
-            sums.unconstrained += instance.least(group, 0, |_| 0.0);
+            sums.unconstrained += instance.least(group);
         }
         for site in (0..instance.sites()).filter(|&site| self.assignment.exceeded(instance, site)) {
             for resource in Resource::ALL {
@@ -565,56 +568,69 @@ fn class_price(prices: &[Vec<f64>], class: usize, cell: usize) -> f64 {
 /// anybody can check. Stranded groups count nothing. In double precision, less what its rounding may be.
 #[must_use]
 pub fn bound(instance: &Instance, prices: &[PerResource<f64>]) -> f64 {
-    bound_of(instance, prices, &[])
+    bound_with(instance, &Prices { sites: prices.to_vec(), classes: Vec::new() })
 }
 
 /// The same for prices of classes too: a lower bound for placements that also keep the limits of classes. Missing prices of
 /// classes count as zero, which is valid as any price is.
 #[must_use]
 pub fn bound_with(instance: &Instance, prices: &Prices) -> f64 {
-    bound_of(instance, &prices.sites, &prices.classes)
+    Bounds::of(instance, prices).best()
 }
 
-fn bound_of(instance: &Instance, prices: &[PerResource<f64>], classes: &[Vec<f64>]) -> f64 {
-    let alone = Alone::of(instance);
-    let mut sum = 0.0;
-    let mut magnitude = 0.0;
-    let mut each_alone = 0.0;
-    for group in 0..instance.groups() {
-        let demand = instance.demand[group].map(f64::from);
-        let class = if classes.is_empty() { None } else { instance.class(group) };
-        let priced = |site: u8| -> f64 {
-            let price = prices[usize::from(site)];
-            let spread = class.map_or(0.0, |class| {
-                class_price(classes, class.index(), instance.spreads[class.index()].cell(site))
-            });
-            (0..RESOURCES).map(|r| price[r] * demand[r]).sum::<f64>() + spread
+/// Lower bounds of what any placement costs.
+#[derive(Clone, Copy, Debug)]
+pub struct Bounds {
+    /// What follows from the prices.
+    pub priced: f64,
+    /// What all groups cost, each alone: more where all places are as good, or prices far off.
+    pub alone: f64,
+}
+
+impl Bounds {
+    /// The higher one.
+    #[must_use]
+    pub fn best(&self) -> f64 {
+        self.priced.max(self.alone)
+    }
+
+    /// By prices that are sites' and classes'. One pass over the groups.
+    #[must_use]
+    pub fn of(instance: &Instance, prices: &Prices) -> Self {
+        let whole = Alone::of(instance);
+        let (mut sum, mut magnitude, mut alone) = (0.0, 0.0, 0.0);
+        for group in 0..instance.groups() {
+            let demand = instance.demand[group].map(f64::from);
+            let class = if prices.classes.is_empty() { None } else { instance.class(group) };
+            let priced = |site: u8| -> f64 {
+                let price = prices.sites[usize::from(site)];
+                let spread = class.map_or(0.0, |class| {
+                    class_price(&prices.classes, class.index(), instance.spreads[class.index()].cell(site))
+                });
+                (0..RESOURCES).map(|r| price[r] * demand[r]).sum::<f64>() + spread
+            };
+            let least = instance.leasts(group, whole.barred(group), priced);
+            if least.priced.is_finite() {
+                sum += least.priced;
+                magnitude += least.priced;
+                alone += least.free;
+            }
+        }
+        // A price on room without limit would be worth everything; such a price is no price.
+        let mut pay = |price: f64, room: f64| {
+            if price > 0.0 {
+                sum -= price * room;
+                magnitude += price * room;
+            }
         };
-        let least = instance.least(group, alone.barred(group), priced);
-        if least.is_finite() {
-            sum += least;
-            magnitude += least;
-            each_alone += instance.least(group, alone.barred(group), |_| 0.0);
+        for ((price, room), &open) in prices.sites.iter().zip(&instance.room).zip(&instance.open) {
+            let room = whole.of_use(room);
+            (0..RESOURCES).filter(|_| open).for_each(|r| pay(price[r], room[r]));
         }
-    }
-    // A price on room without limit would be worth everything; such a price is no price.
-    let mut pay = |price: f64, room: f64| {
-        if price > 0.0 {
-            sum -= price * room;
-            magnitude += price * room;
+        for (class, spread) in instance.spreads.iter().enumerate() {
+            let limits = spread.limits.iter().enumerate();
+            limits.for_each(|(cell, &limit)| pay(class_price(&prices.classes, class, cell), limit));
         }
-    };
-    for ((price, room), &open) in prices.iter().zip(&instance.room).zip(&instance.open) {
-        let room = alone.of_use(room);
-        (0..RESOURCES).filter(|_| open).for_each(|r| pay(price[r], room[r]));
+        Self { priced: sum - magnitude * 1e-12, alone: alone * (1.0 - 1e-12) }
     }
-    for (class, spread) in instance.spreads.iter().enumerate() {
-        spread
-            .limits
-            .iter()
-            .enumerate()
-            .for_each(|(cell, &limit)| pay(class_price(classes, class, cell), limit));
-    }
-    // No placement costs less than each group alone, which says more where all places are as good, or prices far off.
-    (sum - magnitude * 1e-12).max(each_alone * (1.0 - 1e-12))
 }

@@ -13,7 +13,7 @@ use super::instance::{
 };
 use super::round::{Assignment, NOWHERE, SLACK, Search};
 use super::softmin::{PriceTable, Units};
-use super::{Certificate, Solver, Start};
+use super::{Bounds, Certificate, Solver, Start};
 
 /// Placements that are tried so that more groups find a standby.
 const ROUNDS: usize = 4;
@@ -394,7 +394,8 @@ impl Solver {
             let passes = self.solve(Start::Warm).passes;
             self.instance.room.clone_from(&room);
             best_certificate.passes += passes;
-            let certificate = self.certify_by(best_certificate.bound, best_certificate.passes);
+            let Certificate { priced, bound, passes, .. } = best_certificate;
+            let certificate = self.certify_by(Bounds { priced, alone: bound }, passes);
             let found = standbys(self, needs)?;
             let breaks = broken(&certificate) > broken(&best_certificate);
             if breaks || found.unprotected.is_empty() {
