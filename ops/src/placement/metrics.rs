@@ -37,24 +37,26 @@ pub fn text(node: &Node, others: &Registry) -> prometheus::Result<String> {
         "Sites in whose name two processes spoke to this node within the last minute",
         node.sites_twice().len() as u64,
     )?;
-    let age = Gauge::new(
+    let seconds = |name: &str, help: &str, ms: Option<u64>| -> prometheus::Result<()> {
+        let gauge = Gauge::new(name, help)?;
+        gauge.set(ms.map_or(f64::INFINITY, |ms| ms as f64 / 1e3));
+        registry.register(Box::new(gauge))
+    };
+    seconds(
         "limosa_raft_quorum_ack_age_seconds",
         "Time since a quorum answered the leader, as far as this node knows; +Inf if never",
+        status.quorum_ack_ms,
     )?;
-    age.set(status.quorum_ack_ms.map_or(f64::INFINITY, |ms| ms as f64 / 1e3));
-    registry.register(Box::new(age))?;
-    let behind = Gauge::new(
+    seconds(
         "limosa_raft_behind_seconds",
         "Since when entries are missing that the leader said are committed; 0 if none are",
+        Some(status.behind_ms),
     )?;
-    behind.set(status.behind_ms as f64 / 1e3);
-    registry.register(Box::new(behind))?;
-    let write = Gauge::new(
+    seconds(
         "limosa_raft_write_seconds",
         "How long the disk has been at the write in hand; 0 if there is none",
+        Some(status.write_ms),
     )?;
-    write.set(status.write_ms as f64 / 1e3);
-    registry.register(Box::new(write))?;
     gauge("limosa_raft_term", "Term", status.term)?;
     gauge("limosa_raft_log_index", "Last index of the log", status.last_log.unwrap_or(0))?;
     gauge("limosa_raft_applied_index", "Last index applied", status.applied.unwrap_or(0))?;
