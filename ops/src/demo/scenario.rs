@@ -34,6 +34,8 @@ const SURGE_RISE_MIN: f64 = 1.5;
 const BUSY_LOOKS: u32 = 10;
 /// Between two of them: workers say so twice a second.
 const BUSY_LOOK: Duration = Duration::from_millis(500);
+/// How often the API is asked how far moves are: a switch takes some tens of milliseconds.
+const PHASE_LOOK: Duration = Duration::from_millis(5);
 /// Longest wait for a worker to be started or stopped again: thresholds, moves, and ten seconds for which it relays take half a minute.
 const SCALE_BOUND: Duration = Duration::from_secs(150);
 /// How long nothing moves after users have roamed, so that there is something to measure.
@@ -346,7 +348,7 @@ impl Stage {
         let batch: Vec<_> = self.groups_at(&a).await?.into_iter().take(6).collect();
 
         let moves = self.start_moves(&batch, &c).await?;
-        sleep(Duration::from_millis(150)).await;
+        self.until_one_switches(&moves).await?;
         say(&format!("  The agent of {a} is killed, and started again half a second later."));
         self.cluster.kill(Part::Agent(SiteId(1)))?;
         sleep(Duration::from_millis(500)).await;
@@ -356,9 +358,9 @@ impl Stage {
 
         let owned: Vec<_> =
             self.groups_at(&c).await?.into_iter().filter(|group| batch.contains(group)).collect();
-        let moves = self.start_moves(&owned, &a).await?;
-        sleep(Duration::from_millis(100)).await;
         let leader = self.cluster.leader().await.context("no leader is known")?;
+        let moves = self.start_moves(&owned, &a).await?;
+        self.until_one_switches(&moves).await?;
         say(&format!("  Placement node {leader}, the leader, is killed, and started again a second later."));
         self.cluster.kill(Part::Placement(leader))?;
         sleep(Duration::from_secs(1)).await;
@@ -368,7 +370,7 @@ impl Stage {
         let batch: Vec<_> =
             self.groups_at(&a).await?.into_iter().filter(|group| batch.contains(group)).collect();
         let moves = self.start_moves(&batch, &c).await?;
-        sleep(Duration::from_millis(50)).await;
+        self.until_one_switches(&moves).await?;
         say(&format!("  The switch of {c} loses its controller connection for a second."));
         self.cluster.cut_controller(SiteId(3), Duration::from_secs(1)).await;
         self.until_these_end(&moves).await;
@@ -398,6 +400,24 @@ impl Stage {
         let started = self.cluster.post("/v1/moves", &serde_json::json!({ "moves": moves })).await?;
         let started = started["moves"].as_array().cloned().unwrap_or_default();
         Ok(started.iter().filter_map(|started| started["move"].as_u64()).collect())
+    }
+
+    /// Waits until the API says of one of these moves that the group changes its owner: what is struck then is struck within a move.
+    async fn until_one_switches(&self, moves: &[u64]) -> anyhow::Result<()> {
+        let ends = tokio::time::Instant::now() + MOVES_BOUND;
+        loop {
+            let views = self.moves().await.unwrap_or_default();
+            let mut views = views.iter().filter(|view| moves.contains(&view.id));
+            if views.clone().any(|view| view.state == "switching") {
+                return Ok(());
+            }
+            if views.clone().count() == moves.len() && !views.any(is_in_hand) {
+                say("  They have moved before anything could be done to them.");
+                return Ok(());
+            }
+            anyhow::ensure!(tokio::time::Instant::now() < ends, "no move comes to its switch");
+            sleep(PHASE_LOOK).await;
+        }
     }
 
     /// Waits until these moves have ended, one way or the other.

@@ -46,6 +46,8 @@ const HOST_PING: u8 = 254;
 const MOVES_BOUND: Duration = Duration::from_secs(120);
 /// Between two happenings.
 const PAUSE: Duration = Duration::from_secs(4);
+/// How often the API is asked how far moves are: a switch takes some tens of milliseconds.
+const PHASE_LOOK: Duration = Duration::from_millis(5);
 /// Longest wait for an agent to start or stop a worker: it holds, then relays for ten seconds, and a busy machine takes longer.
 const SCALE_BOUND: Duration = Duration::from_secs(150);
 
@@ -345,7 +347,7 @@ impl Stage {
         say(&format!("The agent of {} is killed while groups leave it.", self.deployment.name(site)));
         let begun = self.begin("kill agent", Loss::Never).await;
         let moves = self.start_moves(to).await?;
-        sleep(Duration::from_millis(150)).await;
+        until_one_switches(&self.deployment, &moves).await?;
         self.deployment.processes.kill(&agent(site))?;
         sleep(Duration::from_millis(500)).await;
         self.deployment.start_agent(site)?;
@@ -359,7 +361,7 @@ impl Stage {
         say(&format!("Placement node {leader}, the leader, is killed while groups move."));
         let begun = self.begin("kill leader", Loss::Never).await;
         let moves = self.start_moves(to).await?;
-        sleep(Duration::from_millis(100)).await;
+        until_one_switches(&self.deployment, &moves).await?;
         self.deployment.processes.kill(&placement(leader))?;
         sleep(Duration::from_secs(1)).await;
         self.deployment.start_placement(leader)?;
@@ -586,6 +588,24 @@ async fn start_moves(deployment: &Deployment, groups: &[u8], to: u8) -> anyhow::
 async fn moves(deployment: &Deployment) -> anyhow::Result<Vec<MoveView>> {
     let moves: Moves = serde_json::from_value(deployment.get("/v1/moves?limit=1000").await?)?;
     Ok(moves.moves)
+}
+
+/// Waits until the API says of one of these that the group changes its owner: what is struck then is struck within a move.
+async fn until_one_switches(deployment: &Deployment, ids: &[u64]) -> anyhow::Result<()> {
+    let ends = tokio::time::Instant::now() + MOVES_BOUND;
+    loop {
+        let views = moves(deployment).await.unwrap_or_default();
+        let mut views = views.iter().filter(|view| ids.contains(&view.id));
+        if views.clone().any(|view| view.state == "switching") {
+            return Ok(());
+        }
+        if views.clone().count() == ids.len() && !views.any(MoveView::is_in_hand) {
+            say("They have moved before anything could be done to them.");
+            return Ok(());
+        }
+        anyhow::ensure!(tokio::time::Instant::now() < ends, "no move comes to its switch");
+        sleep(PHASE_LOOK).await;
+    }
 }
 
 /// Waits until these have ended; how many are done.
