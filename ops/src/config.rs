@@ -884,6 +884,15 @@ impl SwitchConfig {
         });
         std::iter::once(self.switch.control.as_path()).chain(ports)
     }
+
+    /// Where the frames of its tunnels come in.
+    pub fn tunnels(&self) -> impl Iterator<Item = SocketAddr> {
+        use switchctl::softswitch::PortKind;
+        self.switch.ports.iter().filter_map(|port| match port.kind {
+            PortKind::Tunnel { local, .. } => Some(local),
+            PortKind::Socket { .. } => None,
+        })
+    }
 }
 
 #[cfg(test)]

@@ -3,16 +3,22 @@
 use std::io::Read;
 use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::Context;
 use clap::{Args, ValueEnum};
+use switchctl::softswitch::Tunnels;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{PlacementConfig, SiteConfig, SwitchConfig, WorkerConfig};
 use crate::lock;
 use crate::signals::{self, Configuration, Log};
+use crate::site::shell;
+
+/// Keys of the embedded switch that change while it runs.
+pub const SWITCH_LIVE: &[&str] = &["tunnels"];
 
 /// Which process, and its configuration.
 #[derive(Args, Debug)]
@@ -61,11 +67,21 @@ pub fn run(run: Run) -> anyhow::Result<()> {
             let config = SwitchConfig::read(&path)?;
             let _own = lock::sockets("switch", config.sockets())?;
             let present: Vec<PathBuf> = config.sockets().map(Path::to_owned).collect();
-            let signals = Configuration::new(path.clone(), move || {
-                could_have_sockets(&present, SwitchConfig::read(&path)?.sockets())
+            let tunnels = Arc::new(Tunnels::default());
+            let (changed, held) = (tunnels.clone(), Mutex::new(config.tunnels().collect::<Vec<_>>()));
+            let held = Arc::new(held);
+            let signals = Configuration::with_live(path.clone(), SWITCH_LIVE, move || {
+                let next = SwitchConfig::read(&path)?;
+                could_have_sockets(&present, next.sockets())?;
+                could_have_tunnels(&locked(&held), next.tunnels())?;
+                let (changed, held) = (changed.clone(), held.clone());
+                Ok(Box::new(move || {
+                    *locked(&held) = next.tunnels().collect();
+                    changed.set(&next.switch.ports);
+                }))
             });
             let stop = stop_flag(log, signals, run.with_parent)?;
-            Ok(switchctl::softswitch::run(&config.switch, &stop)?)
+            Ok(switchctl::softswitch::run(&config.switch, &tunnels, &stop)?)
         }
         Process::Site => {
             let config = site_config(&path)?;
@@ -76,9 +92,14 @@ pub fn run(run: Run) -> anyhow::Result<()> {
                 directory: ("workers.directory", config.workers.clone()),
             };
             let present = bound(&config);
-            let signals =
-                Configuration::new(path.clone(), move || present.check(&bound(&site_config(&path)?)));
-            with_runtime(log, signals, run.with_parent, |stop| crate::site::shell::run(config, stop))
+            let (changes, changed) = watch::channel(None);
+            let signals = Configuration::with_live(path.clone(), shell::LIVE, move || {
+                let next = site_config(&path)?;
+                present.check(&bound(&next))?;
+                let changes = changes.clone();
+                Ok(Box::new(move || drop(changes.send(Some(Arc::new(next))))))
+            });
+            with_runtime(log, signals, run.with_parent, |stop| shell::run(config, changed, stop))
         }
         Process::Placement => {
             let config = placement_config(&path)?;
@@ -99,7 +120,7 @@ pub fn run(run: Run) -> anyhow::Result<()> {
 /// The file of an agent and what it names, checked for a start and for SIGHUP alike.
 fn site_config(path: &Path) -> anyhow::Result<SiteConfig> {
     let config = SiteConfig::read(path)?;
-    crate::site::shell::check(&config)?;
+    shell::check(&config)?;
     Ok(config)
 }
 
@@ -116,6 +137,26 @@ fn could_have_sockets<'a>(present: &[PathBuf], next: impl Iterator<Item = &'a Pa
         lock::could_have_socket(path)?;
     }
     Ok(())
+}
+
+/// Whether a switch whose tunnels come in here could have others instead.
+fn could_have_tunnels(
+    present: &[SocketAddr],
+    mut next: impl Iterator<Item = SocketAddr>,
+) -> anyhow::Result<()> {
+    next.try_for_each(|local| {
+        // A port that one of its own has, at whatever address, is free once that one is gone.
+        if present.iter().any(|own| own.port() == local.port()) {
+            return Ok(());
+        }
+        UdpSocket::bind(local)
+            .map(drop)
+            .with_context(|| format!("tunnels.local = \"{local}\": it cannot be bound"))
+    })
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// What a process has for itself: where it listens, and its directory. A start finds out whether it can by doing it; for SIGHUP others

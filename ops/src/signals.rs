@@ -111,12 +111,17 @@ pub fn metrics(registry: &prometheus::Registry) -> prometheus::Result<()> {
     )
 }
 
+/// Brings a file that was found right into force, as far as the process can without a restart.
+pub type Apply = Box<dyn FnOnce()>;
+
 /// The configuration file of a process, as it is in force and as it may be now.
 pub struct Configuration {
     path: PathBuf,
-    in_force: toml::Table,
+    in_force: Mutex<toml::Table>,
+    /// Keys, each with all below it, that need no restart.
+    live: &'static [&'static str],
     /// Reads and checks the file as at the start.
-    check: Box<dyn Fn() -> anyhow::Result<()> + Send + Sync>,
+    check: Box<dyn Fn() -> anyhow::Result<Apply> + Send + Sync>,
     reading: Mutex<Reading>,
 }
 
@@ -130,12 +135,23 @@ enum Reading {
 }
 
 impl Configuration {
-    /// The file that was just read; `check` reads it as at the start.
+    /// The file that was just read; `check` reads it as at the start. Each change needs a restart.
     #[must_use]
     pub fn new(path: PathBuf, check: impl Fn() -> anyhow::Result<()> + Send + Sync + 'static) -> Self {
+        Self::with_live(path, &[], move || check().map(|()| Box::new(|| ()) as Apply))
+    }
+
+    /// The same of a process that takes changes of the `live` keys, each with all below it, while it runs: what `check` returns is called
+    /// when nothing else has changed.
+    #[must_use]
+    pub fn with_live(
+        path: PathBuf,
+        live: &'static [&'static str],
+        check: impl Fn() -> anyhow::Result<Apply> + Send + Sync + 'static,
+    ) -> Self {
         RELOADED_MS.store(wall_ms(), Ordering::Relaxed);
-        let in_force = table(&path).unwrap_or_default();
-        Self { path, in_force, check: Box::new(check), reading: Mutex::new(Reading::Nobody) }
+        let in_force = Mutex::new(table(&path).unwrap_or_default());
+        Self { path, in_force, live, check: Box::new(check), reading: Mutex::new(Reading::Nobody) }
     }
 
     /// Has the file read again by a thread of its own, for its file system may give no answer. While one is at it, there
@@ -178,26 +194,55 @@ impl Configuration {
         !once_more
     }
 
-    /// Reads the file again. What is wrong is said and changes nothing; what cannot change while the process runs is
-    /// named.
+    /// Reads the file again. What is wrong is said and changes nothing.
     fn reload(&self) {
         let file = self.path.display();
-        let result = (self.check)().and_then(|()| run_hooks());
+        let result = (self.check)().and_then(|apply| run_hooks().map(|()| apply));
         RELOAD_FAILED.store(result.is_err(), Ordering::Relaxed);
-        if let Err(error) = result {
-            tracing::warn!(%file, error = causes::said(&error), "the configuration is refused, the former one stays");
-            return;
-        }
-        RELOADED_MS.store(wall_ms(), Ordering::Relaxed);
-        let now = table(&self.path).unwrap_or_default();
-        let changed: Vec<String> = changed_keys(&self.in_force, &now).into_iter().collect();
-        if changed.is_empty() {
-            tracing::info!(%file, "the configuration was read again");
-        } else {
-            let keys = changed.join(", ");
-            tracing::warn!(%file, keys, "the configuration was read again; what has changed needs a restart");
+        match result {
+            Ok(apply) => {
+                RELOADED_MS.store(wall_ms(), Ordering::Relaxed);
+                self.take(apply);
+            }
+            Err(error) => tracing::warn!(%file, error = causes::said(&error),
+                "the configuration is refused, the former one stays"),
         }
     }
+
+    /// Brings what has changed into force, all of it or nothing: a part of a file is nobody's configuration. What cannot change while the
+    /// process runs is named.
+    fn take(&self, apply: Apply) {
+        let file = self.path.display();
+        let now = table(&self.path).unwrap_or_default();
+        let mut in_force = self.in_force.lock().unwrap_or_else(PoisonError::into_inner);
+        let changed = changed_keys(&in_force, &now);
+        let (live, fixed): (Vec<&str>, Vec<&str>) =
+            changed.iter().map(String::as_str).partition(|key| self.is_live(key));
+        let (live, keys) = (live.join(", "), fixed.join(", "));
+        match (live.is_empty(), keys.is_empty()) {
+            (true, true) => tracing::info!(%file, "the configuration was read again"),
+            (true, false) => {
+                tracing::warn!(%file, keys, "the configuration was read again; what has changed needs a restart");
+            }
+            (false, false) => tracing::warn!(%file, keys, waiting = live,
+                "the configuration was read again; some of what has changed needs a restart, and the rest waits for it"),
+            (false, true) => {
+                apply();
+                *in_force = now;
+                tracing::info!(%file, keys = live, "the configuration was read again, and what has changed is in force");
+            }
+        }
+    }
+
+    fn is_live(&self, key: &str) -> bool {
+        self.live.iter().any(|live| is_at_or_below(key, live))
+    }
+}
+
+/// Whether a dotted key is another, or within it.
+#[must_use]
+pub fn is_at_or_below(key: &str, other: &str) -> bool {
+    key.strip_prefix(other).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
 }
 
 fn run_hooks() -> anyhow::Result<()> {
@@ -209,17 +254,24 @@ fn table(path: &std::path::Path) -> Option<toml::Table> {
     files::read_text(path).ok()?.parse().ok()
 }
 
-/// Keys whose values differ, those of tables with the table's name in front.
+/// Keys whose values differ, those of tables with the table's name in front. A table that is not there has no keys.
 fn changed_keys(old: &toml::Table, new: &toml::Table) -> BTreeSet<String> {
+    use toml::Value::Table;
+    let none = toml::Table::new();
     let mut changed = BTreeSet::new();
     for key in old.keys().chain(new.keys()) {
-        match (old.get(key), new.get(key)) {
-            (Some(toml::Value::Table(old)), Some(toml::Value::Table(new))) => {
-                changed.extend(changed_keys(old, new).into_iter().map(|inner| format!("{key}.{inner}")));
+        let inner = match (old.get(key), new.get(key)) {
+            (Some(Table(old)), Some(Table(new))) => changed_keys(old, new),
+            (Some(Table(old)), None) => changed_keys(old, &none),
+            (None, Some(Table(new))) => changed_keys(&none, new),
+            (old, new) => {
+                if old != new {
+                    changed.insert(key.clone());
+                }
+                continue;
             }
-            (old, new) if old != new => drop(changed.insert(key.clone())),
-            _ => {}
-        }
+        };
+        changed.extend(inner.into_iter().map(|inner| format!("{key}.{inner}")));
     }
     changed
 }
@@ -311,8 +363,37 @@ mod tests {
         let old = table("id = 1\nlisten = 'a'\n[tls]\nkey = 'k'\ncertificate = 'c'\n[moves]\ncut_ms = 1\n");
         let new = table("id = 1\nlisten = 'b'\nlease_ms = 9\n[tls]\nkey = 'k'\ncertificate = 'd'\n");
         let changed: Vec<_> = changed_keys(&old, &new).into_iter().collect();
-        assert_eq!(changed, ["lease_ms", "listen", "moves", "tls.certificate"]);
+        assert_eq!(changed, ["lease_ms", "listen", "moves.cut_ms", "tls.certificate"]);
         assert!(changed_keys(&old, &old).is_empty());
+    }
+
+    #[test]
+    fn what_needs_no_restart_is_in_force_at_once_and_waits_for_what_does() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("site.toml");
+        let write = |text: &str| std::fs::write(&path, text).unwrap();
+        write("listen = 'a'\n[moves]\ncut_ms = 1\n");
+        let applied = Arc::new(AtomicU64::new(0));
+        let counts = applied.clone();
+        let configuration =
+            Configuration::with_live(path.clone(), &["peers", "probe", "moves.rate"], move || {
+                let counts = counts.clone();
+                Ok(Box::new(move || {
+                    counts.fetch_add(1, Ordering::Relaxed);
+                }))
+            });
+        let after = |text: &str| {
+            write(text);
+            configuration.reload();
+            applied.load(Ordering::Relaxed)
+        };
+        assert_eq!(after("listen = 'a'\n[moves]\ncut_ms = 1\n"), 0, "nothing has changed");
+        assert_eq!(after("listen = 'a'\n[moves]\ncut_ms = 1\nrate = 5\n"), 1);
+        assert_eq!(after("listen = 'a'\n[moves]\ncut_ms = 1\nrate = 5\n"), 1, "that is in force");
+        assert_eq!(after("listen = 'a'\n[moves]\ncut_ms = 1\nrate = 5\n[probe]\nenabled = true\n"), 2);
+        assert_eq!(after("listen = 'a'\npeers = [1]\n[moves]\ncut_ms = 2\nrate = 5\n"), 2, "a part is none");
+        assert_eq!(after("listen = 'a'\npeers = [1]\n[moves]\ncut_ms = 1\n"), 3);
+        assert_eq!(after("listen = 'a'\npeers = [1]\npeers_max = 1\n[moves]\ncut_ms = 1\n"), 3);
     }
 
     /// Longest wait for another thread of this test.

@@ -96,7 +96,7 @@ async fn a_second_switch_takes_nothing_from_the_first() {
     let paths = ["control", "inside", "outside", "worker0"].map(|name| running.path(name));
     let before = paths.each_ref().map(|path| identity(path));
     let stop = AtomicBool::new(true);
-    let refused = |config| match softswitch::run(&config, &stop) {
+    let refused = |config| match softswitch::run(&config, &softswitch::Tunnels::default(), &stop) {
         Err(SwitchError::Listen { at, source }) => (at, source.to_string()),
         other => panic!("{other:?}"),
     };

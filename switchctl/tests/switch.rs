@@ -81,6 +81,52 @@ async fn frames_go_to_workers_and_peers_and_counters_count_them() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tunnels_change_while_the_switch_runs_and_what_has_none_is_dropped() {
+    let running = Running::start();
+    let (switch, mut events) = Session::spawn(running.address(), SessionOptions::default());
+    let (inside, worker) = (attach(&running.path("inside")), attach(&running.path("worker0")));
+    switch.set_rules(rules(OWN, Some(0)), 1);
+    in_force(&mut events, 1).await;
+    inside.send(&client_frame(1)).unwrap();
+    assert_eq!(tag(&receive(&worker)), Some(Tag::Direct(Side::Inside, OWN)));
+    let ports = running.config().ports;
+    let numbers = async || {
+        let stats = switch.port_stats().await.unwrap();
+        stats.iter().map(|stats| stats.port).collect::<Vec<_>>()
+    };
+    let until = async |there: bool| {
+        for _ in 0..1_500 {
+            if numbers().await.contains(&Ports::tunnel(PEER)) == there {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        panic!("the switch has {:?}", numbers().await);
+    };
+
+    running.tunnels.set(&[]);
+    until(false).await;
+    // What rules send there is dropped, and the switch goes on.
+    switch.set_rules(rules(PEER, Some(0)), 2);
+    in_force(&mut events, 2).await;
+    inside.send(&client_frame(2)).unwrap();
+    running.peer.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
+    assert!(running.peer.recv_from(&mut [0; 200]).is_err());
+
+    running.tunnels.set(&ports);
+    until(true).await;
+    running.peer.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+    inside.send(&client_frame(3)).unwrap();
+    let mut buffer = [0; 200];
+    let (len, from) = running.peer.recv_from(&mut buffer).unwrap();
+    assert_eq!((&buffer[8..len], from), (&client_frame(3)[..], running.tunnel));
+    // Other ports are as they were: peers that are connected stay, and counters go on.
+    let stats = switch.port_stats().await.unwrap();
+    let received = stats.iter().find(|stats| stats.port == Ports::INSIDE).unwrap().rx_packets;
+    assert_eq!(received, 3);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn rules_stay_when_the_controller_goes_and_a_new_one_changes_nothing() {
     let mut running = Running::start();
     let (switch, mut events) = Session::spawn(running.address(), SessionOptions::default());

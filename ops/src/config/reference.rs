@@ -3,6 +3,9 @@
 
 use std::fmt::Write;
 
+use crate::run::SWITCH_LIVE;
+use crate::site::shell;
+
 /// Which values are taken.
 #[derive(Clone, Copy, Debug)]
 enum Bounds {
@@ -57,6 +60,8 @@ const ANY: Bounds = Words("any");
 struct Process {
     name: &'static str,
     text: &'static str,
+    /// Keys that change while it runs, each with all below it.
+    live: &'static [&'static str],
     keys: &'static [Key],
 }
 
@@ -578,15 +583,21 @@ const SWITCH: &[Key] = &[
 ];
 
 const PROCESSES: [Process; 5] = [
-    Process { name: "placement", text: "A placement node.", keys: PLACEMENT },
-    Process { name: "site", text: "The agent of a site.", keys: SITES },
+    Process { name: "placement", text: "A placement node.", live: &[], keys: PLACEMENT },
+    Process { name: "site", text: "The agent of a site.", live: shell::LIVE, keys: SITES },
     Process {
         name: "site, table `openvswitch`",
         text: "Where the site's switch is a bridge of Open vSwitch ([openvswitch.md](openvswitch.md)).",
+        live: shell::LIVE,
         keys: OPENVSWITCH,
     },
-    Process { name: "worker", text: "A worker.", keys: WORKERS },
-    Process { name: "switch", text: "The embedded switch ([switch.md](switch.md)).", keys: SWITCH },
+    Process { name: "worker", text: "A worker.", live: &[], keys: WORKERS },
+    Process {
+        name: "switch",
+        text: "The embedded switch ([switch.md](switch.md)).",
+        live: SWITCH_LIVE,
+        keys: SWITCH,
+    },
 ];
 
 const HEAD: &str = "# Configuration
@@ -598,6 +609,9 @@ a value out of bounds end the process at its start, with the file, the key, the 
 Relative paths are relative to the file. `[]` in a key stands for each entry of a list of tables: `peers[].site` is
 the key `site` of a table `[[peers]]`.
 
+Most changes need a restart of the process. Keys with *live* in their meaning are taken with SIGHUP
+([operations.md](operations.md#signals-and-how-processes-end)).
+
 A host name in an address is looked up whenever a connection is made, so a node that moved is found again when its
 connection ended.
 
@@ -606,6 +620,11 @@ Of the environment all processes read `LIMOSA_LOG`: what is logged to standard e
 because what Raft says at `info` is for its authors, without its warnings of each heartbeat that a node did not
 answer: that it is not reached is said once. What the command line reads, `limosa --help` names.
 ";
+
+fn is_live(live: &[&str], path: &str) -> bool {
+    let path = path.replace("[]", "");
+    live.iter().any(|live| crate::signals::is_at_or_below(&path, live))
+}
 
 /// The whole document.
 #[must_use]
@@ -619,7 +638,8 @@ pub fn document() -> String {
                 Range(min, max) => format!("{min} to {max}"),
                 Words(words) => (*words).to_owned(),
             };
-            let _ = writeln!(text, "| `{path}` | {unit} | {default} | {bounds} | {meaning} |");
+            let live = if is_live(process.live, path) { " *live*" } else { "" };
+            let _ = writeln!(text, "| `{path}` | {unit} | {default} | {bounds} | {meaning}{live} |");
         }
     }
     text

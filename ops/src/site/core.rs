@@ -133,6 +133,8 @@ pub enum Input {
     Retire(WorkerId),
     /// The worker is one like the others again; or it is gone for good, and was to go.
     Recall(WorkerId),
+    /// The switch has other ports from now on, such as tunnels to other sites.
+    Ports(Ports),
     /// This agent is to end: no move is begun any more. Those of the log wait for the next one.
     Stop,
 }
@@ -424,6 +426,7 @@ impl Agent {
                 self.evacuate(now);
             }
             Input::Recall(worker) => self.recall(worker),
+            Input::Ports(ports) => self.set_ports(ports),
             Input::Stop => self.stopping = true,
         }
         self.try_sync(now);
@@ -484,6 +487,12 @@ impl Agent {
     #[must_use]
     pub fn site(&self) -> SiteId {
         self.site
+    }
+
+    /// The ports of its switch, as the configuration says.
+    #[must_use]
+    pub fn ports(&self) -> &Ports {
+        &self.ports
     }
 
     /// Whether placement and workers were heard, so that the switch follows this agent.

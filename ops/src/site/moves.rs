@@ -1,6 +1,7 @@
 //! Streams of moves over QUIC: records are encoded and decoded here, off the agent's task.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -58,11 +59,20 @@ impl Registry {
 
     /// Number and name, since the number of a site that was removed may be another's.
     fn check_site(&self, peer: SiteId) -> Result<(), Refused> {
-        let (Some(sites), Some(name)) = (&self.sites, self.peers.get(&peer)) else { return Ok(()) };
-        if sites.get(&peer) == Some(name) {
-            return Ok(());
+        let name = self.peers.get(&peer).ok_or(Refused::NoPeer { peer })?;
+        match &self.sites {
+            Some(sites) if sites.get(&peer) != Some(name) => {
+                Err(Refused::NoSite { peer, name: name.clone() })
+            }
+            Some(_) | None => Ok(()),
         }
-        Err(Refused::NoSite { peer, name: name.clone() })
+    }
+
+    /// Streams of those who may not speak any more end.
+    fn forget_refused(&mut self) {
+        let mut streams = std::mem::take(&mut self.streams);
+        streams.retain(|(id, peer), _| self.check(*id, *peer).is_ok());
+        self.streams = streams;
     }
 }
 
@@ -77,6 +87,12 @@ pub enum Refused {
         /// Where it is from.
         source_site: SiteId,
         /// Who spoke.
+        peer: SiteId,
+    },
+    /// It is not among the peers of the configuration, or not any more.
+    #[error("site {peer} is not among the peers in the configuration of this site")]
+    NoPeer {
+        /// Its number.
         peer: SiteId,
     },
     /// It is no site, or none any more.
@@ -110,9 +126,23 @@ impl Incoming {
         let mut registry = self.lock();
         registry.sources = sources;
         registry.sites = Some(sites);
+        registry.forget_refused();
+    }
+
+    /// These are the peers from now on. Streams of others end, also of one whose number another has now.
+    pub fn set_peers(&self, peers: BTreeMap<SiteId, String>) {
+        let mut registry = self.lock();
+        let before = std::mem::replace(&mut registry.peers, peers);
         let mut streams = std::mem::take(&mut registry.streams);
-        streams.retain(|(id, peer), _| registry.check(*id, *peer).is_ok());
+        streams.retain(|(_, peer), _| registry.peers.get(peer) == before.get(peer));
         registry.streams = streams;
+    }
+
+    /// The peer whose certificate has this name.
+    fn peer_of(&self, name: &str) -> Option<SiteId> {
+        let registry = self.lock();
+        let mut peers = registry.peers.iter();
+        peers.find_map(|(site, known)| (known == name).then_some(*site))
     }
 
     /// Whether a site may speak about a move: placement knows it, and it is the source, or the move is not known here yet.
@@ -160,7 +190,7 @@ impl Incoming {
 
 /// A bucket of bytes that all moves from this site share. It holds a tenth of a second, so that a small move never waits.
 pub struct RateLimit {
-    bytes_per_s: u64,
+    bytes_per_s: AtomicU64,
     clock: Clock,
     free_at_us: Mutex<u64>,
 }
@@ -169,7 +199,12 @@ impl RateLimit {
     /// A limit.
     #[must_use]
     pub fn new(bytes_per_s: u64) -> Self {
-        Self { bytes_per_s, clock: Clock::start(), free_at_us: Mutex::new(0) }
+        Self { bytes_per_s: bytes_per_s.into(), clock: Clock::start(), free_at_us: Mutex::new(0) }
+    }
+
+    /// Another limit for what is booked from now on.
+    pub fn set(&self, bytes_per_s: u64) {
+        self.bytes_per_s.store(bytes_per_s, Ordering::Relaxed);
     }
 
     /// Waits until so many bytes may go.
@@ -184,7 +219,7 @@ impl RateLimit {
     fn book(&self, bytes: u64, now: u64) -> u64 {
         let mut free_at = self.free_at_us.lock().unwrap_or_else(PoisonError::into_inner);
         let start = (*free_at).max(now.saturating_sub(100_000));
-        *free_at = start + bytes * 1_000_000 / self.bytes_per_s;
+        *free_at = start + bytes * 1_000_000 / self.bytes_per_s.load(Ordering::Relaxed);
         start.saturating_sub(now)
     }
 }
@@ -318,7 +353,6 @@ impl Outgoing {
 /// Accepts connections of peer sites and the streams of their moves.
 pub async fn accept(
     mut listener: Listener,
-    sites: BTreeMap<String, SiteId>,
     incoming: Incoming,
     inputs: mpsc::Sender<Input>,
     slices: watch::Receiver<Slices>,
@@ -329,12 +363,13 @@ pub async fn accept(
             connection.refuse("this is the agent of a site, which only agents of other sites connect to");
             continue;
         };
-        let Some(&site) = sites.get(name) else {
+        let Some(site) = incoming.peer_of(name) else {
             connection.refuse("it is not among the peers in the configuration of this site");
             continue;
         };
         let receiver = Receiver {
             site,
+            name: name.clone(),
             incoming: incoming.clone(),
             inputs: inputs.clone(),
             slices: slices.clone(),
@@ -348,6 +383,8 @@ pub async fn accept(
 #[derive(Clone)]
 struct Receiver {
     site: SiteId,
+    /// Of its certificate.
+    name: String,
     incoming: Incoming,
     inputs: mpsc::Sender<Input>,
     slices: watch::Receiver<Slices>,
@@ -370,6 +407,11 @@ impl Receiver {
     }
 
     async fn stream(self, frames: Frames) {
+        // The configuration may have changed since the connection came.
+        if self.incoming.peer_of(&self.name) != Some(self.site) {
+            tracing::debug!(site = %self.site, name = self.name, "a stream of a site that is no peer any more is refused");
+            return frames.refuse();
+        }
         if let Err(error) = self.talk(frames).await {
             if error.is::<Refused>() {
                 // A source tries again several times a second.
@@ -478,7 +520,7 @@ mod tests {
 
     #[tokio::test]
     async fn answers_about_a_move_go_to_its_source_and_to_nobody_else() {
-        let incoming = Incoming::default();
+        let incoming = Incoming::new(sites(&[SOURCE, THIRD]));
         // Before the move is known here anybody may ask, and is answered alone.
         let mut third = incoming.open(MOVE, THIRD).unwrap();
         let mut source = incoming.open(MOVE, SOURCE).unwrap();
@@ -497,7 +539,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_source_that_reads_no_answers_is_disconnected_and_may_come_again() {
-        let incoming = Incoming::default();
+        let incoming = Incoming::new(sites(&[SOURCE]));
         let mut queue = incoming.open(MOVE, SOURCE).unwrap();
         (0..=ANSWERS_MAX).for_each(|_| incoming.answer(MOVE, SOURCE, ToSource::Joined));
         let mut answers = 0;
@@ -546,13 +588,12 @@ mod tests {
     #[tokio::test]
     async fn a_third_site_that_opens_a_stream_with_the_number_of_others_move_is_refused() {
         let network = Sites::new();
-        let incoming = Incoming::default();
+        let incoming = Incoming::new(sites(&[SOURCE, THIRD]));
         incoming.learn(BTreeMap::from([(MOVE, SOURCE)]), sites(&[SOURCE, THIRD]));
         let (inputs, mut queue) = mpsc::channel(8);
         let (_slices, slices) = watch::channel(Slices::default());
-        let names = BTreeMap::from([("source".to_owned(), SOURCE), ("third".to_owned(), THIRD)]);
         let listener = network.endpoints["target"].listen();
-        tokio::spawn(accept(listener, names, incoming.clone(), inputs, slices));
+        tokio::spawn(accept(listener, incoming.clone(), inputs, slices));
 
         let (_connection, mut source) = network.open("source").await;
         let offer = Frame::Offer { session: 1, flows: 0, schemas: (codec::SCHEMA_MIN, codec::SCHEMA) };
@@ -578,8 +619,7 @@ mod tests {
         let incoming = Incoming::new(sites(&[SOURCE, THIRD]));
         let (inputs, mut queue) = mpsc::channel(8);
         let (_slices, slices) = watch::channel(Slices::default());
-        let names = BTreeMap::from([("source".to_owned(), SOURCE), ("third".to_owned(), THIRD)]);
-        tokio::spawn(accept(network.endpoints["target"].listen(), names, incoming.clone(), inputs, slices));
+        tokio::spawn(accept(network.endpoints["target"].listen(), incoming.clone(), inputs, slices));
         let offer = Frame::Offer { session: 1, flows: 0, schemas: (codec::SCHEMA_MIN, codec::SCHEMA) };
 
         // Nothing was heard of placement yet.
@@ -610,6 +650,34 @@ mod tests {
         let (_third, mut again) = network.open("source").await;
         again.sender.send(&offer.encode()).await.unwrap();
         assert!(matches!(queue.recv().await, Some(Input::FromSource { from: SOURCE, .. })));
+    }
+
+    #[tokio::test]
+    async fn a_peer_that_the_configuration_takes_away_may_not_speak_and_one_that_it_adds_may() {
+        let network = Sites::new();
+        let incoming = Incoming::new(sites(&[SOURCE]));
+        let (inputs, mut queue) = mpsc::channel(8);
+        let (_slices, slices) = watch::channel(Slices::default());
+        tokio::spawn(accept(network.endpoints["target"].listen(), incoming.clone(), inputs, slices));
+        let offer = Frame::Offer { session: 1, flows: 0, schemas: (codec::SCHEMA_MIN, codec::SCHEMA) };
+        let (connection, mut source) = network.open("source").await;
+        source.sender.send(&offer.encode()).await.unwrap();
+        assert!(matches!(queue.recv().await, Some(Input::FromSource { from: SOURCE, .. })));
+
+        // Its number is another's now.
+        incoming.set_peers(BTreeMap::from([(SOURCE, "bergen".to_owned()), (THIRD, "third".to_owned())]));
+        assert!(source.receiver.next().await.is_err(), "its stream ends");
+        let mut again = connection.open(StreamKind::Move, FRAME_LEN_MAX).await.unwrap();
+        let _ = again.sender.send(&MOVE.0.to_be_bytes()).await;
+        let _ = again.sender.send(&offer.encode()).await;
+        assert!(again.receiver.next().await.is_err(), "it gets no other by the connection that it has");
+        assert!(queue.try_recv().is_err());
+
+        let (_third, mut third) = network.open("third").await;
+        third.sender.send(&offer.encode()).await.unwrap();
+        assert!(matches!(queue.recv().await, Some(Input::FromSource { from: THIRD, .. })));
+        incoming.set_peers(BTreeMap::new());
+        assert_eq!(incoming.check(MOVE, THIRD), Err(Refused::NoPeer { peer: THIRD }));
     }
 
     #[test]

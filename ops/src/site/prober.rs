@@ -65,7 +65,7 @@ struct Counts {
 /// Asks servers, one after the other.
 #[derive(Debug)]
 pub struct Prober {
-    settings: Option<ProbeSettings>,
+    settings: Mutex<Option<ProbeSettings>>,
     queue: Mutex<VecDeque<Probe>>,
     results: Mutex<Vec<ServerRtt>>,
     counts: Counts,
@@ -79,18 +79,32 @@ impl Prober {
     /// `None` never sends anything.
     #[must_use]
     pub fn new(settings: Option<ProbeSettings>) -> Self {
-        Self { settings, queue: Mutex::default(), results: Mutex::default(), counts: Counts::default() }
+        Self {
+            settings: Mutex::new(settings),
+            queue: Mutex::default(),
+            results: Mutex::default(),
+            counts: Counts::default(),
+        }
+    }
+
+    /// Other settings from now on; what waits and is not allowed any more is left out.
+    pub fn set(&self, settings: Option<ProbeSettings>) {
+        let allowed =
+            |probe: &Probe| settings.as_ref().is_some_and(|settings| settings.allows(&probe.target));
+        lock(&self.queue).retain(allowed);
+        *lock(&self.settings) = settings;
     }
 
     /// Probes per second that placement may ask for.
     #[must_use]
     pub fn per_second(&self) -> u16 {
-        self.settings.as_ref().map_or(0, |settings| settings.per_second)
+        lock(&self.settings).as_ref().map_or(0, |settings| settings.per_second)
     }
 
     /// Takes what placement asks for; what is not allowed, or too much, is refused and counted.
     pub fn ask(&self, probes: Vec<Probe>) {
-        let Some(settings) = &self.settings else { return };
+        let settings = lock(&self.settings);
+        let Some(settings) = settings.as_ref() else { return };
         let mut queue = lock(&self.queue);
         for probe in probes {
             if !settings.allows(&probe.target) || queue.len() >= PROBES_MAX {
@@ -117,12 +131,9 @@ impl Prober {
 
     /// Sends what is asked for, at the rate of the settings, until it is dropped.
     pub async fn run(self: Arc<Self>) {
-        let Some(settings) = &self.settings else { return };
-        let mut tick = tokio::time::interval(Duration::from_secs(1) / u32::from(settings.per_second.max(1)));
-        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let room = Arc::new(Semaphore::new(AT_ONCE_MAX));
         loop {
-            tick.tick().await;
+            tokio::time::sleep(Duration::from_secs(1) / u32::from(self.per_second().max(1))).await;
             let Some(probe) = lock(&self.queue).pop_front() else { continue };
             let Ok(permit) = room.clone().acquire_owned().await else { return };
             let prober = self.clone();
@@ -216,14 +227,28 @@ mod tests {
     async fn what_is_not_enabled_or_not_allowed_is_never_asked() {
         let off = Arc::new(Prober::new(None));
         off.ask(vec![probe("127.0.0.1:9")]);
-        off.clone().run().await;
-        assert_eq!((off.per_second(), off.take()), (0, vec![]));
+        assert_eq!((off.per_second(), lock(&off.queue).len()), (0, 0));
         let prober = Prober::new(Some(settings(5, &["127.0.0.0/24"])));
         let refused =
             ["127.1.0.1:9", "127.0.0.1:0", "0.0.0.0:9", "224.0.0.1:9", "255.255.255.255:9", "[ff02::1]:9"];
         prober.ask(refused.iter().map(|target| probe(target)).collect());
         assert!(lock(&prober.queue).is_empty());
         assert_eq!(prober.counts()[2], ("refused", 6));
+    }
+
+    #[test]
+    fn what_waits_and_is_not_allowed_any_more_is_not_asked() {
+        let prober = Prober::new(None);
+        prober.set(Some(settings(5, &[])));
+        prober.ask(vec![probe("127.0.0.1:9"), probe("127.1.0.1:9")]);
+        assert_eq!((prober.per_second(), lock(&prober.queue).len()), (5, 2));
+        prober.set(Some(settings(7, &["127.1.0.0/16"])));
+        assert_eq!(
+            lock(&prober.queue).front().map(|probe| probe.target.to_string()).as_deref(),
+            Some("127.1.0.1:9")
+        );
+        prober.set(None);
+        assert_eq!((prober.per_second(), lock(&prober.queue).len()), (0, 0));
     }
 
     #[test]

@@ -30,7 +30,7 @@ use super::reports::Reporter;
 use super::switch::Switch;
 use super::{moves, workers};
 use crate::clock::{Clock, wall_ms};
-use crate::config::SiteConfig;
+use crate::config::{Peer, SiteConfig};
 use crate::keys::{self, Keys};
 use crate::net::{Link, QuicTransport};
 
@@ -60,10 +60,11 @@ pub struct Shell {
     switch: Switch,
     client: Arc<Client>,
     workers: workers::Workers,
-    peers: BTreeMap<SiteId, Arc<Link>>,
-    /// Of the peers, by their certificates.
-    names: BTreeMap<SiteId, String>,
-    outgoing: BTreeMap<MoveId, moves::Stream>,
+    endpoint: Endpoint,
+    cluster: String,
+    peers: BTreeMap<SiteId, PeerSite>,
+    /// Moves from here that are to have a stream, and where to. A site that is no peer has none.
+    outgoing: BTreeMap<MoveId, (SiteId, Option<moves::Stream>)>,
     incoming: moves::Incoming,
     /// Who has sent the input that is being taken.
     asking: Option<SiteId>,
@@ -79,6 +80,16 @@ pub struct Shell {
     workers_min: Option<usize>,
 }
 
+/// Another site, and the way to it.
+struct PeerSite {
+    spec: Peer,
+    link: Arc<Link>,
+}
+
+/// Keys of the configuration that change while the agent runs, each with all below it: with a new site, or with how much moves and
+/// measurements may use.
+pub const LIVE: &[&str] = &["moves.rate_mbit_per_s", "openvswitch.tunnels.remotes", "peers", "probe"];
+
 fn node_name(config: &SiteConfig) -> NodeName {
     NodeName::site(&config.tls.cluster, &config.name)
 }
@@ -93,11 +104,15 @@ pub fn check(config: &SiteConfig) -> anyhow::Result<()> {
 }
 
 /// Runs the agent of a site until the token is cancelled and the moves in hand have ended, or were waited for long
-/// enough.
+/// enough. What `changes` brings differs from `config` in the keys of [`LIVE`] alone.
 ///
 /// # Errors
 /// When keys, addresses or sockets cannot be had; what fails later is tried again.
-pub async fn run(config: SiteConfig, stop: CancellationToken) -> anyhow::Result<()> {
+pub async fn run(
+    config: SiteConfig,
+    mut changes: watch::Receiver<Option<Arc<SiteConfig>>>,
+    stop: CancellationToken,
+) -> anyhow::Result<()> {
     let node = node_name(&config);
     let (endpoint, keys) = keys::endpoint(config.listen, &config.tls, &node, Limits::site())?;
     let transport = Arc::new(QuicTransport::new(&endpoint, &config.tls.cluster, &config.placement));
@@ -123,7 +138,7 @@ pub async fn run(config: SiteConfig, stop: CancellationToken) -> anyhow::Result<
     let _ends_with_this = end.clone().drop_guard();
     shell.spawn_helpers(&config, &endpoint, keys, switch_events, inputs, end);
     tracing::info!(site = %config.name, listen = %config.listen, "the agent runs");
-    shell.run(&mut queue, &mut hook_ends, &stop).await;
+    shell.run(&mut queue, &mut hook_ends, &mut changes, &stop).await;
     server.abort();
     endpoint.close().await;
     Ok(())
@@ -153,23 +168,19 @@ impl Shell {
         fleet: Fleet,
     ) -> Self {
         let ports = config.switch.ports.clone();
-        let link = |peer: &crate::config::Peer| {
-            let name = NodeName::site(&config.tls.cluster, &peer.name);
-            (peer.site, Arc::new(Link::new(endpoint.clone(), peer.address.clone(), name)))
-        };
-        let names: BTreeMap<_, _> = config.peers.iter().map(|peer| (peer.site, peer.name.clone())).collect();
         let prober = Arc::new(Prober::new(config.probe.clone()));
-        Self {
+        let mut shell = Self {
             agent: Agent::new(config.site, incarnation(), ports, expected(config), config.bounds),
             clock: Clock::start(),
             catch_up: Arc::default(),
             workers: workers::Workers::new(config.site, inputs.clone()),
             inputs,
             switch,
-            peers: config.peers.iter().map(link).collect(),
+            endpoint: endpoint.clone(),
+            cluster: config.tls.cluster.clone(),
+            peers: BTreeMap::new(),
             outgoing: BTreeMap::new(),
-            incoming: moves::Incoming::new(names.clone()),
-            names,
+            incoming: moves::Incoming::default(),
             asking: None,
             slices: watch::Sender::default(),
             metrics,
@@ -180,7 +191,49 @@ impl Shell {
             fleet,
             expected: config.expected.clone(),
             workers_min: config.elastic.as_ref().map(|elastic| elastic.limits.min),
+        };
+        shell.set_peers(&config.peers);
+        shell
+    }
+
+    /// Takes other peers. The way to one that is as before stays; moves to one that is not have a new stream.
+    fn set_peers(&mut self, specs: &[Peer]) {
+        let mut before = std::mem::take(&mut self.peers);
+        for spec in specs {
+            let same = before.remove(&spec.site).filter(|known| known.spec == *spec);
+            let peer = same.unwrap_or_else(|| {
+                let name = NodeName::site(&self.cluster, &spec.name);
+                let link = Arc::new(Link::new(self.endpoint.clone(), spec.address.clone(), name));
+                PeerSite { spec: spec.clone(), link }
+            });
+            self.peers.insert(spec.site, peer);
         }
+        self.incoming.set_peers(specs.iter().map(|spec| (spec.site, spec.name.clone())).collect());
+    }
+
+    /// Takes another configuration, of which only the keys of [`LIVE`] are others.
+    fn reconfigure(&mut self, config: &SiteConfig) {
+        let links = |peers: &BTreeMap<SiteId, PeerSite>| -> BTreeMap<SiteId, Arc<Link>> {
+            peers.iter().map(|(site, peer)| (*site, peer.link.clone())).collect()
+        };
+        let before = links(&self.peers);
+        self.set_peers(&config.peers);
+        let after = links(&self.peers);
+        let is_new = |site: &SiteId| match (before.get(site), after.get(site)) {
+            (Some(before), Some(after)) => !Arc::ptr_eq(before, after),
+            (before, after) => before.is_some() || after.is_some(),
+        };
+        let moves = self.outgoing.iter().filter(|(_, (to, _))| is_new(to));
+        let moves: Vec<_> = moves.map(|(&id, &(to, _))| (id, to)).collect();
+        for (id, to) in moves {
+            self.outgoing.remove(&id);
+            self.take(Input::PeerDown(id));
+            self.connect(id, to);
+        }
+        self.take(Input::Ports(config.switch.ports.clone()));
+        self.settle();
+        self.rate.set(config.rate_bytes_per_s);
+        self.prober.set(config.probe.clone());
     }
 
     fn spawn_helpers(
@@ -211,10 +264,8 @@ impl Shell {
         let heard = Heard { client: self.client.clone(), metrics: self.metrics.clone() };
         let watch = watch_placement(heard, self.clock, self.catch_up.clone(), inputs.clone());
         until(Box::pin(watch));
-        let sites = config.peers.iter().map(|peer| (peer.name.clone(), peer.site)).collect();
         until(Box::pin(moves::accept(
             endpoint.listen(),
-            sites,
             self.incoming.clone(),
             inputs,
             self.slices.subscribe(),
@@ -226,6 +277,7 @@ impl Shell {
         &mut self,
         queue: &mut mpsc::Receiver<Input>,
         hook_ends: &mut mpsc::Receiver<HookEnd>,
+        changes: &mut watch::Receiver<Option<Arc<SiteConfig>>>,
         stop: &CancellationToken,
     ) {
         let mut report = tokio::time::interval(REPORT_INTERVAL);
@@ -262,6 +314,12 @@ impl Shell {
                     let now = self.clock.now();
                     self.agent.handle_timeout(now);
                     self.settle();
+                }
+                Ok(()) = changes.changed() => {
+                    let config = changes.borrow_and_update().clone();
+                    if let Some(config) = config {
+                        self.reconfigure(&config);
+                    }
                 }
                 Some(end) = hook_ends.recv() => self.fleet.hook_ended(end, self.clock.now()),
                 _ = report.tick() => {
@@ -342,7 +400,7 @@ impl Shell {
                     self.outgoing.remove(&id);
                 }
                 Output::ToTarget(id, message) => {
-                    if let Some(stream) = self.outgoing.get(&id) {
+                    if let Some((_, Some(stream))) = self.outgoing.get(&id) {
                         stream.send(message);
                     }
                 }
@@ -362,7 +420,8 @@ impl Shell {
 
     fn connect(&mut self, id: MoveId, site: SiteId) {
         let Some(spec) = self.agent.move_spec(id) else { return };
-        let Some(link) = self.peers.get(&site).cloned() else {
+        let Some(link) = self.peers.get(&site).map(|peer| peer.link.clone()) else {
+            self.outgoing.insert(id, (site, None));
             return tracing::error!(%site, "a move leads to a site that is not among the peers of the configuration");
         };
         let stream = moves::Stream::start(|overflow| moves::Outgoing {
@@ -374,7 +433,7 @@ impl Shell {
             metrics: self.metrics.clone(),
             overflow,
         });
-        self.outgoing.insert(id, stream);
+        self.outgoing.insert(id, (site, Some(stream)));
     }
 
     /// Each proposal has a task until the log answers: a few per move in hand.
@@ -408,9 +467,11 @@ impl Shell {
         self.metrics.placement(self.client.silence());
         let us = |rtt: Duration| u32::try_from(rtt.as_micros()).unwrap_or(u32::MAX);
         // The way to a peer that is no site any more says nothing of the site that has its number now.
-        let known = |site: &SiteId| agent.sites().get(site).map(|site| &site.name) == self.names.get(site);
-        let rtts = self.peers.iter().filter(|(site, _)| known(site));
-        let rtts = rtts.filter_map(|(&site, link)| Some((site, us(link.round_trip()?))));
+        let known = |peer: &&PeerSite| {
+            agent.sites().get(&peer.spec.site).is_some_and(|site| site.name == peer.spec.name)
+        };
+        let rtts = self.peers.values().filter(known);
+        let rtts = rtts.filter_map(|peer| Some((peer.spec.site, us(peer.link.round_trip()?))));
         let rtts: Vec<_> = rtts.collect();
         self.reporter.send(self.metrics.report(&self.agent, &rtts, &self.prober, REPORT_INTERVAL));
     }

@@ -20,6 +20,7 @@ use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
 use flow::socket::{Kept, LOOK_INTERVAL, Listening};
@@ -117,11 +118,31 @@ pub enum SwitchError {
     Poll(Errno),
 }
 
-/// Runs a switch until `stop` is set, which it sees within some 20 ms.
+/// The tunnels that a switch is to have, for whoever changes them while it runs. What is set last counts.
+#[derive(Debug, Default)]
+pub struct Tunnels(Mutex<Option<Vec<PortConfig>>>);
+
+impl Tunnels {
+    /// Has these and no others from now on, within some 20 ms. Ports that are no tunnels are as at the start.
+    pub fn set(&self, ports: &[PortConfig]) {
+        let is_tunnel = |port: &&PortConfig| matches!(port.kind, PortKind::Tunnel { .. });
+        *self.lock() = Some(ports.iter().filter(is_tunnel).cloned().collect());
+    }
+
+    fn take(&self) -> Option<Vec<PortConfig>> {
+        self.lock().take()
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Option<Vec<PortConfig>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Runs a switch until `stop` is set, which it sees within some 20 ms. `tunnels` changes those of the configuration.
 ///
 /// # Errors
 /// [`SwitchError`] when it cannot start. Trouble with one peer or controller later ends that connection only.
-pub fn run(config: &SwitchConfig, stop: &AtomicBool) -> Result<(), SwitchError> {
+pub fn run(config: &SwitchConfig, tunnels: &Tunnels, stop: &AtomicBool) -> Result<(), SwitchError> {
     #[expect(clippy::disallowed_methods, reason = "the one place that reads the clock")]
     let now = Instant::now;
     let started = now();
@@ -129,6 +150,9 @@ pub fn run(config: &SwitchConfig, stop: &AtomicBool) -> Result<(), SwitchError> 
     tracing::info!(name = config.name, ports = config.ports.len(), "switch runs");
     while !stop.load(Ordering::Relaxed) {
         let since = u64::try_from(now().duration_since(started).as_micros()).unwrap_or(u64::MAX);
+        if let Some(tunnels) = tunnels.take() {
+            switch.datapath.ports.set_tunnels(&tunnels);
+        }
         switch.turn(Micros(since))?;
     }
     Ok(())

@@ -21,23 +21,51 @@ const SOCKET_BUFFER: usize = 8 << 20;
 pub(super) struct Ports {
     list: Vec<Port>,
     places: HashMap<PortNo, usize>,
+    queue_max: usize,
+    /// Packets that rules sent to ports that are not there.
+    nowhere: u64,
 }
 
 impl Ports {
     pub(super) fn open(configs: &[PortConfig], queue_max: usize) -> Result<Self, SwitchError> {
-        let mut ports = Self { list: Vec::new(), places: HashMap::new() };
+        let mut ports = Self { list: Vec::new(), places: HashMap::new(), queue_max, nowhere: 0 };
         // A UDP port that another process has is refused, so tunnels come before any path is touched.
         let mut configs: Vec<_> = configs.iter().collect();
         configs.sort_by_key(|config| matches!(config.kind, PortKind::Socket { .. }));
         for config in configs {
-            let number = config.number;
-            let taken = ports.places.insert(number, ports.list.len()).is_some();
-            if taken || number.0 == 0 || number >= PortNo::MAX {
-                return Err(SwitchError::PortNumber(number));
-            }
-            ports.list.push(Port::open(config, queue_max)?);
+            ports.add(config)?;
         }
         Ok(ports)
+    }
+
+    fn add(&mut self, config: &PortConfig) -> Result<(), SwitchError> {
+        let number = config.number;
+        if self.places.contains_key(&number) || number.0 == 0 || number >= PortNo::MAX {
+            return Err(SwitchError::PortNumber(number));
+        }
+        self.list.push(Port::open(config, self.queue_max)?);
+        self.places.insert(number, self.list.len() - 1);
+        Ok(())
+    }
+
+    /// Has these tunnels and no others from now on. Those that are as before stay as they are, with what they have counted; what cannot
+    /// be opened is said and left out.
+    pub(super) fn set_tunnels(&mut self, tunnels: &[PortConfig]) {
+        let wanted = |port: &Port| match port.link {
+            Link::Socket { .. } => true,
+            Link::Tunnel { .. } => tunnels.iter().any(|tunnel| port.is(tunnel)),
+        };
+        self.list.retain(wanted);
+        self.places = self.list.iter().enumerate().map(|(at, port)| (port.number(), at)).collect();
+        for tunnel in tunnels {
+            if self.places.get(&tunnel.number).is_some_and(|&at| self.list[at].is(tunnel)) {
+                continue;
+            }
+            match self.add(tunnel) {
+                Ok(()) => tracing::info!(port = tunnel.name, "a tunnel is there"),
+                Err(error) => tracing::error!(port = tunnel.name, %error, "a tunnel cannot be opened"),
+            }
+        }
     }
 
     /// The sockets that peers connect to.
@@ -56,17 +84,26 @@ impl Ports {
         &mut self.list[place]
     }
 
-    /// Sends by a port; a number that no port has is ignored, as OpenFlow wants it.
+    /// Sends by a port. What is for a number that no port has is dropped, as OpenFlow wants it, and said with its count: at the first, and
+    /// each time that there are twice as many.
     pub(super) fn send(&mut self, port: PortNo, packet: &mut Packet, tunnel_id: u64) {
         if let Some(&place) = self.places.get(&port) {
-            self.list[place].send(packet, tunnel_id);
+            return self.list[place].send(packet, tunnel_id);
+        }
+        self.nowhere += 1;
+        if self.nowhere.is_power_of_two() {
+            tracing::warn!(
+                %port,
+                packets = self.nowhere,
+                "a rule sends packets to a port that is not there: they are dropped"
+            );
         }
     }
 }
 
 enum Link {
     Socket { listener: Listening<Socket>, peer: Option<Socket> },
-    Tunnel { socket: UdpSocket, remote: SocketAddr },
+    Tunnel { socket: UdpSocket, local: SocketAddr, remote: SocketAddr },
 }
 
 /// One port.
@@ -95,10 +132,25 @@ impl Port {
             PortKind::Socket { path } => {
                 Link::Socket { listener: listen_unix(path, bind_packets)?, peer: None }
             }
-            PortKind::Tunnel { local, remote } => Link::Tunnel { socket: open_udp(*local)?, remote: *remote },
+            PortKind::Tunnel { local, remote } => {
+                Link::Tunnel { socket: open_udp(*local)?, local: *local, remote: *remote }
+            }
         };
         let stats = PortStats { port: config.number, ..PortStats::default() };
         Ok(Self { name: config.name.clone(), link, queue: VecDeque::new(), queue_max, stats })
+    }
+
+    /// Whether it is what a configuration says.
+    fn is(&self, config: &PortConfig) -> bool {
+        let same = match (&self.link, &config.kind) {
+            (Link::Tunnel { local, remote, .. }, PortKind::Tunnel { local: at, remote: to }) => {
+                (local, remote) == (at, to)
+            }
+            (Link::Socket { listener, .. }, PortKind::Socket { path }) => listener.path() == path,
+            (Link::Tunnel { .. }, PortKind::Socket { .. })
+            | (Link::Socket { .. }, PortKind::Tunnel { .. }) => false,
+        };
+        same && self.number() == config.number && self.name == config.name
     }
 
     pub(super) fn number(&self) -> PortNo {
@@ -254,7 +306,7 @@ impl Port {
                 peer.send_with_flags(bytes, MsgFlags::MSG_NOSIGNAL.bits()).map(drop)
             }
             Link::Socket { peer: None, .. } => Err(ErrorKind::NotConnected.into()),
-            Link::Tunnel { socket, remote } => socket.send_to(bytes, remote).map(drop),
+            Link::Tunnel { socket, remote, .. } => socket.send_to(bytes, remote).map(drop),
         }
     }
 

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use flow::{SiteId, WorkerId};
 use socket2::{Domain, SockAddr, Socket, Type};
-use switchctl::softswitch::{self, PortConfig, PortKind, QUEUE_FRAMES, SwitchConfig};
+use switchctl::softswitch::{self, PortConfig, PortKind, QUEUE_FRAMES, SwitchConfig, Tunnels};
 use switchctl::{Ports, SwitchAddr};
 
 const OWN: SiteId = SiteId(1);
@@ -23,6 +23,8 @@ pub(crate) struct Running {
     directory: tempfile::TempDir,
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
+    /// Changes its tunnels.
+    pub(crate) tunnels: Arc<Tunnels>,
     /// The peer site's end of the tunnel.
     pub(crate) peer: UdpSocket,
     /// Where the switch receives from it.
@@ -36,8 +38,8 @@ impl Running {
         peer.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
         // A port that was free a moment ago.
         let tunnel = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        let mut running =
-            Self { directory, stop: Arc::new(AtomicBool::new(false)), thread: None, peer, tunnel };
+        let (stop, tunnels) = (Arc::new(AtomicBool::new(false)), Arc::default());
+        let mut running = Self { directory, stop, thread: None, tunnels, peer, tunnel };
         running.run();
         running
     }
@@ -45,8 +47,8 @@ impl Running {
     pub(crate) fn run(&mut self) {
         let config = self.config();
         self.stop.store(false, Ordering::Relaxed);
-        let stop = Arc::clone(&self.stop);
-        self.thread = Some(std::thread::spawn(move || softswitch::run(&config, &stop).unwrap()));
+        let (tunnels, stop) = (Arc::clone(&self.tunnels), Arc::clone(&self.stop));
+        self.thread = Some(std::thread::spawn(move || softswitch::run(&config, &tunnels, &stop).unwrap()));
     }
 
     pub(crate) fn halt(&mut self) {

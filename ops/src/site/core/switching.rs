@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use flow::{GroupId, Micros};
 use placement::core::Group;
-use switchctl::{Compiled, GroupPlan, PlanEntry, RuleSet, SitePlan, marker_out};
+use switchctl::{Compiled, GroupPlan, PlanEntry, Ports, RuleSet, SitePlan, marker_out};
 use transfer::core::{Ending, TargetInput};
 
 use super::{Agent, Incoming, Marker, Output};
@@ -131,6 +131,15 @@ impl Agent {
             } else {
                 self.markers.remove(&id);
             }
+        }
+    }
+
+    /// Rules of all groups may lead to ports that are others now.
+    pub(super) fn set_ports(&mut self, ports: Ports) {
+        if self.ports != ports {
+            self.ports = ports;
+            self.compiled = None;
+            self.plan_dirty = true;
         }
     }
 
