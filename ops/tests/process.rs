@@ -564,6 +564,57 @@ async fn the_command_line_finds_a_rule_that_was_taken_away_and_mends_it() {
     assert!(status == 2 && error.contains("no table [openvswitch]"), "{status}: {error}");
 }
 
+/// Gives a process a part of its configuration file, up to some words, or all of it, and has it read again.
+fn reconfigure(deployment: &Deployment, part: Part, until: Option<&str>) {
+    let path = deployment.cluster.layout().config_path(part);
+    let kept = path.with_extension("whole");
+    if !kept.exists() {
+        std::fs::copy(&path, &kept).unwrap();
+    }
+    let whole = std::fs::read_to_string(&kept).unwrap();
+    let end = until.map_or(whole.len(), |until| whole.find(until).unwrap());
+    std::fs::write(&path, &whole[..end]).unwrap();
+    let id = i32::try_from(deployment.cluster.process_id(part).unwrap()).unwrap();
+    kill(Pid::from_raw(id), Signal::SIGHUP).unwrap();
+}
+
+/// Waits until an agent's page has these words, or has them no more.
+async fn until_page(deployment: &Deployment, path: &str, words: &str, are_there: bool) {
+    let ends = tokio::time::Instant::now() + MOVES_BOUND;
+    loop {
+        let text = deployment.cluster.site_text(SiteId(1), path).await.unwrap();
+        if text.contains(words) == are_there {
+            return;
+        }
+        assert!(tokio::time::Instant::now() < ends, "{path}, {words}: {text}");
+        sleep(Duration::from_millis(100)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_peer_is_taken_with_sighup_and_the_moves_that_waited_for_it_go_on() {
+    let deployment = Deployment::start().await;
+    let [agent, switch] = [Part::Agent(SiteId(1)), Part::Switch(SiteId(1))];
+    let round_trip = "limosa_path_rtt_seconds{peer_site=\"singapore\"";
+    until_page(&deployment, "/metrics", round_trip, true).await;
+
+    // A switch without the tunnel that the agent's rules lead to is said; an agent that knows no such peer needs none.
+    reconfigure(&deployment, switch, Some("\n[[tunnels]]\nsite = 3"));
+    until_page(&deployment, "/readyz", "it has no port 1003", true).await;
+    reconfigure(&deployment, agent, Some("\n[[peers]]\nsite = 3"));
+    until_page(&deployment, "/metrics", round_trip, false).await;
+    until_page(&deployment, "/readyz", "[-]", false).await;
+
+    let moves = deployment.start_moves(3, "amsterdam", "singapore").await;
+    reconfigure(&deployment, switch, None);
+    until_page(&deployment, "/metrics", "limosa_switch_port_packets{fate=\"sent\",port=\"1003\"", true).await;
+    assert!(deployment.is_in_hand(moves[0]).await, "a move went to a site that is no peer");
+    reconfigure(&deployment, agent, None);
+    deployment.until_done(&moves).await;
+    // Without the tunnel, what servers near Singapore answered was lost.
+    deployment.assert_whole_again().await;
+}
+
 /// One process by its own configuration file: what a person does who starts Limosa by hand.
 #[test]
 fn a_configuration_that_cannot_work_names_file_key_value_and_remedy() {

@@ -11,6 +11,7 @@ use placement::core::{
     ClientRtt, GroupReport, GroupTalk, PeerRtt, REPORT_WAYS_MAX, ServerRtt, SiteReport, TALK_LEN_MAX,
 };
 use prometheus::{Gauge, GaugeVec, IntCounter, IntGauge, IntGaugeVec, Opts, Registry};
+use switchctl::PortNo;
 use switchctl::core::driver::SILENCE_BOUND;
 use switchctl::ofp::{PortStats, TableStats};
 use switchctl::session::SwitchEvent;
@@ -38,6 +39,8 @@ const TALK_SERVERS_MAX: usize = 64;
 const SWITCH_ANSWERS: &str = "the switch answers (within 1.5 s)";
 const _: () = assert!(SILENCE_BOUND.0 == 1_500_000);
 
+/// The check that fails while rules lead to ports that are not there.
+const PORTS: &str = "the switch has a port for each peer and worker (asked every 5 s)";
 /// The check that fails when peers refuse the certificate. Connections that are there go on.
 const CERTIFICATE: &str = "the certificate is valid";
 
@@ -71,6 +74,7 @@ pub struct SiteMetrics {
     rule_changes: IntCounter,
     rules: IntGauge,
     rules_drift: IntGauge,
+    ports_missing: IntGauge,
     fail_mode: IntGaugeVec,
     table_packets: IntGaugeVec,
     port_packets: IntGaugeVec,
@@ -114,6 +118,10 @@ struct State {
     connected: bool,
     /// For how long nothing was heard of the switch, once that is too long.
     switch_silent: Option<Duration>,
+    /// The ports that the switch has, as it said last; none before.
+    switch_ports: BTreeSet<PortNo>,
+    /// Those that the agent's rules lead to and the switch has not.
+    ports_missing: Vec<PortNo>,
     /// Whether the fail mode is secure, where it is looked at.
     fail_mode: Option<bool>,
     local_moves: Vec<super::core::LocalMove>,
@@ -307,6 +315,10 @@ impl SiteMetrics {
                 "limosa_switch_rules_drift",
                 "Rules that were not as wanted when they were compared last",
             )?,
+            ports_missing: single(
+                "limosa_switch_ports_missing",
+                "Ports that rules lead to and that the switch has not: packets for them are lost",
+            )?,
             fail_mode: gauge(
                 "limosa_switch_fail_mode_secure",
                 "1 while the bridge is known to keep its rules without a controller; absent where it is not looked at",
@@ -419,9 +431,14 @@ impl SiteMetrics {
         if let Some(found) = self.evidence().describe(check, self.clock.now()) {
             return format!("{check}: {found}");
         }
-        match self.state().switch_silent {
+        let state = self.state();
+        match state.switch_silent {
             Some(span) if check == SWITCH_ANSWERS => {
                 format!("{check}: switch silent for {} ms", span.as_millis())
+            }
+            _ if check == PORTS && !state.ports_missing.is_empty() => {
+                let missing: Vec<_> = state.ports_missing.iter().map(PortNo::to_string).collect();
+                format!("{check}: it has no port {}", missing.join(", "))
             }
             _ => check.to_owned(),
         }
@@ -449,6 +466,9 @@ impl SiteMetrics {
             for (fate, value) in [("matched", table.matched), ("missed", missed)] {
                 self.table_packets.with_label_values(&[label.as_str(), fate]).set(signed(value));
             }
+        }
+        if !ports.is_empty() {
+            self.state().switch_ports = ports.iter().map(|port| port.port).collect();
         }
         for port in ports {
             let label = port.port.to_string();
@@ -550,12 +570,22 @@ impl SiteMetrics {
         self.hold_max.set(counts.hold_us_max as f64 / 1e6);
         self.groups.set(i64::try_from(agent.local().len()).unwrap_or(i64::MAX));
         self.forget_workers(&agent.connected_workers());
+        self.compare_ports(&wanted_ports(agent));
         let mut state = self.state();
         self.revision.set(i64::try_from(agent.revision()).unwrap_or(i64::MAX));
         state.synced = agent.is_synced();
         state.serving = agent.is_serving_all();
         state.in_force = agent.is_in_force();
         state.local_moves = agent.local_log().iter().copied().collect();
+    }
+
+    /// Notes which ports the switch should have and has not.
+    fn compare_ports(&self, wanted: &BTreeSet<PortNo>) {
+        let mut state = self.state();
+        let missing =
+            if state.switch_ports.is_empty() { BTreeSet::new() } else { wanted - &state.switch_ports };
+        self.ports_missing.set(i64::try_from(missing.len()).unwrap_or(i64::MAX));
+        state.ports_missing = missing.into_iter().collect();
     }
 
     /// A worker that is gone has no last value: its load is no load of the site.
@@ -670,6 +700,7 @@ impl SiteMetrics {
             ("the switch is connected", state.connected),
             (SWITCH_ANSWERS, state.switch_silent.is_none()),
             ("the switch follows the newest rules", state.in_force),
+            (PORTS, state.ports_missing.is_empty()),
         ];
         checks.extend(self.evidence().checks(self.clock.now()));
         checks.extend(
@@ -688,6 +719,15 @@ impl SiteMetrics {
     pub fn stops(&self) {
         self.state().stopping = true;
     }
+}
+
+/// The ports that rules may lead to: to clients, to the world, to each peer, and to the workers that are there.
+fn wanted_ports(agent: &Agent) -> BTreeSet<PortNo> {
+    let ports = agent.ports();
+    let workers = agent.connected_workers();
+    let workers = ports.workers.iter().filter(|(worker, _)| workers.contains(worker)).map(|(_, port)| *port);
+    let tunnels = ports.tunnels.values().map(|tunnel| tunnel.port);
+    [ports.inside, ports.outside].into_iter().chain(tunnels).chain(workers).collect()
 }
 
 /// Logs of which workers a fault is told now that was not before, and of which it is told no more.
@@ -762,7 +802,7 @@ mod tests {
     fn what_tables_of_the_switch_miss_is_told() {
         let metrics = SiteMetrics::new("ams").unwrap();
         let table = |table, lookups, matched| TableStats { table, active: 1, lookups, matched };
-        let port = PortStats { port: switchctl::PortNo(2), rx_dropped: 4, ..PortStats::default() };
+        let port = PortStats { port: PortNo(2), rx_dropped: 4, ..PortStats::default() };
         metrics.switch_counters(&[table(0, 9, 7), table(1, 0, 0)], &[port]);
         let text = metrics.text();
         let told = |line: &str| text.lines().any(|told| told == line);
@@ -773,6 +813,28 @@ mod tests {
             "{text}"
         );
         assert!(!text.contains(r#"table="1""#), "{text}");
+    }
+
+    #[test]
+    fn a_port_that_the_switch_has_not_is_said_by_its_number() {
+        let metrics = SiteMetrics::new("ams").unwrap();
+        let failing = || {
+            let checks = metrics.checks().into_iter().filter(|(_, holds)| !holds);
+            checks.map(|(check, _)| metrics.describe(check)).find(|check| check.starts_with(PORTS))
+        };
+        let wanted = BTreeSet::from([1, 2, 1002, 1003].map(PortNo));
+        let port = |number| PortStats { port: PortNo(number), ..PortStats::default() };
+        metrics.compare_ports(&wanted);
+        assert_eq!(failing(), None, "the switch was not asked yet");
+        metrics.switch_counters(&[], &[port(1), port(2), port(1003)]);
+        // No answer, as while the switch is gone, says nothing.
+        metrics.switch_counters(&[], &[]);
+        metrics.compare_ports(&wanted);
+        assert_eq!(failing().as_deref(), Some(&*format!("{PORTS}: it has no port 1002")));
+        assert!(metrics.text().contains("limosa_switch_ports_missing{site=\"ams\"} 1"));
+        metrics.switch_counters(&[], &[port(1), port(2), port(1002), port(1003)]);
+        metrics.compare_ports(&wanted);
+        assert_eq!(failing(), None);
     }
 
     #[test]
