@@ -24,6 +24,7 @@ mod lost;
 mod mutation;
 mod packet;
 mod schedule;
+mod session;
 mod site;
 mod switch;
 mod traffic;
