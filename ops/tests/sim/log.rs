@@ -21,6 +21,10 @@ const LEADERLESS_MAX: u64 = 400_000;
 /// The shortest timeout of a flow: short, so that flows expire within a seed.
 pub(crate) const TIMEOUT_S: u32 = 3;
 
+/// Outside ports of a subscriber, and the first of an address.
+pub(crate) const BLOCK_LEN: u16 = 1_008;
+pub(crate) const FIRST_PORT: u16 = 1_024;
+
 /// Who the leader's own proposals are from.
 const LEADER: &str = "leader";
 
@@ -76,8 +80,8 @@ fn service(id: u8, clients: &str, pool: &str, ordering: Ordering) -> Option<Serv
         nat: NatSpec {
             clients: vec![clients.parse().ok()?],
             pool: vec![pool.parse().ok()?],
-            ports_per_subscriber: 1_008,
-            first_port: 1_024,
+            ports_per_subscriber: BLOCK_LEN,
+            first_port: FIRST_PORT,
             port_key: 77,
         },
         timeouts: Timeouts {

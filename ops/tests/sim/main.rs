@@ -159,6 +159,16 @@ fn a_port_that_changes_is_found() {
 }
 
 #[test]
+fn a_port_of_another_block_is_found() {
+    is_found_saying(Mutation::BlockBent, &[3], Mode::default(), "of the block of");
+}
+
+#[test]
+fn a_port_that_two_endpoints_share_is_found() {
+    is_found_saying(Mutation::PortShared, &[3], Mode::default(), "and of");
+}
+
+#[test]
 fn a_lost_packet_is_found() {
     is_found(Mutation::OutputLost, &[4]);
 }

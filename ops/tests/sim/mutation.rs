@@ -7,6 +7,10 @@ pub(crate) enum Mutation {
     TwoOwners,
     /// A worker uses another outside port now and then.
     PortBent,
+    /// A worker gives flows ports of another subscriber's block.
+    BlockBent,
+    /// A worker gives all flows of a subscriber one port.
+    PortShared,
     /// What comes for a closed port is delivered to a client.
     DoorOpen,
     /// A translated packet is lost now and then.

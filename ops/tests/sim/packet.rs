@@ -177,6 +177,14 @@ pub(crate) fn bend_source_port(frame: &mut [u8]) {
     }
 }
 
+/// Gives every packet of a flow the same other source port.
+pub(crate) fn map_source_port(frame: &mut [u8], map: impl Fn(u16) -> u16) {
+    let at = ETHERNET + TAG + IP_LEN;
+    if let Some(port) = word(frame, at) {
+        frame[at..at + 2].copy_from_slice(&map(port).to_be_bytes());
+    }
+}
+
 /// Whether it is TCP or UDP of a flow.
 pub(crate) fn has_ports(frame: &[u8]) -> bool {
     read(frame).is_some_and(|seen| seen.protocol != Protocol::Icmp && !seen.by_port)

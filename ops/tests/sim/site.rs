@@ -13,6 +13,7 @@ use switchctl::core::driver::Driver;
 use switchctl::ofp::Message;
 use transfer::core::{Pace, ToSource, ToTarget};
 
+use crate::log::{BLOCK_LEN, FIRST_PORT};
 use crate::mutation::Mutation;
 use crate::packet;
 use crate::traffic::{LIVE, Sending, Way};
@@ -682,6 +683,7 @@ impl World {
         if matches!(packet::tag(&frame), Some(Tag::ToOutside | Tag::ToClient(_)))
             && packet::read(&frame).is_some()
         {
+            bend_ports(self.mutation, &mut frame);
             match self.mutation.filter(|_| self.rng.below(200) == 0) {
                 Some(Mutation::OutputLost) => return Ok(()),
                 Some(Mutation::OutputTwice) => copies = 2,
@@ -702,12 +704,26 @@ impl World {
     }
 }
 
-/// What a broken agent would ask at once when it hears this.
 /// What comes from the world, errors and resets find a flow or nothing; other packets of a client make one.
 fn makes_no_flow(sending: &Sending) -> bool {
     sending.way == Way::In || sending.icmp || sending.flags & packet::RST != 0
 }
 
+/// As a worker would that divides ports among flows wrongly, but always in the same way.
+fn bend_ports(mutation: Option<Mutation>, frame: &mut [u8]) {
+    if packet::tag(frame) != Some(Tag::ToOutside) || !packet::has_ports(frame) {
+        return;
+    }
+    match mutation {
+        Some(Mutation::BlockBent) => packet::map_source_port(frame, |port| port.wrapping_add(BLOCK_LEN)),
+        Some(Mutation::PortShared) => {
+            packet::map_source_port(frame, |port| port - (port - FIRST_PORT) % BLOCK_LEN);
+        }
+        _ => {}
+    }
+}
+
+/// What a broken agent would ask at once when it hears this.
 fn mutated(mutation: Option<Mutation>, event: &Event) -> Option<Request> {
     match (mutation?, event) {
         (Mutation::TwoOwners, Event::Cut { group, token, .. }) => {
