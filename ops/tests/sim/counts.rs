@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 /// Things that each run of two thousand seeds must come to: else the simulation has lost them.
-const EXPECTED: [&str; 13] = [
+const EXPECTED: [&str; 16] = [
     "chunks",
     "moves",
     "handovers after several chunks",
@@ -17,6 +17,9 @@ const EXPECTED: [&str; 13] = [
     "ICMP errors that arrived",
     "flows that rested until they may expire",
     "flows expired",
+    "frames that a stopped switch had no room for",
+    "times a switch was said to be silent",
+    "connections to silent switches given up",
 ];
 
 /// Counts by name; those that begin with "most" are greatest values.

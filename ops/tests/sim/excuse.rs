@@ -115,6 +115,10 @@ impl World {
         if !self.sites.values().filter(|site| !site.lost).all(heard) {
             return false;
         }
+        // What waits in a switch that is stopped may be of the group, and of before.
+        if self.sites.values().any(|site| site.switch.is_stopped(self.now)) {
+            return false;
+        }
         let places = || self.sites.values().flat_map(|site| site.workers.values());
         // One that hangs will wake, and find that others have what it had.
         let hangs = |place: &&Place| place.stopped_until > self.now;

@@ -8,6 +8,7 @@ use flow::{MoveId, SiteId, WorkerId};
 use placement::core::{Command, Move, MovePhase, MoveReason};
 
 use crate::lost::FENCED_AFTER;
+use crate::session::AWAY_MAX;
 use crate::world::{Happening, IDLE, Mode, SITES, World};
 
 /// How far a move is, as nobody in the system can see it at once.
@@ -66,6 +67,10 @@ pub(crate) enum Kind {
     WorkerHung(Role),
     /// The move's stream brings nothing for a while, or breaks after its idle time.
     Stall,
+    /// For less than the agent waits for an answer of it.
+    SwitchStopped(Role),
+    /// For longer: the agent gives up the connection, and makes another.
+    SwitchHung(Role),
     /// The switch comes back without rules.
     SwitchForgets(Role),
     /// The whole site is gone for good, until an operator says that it is.
@@ -84,6 +89,8 @@ pub(crate) fn kinds() -> Vec<Kind> {
             Kind::AgentStopped(role),
             Kind::WorkerStopped(role),
             Kind::WorkerHung(role),
+            Kind::SwitchStopped(role),
+            Kind::SwitchHung(role),
             Kind::SwitchForgets(role),
             Kind::Lost(role),
         ]
@@ -249,7 +256,23 @@ impl World {
                     self.worker_cut(site, worker);
                 }
             }
-            Kind::Switch(role) => self.switch_loss(self.site_of(&fault, role)),
+            Kind::Switch(role) => {
+                let site = self.site_of(&fault, role);
+                lasts = self.between(0, AWAY_MAX);
+                let until = self.now + lasts;
+                if let Some(state) = self.sites.get_mut(&site) {
+                    state.unreachable_until = until;
+                }
+                self.switch_loss(site);
+            }
+            Kind::SwitchStopped(role) => {
+                lasts = self.between(20_000, 2_500_000);
+                self.switch_stops(self.site_of(&fault, role), lasts);
+            }
+            Kind::SwitchHung(role) => {
+                lasts = self.between(10_500_000, 14_000_000);
+                self.switch_stops(self.site_of(&fault, role), lasts);
+            }
             Kind::Placement(role) => {
                 lasts = self.between(50_000, 1_200_000);
                 let until = self.now + lasts;
@@ -315,12 +338,8 @@ impl World {
                 self.stall_stream(fault.id, lasts);
             }
             Kind::SwitchForgets(role) => {
-                let site = self.site_of(&fault, role);
-                if let Some(state) = self.sites.get_mut(&site) {
-                    state.switch.forget_rules();
-                    state.forgetful = true;
-                }
-                self.switch_loss(site);
+                lasts = AWAY_MAX;
+                self.switch_restarts(self.site_of(&fault, role));
             }
             Kind::Lost(role) => {
                 // Then an operator makes sure that it is, and says so.

@@ -374,6 +374,7 @@ impl World {
 
     pub(crate) fn brain(&mut self) {
         self.after(50_000, Happening::Brain);
+        self.look_at_stopped_switches();
         self.watch_again();
         if self.log.leaderless_until > self.now {
             return;

@@ -32,7 +32,8 @@ impl World {
         self.agent_crash(site);
         let Some(state) = self.sites.get_mut(&site) else { return };
         state.lost = true;
-        state.switch.forget_rules();
+        let waited = state.switch.forget_rules();
+        waited.iter().for_each(|frame| self.excuse_frame(frame));
         // Clients and servers reach another site.
         let near = SITES.into_iter().find(|other| *other != site).unwrap_or(site);
         for talk in &mut self.traffic.talks {

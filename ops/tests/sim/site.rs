@@ -58,10 +58,20 @@ impl World {
         let expected = state.workers.iter().filter(|(_, place)| there(place)).map(|(id, _)| *id);
         let agent = Agent::new(site, number << 8, ports, expected, BOUNDS);
         let driver = Driver::default();
-        let (connection, timer_at, watched, fresh) = (0, u64::MAX, 0, true);
-        let (answered, catches_up) = (false, false);
-        let life = Life { agent, driver, number, connection, timer_at, watched, fresh, answered, catches_up };
-        state.life = Some(life);
+        state.life = Some(Life {
+            agent,
+            driver,
+            number,
+            connection: 0,
+            connected_at: 0,
+            pause: crate::session::pause_min(),
+            switch_timer_at: u64::MAX,
+            timer_at: u64::MAX,
+            watched: 0,
+            fresh: true,
+            answered: false,
+            catches_up: false,
+        });
         self.trace(|| format!("agent {site} starts, life {number}"));
         let wait = self.between(100, 5_000);
         self.after(wait, Happening::SwitchConnect(site, number));
@@ -74,13 +84,13 @@ impl World {
     }
 
     pub(crate) fn agent_crash(&mut self, site: SiteId) {
+        self.switch_severed(site);
         let Some(state) = self.sites.get_mut(&site) else { return };
         state.life = None;
         state.stopped_until = 0;
         for place in state.workers.values_mut() {
             place.connection = 0;
         }
-        state.switch.forget_bundles();
         self.trace(|| format!("agent {site} crashes"));
         self.streams.retain(|_, stream| stream.from != site);
         let broken = self.streams.iter().filter(|(_, s)| s.to == site && s.open.is_some());
@@ -603,7 +613,7 @@ impl World {
             self.trace(|| format!("worker {site}/{worker} drops packet {number}"));
             self.excuse_relaxed(site, number);
             self.excuse_expired(number);
-            if full {
+            if full || self.traffic.of(number).is_some_and(|(sending, _)| sending.outdated) {
                 self.traffic.excuse(number);
             }
         }

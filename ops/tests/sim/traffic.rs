@@ -8,7 +8,7 @@ use switchctl::{PortNo, Ports};
 
 use crate::mutation::Mutation;
 use crate::packet::{self, End};
-use crate::switch::Sent;
+use crate::switch::{Sent, worker_of};
 use crate::world::{Checked, Happening, Queue, SITES, World};
 
 /// Who finds packets too long.
@@ -76,6 +76,8 @@ pub(crate) struct Sending {
     pub(crate) at: u64,
     pub(crate) arrived: u32,
     pub(crate) excused: bool,
+    /// It went by rules that were older than old owners relay.
+    pub(crate) outdated: bool,
 }
 
 #[derive(Default)]
@@ -91,6 +93,10 @@ impl Traffic {
         if let Some(sending) = self.sendings.get_mut(number as usize) {
             sending.excused = true;
         }
+    }
+
+    fn sending(&mut self, number: u64) -> Option<&mut Sending> {
+        self.sendings.get_mut(number as usize)
     }
 
     pub(crate) fn of(&self, number: u64) -> Option<(Sending, &Talk)> {
@@ -111,6 +117,7 @@ impl Traffic {
             at,
             arrived: 0,
             excused: false,
+            outdated: false,
         });
         self.sendings.len() as u64 - 1
     }
@@ -332,16 +339,39 @@ impl World {
         self.switch(talk.server_ingress, Ports::OUTSIDE, 0, &frame)
     }
 
-    /// A frame enters a switch by a port.
+    /// A frame comes to a port of a switch.
     pub(crate) fn switch(&mut self, site: SiteId, port: PortNo, tunnel: u64, frame: &[u8]) -> Checked {
         let now = self.now;
         let Some(state) = self.sites.get_mut(&site) else { return Ok(()) };
-        let sent = state.switch.process(frame, port, tunnel, now);
-        if sent.is_empty()
-            && (state.forgetful || state.lost)
-            && let Some(seen) = packet::read(frame)
-        {
+        if !state.switch.is_stopped(now) {
+            return self.forward(site, port, tunnel, frame);
+        }
+        if let Some(lost) = state.switch.wait(port, frame.to_vec(), tunnel) {
+            self.counts.add("frames that a stopped switch had no room for", 1);
+            self.excuse_frame(&lost);
+        }
+        Ok(())
+    }
+
+    /// The packet was lost with a process, or with a socket.
+    pub(crate) fn excuse_frame(&mut self, frame: &[u8]) {
+        if let Some(seen) = packet::read(frame) {
             self.traffic.excuse(seen.number);
+        }
+    }
+
+    /// A switch takes a frame from a port to where its rules say.
+    pub(crate) fn forward(&mut self, site: SiteId, port: PortNo, tunnel: u64, frame: &[u8]) -> Checked {
+        if worker_of(port).is_some() {
+            self.check_order(frame)?;
+        }
+        let now = self.now;
+        let Some(state) = self.sites.get_mut(&site) else { return Ok(()) };
+        let sent = state.switch.process(frame, port, tunnel, now);
+        let (excused, outdated) = (state.forgetful || state.lost, state.outdated);
+        if let Some(sending) = packet::read(frame).and_then(|seen| self.traffic.sending(seen.number)) {
+            sending.outdated |= outdated;
+            sending.excused |= sent.is_empty() && (excused || sending.outdated);
         }
         if sent.is_empty() {
             let number = packet::read(frame).map(|seen| seen.number);
@@ -362,8 +392,8 @@ impl World {
                 self.arrives_at_server(&frame)?;
             } else if port.0 >= 1_000 {
                 self.into_tunnel(site, SiteId((port.0 - 1_000) as u8), key, frame);
-            } else if let Some(worker) = port.0.checked_sub(100) {
-                self.into_worker(site, WorkerId(worker as u16), frame);
+            } else if let Some(worker) = worker_of(port) {
+                self.into_worker(site, worker, frame);
             }
         }
         Ok(())
@@ -401,7 +431,8 @@ impl World {
         self.in_order(Queue::ToWorker(site, worker), delay, Happening::ToWorker(site, worker, boot, frame));
     }
 
-    pub(crate) fn from_worker(&mut self, site: SiteId, worker: WorkerId, frame: &[u8]) -> Checked {
+    /// What a worker sent leaves its switch.
+    fn check_order(&mut self, frame: &[u8]) -> Checked {
         if matches!(packet::tag(frame), Some(Tag::ToOutside | Tag::ToClient(_)))
             && let Some(seen) = packet::read(frame)
             && let Some((sending, talk)) = self.traffic.of(seen.number)
@@ -416,7 +447,7 @@ impl World {
                 self.checks.order.leaves(seen.number, &sending)?;
             }
         }
-        self.switch(site, Ports::worker(worker), 0, frame)
+        Ok(())
     }
 
     fn arrives_at_server(&mut self, frame: &[u8]) -> Checked {

@@ -10,6 +10,7 @@ use flow::sample::Seeded;
 use flow::{GroupId, Micros, MoveId, ServiceId, SiteId, WorkerId};
 use limosa::site::core::{Agent, Input};
 use placement::core::{Command, Proposal};
+use switchctl::Ports;
 use switchctl::core::driver::Driver;
 use switchctl::ofp::Message;
 use transfer::core::{ToSource, ToTarget};
@@ -43,6 +44,8 @@ pub(crate) enum Happening {
     SwitchConnect(SiteId, u32),
     ToSwitch(SiteId, u64, u32, Message),
     FromSwitch(SiteId, u64, u32, Message),
+    SwitchTimer(SiteId, u32),
+    SwitchWakes(SiteId),
     Settled(SiteId, u64, u64),
     WorkerStart(SiteId, WorkerId),
     WorkerConnect(SiteId, u32, WorkerId),
@@ -121,8 +124,12 @@ pub(crate) struct Life {
     pub(crate) driver: Driver,
     /// Which start of the agent this is.
     pub(crate) number: u32,
-    /// The connection to the switch (0: none).
+    /// The connection to the switch (0: none), and since when it is there.
     pub(crate) connection: u64,
+    pub(crate) connected_at: u64,
+    /// Before the next attempt to connect to the switch.
+    pub(crate) pause: u64,
+    pub(crate) switch_timer_at: u64,
     pub(crate) timer_at: u64,
     pub(crate) watched: usize,
     pub(crate) fresh: bool,
@@ -142,8 +149,15 @@ pub(crate) struct SiteState {
     pub(crate) cut_off_until: u64,
     /// The agent does nothing until then.
     pub(crate) stopped_until: u64,
+    /// Nobody listens at the switch's control socket until then.
+    pub(crate) unreachable_until: u64,
+    /// Connections to the switch of which nothing arrives any more.
+    pub(crate) severed: BTreeSet<u64>,
     /// The switch lost its rules, and does not follow the agent's yet.
     pub(crate) forgetful: bool,
+    /// The switch was stopped for longer than old owners relay, and does not follow the agent's rules yet: by its own it may send to those
+    /// who have forgotten.
+    pub(crate) outdated: bool,
     /// Gone for good.
     pub(crate) lost: bool,
 }
@@ -397,6 +411,8 @@ impl World {
             H::SwitchConnect(site, life) => self.switch_connect(site, life),
             H::ToSwitch(site, connection, xid, message) => self.to_switch(site, connection, xid, message)?,
             H::FromSwitch(site, connection, xid, message) => self.from_switch(site, connection, xid, message),
+            H::SwitchTimer(site, life) => self.switch_timer(site, life),
+            H::SwitchWakes(site) => self.switch_wakes(site)?,
             H::Settled(site, connection, number) => self.settled(site, connection, number),
             H::WorkerStart(site, worker) => self.worker_start(site, worker),
             H::WorkerConnect(site, life, worker) => self.worker_connect(site, life, worker),
@@ -404,7 +420,7 @@ impl World {
             H::Asked(site, worker, connection, request) => self.asked(site, worker, connection, request)?,
             H::Said(site, worker, connection, event) => self.said(site, worker, connection, event),
             H::ToWorker(site, worker, boot, frame) => self.to_worker(site, worker, boot, frame)?,
-            H::FromWorker(site, worker, frame) => self.from_worker(site, worker, &frame)?,
+            H::FromWorker(site, worker, frame) => self.switch(site, Ports::worker(worker), 0, &frame)?,
             H::Tunnel { from, to, key, frame } => self.tunnel_arrives(from, to, key, &frame)?,
             H::StreamOpen(id, number) => self.stream_open(id, number),
             H::StreamBroken(id) => self.stream_broken(id),
