@@ -1,15 +1,21 @@
 //! Faults: what can break, for whom, and in which phase of a move.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use dataplane::control::Phase;
 use flow::sample::Seeded;
-use flow::{MoveId, SiteId, WorkerId};
+use flow::{GroupId, MoveId, SiteId, WorkerId};
 use placement::core::{Command, Move, MovePhase, MoveReason};
 
+use crate::log::root;
 use crate::lost::FENCED_AFTER;
 use crate::session::AWAY_MAX;
+use crate::slow::Part;
 use crate::world::{Happening, IDLE, Mode, SITES, World};
+
+/// For how long processes are slow.
+const SLOW_MIN: u64 = 200_000;
+const SLOW_MAX: u64 = 3_000_000;
 
 /// How far a move is, as nobody in the system can see it at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -63,6 +69,10 @@ pub(crate) enum Kind {
     /// Stopped for a while, then it goes on where it was.
     AgentStopped(Role),
     WorkerStopped(Role),
+    /// Each turn takes long for a while.
+    AgentSlow(Role),
+    WorkerSlow(Role),
+    SwitchSlow(Role),
     /// Stopped for longer than an agent waits for it: then it wakes, and finds that others have what it had.
     WorkerHung(Role),
     /// The move's stream brings nothing for a while, or breaks after its idle time.
@@ -77,6 +87,39 @@ pub(crate) enum Kind {
     Lost(Role),
 }
 
+impl Kind {
+    /// Whose part it breaks, if only one's.
+    fn role(self) -> Option<Role> {
+        match self {
+            Self::Agent(role)
+            | Self::AgentLong(role)
+            | Self::Worker(role)
+            | Self::Control(role)
+            | Self::Switch(role)
+            | Self::Placement(role)
+            | Self::Reset(role)
+            | Self::AgentStopped(role)
+            | Self::WorkerStopped(role)
+            | Self::WorkerHung(role)
+            | Self::AgentSlow(role)
+            | Self::WorkerSlow(role)
+            | Self::SwitchSlow(role)
+            | Self::SwitchStopped(role)
+            | Self::SwitchHung(role)
+            | Self::SwitchForgets(role)
+            | Self::Lost(role) => Some(role),
+            Self::Leader
+            | Self::LeaderAlone
+            | Self::Stream
+            | Self::Stall
+            | Self::Partition
+            | Self::Burst
+            | Self::Abort
+            | Self::Again => None,
+        }
+    }
+}
+
 pub(crate) fn kinds() -> Vec<Kind> {
     let all = ROLES.into_iter().flat_map(|role| {
         [
@@ -89,6 +132,9 @@ pub(crate) fn kinds() -> Vec<Kind> {
             Kind::AgentStopped(role),
             Kind::WorkerStopped(role),
             Kind::WorkerHung(role),
+            Kind::AgentSlow(role),
+            Kind::WorkerSlow(role),
+            Kind::SwitchSlow(role),
             Kind::SwitchStopped(role),
             Kind::SwitchHung(role),
             Kind::SwitchForgets(role),
@@ -224,8 +270,32 @@ impl World {
         workers.keys().find(has).or_else(|| workers.keys().next()).copied()
     }
 
+    /// Until when the process that the fault is to stop does nothing anyhow.
+    fn is_stopped_until(&self, fault: &Fault) -> Option<u64> {
+        let until = match fault.kind {
+            Kind::AgentStopped(role) => self.stopped(self.site_of(fault, role))?,
+            Kind::WorkerStopped(role) | Kind::WorkerHung(role) => {
+                let site = self.site_of(fault, role);
+                let worker = self.worker_of(fault, site)?;
+                self.sites.get(&site)?.workers.get(&worker)?.stopped_until
+            }
+            Kind::SwitchStopped(role) | Kind::SwitchHung(role) => {
+                self.switch_stopped(self.site_of(fault, role))?
+            }
+            _ => return None,
+        };
+        Some(until).filter(|until| *until > self.now)
+    }
+
     /// Something breaks.
     pub(crate) fn strike(&mut self, fault: Fault) {
+        if let Some(until) = self.is_stopped_until(&fault) {
+            // What waits for the process keeps its order only if one stop begins when the other is over.
+            if until < self.busy_until {
+                self.schedule.at(until, Happening::Fault(fault));
+            }
+            return;
+        }
         let now_at = self.log.cluster.moves.get(&fault.id).cloned().map(|mv| self.stage(&mv));
         let stage = now_at.unwrap_or(fault.stage);
         *self.plan.hits.entry((stage, fault.kind)).or_default() += 1;
@@ -306,19 +376,31 @@ impl World {
             Kind::AgentStopped(role) => {
                 lasts = self.between(20_000, 2_500_000);
                 let (site, until) = (self.site_of(&fault, role), self.now + lasts);
-                let now = self.now;
-                if let Some(state) = self.sites.get_mut(&site).filter(|state| state.stopped_until <= now) {
+                if let Some(state) = self.sites.get_mut(&site) {
                     state.stopped_until = until;
                 }
+            }
+            Kind::AgentSlow(role) => {
+                lasts = self.between(SLOW_MIN, SLOW_MAX);
+                self.slows(self.site_of(&fault, role), Part::Agent, lasts);
+            }
+            Kind::WorkerSlow(role) => {
+                lasts = self.between(SLOW_MIN, SLOW_MAX);
+                let site = self.site_of(&fault, role);
+                if let Some(worker) = self.worker_of(&fault, site) {
+                    self.slows(site, Part::Worker(worker), lasts);
+                }
+            }
+            Kind::SwitchSlow(role) => {
+                lasts = self.between(SLOW_MIN, SLOW_MAX);
+                self.slows(self.site_of(&fault, role), Part::Switch, lasts);
             }
             Kind::WorkerStopped(role) => {
                 lasts = self.between(20_000, 1_500_000);
                 let (site, until) = (self.site_of(&fault, role), self.now + lasts);
-                let now = self.now;
                 if let Some(worker) = self.worker_of(&fault, site)
                     && let Some(place) =
                         self.sites.get_mut(&site).and_then(|state| state.workers.get_mut(&worker))
-                    && place.stopped_until <= now
                 {
                     // What waits in it is relayed when others have given up waiting for it.
                     let known = place.process.iter().flat_map(|process| process.status.keys());
@@ -365,10 +447,19 @@ impl World {
                 }
             }
         }
-        self.checks.delays.broken(self.now, lasts.max(heal_after));
+        let at = fault.kind.role().map(|role| self.site_of(&fault, role));
+        let at = at.map(|site| (site, self.groups_at(site)));
+        self.checks.delays.broken(self.now, lasts.max(heal_after), at);
         if heal_after > 0 {
             self.after(heal_after, Happening::Heal(fault));
         }
+    }
+
+    /// Groups that the site has or moves.
+    fn groups_at(&self, site: SiteId) -> BTreeSet<GroupId> {
+        let moves = self.log.cluster.moves.values().filter(|mv| mv.from == site || mv.to == site);
+        let owned = self.log.cluster.groups.values().filter(|group| group.owner == site);
+        moves.map(|mv| mv.group).chain(owned.map(|group| group.id)).map(root).collect()
     }
 
     /// What was broken comes back by itself.

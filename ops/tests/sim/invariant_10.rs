@@ -1,10 +1,11 @@
 //! I10: what a move adds to the delay of a packet is bounded: between its reception by a worker and its emission or drop lies no more than
-//! the waits that the settings allow, and what the faults that were in hand meanwhile take. Source: part 1.1; docs/operations.md, the
+//! the waits that the settings allow, and what the faults that were in hand meanwhile take. A fault at one site counts for the groups
+//! that the site has or moves: as an ingress it adds no more than the settings allow. Source: part 1.1; docs/operations.md, the
 //! bounds of a move.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use flow::{SiteId, WorkerId};
+use flow::{GroupId, SiteId, WorkerId};
 
 use crate::site::BOUNDS;
 use crate::world::{Checked, Violation};
@@ -22,28 +23,58 @@ const RECOVERY: u64 = BOUNDS.take_back_us + 2 * ASKED;
 /// A proposal is repeated after so long at most, and takes so long.
 const ASKED: u64 = 900_000;
 
+/// Something is broken from then to then.
+struct Broken {
+    from: u64,
+    to: u64,
+    /// At one site: for these groups only.
+    at: Option<(SiteId, BTreeSet<GroupId>)>,
+}
+
+impl Broken {
+    fn concerns(&self, group: Option<GroupId>) -> bool {
+        self.at.as_ref().is_none_or(|(_, groups)| group.is_none_or(|group| groups.contains(&group)))
+    }
+}
+
+/// A packet in a worker: since when, and of which group, if of one.
+struct Inside {
+    entered: u64,
+    group: Option<GroupId>,
+}
+
 /// Packets that are in workers, and what broke when.
 #[derive(Default)]
 pub(crate) struct Delays {
-    inside: BTreeMap<(SiteId, WorkerId), BTreeMap<u64, u64>>,
-    /// From when to when something was broken.
-    faults: Vec<(u64, u64)>,
+    inside: BTreeMap<(SiteId, WorkerId), BTreeMap<u64, Inside>>,
+    faults: Vec<Broken>,
 }
 
 impl Delays {
-    /// Something is broken for so long.
-    pub(crate) fn broken(&mut self, now: u64, span: u64) {
-        self.faults.push((now, now.saturating_add(span)));
+    /// Something is broken for so long; at one site, if it is, that has or moves these groups.
+    pub(crate) fn broken(&mut self, now: u64, span: u64, at: Option<(SiteId, BTreeSet<GroupId>)>) {
+        self.faults.push(Broken { from: now, to: now.saturating_add(span), at });
     }
 
-    pub(crate) fn enters(&mut self, at: (SiteId, WorkerId), number: u64, now: u64) {
-        self.inside.entry(at).or_default().insert(number, now);
+    /// The group moves between these sites now.
+    pub(crate) fn moves(&mut self, now: u64, group: GroupId, sites: [SiteId; 2]) {
+        for fault in self.faults.iter_mut().filter(|fault| fault.to.saturating_add(RECOVERY) > now) {
+            if let Some((site, groups)) = &mut fault.at
+                && sites.contains(site)
+            {
+                groups.insert(group);
+            }
+        }
+    }
+
+    pub(crate) fn enters(&mut self, at: (SiteId, WorkerId), number: u64, group: Option<GroupId>, now: u64) {
+        self.inside.entry(at).or_default().insert(number, Inside { entered: now, group });
     }
 
     /// Gives the time that it took.
     pub(crate) fn leaves(&mut self, at: (SiteId, WorkerId), number: u64, now: u64) -> u64 {
         let entered = self.inside.get_mut(&at).and_then(|packets| packets.remove(&number));
-        entered.map_or(0, |entered| now - entered)
+        entered.map_or(0, |packet| now - packet.entered)
     }
 
     /// The process is gone.
@@ -54,8 +85,11 @@ impl Delays {
     /// What still waits.
     pub(crate) fn check(&self, now: u64) -> Checked {
         for ((site, worker), packets) in &self.inside {
-            let late = packets.iter().find(|(_, entered)| now - **entered > self.bound(**entered, now));
-            if let Some((number, entered)) = late {
+            let late = packets.iter().find(|(_, packet)| {
+                let took = now - packet.entered;
+                took > CALM && took > self.bound(packet, now)
+            });
+            if let Some((number, Inside { entered, .. })) = late {
                 let what = format!(
                     "packet {number} is in worker {site}/{worker} for {} ms",
                     (now - entered) / 1_000
@@ -67,9 +101,10 @@ impl Delays {
     }
 
     /// How long a packet that came then may be here now.
-    fn bound(&self, entered: u64, now: u64) -> u64 {
-        let of = |(from, to): &(u64, u64)| {
-            (*from < now && to.saturating_add(RECOVERY) > entered).then(|| to - from)
+    fn bound(&self, packet: &Inside, now: u64) -> u64 {
+        let of = |fault: &Broken| {
+            let meanwhile = fault.from < now && fault.to.saturating_add(RECOVERY) > packet.entered;
+            (meanwhile && fault.concerns(packet.group)).then(|| fault.to - fault.from)
         };
         CALM + self.faults.iter().filter_map(of).map(|span| span + RECOVERY).sum::<u64>()
     }

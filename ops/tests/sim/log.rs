@@ -282,6 +282,7 @@ impl World {
             }
         }
         let Change::Move(mv) = change else { return };
+        self.checks.delays.moves(self.now, root(mv.group), [mv.from, mv.to]);
         if mv.take_over && !before.get(&mv.id).is_some_and(|old| old.take_over) {
             self.excuses.lose(mv.group);
         }
@@ -307,11 +308,11 @@ impl World {
         let (latest, snapshot) = (self.log.changes.len(), self.log.cluster.snapshot_changes());
         let Some(life) = self.life(site, number) else { return };
         if let Some(until) = stopped_until
-            && std::mem::replace(&mut life.answered, true)
+            && life.answered_until > now
         {
             return self.schedule.at(until + 1, Happening::Watch(site, number));
         }
-        life.answered = stopped_until.is_some();
+        life.answered_until = stopped_until.unwrap_or(0);
         let reset = std::mem::take(&mut life.fresh) || anew;
         let from = life.watched;
         // As an answer that would be too long.
@@ -341,10 +342,14 @@ impl World {
     }
 
     pub(crate) fn report(&mut self, site: SiteId) {
+        if let Some(until) = self.stopped(site) {
+            // An interval that was missed is made up for.
+            return self.schedule.at(until, Happening::Report(site));
+        }
         self.after(200_000, Happening::Report(site));
         let now = self.micros();
         let Some(state) = self.sites.get(&site) else { return };
-        if state.life.is_some() && state.cut_off_until.max(state.stopped_until) <= now.0 {
+        if state.life.is_some() && state.cut_off_until <= now.0 {
             self.log.brain.handle_report(&SiteReport { site, ..SiteReport::default() }, now);
         }
     }

@@ -80,9 +80,11 @@ impl World {
 
     /// As the shell does: every worker is asked for its statistics, and one that does not answer is said to be silent, then hung.
     pub(crate) fn ask_stats(&mut self, site: SiteId) {
+        if let Some(until) = self.stopped(site) {
+            return self.schedule.at(until, Happening::AskStats(site));
+        }
         self.after(STATS, Happening::AskStats(site));
-        let now = self.now;
-        let Some(state) = self.sites.get(&site).filter(|state| state.stopped_until <= now) else { return };
+        let Some(state) = self.sites.get(&site) else { return };
         if state.life.is_none() {
             return;
         }

@@ -26,6 +26,7 @@ mod packet;
 mod schedule;
 mod session;
 mod site;
+mod slow;
 mod switch;
 mod traffic;
 mod world;

@@ -8,6 +8,7 @@ use switchctl::ofp::Message;
 use switchctl::session::SessionOptions;
 
 use crate::site::BOUNDS;
+use crate::slow::Part;
 use crate::world::{Checked, Happening, Queue, SiteState, World};
 
 /// A switch that was restarted listens after so long at most.
@@ -28,7 +29,7 @@ fn pause_max() -> u64 {
 
 impl World {
     /// Until when the switch does nothing, if it is stopped.
-    fn switch_stopped(&self, site: SiteId) -> Option<u64> {
+    pub(crate) fn switch_stopped(&self, site: SiteId) -> Option<u64> {
         let until = self.sites.get(&site)?.switch.stopped_until;
         Some(until).filter(|until| *until > self.now)
     }
@@ -119,6 +120,7 @@ impl World {
         };
         state.outdated |= state.switch.stopped_for() > BOUNDS.relay_us;
         self.trace(|| format!("switch {site} wakes"));
+        self.takes_turn(site, Part::Switch);
         let next = |world: &mut Self| world.sites.get_mut(&site)?.switch.read_waiting();
         while let Some((port, (frame, tunnel))) = next(self) {
             self.forward(site, port, tunnel, &frame)?;
@@ -150,8 +152,7 @@ impl World {
 
     pub(crate) fn switch_timer(&mut self, site: SiteId, number: u32) {
         if let Some(until) = self.stopped(site) {
-            // What has come counts before time does.
-            return self.schedule.at(until + 1, Happening::SwitchTimer(site, number));
+            return self.schedule.at(until, Happening::SwitchTimerLate(site, number));
         }
         let now = self.micros();
         let Some(life) = self.life(site, number).filter(|life| life.switch_timer_at <= now.0) else { return };
@@ -217,6 +218,8 @@ impl World {
         if state.lost || state.severed.contains(&connection) {
             return Ok(());
         }
+        self.takes_turn(site, Part::Switch);
+        let Some(state) = self.sites.get_mut(&site) else { return Ok(()) };
         let turn = state.switch.message(connection, message, now, lag);
         if turn.committed {
             self.trace(|| format!("switch {site} commits, follows within {lag}"));

@@ -16,6 +16,7 @@ use transfer::core::{Pace, ToSource, ToTarget};
 use crate::log::{BLOCK_LEN, FIRST_PORT};
 use crate::mutation::Mutation;
 use crate::packet;
+use crate::slow::Part;
 use crate::traffic::{LIVE, Sending, Way};
 use crate::world::{Checked, Happening, IDLE, Life, Place, Process, Queue, SITES, Stream, World};
 
@@ -69,7 +70,7 @@ impl World {
             timer_at: u64::MAX,
             watched: 0,
             fresh: true,
-            answered: false,
+            answered_until: 0,
             catches_up: false,
         });
         self.trace(|| format!("agent {site} starts, life {number}"));
@@ -132,6 +133,7 @@ impl World {
         let Some(life) = self.life(site, number) else { return };
         life.agent.settle(now);
         self.carry_out(site, number);
+        self.takes_turn(site, Part::Agent);
     }
 
     /// Until when the agent does nothing, if it is stopped.
@@ -420,9 +422,8 @@ impl World {
 
     /// It does nothing until then. Another may have been given its groups, without their flows.
     pub(crate) fn worker_hangs(&mut self, site: SiteId, worker: WorkerId, until: u64) {
-        let now = self.now;
         let place = self.sites.get_mut(&site).and_then(|state| state.workers.get_mut(&worker));
-        let Some(place) = place.filter(|place| place.stopped_until <= now) else { return };
+        let Some(place) = place else { return };
         place.stopped_until = until;
         let known = place.process.iter().flat_map(|process| process.status.keys());
         known.for_each(|group| self.excuses.lose(*group));
@@ -547,7 +548,10 @@ impl World {
             return Ok(());
         }
         if let Some(seen) = packet::read(&frame) {
-            self.checks.delays.enters((site, worker), seen.number, self.now);
+            // ICMP that goes by port may be in a worker of another group.
+            let group =
+                self.traffic.of(seen.number).filter(|(sending, _)| !sending.icmp).map(|(_, talk)| talk.group);
+            self.checks.delays.enters((site, worker), seen.number, group, self.now);
         }
         self.worker_turn(site, worker, vec![frame])
     }
@@ -640,6 +644,7 @@ impl World {
             self.in_order(Queue::Said(site, worker), delay, Happening::Said(site, worker, connection, event));
         }
         self.wake_worker(site, worker, wait);
+        self.takes_turn(site, Part::Worker(worker));
         Ok(())
     }
 

@@ -30,6 +30,8 @@ pub(crate) struct Switch {
     bundles: BTreeMap<(u64, u32), Vec<FlowModMsg>>,
     /// The process does nothing until then.
     pub(crate) stopped_until: u64,
+    /// Each of its turns takes long until then.
+    pub(crate) slow_until: u64,
     stopped_at: u64,
     /// What came for it meanwhile.
     waiting: BTreeMap<PortNo, VecDeque<Waiting>>,
@@ -79,7 +81,7 @@ impl Switch {
         if !self.is_stopped(now) {
             self.stopped_at = now;
         }
-        self.stopped_until = self.stopped_until.max(until);
+        self.stopped_until = until;
     }
 
     /// For how long it was stopped the last time.

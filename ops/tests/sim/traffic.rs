@@ -8,6 +8,7 @@ use switchctl::{PortNo, Ports};
 
 use crate::mutation::Mutation;
 use crate::packet::{self, End};
+use crate::slow::Part;
 use crate::switch::{Sent, worker_of};
 use crate::world::{Checked, Happening, Queue, SITES, World};
 
@@ -362,6 +363,7 @@ impl World {
 
     /// A switch takes a frame from a port to where its rules say.
     pub(crate) fn forward(&mut self, site: SiteId, port: PortNo, tunnel: u64, frame: &[u8]) -> Checked {
+        self.takes_turn(site, Part::Switch);
         if worker_of(port).is_some() {
             self.check_order(frame)?;
         }

@@ -22,6 +22,7 @@ use crate::fault::{Fault, Plan};
 use crate::log::{Asked, Log};
 use crate::mutation::Mutation;
 use crate::schedule::Schedule;
+use crate::slow::Part;
 use crate::switch::Switch;
 use crate::traffic::Traffic;
 
@@ -45,6 +46,9 @@ pub(crate) enum Happening {
     ToSwitch(SiteId, u64, u32, Message),
     FromSwitch(SiteId, u64, u32, Message),
     SwitchTimer(SiteId, u32),
+    /// As that, when the agent was stopped: what has come counts before time does.
+    SwitchTimerLate(SiteId, u32),
+    TurnEnds(SiteId, Part),
     SwitchWakes(SiteId),
     Settled(SiteId, u64, u64),
     WorkerStart(SiteId, WorkerId),
@@ -115,6 +119,8 @@ pub(crate) struct Place {
     pub(crate) connection: u64,
     /// The process does nothing until then.
     pub(crate) stopped_until: u64,
+    /// Each of its turns takes long until then.
+    pub(crate) slow_until: u64,
     /// It is there because of the load, and may be ended when it is empty.
     pub(crate) extra: bool,
 }
@@ -133,8 +139,8 @@ pub(crate) struct Life {
     pub(crate) timer_at: u64,
     pub(crate) watched: usize,
     pub(crate) fresh: bool,
-    /// It is stopped, and the answer that it had asked for waits for it: the next one it has to ask for.
-    pub(crate) answered: bool,
+    /// It is stopped, and the answer that it had asked for waits for it until then: the next one it has to ask for.
+    pub(crate) answered_until: u64,
     /// It wants an answer, be there news or not.
     pub(crate) catches_up: bool,
 }
@@ -149,6 +155,8 @@ pub(crate) struct SiteState {
     pub(crate) cut_off_until: u64,
     /// The agent does nothing until then.
     pub(crate) stopped_until: u64,
+    /// Each of its turns takes long until then.
+    pub(crate) slow_until: u64,
     /// Nobody listens at the switch's control socket until then.
     pub(crate) unreachable_until: u64,
     /// Connections to the switch of which nothing arrives any more.
@@ -412,6 +420,8 @@ impl World {
             H::ToSwitch(site, connection, xid, message) => self.to_switch(site, connection, xid, message)?,
             H::FromSwitch(site, connection, xid, message) => self.from_switch(site, connection, xid, message),
             H::SwitchTimer(site, life) => self.switch_timer(site, life),
+            H::SwitchTimerLate(site, life) => self.after(0, H::SwitchTimer(site, life)),
+            H::TurnEnds(site, part) => self.turn_ends(site, part),
             H::SwitchWakes(site) => self.switch_wakes(site)?,
             H::Settled(site, connection, number) => self.settled(site, connection, number),
             H::WorkerStart(site, worker) => self.worker_start(site, worker),
