@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 /// Things that each run of two thousand seeds must come to: else the simulation has lost them.
-const EXPECTED: [&str; 16] = [
+const EXPECTED: [&str; 19] = [
     "chunks",
     "moves",
     "handovers after several chunks",
@@ -20,6 +20,9 @@ const EXPECTED: [&str; 16] = [
     "frames that a stopped switch had no room for",
     "times a switch was said to be silent",
     "connections to silent switches given up",
+    "turns of slow processes",
+    "proposals to a node that was stopped",
+    "sites removed",
 ];
 
 /// Counts by name; those that begin with "most" are greatest values.

@@ -60,6 +60,8 @@ pub(crate) enum Kind {
     Leader,
     /// The leader is cut off from the others, goes on accepting for a while, and is gone.
     LeaderAlone,
+    /// A placement node that does not lead is stopped, with what it was asked; then it goes on.
+    NodeStopped,
     Stream,
     /// Between the agents of source and target.
     Partition,
@@ -110,6 +112,7 @@ impl Kind {
             | Self::Lost(role) => Some(role),
             Self::Leader
             | Self::LeaderAlone
+            | Self::NodeStopped
             | Self::Stream
             | Self::Stall
             | Self::Partition
@@ -145,6 +148,7 @@ pub(crate) fn kinds() -> Vec<Kind> {
     let rest = [
         Kind::Leader,
         Kind::LeaderAlone,
+        Kind::NodeStopped,
         Kind::Stream,
         Kind::Stall,
         Kind::Partition,
@@ -360,6 +364,10 @@ impl World {
                 self.poke_watch(site);
             }
             Kind::Leader => lasts = self.leader_change(),
+            Kind::NodeStopped => {
+                lasts = self.between(50_000, 3_000_000);
+                self.log.node_stopped_until = self.log.node_stopped_until.max(self.now + lasts);
+            }
             Kind::LeaderAlone => lasts = self.leader_alone(),
             Kind::Stream => self.break_stream(fault.id),
             Kind::Partition => {

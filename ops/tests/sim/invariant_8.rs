@@ -18,6 +18,9 @@ impl World {
         if !self.log.appended.is_empty() || !self.log.tickets.is_empty() && self.now < self.busy_until {
             return Some("the log was asked".into());
         }
+        if let Some(site) = self.log.cluster.sites.keys().find(|site| self.is_lost(**site)) {
+            return Some(format!("site {site} is lost and not removed"));
+        }
         SITES
             .into_iter()
             .find_map(|site| self.site_unsettled(site))
@@ -29,6 +32,9 @@ impl World {
         let Some(life) = state.life.as_ref() else { return Some(format!("site {site} has no agent")) };
         if !life.agent.is_in_force() {
             return Some(format!("the rules of site {site} are not in force"));
+        }
+        if !life.agent.sites().keys().eq(self.log.cluster.sites.keys()) {
+            return Some(format!("the agent of site {site} knows other sites than there are"));
         }
         let hands = life.agent.moves_in_hand();
         if hands != (0, 0) {

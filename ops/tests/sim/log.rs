@@ -15,6 +15,9 @@ use placement::core::{
 use crate::mutation::Mutation;
 use crate::world::{Checked, Happening, Queue, SITES, World};
 
+/// An agent whose watch is not answered asks another node after so long.
+const WATCH_GRACE: u64 = 1_000_000;
+
 /// Another node leads after so long at most.
 const LEADERLESS_MAX: u64 = 400_000;
 
@@ -60,6 +63,8 @@ pub(crate) struct Log {
     brain: Brain,
     /// Nobody leads until then.
     pub(crate) leaderless_until: u64,
+    /// A node that does not lead does nothing until then: what it was asked it passes on when it wakes.
+    pub(crate) node_stopped_until: u64,
     started: u64,
 }
 
@@ -120,6 +125,7 @@ impl Log {
             tickets: BTreeMap::new(),
             brain,
             leaderless_until: 0,
+            node_stopped_until: 0,
             started: 0,
         };
         for id in SITES {
@@ -188,9 +194,18 @@ impl World {
         let Some(entry) = self.log.tickets.get(&ticket) else { return };
         let asked = Asked { ticket, proposal: entry.proposal.clone(), origin: entry.origin };
         let delay = if self.one_in(5) { self.between(1_000, 150_000) } else { self.between(500, 10_000) };
-        self.after(delay, Happening::Propose(Box::new(asked)));
+        // Whoever asks does not wait for it.
+        let asleep = self.asks_a_stopped_node().unwrap_or(0);
+        self.counts.add("proposals to a node that was stopped", u64::from(asleep > 0));
+        self.after(asleep + delay, Happening::Propose(Box::new(asked)));
         let again = delay + self.between(150_000, 400_000);
         self.after(again, Happening::Retry(ticket));
+    }
+
+    /// How long the node that is asked now does nothing, if it is the one that is stopped.
+    fn asks_a_stopped_node(&mut self) -> Option<u64> {
+        let left = self.log.node_stopped_until.checked_sub(self.now).filter(|left| *left > 0)?;
+        self.one_in(2).then_some(left)
     }
 
     pub(crate) fn retry(&mut self, ticket: u64) {
@@ -268,6 +283,7 @@ impl World {
     }
 
     fn note_change(&mut self, change: &Change, before: &BTreeMap<flow::MoveId, placement::core::Move>) {
+        self.counts.add("sites removed", u64::from(matches!(change, Change::SiteGone(_))));
         if let Change::Site(site) = change
             && !site.alive
         {
@@ -292,7 +308,9 @@ impl World {
     pub(crate) fn poke_watch(&mut self, site: SiteId) {
         let Some(life) = self.sites.get(&site).and_then(|state| state.life.as_ref()) else { return };
         let number = life.number;
+        let asleep = self.asks_a_stopped_node().unwrap_or(0).min(WATCH_GRACE);
         let delay = if self.one_in(6) { self.between(1_000, 120_000) } else { self.between(500, 20_000) };
+        let delay = asleep + delay;
         self.in_order(Queue::Watch(site), delay, Happening::Watch(site, number));
     }
 

@@ -12,6 +12,8 @@ use crate::world::{Happening, Place, SITES, World};
 const LOOK: u64 = 150_000;
 /// Between two questions for statistics.
 const STATS: u64 = 500_000;
+/// Between two attempts of an operator to have done with a lost site.
+const AGAIN: u64 = 500_000;
 /// An operator makes sure for so long that the site does not forward any more.
 pub(crate) const FENCED_AFTER: u64 = 3_000_000;
 
@@ -54,7 +56,7 @@ impl World {
         self.after(FENCED_AFTER, Happening::FailOver(site));
     }
 
-    /// What `limosa site fail-over` proposes; again until nothing is left there.
+    /// What `limosa site fail-over` proposes; again until nothing is left there. Then the site is removed.
     pub(crate) fn fail_over(&mut self, site: SiteId) {
         let cluster = &self.log.cluster;
         let takes = |to: &SiteId| cluster.sites.get(to).is_some_and(|to| to.takes_groups());
@@ -62,8 +64,12 @@ impl World {
         let lost = cluster.moves.values().filter(|mv| mv.to == site && mv.phase == MovePhase::Switching);
         let lost: Vec<_> = lost.map(|mv| (mv.id, mv.group, mv.from)).collect();
         let owned: Vec<_> = cluster.groups.values().filter(|group| group.owner == site).copied().collect();
-        if owned.is_empty() && cluster.moves.values().all(|mv| mv.to != site) {
+        if !cluster.sites.contains_key(&site) {
             return;
+        }
+        if owned.is_empty() && cluster.moves.values().all(|mv| mv.to != site) {
+            // As `limosa site remove`: refused while a move waits for it as an ingress.
+            self.propose("operator", Command::RemoveSite { site }, None);
         }
         for (move_id, group, by) in lost {
             self.excuses.lose(group);
@@ -75,7 +81,7 @@ impl World {
                 self.propose("operator", Command::Reassign { groups: vec![(group.id, to)] }, None);
             }
         }
-        self.after(500_000, Happening::FailOver(site));
+        self.after(AGAIN, Happening::FailOver(site));
     }
 
     /// As the shell does: every worker is asked for its statistics, and one that does not answer is said to be silent, then hung.
