@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 /// Things that each run of two thousand seeds must come to: else the simulation has lost them.
-const EXPECTED: [&str; 19] = [
+const EXPECTED: [&str; 21] = [
     "chunks",
     "moves",
     "handovers after several chunks",
@@ -23,6 +23,8 @@ const EXPECTED: [&str; 19] = [
     "turns of slow processes",
     "proposals to a node that was stopped",
     "sites removed",
+    "streams that found no connection",
+    "connections between agents that ended",
 ];
 
 /// Counts by name; those that begin with "most" are greatest values.

@@ -374,12 +374,7 @@ impl World {
                 lasts = self.between(50_000, 2_000_000);
                 let until = self.now + lasts;
                 self.plan.partitions.insert((fault.from.min(fault.to), fault.from.max(fault.to)), until);
-                let both = |s: &crate::world::Stream| {
-                    (s.from, s.to) == (fault.from, fault.to) || (s.from, s.to) == (fault.to, fault.from)
-                };
-                let broken: Vec<_> =
-                    self.streams.iter().filter(|(_, s)| both(s)).map(|(id, _)| *id).collect();
-                broken.into_iter().for_each(|id| self.break_stream(id));
+                self.stall_links(fault.from, fault.to, lasts);
             }
             Kind::AgentStopped(role) => {
                 lasts = self.between(20_000, 2_500_000);
@@ -387,6 +382,7 @@ impl World {
                 if let Some(state) = self.sites.get_mut(&site) {
                     state.stopped_until = until;
                 }
+                SITES.into_iter().for_each(|other| self.stall_links(site, other, lasts));
             }
             Kind::AgentSlow(role) => {
                 lasts = self.between(SLOW_MIN, SLOW_MAX);

@@ -15,6 +15,8 @@ use placement::core::{
 use crate::mutation::Mutation;
 use crate::world::{Checked, Happening, Queue, SITES, World};
 
+/// How often an operator asks for the same.
+const TRIES_MAX: u32 = 30;
 /// An agent whose watch is not answered asks another node after so long.
 const WATCH_GRACE: u64 = 1_000_000;
 
@@ -212,8 +214,13 @@ impl World {
         let Some(entry) = self.log.tickets.get_mut(&ticket) else { return };
         entry.tries += 1;
         let (tries, origin) = (entry.tries, entry.origin);
+        if let Some(until) = origin.and_then(|(site, _)| self.stopped(site)) {
+            return self.schedule.at(until, Happening::Retry(ticket));
+        }
         let alive = origin.is_none_or(|(site, life)| self.life(site, life).is_some());
-        if tries > 30 || !alive {
+        // Only a person gives up.
+        let given_up = origin.is_none() && tries > TRIES_MAX;
+        if given_up || !alive {
             self.log.tickets.remove(&ticket);
         } else {
             self.submit(ticket);

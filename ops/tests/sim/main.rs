@@ -19,6 +19,7 @@ mod invariant_6;
 mod invariant_7;
 mod invariant_8;
 mod invariant_9;
+mod links;
 mod log;
 mod lost;
 mod mutation;

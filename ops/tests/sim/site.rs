@@ -13,12 +13,13 @@ use switchctl::core::driver::Driver;
 use switchctl::ofp::Message;
 use transfer::core::{Pace, ToSource, ToTarget};
 
+use crate::links::State;
 use crate::log::{BLOCK_LEN, FIRST_PORT};
 use crate::mutation::Mutation;
 use crate::packet;
 use crate::slow::Part;
 use crate::traffic::{LIVE, Sending, Way};
-use crate::world::{Checked, Happening, IDLE, Life, Place, Process, Queue, SITES, Stream, World};
+use crate::world::{Checked, Happening, IDLE, Life, Open, Place, Process, Queue, SITES, Stream, World};
 
 /// The worker that comes and goes with the load.
 pub(crate) const EXTRA: WorkerId = WorkerId(3);
@@ -33,6 +34,12 @@ pub(crate) const BOUNDS: Bounds = Bounds {
     relay_us: 4_000_000,
     pace: PACE,
 };
+
+/// Between two attempts to open a stream.
+const STREAM_RETRY: u64 = 40_000;
+/// How long a stream waits for a connection that is being made, and how often it looks.
+const CONNECTION_WAIT: u64 = 400_000;
+const CONNECTION_LOOK: u64 = 5_000;
 
 /// So that groups of a dozen flows take several chunks, the window fills, and there are several rounds.
 pub(crate) const PACE: Pace = Pace { chunk_records: 2, window_chunks: 2, dirty_small: 1, rounds_max: 4 };
@@ -80,6 +87,7 @@ impl World {
             let wait = self.between(100, 20_000);
             self.after(wait, Happening::WorkerConnect(site, number, worker));
         }
+        self.links_start(site, number);
         self.poke_watch(site);
         self.after(1, Happening::AgentTimer(site, number));
     }
@@ -94,16 +102,7 @@ impl World {
         }
         self.trace(|| format!("agent {site} crashes"));
         self.streams.retain(|_, stream| stream.from != site);
-        let broken = self.streams.iter().filter(|(_, s)| s.to == site && s.open.is_some());
-        let broken: Vec<_> = broken.map(|(id, _)| *id).collect();
-        for id in broken {
-            // The kernel may say at once that nobody listens, or nothing comes any more.
-            if self.one_in(2) {
-                self.break_stream(id);
-            } else {
-                self.stall_stream(id, u64::MAX / 2);
-            }
-        }
+        self.links_end(site);
     }
 
     pub(crate) fn agent_input(&mut self, site: SiteId, number: u32, input: Input) {
@@ -219,13 +218,14 @@ impl World {
                     to,
                     life: number,
                     open: None,
+                    attempt: 0,
                     stalled_until: 0,
                     session: 0,
                     acked: 0,
                     under_way: VecDeque::new(),
                 };
                 self.streams.insert(id, stream);
-                self.retry_stream(id, 3_000);
+                self.retry_stream(id, 0);
             }
             Output::Hangup(id) => {
                 self.streams.remove(&id);
@@ -240,24 +240,31 @@ impl World {
     // ---- streams --------------------------------------------------------------------------------------
 
     fn retry_stream(&mut self, id: MoveId, wait: u64) {
-        let number = self.number();
-        self.after(wait, Happening::StreamOpen(id, number));
+        let (number, since) = (self.number(), self.now + wait);
+        let Some(stream) = self.streams.get_mut(&id) else { return };
+        stream.attempt = number;
+        self.after(wait, Happening::StreamOpen(id, number, since));
     }
 
-    pub(crate) fn stream_open(&mut self, id: MoveId, number: u64) {
-        let Some((from, to, life, open)) = self.streams.get(&id).map(|s| (s.from, s.to, s.life, s.open))
-        else {
-            return;
-        };
-        if open.is_some() || self.life(from, life).is_none() {
-            return;
+    /// As a task of the agent does it for each move.
+    pub(crate) fn stream_open(&mut self, id: MoveId, number: u64, since: u64) {
+        let Some(stream) = self.streams.get(&id).filter(|stream| stream.attempt == number) else { return };
+        let (from, to, life) = (stream.from, stream.to, stream.life);
+        if let Some(until) = self.stopped(from) {
+            return self.schedule.at(until, Happening::StreamOpen(id, number, since.max(until)));
         }
-        let target = self.sites.get(&to).and_then(|state| state.life.as_ref()).map(|life| life.number);
-        let Some(target) = target.filter(|_| !self.plan.is_partitioned(from, to, self.now)) else {
-            return self.retry_stream(id, 40_000);
+        let Some(state) = self.links.get(&(from, to)).map(|link| link.state) else { return };
+        let waits = state == State::Dialling && self.now - since < CONNECTION_WAIT;
+        if waits {
+            return self.after(CONNECTION_LOOK, Happening::StreamOpen(id, number, since));
+        }
+        let State::Up(link, peer, _) = state else {
+            self.counts.add("streams that found no connection", 1);
+            self.agent_input(from, life, Input::PeerDown(id));
+            return self.retry_stream(id, STREAM_RETRY);
         };
         if let Some(stream) = self.streams.get_mut(&id) {
-            (stream.open, stream.stalled_until) = (Some((number, target)), 0);
+            (stream.open, stream.stalled_until) = (Some(Open { number, link, life: peer }), 0);
         }
         self.agent_input(from, life, Input::PeerUp(id));
     }
@@ -276,7 +283,7 @@ impl World {
     pub(crate) fn stall_stream(&mut self, id: MoveId, span: u64) {
         let now = self.now;
         let Some(stream) = self.streams.get_mut(&id) else { return };
-        let Some((number, _)) = stream.open else { return };
+        let Some(Open { number, .. }) = stream.open else { return };
         stream.stalled_until = now.saturating_add(span);
         if span >= IDLE {
             self.after(IDLE, Happening::StreamIdle(id, number));
@@ -284,7 +291,7 @@ impl World {
     }
 
     pub(crate) fn stream_idle(&mut self, id: MoveId, number: u64) {
-        if self.streams.get(&id).is_some_and(|stream| stream.open.is_some_and(|(open, _)| open == number)) {
+        if self.streams.get(&id).is_some_and(|stream| stream.open.is_some_and(|open| open.number == number)) {
             self.break_stream(id);
         }
     }
@@ -294,22 +301,29 @@ impl World {
         let stream = self.streams.get(&id).filter(|stream| stream.open.is_none());
         let Some((from, life)) = stream.map(|stream| (stream.from, stream.life)) else { return };
         self.agent_input(from, life, Input::PeerDown(id));
-        self.retry_stream(id, 20_000);
+        self.retry_stream(id, STREAM_RETRY);
+    }
+
+    /// For how long nothing of the stream arrives, if it or its connection is stalled.
+    fn stalled_for(&self, id: MoveId) -> Option<u64> {
+        let stream = self.streams.get(&id)?;
+        let link = self.links.get(&(stream.from, stream.to)).map_or(0, |link| link.stalled_until);
+        link.max(stream.stalled_until).checked_sub(self.now).filter(|wait| *wait > 0)
     }
 
     fn send_to_target(&mut self, id: MoveId, message: ToTarget) {
         let Some((from, to, open)) = self.streams.get(&id).map(|s| (s.from, s.to, s.open)) else { return };
-        let Some((number, _)) = open else { return };
+        let Some(Open { number, .. }) = open else { return };
         self.note_chunk(id, &message);
         let delay = self.delay(from, to);
-        self.in_order(Queue::ToTarget(id), delay, Happening::ToTarget(id, number, message));
+        self.in_order(Queue::ToTarget(id, number), delay, Happening::ToTarget(id, number, message));
     }
 
     fn send_to_source(&mut self, id: MoveId, message: ToSource) {
         let Some((from, to, open)) = self.streams.get(&id).map(|s| (s.from, s.to, s.open)) else { return };
-        let Some((number, _)) = open else { return };
+        let Some(Open { number, .. }) = open else { return };
         let delay = self.delay(to, from);
-        self.in_order(Queue::ToSource(id), delay, Happening::ToSource(id, number, message));
+        self.in_order(Queue::ToSource(id, number), delay, Happening::ToSource(id, number, message));
     }
 
     /// What the source has sent and not heard of is bounded, as it lies in the agent's memory.
@@ -354,23 +368,29 @@ impl World {
     pub(crate) fn to_target(&mut self, move_id: MoveId, number: u64, message: ToTarget) {
         let Some(stream) = self.streams.get(&move_id) else { return };
         let (from, to) = (stream.from, stream.to);
-        if stream.stalled_until > self.now {
-            return self.schedule.at(stream.stalled_until, Happening::ToTarget(move_id, number, message));
+        let Some(Open { life, .. }) = stream.open.filter(|open| open.number == number) else { return };
+        if let Some(wait) = self.stalled_for(move_id) {
+            let what = Happening::ToTarget(move_id, number, message);
+            return self.in_order(Queue::ToTarget(move_id, number), wait, what);
         }
-        let Some((_, life)) = stream.open.filter(|(open, _)| *open == number) else { return };
         self.agent_input(to, life, Input::FromSource { move_id, from, message, wire_len: 100 });
     }
 
     pub(crate) fn to_source(&mut self, id: MoveId, number: u64, message: ToSource) {
         let Some(stream) = self.streams.get(&id) else { return };
         let (from, life) = (stream.from, stream.life);
-        if stream.stalled_until > self.now {
-            return self.schedule.at(stream.stalled_until, Happening::ToSource(id, number, message));
+        if stream.open.is_none_or(|open| open.number != number) {
+            return;
         }
-        if stream.open.is_some_and(|(open, _)| open == number) {
-            self.note_ack(id, &message);
-            self.agent_input(from, life, Input::FromTarget(id, message));
+        if let Some(wait) = self.stalled_for(id) {
+            return self.in_order(
+                Queue::ToSource(id, number),
+                wait,
+                Happening::ToSource(id, number, message),
+            );
         }
+        self.note_ack(id, &message);
+        self.agent_input(from, life, Input::FromTarget(id, message));
     }
 
     // ---- workers --------------------------------------------------------------------------------------

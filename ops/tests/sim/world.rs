@@ -19,6 +19,7 @@ use crate::checks::Checks;
 use crate::counts::Counts;
 use crate::excuse::Excuses;
 use crate::fault::{Fault, Plan};
+use crate::links::{Dial, Link};
 use crate::log::{Asked, Log};
 use crate::mutation::Mutation;
 use crate::schedule::Schedule;
@@ -64,7 +65,11 @@ pub(crate) enum Happening {
         key: u64,
         frame: Vec<u8>,
     },
-    StreamOpen(MoveId, u64),
+    LinkDial(Dial),
+    LinkUp(Dial, u32),
+    LinkIdle(SiteId, SiteId, u64),
+    /// With when it began to wait for a connection.
+    StreamOpen(MoveId, u64, u64),
     StreamBroken(MoveId),
     ToTarget(MoveId, u64, ToTarget),
     ToSource(MoveId, u64, ToSource),
@@ -97,8 +102,8 @@ pub(crate) enum Queue {
     Said(SiteId, WorkerId),
     ToSwitch(SiteId),
     FromSwitch(SiteId),
-    ToTarget(MoveId),
-    ToSource(MoveId),
+    ToTarget(MoveId, u64),
+    ToSource(MoveId, u64),
     Watch(SiteId),
     Commit,
 }
@@ -170,14 +175,25 @@ pub(crate) struct SiteState {
     pub(crate) lost: bool,
 }
 
+/// A stream that is open.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Open {
+    pub(crate) number: u64,
+    /// The connection that it is of.
+    pub(crate) link: u64,
+    /// The target agent's life.
+    pub(crate) life: u32,
+}
+
 /// A stream of a move, from source to target.
 pub(crate) struct Stream {
     pub(crate) from: SiteId,
     pub(crate) to: SiteId,
     /// The source agent's life.
     pub(crate) life: u32,
-    /// The connection, and the target agent's life; none while it is not open.
-    pub(crate) open: Option<(u64, u32)>,
+    pub(crate) open: Option<Open>,
+    /// The attempt to open it that counts.
+    pub(crate) attempt: u64,
     /// Nothing arrives before.
     pub(crate) stalled_until: u64,
     /// The copy that was offered last.
@@ -216,6 +232,7 @@ pub(crate) struct World {
     pub(crate) schedule: Schedule<Happening>,
     queues: BTreeMap<Queue, u64>,
     pub(crate) sites: BTreeMap<SiteId, SiteState>,
+    pub(crate) links: BTreeMap<(SiteId, SiteId), Link>,
     pub(crate) streams: BTreeMap<MoveId, Stream>,
     pub(crate) counts: Counts,
     /// What was found where nothing can be returned.
@@ -271,6 +288,7 @@ impl World {
             schedule: Schedule::default(),
             queues: BTreeMap::new(),
             sites: SITES.into_iter().map(|site| (site, SiteState::default())).collect(),
+            links: BTreeMap::new(),
             streams: BTreeMap::new(),
             counts: Counts::default(),
             found: None,
@@ -432,7 +450,10 @@ impl World {
             H::ToWorker(site, worker, boot, frame) => self.to_worker(site, worker, boot, frame)?,
             H::FromWorker(site, worker, frame) => self.switch(site, Ports::worker(worker), 0, &frame)?,
             H::Tunnel { from, to, key, frame } => self.tunnel_arrives(from, to, key, &frame)?,
-            H::StreamOpen(id, number) => self.stream_open(id, number),
+            H::LinkDial(dial) => self.link_dial(dial),
+            H::LinkUp(dial, peer) => self.link_up(dial, peer),
+            H::LinkIdle(from, to, number) => self.link_ends(from, to, number),
+            H::StreamOpen(id, number, since) => self.stream_open(id, number, since),
             H::StreamBroken(id) => self.stream_broken(id),
             H::ToTarget(id, number, message) => self.to_target(id, number, message),
             H::ToSource(id, number, message) => self.to_source(id, number, message),
