@@ -9,7 +9,7 @@ use placement::core::{Command, Move, MovePhase, MoveReason};
 
 use crate::log::root;
 use crate::lost::FENCED_AFTER;
-use crate::session::AWAY_MAX;
+use crate::session::{AWAY_MAX, HALF_OPEN_MAX};
 use crate::slow::Part;
 use crate::world::{Happening, IDLE, Mode, SITES, World};
 
@@ -83,6 +83,8 @@ pub(crate) enum Kind {
     SwitchStopped(Role),
     /// For longer: the agent gives up the connection, and makes another.
     SwitchHung(Role),
+    /// Nothing arrives on the connection to the switch any more, and nobody is told.
+    SwitchHalfOpen(Role),
     /// The switch comes back without rules.
     SwitchForgets(Role),
     /// The whole site is gone for good, until an operator says that it is.
@@ -108,6 +110,7 @@ impl Kind {
             | Self::SwitchSlow(role)
             | Self::SwitchStopped(role)
             | Self::SwitchHung(role)
+            | Self::SwitchHalfOpen(role)
             | Self::SwitchForgets(role)
             | Self::Lost(role) => Some(role),
             Self::Leader
@@ -140,6 +143,7 @@ pub(crate) fn kinds() -> Vec<Kind> {
             Kind::SwitchSlow(role),
             Kind::SwitchStopped(role),
             Kind::SwitchHung(role),
+            Kind::SwitchHalfOpen(role),
             Kind::SwitchForgets(role),
             Kind::Lost(role),
         ]
@@ -411,6 +415,10 @@ impl World {
                     known.for_each(|group| self.excuses.shuffle(*group));
                     place.stopped_until = until;
                 }
+            }
+            Kind::SwitchHalfOpen(role) => {
+                lasts = HALF_OPEN_MAX;
+                self.switch_mutes(self.site_of(&fault, role));
             }
             Kind::WorkerHung(role) => {
                 lasts = self.between(4_500_000, 9_000_000);

@@ -221,6 +221,12 @@ fn packets_that_are_held_for_ever_are_found() {
 }
 
 #[test]
+fn a_connection_that_is_trusted_for_ever_is_found() {
+    let faults = Mode { faults: true, ..Mode::default() };
+    is_found_saying(Mutation::DriverTimeless, &[8], faults, "are not in force");
+}
+
+#[test]
 fn what_an_agent_keeps_of_a_move_that_is_over_is_found() {
     is_found_saying(Mutation::EndUnheard, &[8], Mode::default(), "still has moves of the log");
 }

@@ -31,6 +31,8 @@ pub(crate) enum Mutation {
     Windowless,
     /// A target's worker is never told to join.
     NeverJoined,
+    /// The driver of a switch is not told that time passes.
+    DriverTimeless,
     /// Site 3 does not hear that moves between the others end.
     EndUnheard,
 }

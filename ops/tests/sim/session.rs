@@ -7,9 +7,13 @@ use switchctl::core::driver::{DriverError, Event, Output};
 use switchctl::ofp::Message;
 use switchctl::session::SessionOptions;
 
+use crate::mutation::Mutation;
 use crate::site::BOUNDS;
 use crate::slow::Part;
 use crate::world::{Checked, Happening, Queue, SiteState, World};
+
+/// An agent knows after so long that nothing arrives: it asks after half a second without a word, and waits ten more.
+pub(crate) const HALF_OPEN_MAX: u64 = 11_000_000;
 
 /// A switch that was restarted listens after so long at most.
 pub(crate) const AWAY_MAX: u64 = 300_000;
@@ -47,6 +51,9 @@ impl World {
         }
         (life.connection, life.connected_at) = (connection, now.0);
         life.driver.handle_connected(now);
+        if let Some(state) = self.sites.get_mut(&site) {
+            state.muted_at = None;
+        }
         self.drive_switch(site, number);
     }
 
@@ -85,6 +92,16 @@ impl World {
         let number = life.number;
         self.switch_retry(site, number);
         self.drive_switch(site, number);
+    }
+
+    /// What either says to the other is lost from now on.
+    pub(crate) fn switch_mutes(&mut self, site: SiteId) {
+        let now = self.now;
+        let Some(state) = self.sites.get_mut(&site) else { return };
+        if let Some(life) = state.life.as_ref().filter(|life| life.connection != 0) {
+            state.severed.insert(life.connection);
+            state.muted_at = Some(now);
+        }
     }
 
     /// The process of the switch is another, which knows nothing, and listens in a moment.
@@ -133,6 +150,7 @@ impl World {
     pub(crate) fn look_at_stopped_switches(&mut self) {
         let now = self.now;
         for state in self.sites.values_mut() {
+            state.outdated |= state.muted_at.is_some_and(|since| since + BOUNDS.relay_us < now);
             state.outdated &= !state.life.as_ref().is_some_and(|life| life.agent.is_in_force());
         }
         let long =
@@ -154,9 +172,12 @@ impl World {
         if let Some(until) = self.stopped(site) {
             return self.schedule.at(until, Happening::SwitchTimerLate(site, number));
         }
-        let now = self.micros();
+        let (now, timeless) = (self.micros(), self.mutation == Some(Mutation::DriverTimeless));
         let Some(life) = self.life(site, number).filter(|life| life.switch_timer_at <= now.0) else { return };
         life.switch_timer_at = u64::MAX;
+        if timeless {
+            return;
+        }
         life.driver.handle_timeout(now);
         self.drive_switch(site, number);
     }
@@ -240,8 +261,9 @@ impl World {
             return self.schedule.at(until, Happening::FromSwitch(site, connection, xid, message));
         }
         let now = self.micros();
-        let Some(life) = self.sites.get_mut(&site).and_then(|state| state.life.as_mut()) else { return };
-        if life.connection != connection {
+        let Some(state) = self.sites.get_mut(&site) else { return };
+        let Some(life) = state.life.as_mut() else { return };
+        if life.connection != connection || state.severed.contains(&connection) {
             return;
         }
         life.driver.handle_message(xid, message, now);

@@ -168,8 +168,10 @@ pub(crate) struct SiteState {
     pub(crate) severed: BTreeSet<u64>,
     /// The switch lost its rules, and does not follow the agent's yet.
     pub(crate) forgetful: bool,
-    /// The switch was stopped for longer than old owners relay, and does not follow the agent's rules yet: by its own it may send to those
-    /// who have forgotten.
+    /// Since when nothing arrives on the connection to the switch, though it has not ended.
+    pub(crate) muted_at: Option<u64>,
+    /// The switch did not follow its agent for longer than old owners relay, and does not yet: by its own rules it may send to those who
+    /// have forgotten.
     pub(crate) outdated: bool,
     /// Gone for good.
     pub(crate) lost: bool,
