@@ -493,9 +493,11 @@ impl World {
         let talk = &mut self.traffic.talks[number];
         if let Some((about, _)) = seen.quoted {
             self.counts.add("ICMP errors that arrived", 1);
-            // Ports may be another flow's since flows were lost; addresses never are another client's.
-            let same =
-                !self.excuses.may_lose(&talk.group) && self.excuses.is_watched_since(&talk.group, arrived.at);
+            // Ports may be another flow's since flows were lost, or when the error waited in a switch that was stopped for longer than a
+            // flow lives; addresses never are another client's.
+            let same = !self.excuses.may_lose(&talk.group)
+                && self.excuses.is_watched_since(&talk.group, arrived.at)
+                && self.now - arrived.at < LIVE;
             return crate::invariant_2::quoted(talk.client, seen.destination, about, same);
         }
         if talk.over {
