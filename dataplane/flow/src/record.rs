@@ -166,6 +166,7 @@ impl Joinable {
 /// state may be that of an older connection on the same ports.
 fn join_tcp(base: &Joinable, a: &Joinable, b: &Joinable) -> TcpState {
     use TcpState::{BothFin, ClientFin, ClientInit, Established, RemoteFin, RemoteInit, Transitory};
+    let was_open = base.tcp >= Established;
     match (a.tcp, b.tcp) {
         (x, y) if x == y => x,
         // One side may have seen only one FIN or SYN and the other the other.
@@ -173,8 +174,12 @@ fn join_tcp(base: &Joinable, a: &Joinable, b: &Joinable) -> TcpState {
         (ClientInit, RemoteInit) | (RemoteInit, ClientInit) => Established,
         // The ports are used again, and the answer may have passed the side that knows the old connection
         // only: the next packet of either direction shows that the new one is established.
-        (ClientInit | RemoteInit, closed) if closed.is_closing() && b.has_packets_since(base) => Transitory,
-        (closed, ClientInit | RemoteInit) if closed.is_closing() && a.has_packets_since(base) => Transitory,
+        (ClientInit | RemoteInit, old) if (was_open || old.is_closing()) && b.has_packets_since(base) => {
+            Transitory
+        }
+        (old, ClientInit | RemoteInit) if (was_open || old.is_closing()) && a.has_packets_since(base) => {
+            Transitory
+        }
         (x, y) if x == base.tcp => y,
         (x, y) if y == base.tcp => x,
         (x, y) => x.max(y),
@@ -338,6 +343,21 @@ mod tests {
         assert_eq!(joined(counted(7, 7440, Established), counted(5, 3, BothFin)), Established);
         // The SYN went through one side, its answer through the other.
         assert_eq!(joined(counted(6, 4, ClientInit), counted(6, 3, BothFin)), Transitory);
+    }
+
+    #[test]
+    fn a_connection_that_ended_on_one_side_and_began_anew_on_the_other_goes_on() {
+        use TcpState::{BothFin, ClientFin, ClientInit, Established, RemoteFin, Transitory};
+        let base = counted(5, 7440, Established);
+        // The client's packets go by one side already and the server's still by the other: each saw one FIN and one SYN, or one saw both
+        // FINs and the other the SYN that followed.
+        for old in [BothFin, ClientFin, RemoteFin, Established] {
+            let (here, there) = (counted(6, 240, ClientInit), counted(8, 240, old));
+            assert_eq!(here.join(&base, &there).tcp, Transitory, "{old:?}");
+            assert_eq!(there.join(&base, &here).tcp, Transitory, "{old:?}");
+        }
+        // Who has seen nothing since knows the old connection only.
+        assert_eq!(counted(6, 240, ClientInit).join(&base, &base).tcp, ClientInit);
     }
 
     #[test]

@@ -38,14 +38,32 @@ pub fn step(state: TcpState, inside: bool, flags: u8) -> (TcpState, bool) {
         Established if fin => (if inside { ClientFin } else { RemoteFin }, true),
         ClientFin if fin && !inside => (BothFin, true),
         RemoteFin if fin && inside => (BothFin, true),
+        // Who has closed and begins anew is through with the old session, whatever the other side thinks.
+        ClientFin if inside && is_bare_syn(flags) => (ClientInit, true),
         Established | ClientFin | RemoteFin => (state, true),
         // The ports are used again before the old session's timer ends.
         BothFin if syn && inside && !rst => (ClientInit, true),
         BothFin => (BothFin, false),
         Transitory if rst => (Transitory, false),
-        Transitory if syn && inside && flags & ACK == 0 => (ClientInit, true),
+        Transitory if inside && is_bare_syn(flags) => (ClientInit, true),
         Transitory => (Established, true),
     }
+}
+
+/// As [`step`], while another site sees a part of the packets: a bare SYN from inside is of a new session on the ports of one that ended there.
+/// Where all packets are seen it is a late copy, and changes nothing.
+#[must_use]
+pub fn step_of_part(state: TcpState, inside: bool, flags: u8) -> (TcpState, bool) {
+    let may_have_ended = matches!(state, TcpState::Established | TcpState::RemoteFin);
+    if may_have_ended && inside && is_bare_syn(flags) {
+        (TcpState::ClientInit, true)
+    } else {
+        step(state, inside, flags)
+    }
+}
+
+fn is_bare_syn(flags: u8) -> bool {
+    flags & (SYN | ACK | FIN | RST) == SYN
 }
 
 #[cfg(test)]
@@ -74,6 +92,19 @@ mod tests {
         assert_eq!(step(Established, false, FIN), (RemoteFin, true));
         assert_eq!(step(RemoteFin, true, FIN), (BothFin, true));
         assert_eq!(step(BothFin, true, ACK), (BothFin, false));
+    }
+
+    #[test]
+    fn who_has_closed_and_begins_anew_is_waited_for() {
+        assert_eq!(step(ClientFin, true, SYN), (ClientInit, true));
+        assert_eq!(step(ClientFin, true, SYN | ACK), (ClientFin, true));
+        // A late copy of the SYN is no new session, but where a part of the packets is seen elsewhere it is.
+        for state in [Established, RemoteFin] {
+            assert_eq!(step(state, true, SYN), (state, true));
+            assert_eq!(step_of_part(state, true, SYN), (ClientInit, true));
+            assert_eq!(step_of_part(state, false, SYN), (state, true));
+        }
+        assert_eq!(step_of_part(ClientInit, false, SYN | ACK), (Established, true));
     }
 
     #[test]

@@ -225,6 +225,7 @@ impl<B: PacketBuf> Worker<B> {
         let service = group.id.service;
         let entry = self.table.flow_mut(flow);
         let (tcp, refresh) = match entry.protocol {
+            Protocol::Tcp if group.open => tcp::step_of_part(entry.tcp, inside, headers.tcp_flags),
             Protocol::Tcp => tcp::step(entry.tcp, inside, headers.tcp_flags),
             Protocol::Udp | Protocol::Icmp | Protocol::Icmp6 => (TcpState::None, true),
         };
