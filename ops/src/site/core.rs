@@ -507,11 +507,14 @@ impl Agent {
         self.synced && !self.plan_dirty && self.in_force >= self.tag
     }
 
-    /// Whether every group of this site has a worker, and none was told to serve one and has not said that it does.
+    /// Whether every group of this site has a worker that is connected, and none was told to serve one and has not said that it does.
+    /// A worker that is gone keeps its groups until others get them, and may serve none of them.
     #[must_use]
     pub fn is_serving_all(&self) -> bool {
+        let is_up = |id: &WorkerId| self.workers.get(id).is_some_and(|worker| worker.up);
         let owned = self.groups.values().filter(|group| group.owner == self.site);
-        self.unserved.is_empty() && owned.into_iter().all(|group| self.local.contains_key(&group.id))
+        self.unserved.is_empty()
+            && owned.into_iter().all(|group| self.local.get(&group.id).is_some_and(is_up))
     }
 
     /// The revision of the log that this agent follows.

@@ -656,6 +656,19 @@ fn what_a_worker_lost_is_served_again_also_when_another_dies_that_was_asked_what
 }
 
 #[test]
+fn groups_of_a_worker_that_is_gone_are_not_said_to_be_served_until_another_one_serves_them() {
+    let mut agent = served_by_the_first();
+    let [first, second] = WORKERS;
+    assert!(agent.is_serving_all());
+    feed(&mut agent, Input::WorkerDown(second));
+    assert!(agent.is_serving_all(), "it had no group");
+    feed(&mut agent, Input::WorkerUp { worker: second, boot: 2 });
+    status(&mut agent, second, Vec::new());
+    feed(&mut agent, Input::WorkerDown(first));
+    assert!(!agent.is_serving_all(), "nobody is known to serve its group");
+}
+
+#[test]
 fn what_an_agent_missed_while_it_was_stopped_is_one_set_of_rules_without_what_was_undone() {
     let theirs = group("1:100.64.0.0/27", THERE, 1);
     let (mut agent, _) = settled(vec![theirs], Vec::new());
