@@ -127,8 +127,9 @@ struct State {
     local_moves: Vec<super::core::LocalMove>,
     /// The agent was told to stop.
     stopping: bool,
-    /// Checks that failed at the last report.
+    /// Checks that failed at the last report, and those of them that it told of.
     failing: Vec<&'static str>,
+    told: Vec<&'static str>,
     silent: Vec<WorkerId>,
     unlinked: Vec<WorkerId>,
     missing: Vec<WorkerId>,
@@ -503,12 +504,7 @@ impl SiteMetrics {
         for (fate, count) in prober.counts() {
             self.probes.with_label_values(&[fate]).set(i64::try_from(count).unwrap_or(i64::MAX));
         }
-        let told = |check: &(&str, bool)| !check.1 && check.0 != REPORTS_TAKEN;
-        let failing: Vec<_> = self.checks().into_iter().filter(told).map(|(check, _)| check).collect();
-        let before = std::mem::replace(&mut self.state().failing, failing.clone());
-        // What fails for a moment, as the newest rules do with every move, is no problem.
-        let lasting = failing.iter().filter(|check| before.contains(check));
-        let problems = lasting.map(|check| format!("not ready: {}", self.describe(check))).collect();
+        let problems = self.problems();
         let mut state = self.state();
         let per_s = |count: u64| count * 1_000 / u64::try_from(interval.as_millis().max(1)).unwrap_or(1);
         let groups: Vec<_> = agent
@@ -537,6 +533,19 @@ impl SiteMetrics {
         };
         state.give_trips(&mut report);
         report
+    }
+
+    /// The checks that fail, as placement is told of them.
+    fn problems(&self) -> Vec<String> {
+        let told = |check: &(&str, bool)| !check.1 && check.0 != REPORTS_TAKEN;
+        let failing: Vec<_> = self.checks().into_iter().filter(told).map(|(check, _)| check).collect();
+        let told = {
+            let mut state = self.state();
+            let before = std::mem::replace(&mut state.failing, failing.clone());
+            state.told = lasting(failing, &before, &state.told);
+            state.told.clone()
+        };
+        told.iter().map(|check| format!("not ready: {}", self.describe(check))).collect()
     }
 
     fn update(&self, agent: &Agent, rtts: &[(SiteId, u32)]) {
@@ -730,6 +739,13 @@ fn wanted_ports(agent: &Agent) -> BTreeSet<PortNo> {
     [ports.inside, ports.outside].into_iter().chain(tunnels).chain(workers).collect()
 }
 
+/// Which checks that fail a report tells of. What fails for a moment, as the newest rules do with every move, is no problem; but where nothing
+/// is left of what was told before, and something fails, it is that under another name: a worker that was silent is gone.
+fn lasting(failing: Vec<&'static str>, before: &[&'static str], told: &[&'static str]) -> Vec<&'static str> {
+    let lasting: Vec<_> = failing.iter().filter(|check| before.contains(check)).copied().collect();
+    if lasting.is_empty() && !told.is_empty() { failing } else { lasting }
+}
+
 /// Logs of which workers a fault is told now that was not before, and of which it is told no more.
 fn tell_changed(before: &mut Vec<WorkerId>, now: &[WorkerId], [begins, ends]: [&str; 2]) {
     for worker in now.iter().filter(|worker| !before.contains(worker)) {
@@ -886,6 +902,28 @@ mod tests {
         assert!(fails() && metrics.text().contains("limosa_moves_overdue{site=\"ams\"} 1"));
         metrics.overdue(&[]);
         assert!(!fails() && metrics.text().contains("limosa_moves_overdue{site=\"ams\"} 0"));
+    }
+
+    #[test]
+    fn what_is_wrong_without_interruption_is_told_without_interruption_whatever_check_it_fails() {
+        let metrics = SiteMetrics::new("ams").unwrap();
+        {
+            let mut state = metrics.state();
+            (state.synced, state.serving, state.in_force, state.connected) = (true, true, true, true);
+        }
+        let told = |check: &str| metrics.problems() == [format!("not ready: {check}")];
+        let (silent, missing) = ("every worker answers (within 1.5 s)", "every expected worker is there");
+        metrics.silence(&[WorkerId(1)], &[], &[]);
+        assert!(metrics.problems().is_empty(), "it may be for a moment");
+        assert!(told(silent));
+        // It is taken for dead.
+        metrics.silence(&[], &[], &[]);
+        metrics.missing(&[WorkerId(1)]);
+        assert!(told(missing) && told(missing));
+        metrics.missing(&[]);
+        assert!(metrics.problems().is_empty());
+        metrics.missing(&[WorkerId(1)]);
+        assert!(metrics.problems().is_empty(), "it may be for a moment");
     }
 
     #[test]
