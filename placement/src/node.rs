@@ -21,7 +21,7 @@ use tokio::sync::watch;
 use crate::claims::Claims;
 use crate::clock::{Clock, wall_ms};
 use crate::core::assess::{self, Assessment};
-use crate::core::delay::{DEMAND_AGE_MAX, Locate, Model};
+use crate::core::delay::{BASES, DEMAND_AGE_MAX, Locate, Model, Tested};
 use crate::core::explain::Explanation;
 use crate::core::leader::{Brain, BrainTimings, ROUND_SHARE};
 use crate::core::whatif::{self, Difference, WhatIf};
@@ -976,6 +976,13 @@ impl Node {
     #[must_use]
     pub fn has_quorum(&self) -> bool {
         self.quorum_age().is_some_and(|age| age <= self.inner.quorum_age_max)
+    }
+
+    /// How many of the estimates of ways that nobody had measured held when they were, by [`BASES`]: those that this node made, as the leader or
+    /// to check the leader's rounds.
+    #[must_use]
+    pub fn tested(&self) -> [Tested; BASES.len()] {
+        lock(&self.inner.mind).model().tested()
     }
 
     /// Counts since the start of the process.

@@ -112,6 +112,13 @@ fn told(view: &ExplanationView) -> Vec<String> {
         let known = known_from(leg.sd_ms, &leg.source, leg.age_s);
         format!("  {:.2} ms to ingress {}: {known}", leg.ms, leg.ingress)
     }));
+    if view.estimates_tested > 0 {
+        told.push(format!(
+            "of {} ways that were measured after they had been estimated {} were within two standard deviations (95 of 100 would \
+             be honest)",
+            view.estimates_tested, view.estimates_held
+        ));
+    }
     told
 }
 

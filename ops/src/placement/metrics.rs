@@ -2,9 +2,12 @@
 
 use std::collections::BTreeMap;
 
+use placement::core::delay::BASES;
 use placement::core::{Cluster, Round};
 use placement::node::{Node, Role};
-use prometheus::{Counter, Gauge, GaugeVec, IntCounter, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
+use prometheus::{
+    Counter, Gauge, GaugeVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
+};
 
 /// The text for Prometheus, with what others of this process have registered.
 ///
@@ -87,6 +90,19 @@ pub fn text(node: &Node, others: &Registry) -> prometheus::Result<String> {
         "Of these, rounds whose figures this node did not find",
         counts.rounds_doubted,
     )?;
+    let estimates = IntCounterVec::new(
+        Opts::new(
+            "limosa_placement_estimates_tested_total",
+            "Ways measured for the first time, by what their estimate rested on and whether it was within two standard deviations",
+        ),
+        &["basis", "held"],
+    )?;
+    for (basis, tested) in BASES.into_iter().zip(node.tested()) {
+        for (held, count) in [("yes", tested.held), ("no", tested.tested - tested.held)] {
+            estimates.with_label_values(&[basis, held]).inc_by(count);
+        }
+    }
+    registry.register(Box::new(estimates))?;
     let busy =
         Counter::new("limosa_placement_busy_seconds_total", "Time that this node thought as the leader")?;
     busy.inc_by(counts.poll_us as f64 / 1e6);

@@ -6,7 +6,7 @@ use flow::{GroupId, Micros, SiteId};
 use serde::Serialize;
 
 use super::apart::Apart;
-use super::delay::{Delays, Demand, Mesh, Model, Terms};
+use super::delay::{Delays, Demand, Mesh, Model, Terms, Tested};
 use super::model::{Admin, Cluster, Group, Site};
 use super::policy::Policy;
 use super::rules::{Effect, Rules, capacity};
@@ -73,6 +73,8 @@ pub struct Explanation {
     pub demand: Option<Demand>,
     /// All sites, best first.
     pub candidates: Vec<Candidate>,
+    /// How many estimates of ways that nobody had measured were tested since, and held.
+    pub tested: Tested,
 }
 
 /// Loads of the sites, packets per second, with moves in hand counted at their target.
@@ -139,6 +141,10 @@ pub fn explain(cluster: &Cluster, model: &Model, id: &GroupId, now: Micros) -> O
         min_gain_ms: wanted_ms,
         demand: model.demand(id).cloned(),
         candidates,
+        tested: model.tested().iter().fold(Tested::default(), |sum, of| Tested {
+            tested: sum.tested + of.tested,
+            held: sum.held + of.held,
+        }),
     })
 }
 

@@ -550,6 +550,12 @@ pub struct ExplanationView {
     pub flows: Option<u64>,
     /// All sites, best first.
     pub candidates: Vec<CandidateView>,
+    /// How many ways were measured for the first time after they had been estimated, by this leader.
+    #[serde(default)]
+    pub estimates_tested: u64,
+    /// Of these, how many lay within two standard deviations of the estimate: 95 of 100 if those are honest.
+    #[serde(default)]
+    pub estimates_held: u64,
 }
 
 impl ExplanationView {
@@ -568,6 +574,8 @@ impl ExplanationView {
             packets_per_s: explanation.demand.as_ref().map(|demand| demand.packets_per_s),
             flows: explanation.demand.as_ref().map(|demand| demand.flows),
             candidates: candidates.map(|candidate| CandidateView::of(cluster, candidate)).collect(),
+            estimates_tested: explanation.tested.tested,
+            estimates_held: explanation.tested.held,
         }
     }
 }

@@ -214,6 +214,10 @@ impl<'a> Mesh<'a> {
     fn add_row(&mut self, number: u32) {
         let Some(home) = self.heard[number as usize].home else { return };
         let ways = self.ways(number, home);
+        if let Some(server) = self.model.servers.get(number) {
+            let legs = self.sites.iter().map(|site| site.id).zip(ways.iter().map(|ways| &ways.server));
+            self.model.calibration.note(server.prefix, legs, self.now);
+        }
         self.rows.add(number, home, ways.into_iter().map(|ways| ways.outside));
     }
 

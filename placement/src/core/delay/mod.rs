@@ -14,8 +14,9 @@
 //! surest counts. What is not known has a wide variance, which is the same at every site, so that it decides nothing.
 //!
 //! `window` holds what was measured of one way, `servers` that of server prefixes, `mesh` makes `rows` of delays by site of
-//! them, so that a group costs a few sums of rows; `prior` knows where things are.
+//! them, so that a group costs a few sums of rows; `prior` knows where things are; `calibration` says how often all this is right.
 
+mod calibration;
 mod mesh;
 mod prior;
 pub(super) mod probes;
@@ -38,6 +39,8 @@ use super::model::{Cluster, Group, Site};
 use super::report::{REPORT_GROUPS_MAX, REPORT_WAYS_MAX, SiteReport, TALK_LEN_MAX};
 use crate::solver::softmin::exp;
 
+use calibration::Calibration;
+pub use calibration::{BASES, Tested};
 pub(crate) use mesh::Mesh;
 pub(crate) use prior::KM_PER_MS;
 pub use prior::{LIGHT_KM_PER_MS, Locate, Place, great_circle_km};
@@ -273,6 +276,7 @@ pub struct Model {
     /// The sites by name, when they were looked at last.
     names: BTreeMap<SiteId, String>,
     thoughts: Thoughts,
+    calibration: Calibration,
 }
 
 impl Model {
@@ -289,6 +293,7 @@ impl Model {
             asked: BTreeMap::new(),
             names: BTreeMap::new(),
             thoughts: Thoughts::default(),
+            calibration: Calibration::default(),
         }
     }
 
@@ -331,6 +336,10 @@ impl Model {
         let geography = self.geography.as_deref();
         for server in report.servers.iter().take(REPORT_WAYS_MAX) {
             let (way, ms) = ((report.site, server.ingress), f64::from(server.min_us) / 1000.0);
+            let is_direct = server.ingress.is_none_or(|ingress| ingress == report.site);
+            if is_direct && !self.servers.is_measured(&server.prefix, report.site) {
+                self.calibration.test(&server.prefix, report.site, ms / 2.0, now);
+            }
             let known = self.servers.add(server.prefix, way, (ms, server.count), geography, now);
             if let Some(known) = known.filter(|_| server.answered.is_some()) {
                 known.target = server.answered;
@@ -414,6 +423,7 @@ impl Model {
             known.talk.iter().for_each(|(number, _)| in_use[*number as usize] = true);
         }
         self.servers.forget(&in_use, now);
+        self.calibration.retain(|prefix| self.servers.number(prefix).is_some());
         self.between.retain(|_, window| now.since(window.last()) <= window::AGE_MAX);
         self.neighbourhoods.retain(|_, near| now.since(near.last) <= window::AGE_MAX);
         self.asked.retain(|_, at| now.since(*at) < PROBE_AGAIN);
@@ -526,6 +536,12 @@ impl Model {
     fn clients_to(&self, group: &GroupId, site: &Site) -> Option<Guess> {
         let place = self.geography.as_ref()?.place(&group.prefix);
         Some(prior::line(great_circle_km(place.at?, site.coordinates()?), place.radius_km))
+    }
+
+    /// How many of the estimates of ways that nobody had measured held when they were, by [`BASES`].
+    #[must_use]
+    pub fn tested(&self) -> [Tested; BASES.len()] {
+        self.calibration.tested()
     }
 
     /// Whether any site sends probes.

@@ -59,6 +59,12 @@ impl Servers {
         self.by_prefix.get(prefix).copied()
     }
 
+    /// Whether a site has measured the way to a server prefix and back to itself.
+    pub(super) fn is_measured(&self, prefix: &Prefix, site: SiteId) -> bool {
+        let server = self.number(prefix).and_then(|number| self.get(number));
+        server.is_some_and(|server| server.seen.iter().any(|seen| seen.site == site && seen.over.is_none()))
+    }
+
     /// One past the greatest number.
     pub(super) fn len(&self) -> usize {
         self.slots.len()
