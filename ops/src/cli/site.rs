@@ -250,6 +250,13 @@ async fn await_empty(context: &Context, name: &str, deadline: Duration) -> Resul
                     if site.groups == 0 && site.moves_in == 0 {
                         return Ok(answer);
                     }
+                    if let Some(why) = site.drain.as_ref().and_then(never_ends) {
+                        let message = format!(
+                            "{name}: {why}. The drain goes on, and ends once the policy lets it; call it off with `limosa site \
+                             undrain {name}`"
+                        );
+                        return Err(Failure::new(Exit::Conflict, message));
+                    }
                     if site.site.admin != Admin::Draining {
                         let message =
                             format!("{name}: the drain was called off with {} groups left", site.groups);
@@ -277,6 +284,12 @@ async fn await_empty(context: &Context, name: &str, deadline: Duration) -> Resul
             Err(Failure::new(Exit::Timeout, message))
         }
     }
+}
+
+/// Why a drain does not end by itself: all that is left is kept by rules.
+fn never_ends(drain: &DrainView) -> Option<String> {
+    let kept = drain.left > 0 && drain.moving == 0 && drain.waits.iter().all(|wait| wait.forbidden);
+    kept.then(|| waits(Some(drain)).join("; "))
 }
 
 /// What groups of a drained site wait for, a line each.

@@ -17,7 +17,18 @@ pub struct Progress {
     /// Of these, on their way.
     pub moving: u64,
     /// Of the others, how many wait for what, most first.
-    pub waits: Vec<(String, u64)>,
+    pub waits: Vec<Wait>,
+}
+
+/// What groups wait for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Wait {
+    /// What, and what would help.
+    pub reason: String,
+    /// How many groups.
+    pub groups: u64,
+    /// Whether they wait until an operator changes the policy: rules without an end forbid them every other site.
+    pub forbidden: bool,
 }
 
 /// How far a drain of a site is; `None` when it is not drained, neither as a whole nor by a rule.
@@ -40,17 +51,18 @@ pub fn progress(cluster: &Cluster, id: SiteId) -> Option<Progress> {
     };
     let look = Look::new(cluster, site);
     let mut progress = Progress::default();
-    let mut waits: BTreeMap<String, u64> = BTreeMap::new();
+    let mut waits: BTreeMap<(String, bool), u64> = BTreeMap::new();
     for group in cluster.groups.values().filter(leaves) {
         progress.left += 1;
         if group.move_id.is_some() {
             progress.moving += 1;
         } else {
-            *waits.entry(look.reason(group)).or_insert(0) += 1;
+            *waits.entry((look.reason(group), look.is_forbidden(group))).or_insert(0) += 1;
         }
     }
-    progress.waits = waits.into_iter().collect();
-    progress.waits.sort_by(|a, b| b.1.cmp(&a.1).then_with(|| a.0.cmp(&b.0)));
+    let wait = |((reason, forbidden), groups)| Wait { reason, groups, forbidden };
+    progress.waits = waits.into_iter().map(wait).collect();
+    progress.waits.sort_by(|a, b| b.groups.cmp(&a.groups).then_with(|| a.reason.cmp(&b.reason)));
     Some(progress)
 }
 
@@ -98,6 +110,15 @@ impl<'a> Look<'a> {
         format!("no other site may have them now, by {}: change the policy", named.join(", "))
     }
 
+    /// Whether rules without an end forbid a group all other sites, also those that take none now.
+    fn is_forbidden(&self, group: &Group) -> bool {
+        let policy = &self.cluster.policy;
+        let others = self.cluster.sites.keys().filter(|&&other| other != self.site.id);
+        let for_good =
+            |other: &SiteId| policy.forbidding(&group.id, *other).is_some_and(|rule| rule.until_ms.is_none());
+        self.cluster.sites.len() > 1 && others.into_iter().all(for_good)
+    }
+
     fn rule_against(&self, group: &Group, site: SiteId) -> Option<String> {
         let policy = &self.cluster.policy;
         let spread = || {
@@ -141,9 +162,9 @@ mod tests {
 
     fn only(cluster: &Cluster) -> String {
         let progress = progress(cluster, SiteId(0)).unwrap();
-        let [(reason, count)] = progress.waits.as_slice() else { panic!("{progress:?}") };
-        assert_eq!(*count, progress.left - progress.moving);
-        reason.clone()
+        let [wait] = progress.waits.as_slice() else { panic!("{progress:?}") };
+        assert_eq!(wait.groups, progress.left - progress.moving);
+        wait.reason.clone()
     }
 
     #[test]
@@ -180,11 +201,27 @@ mod tests {
         let progress = progress(&cluster, SiteId(0)).unwrap();
         assert_eq!((progress.left, progress.moving), (4, 1));
         assert_eq!(
-            progress.waits,
+            progress.waits.iter().map(|wait| (wait.reason.as_str(), wait.groups)).collect::<Vec<_>>(),
             [
-                ("1 moves are in flight, the most that moves_in_flight_max lets".to_owned(), 2),
-                ("their last move was given up, and is tried again: no memory".to_owned(), 1)
+                ("1 moves are in flight, the most that moves_in_flight_max lets", 2),
+                ("their last move was given up, and is tried again: no memory", 1)
             ]
         );
+        assert!(progress.waits.iter().all(|wait| !wait.forbidden));
+    }
+
+    #[test]
+    fn groups_that_rules_without_an_end_keep_are_told_from_those_that_wait() {
+        let mut cluster = draining();
+        let forbidden =
+            |cluster: &Cluster| progress(cluster, SiteId(0)).unwrap().waits.iter().all(|wait| wait.forbidden);
+        cluster.policy.rules = vec![rule("home", None, Kind::Allow([SiteId(0)].into()))];
+        assert!(forbidden(&cluster));
+        cluster.policy.rules[0].until_ms = Some(5_000);
+        assert!(!forbidden(&cluster), "that rule ends");
+        // Another site may have them, though it takes none now.
+        cluster.policy.rules = vec![rule("near", None, Kind::Allow([SiteId(0), SiteId(1)].into()))];
+        cluster.sites.get_mut(&SiteId(1)).unwrap().admin = Admin::Cordoned;
+        assert!(!forbidden(&cluster));
     }
 }

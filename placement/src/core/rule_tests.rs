@@ -115,6 +115,15 @@ fn misdeeds_of_a_rule_name_it_and_what_would_be_right() {
 fn rules_that_cannot_all_hold_are_named_and_no_others() {
     let pin = rule("pin", Some("100.64.1.0/24"), Kind::Pin(SiteId(1)));
     let far = rule("far", None, Kind::Deny(sites([2])));
+    // A standby is where the group itself may be, beside its owner.
+    for standby in [sites([1]), sites([0, 2]), [].into()] {
+        let standby = rule("standby", None, Kind::Standby(standby));
+        assert_eq!(
+            refused(vec![far.clone(), standby, pin.clone()]),
+            "rules \"pin\" and \"standby\" cannot all hold for group 1:100.64.1.0/24: they leave its standby no site in \
+             another failure domain than its owner's"
+        );
+    }
     let deny = rule("deny", Some("100.64.0.0/22"), Kind::Deny(sites([1])));
     assert_eq!(
         refused(vec![far.clone(), pin.clone(), deny]),

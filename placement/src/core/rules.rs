@@ -263,7 +263,7 @@ impl<'a> Rules<'a> {
     pub(super) fn check(&self, cluster: &Cluster) -> Result<(), PolicyError> {
         self.check_sizes(cluster)?;
         let sites = SiteSet::of(cluster.sites.keys());
-        let apart = Apart::new(self.policy);
+        let (apart, domains) = (Apart::new(self.policy), spread::places(cluster, Place::Domain));
         let mut together = Together::default();
         let mut known: BTreeMap<Vec<u16>, Effect> = BTreeMap::new();
         let mut covering = Vec::new();
@@ -289,12 +289,47 @@ impl<'a> Rules<'a> {
                     reason: "they leave it no site".to_owned(),
                 });
             }
+            if let Some(standbys) = effect.standby {
+                let sort = Sort { covering: covering.clone(), out };
+                self.check_standby(group, &sort, standbys, sites, &domains)?;
+            }
             let sides = if apart.is_empty() { Vec::new() } else { apart.sides(group) };
             if effect.spread.is_some() || !sides.is_empty() {
                 together.add(group, Sort { covering: covering.clone(), out }, effect.spread, &sides);
             }
         }
         if cluster.sites.is_empty() { Ok(()) } else { self.check_together(cluster, &apart, &together) }
+    }
+
+    /// Whether a group may be at a site and its standby at another, in another failure domain. Where it could not even if it might be at all
+    /// sites, there are too few of them, which is no fault of the rules.
+    fn check_standby(
+        &self,
+        group: &GroupId,
+        sort: &Sort,
+        standbys: SiteSet,
+        sites: SiteSet,
+        domains: &[SiteSet],
+    ) -> Result<(), PolicyError> {
+        let is_possible = |may: SiteSet| {
+            let beside = |domain: &SiteSet| {
+                !may.and(standbys).and(*domain).is_empty() && !may.and(domain.not()).is_empty()
+            };
+            domains.iter().any(beside)
+        };
+        let fails = |kept: &[u16]| !is_possible(self.allowed(sort, kept).and(sites));
+        if !is_possible(sites) || !fails(&sort.covering) {
+            return Ok(());
+        }
+        let mut rules = self.fewest(std::iter::once(sort), &fails).unwrap_or_default();
+        let holding = self.holding(&sort.covering);
+        let standby = holding.iter().find(|rule| matches!(rule.kind, Kind::Standby(_)));
+        rules.extend(standby.map(|rule| rule.name.clone()));
+        Err(PolicyError::Contradiction {
+            rules,
+            group: group.to_string(),
+            reason: "they leave its standby no site in another failure domain than its owner's".to_owned(),
+        })
     }
 
     /// Whether groups can be spread and kept apart, all of them together.

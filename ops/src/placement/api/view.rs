@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use flow::SiteId;
 use placement::core::delay::{Leg, Near, Part, Source, Term};
-use placement::core::drain::{self, Progress};
+use placement::core::drain::{self, Progress, Wait};
 use placement::core::explain::{Blocked, Candidate, Explanation};
 use placement::core::{
     Admin, AuditEntry, Change, Cluster, FinishedMove, Group, Move, MoveOutcome, MovePhase, MoveReason,
@@ -108,11 +108,14 @@ pub struct WaitView {
     pub reason: String,
     /// How many groups.
     pub groups: u64,
+    /// Whether they wait until the policy is changed: rules without an end forbid them every other site.
+    #[serde(default)]
+    pub forbidden: bool,
 }
 
 impl From<Progress> for DrainView {
     fn from(progress: Progress) -> Self {
-        let wait = |(reason, groups): (String, u64)| WaitView { reason, groups };
+        let wait = |Wait { reason, groups, forbidden }: Wait| WaitView { reason, groups, forbidden };
         Self {
             left: progress.left,
             moving: progress.moving,
