@@ -337,6 +337,24 @@ async fn the_placement_is_assessed_with_a_bound() {
     assert_eq!(short["shortages"][0]["groups"], json!([GROUP]));
     assert_eq!(run(&format!("placement status --api {}", world.base)).await, Exit::Degraded);
 
+    // Of groups that no site may have nothing is said to be well.
+    for site in ["ams", "virginia"] {
+        assert_eq!(
+            world.request(Method::POST, &format!("/v1/sites/{site}/drain")).send().await.unwrap().status(),
+            200
+        );
+    }
+    let closed = reported(&world, "/v1/placement", report(1000), |body| body["stranded"] == 1).await;
+    assert_eq!(closed["groups"], 0, "{closed}");
+    assert_eq!(run(&format!("placement status --api {}", world.base)).await, Exit::Degraded);
+    assert_eq!(run(&format!("placement simulate --demand 1 --api {}", world.base)).await, Exit::Degraded);
+    for site in ["ams", "virginia"] {
+        assert_eq!(
+            world.request(Method::POST, &format!("/v1/sites/{site}/undrain")).send().await.unwrap().status(),
+            200
+        );
+    }
+
     let round = reported(&world, "/v1/placement/round", report(1000), |body| body["groups"] == 1).await;
     assert!((round["delay_ms"].as_f64().unwrap() - 80.0).abs() < 1.0, "{round}");
     assert_eq!((&round["moves"], &round["prices"][1]["site"]), (&json!(0), &json!("virginia")), "{round}");

@@ -7,7 +7,7 @@ use clap::Subcommand;
 
 use super::client::Ask;
 use super::output::{Format, Rows, progress};
-use super::policy::what_if;
+use super::policy::{by_rules, what_if};
 use super::{Context, Exit, Failure, duration, read_object, replay};
 use crate::placement::api::assess::{AssessmentView, PricesView, RoundView, SiteAssessmentView};
 use crate::placement::api::policy::Simulation;
@@ -18,7 +18,7 @@ use crate::placement::api::whatif::{DelaysView, WhatIfView};
 #[derive(Clone, Debug, Subcommand)]
 pub enum Verb {
     /// Show how far the present placement is from the best, with a bound that proves it, and what more capacity would
-    /// bring at each site. Exit code 6 if no placement within the capacities was found.
+    /// bring at each site. Exit code 6 if no placement within the capacities was found, or groups with traffic may be at no site.
     Status,
     /// Show what the leader's last round planned, its proof, and what more of each resource is worth at each site.
     Round,
@@ -31,7 +31,8 @@ pub enum Verb {
     /// Show what the loss of each site would bring: whether its groups have room elsewhere when the headroom is used, and the
     /// delay then. Exit code 6 if there is a site whose loss does not fit.
     Losses,
-    /// Show what another policy, other capacities, a new or a lost site, or more traffic would bring. Changes nothing.
+    /// Show what another policy, other capacities, a new or a lost site, or more traffic would bring. Changes nothing. Exit code
+    /// 6 if it would not fit, or leave groups no site.
     Simulate {
         /// Policy, as for `policy plan`.
         #[arg(long, value_name = "FILE")]
@@ -95,8 +96,9 @@ pub(super) async fn run(verb: Verb, context: &Context) -> Result<Exit, Failure> 
             let wish = Simulation { policy, sites, lost, demand };
             let body = serde_json::to_value(&wish).map_err(|error| Failure::usage(error.to_string()))?;
             let answer = context.client.send(Ask::post(&["placement", "simulate"], Some(body))).await?;
-            what_if(context, &answer.body, &answer.parse()?);
-            Ok(Exit::Done)
+            let view: WhatIfView = answer.parse()?;
+            what_if(context, &answer.body, &view);
+            misfits_then(&view).map_or(Ok(Exit::Done), |why| Err(Failure::new(Exit::Degraded, why)))
         }
     }
 }
@@ -195,10 +197,30 @@ async fn status(context: &Context) -> Result<Exit, Failure> {
     if context.output.format == Format::Table {
         progress(&summary(&view));
     }
+    if view.stranded > 0 {
+        let message = format!(
+            "{} groups with traffic may be at no site, and are in no mean: undrain, activate or add a site, or change the rules \
+             (`limosa placement explain GROUP` says what is against each site)",
+            view.stranded
+        );
+        return Err(Failure::new(Exit::Degraded, message));
+    }
     if view.gap.is_some() {
         return Ok(Exit::Done);
     }
     Err(Failure::new(Exit::Degraded, misfit(&view)))
+}
+
+/// Why what was asked about does not fit, if it does not.
+fn misfits_then(view: &WhatIfView) -> Option<String> {
+    if !view.stranded.is_empty() {
+        return Some(format!(
+            "{} groups would have no site, and are in no mean: add a site, or change the rules",
+            view.stranded.len()
+        ));
+    }
+    let sites = view.exceeded.join(", ");
+    view.gap.is_none().then(|| format!("it does not fit: {sites} would carry more than their room"))
 }
 
 /// Why the best that was found exceeds capacities.
@@ -234,8 +256,22 @@ fn row(site: &SiteAssessmentView) -> Vec<String> {
 
 fn summary(view: &AssessmentView) -> String {
     let gap = view.gap.map_or("beyond capacities".to_owned(), |gap| format!("gap {:.3} %", gap * 100.0));
+    if view.groups == 0 {
+        return "no traffic is known of groups that a site may have".to_owned();
+    }
+    let over = view.sites.iter().filter(|site| site.packets_per_s > site.room_packets_per_s * 1.001);
+    let over: Vec<&str> = over.map(|site| site.site.as_str()).collect();
+    let over =
+        if over.is_empty() { String::new() } else { format!("; now beyond its room: {}", over.join(", ")) };
     format!(
-        "mean delay {:.2} ms now, {:.2} at best after {} moves ({gap}); bound {:.2}, without capacities {:.2}, light {:.2}",
-        view.delay_ms, view.best_ms, view.moves, view.bound_ms, view.unconstrained_ms, view.light_ms
+        "mean delay {:.2} ms now{}, {:.2}{} at best after {} moves ({gap}); bound {:.2}, without capacities {:.2}, light {:.2}{over}",
+        view.delay_ms,
+        by_rules(view.rules_ms),
+        view.best_ms,
+        by_rules(view.best_rules_ms),
+        view.moves,
+        view.bound_ms,
+        view.unconstrained_ms,
+        view.light_ms
     )
 }

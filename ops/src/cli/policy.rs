@@ -213,6 +213,11 @@ pub(super) fn what_if(context: &Context, body: &Value, view: &WhatIfView) {
     }
 }
 
+/// What prices of rules add to a mean delay, if they do.
+pub(super) fn by_rules(ms: f64) -> String {
+    if ms < 0.005 { String::new() } else { format!(" (and {ms:.2} by prices of rules)") }
+}
+
 /// The rest in sentences.
 fn told(view: &WhatIfView) -> Vec<String> {
     /// Lines of a kind; `-o json` has all.
@@ -222,8 +227,13 @@ fn told(view: &WhatIfView) -> Vec<String> {
     };
     let gap = view.gap.map_or("beyond capacities".to_owned(), |gap| format!("gap {:.3} %", gap * 100.0));
     let mut told = vec![
-        format!("delay now:  {}", delays(&view.before)),
-        format!("delay then: {}; bound {:.2} ({gap})", delays(&view.after), view.bound_ms),
+        format!("delay now:  {}{}", delays(&view.before), by_rules(view.before_rules_ms)),
+        format!(
+            "delay then: {}{}; bound {:.2} ({gap})",
+            delays(&view.after),
+            by_rules(view.after_rules_ms),
+            view.bound_ms
+        ),
         format!("{} of {} groups would move, with {} flows", view.moves, view.groups, view.flows),
     ];
     told.extend(view.moved.iter().take(SHOWN).map(|moved| {

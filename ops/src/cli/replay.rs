@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 
 use super::client::Ask;
 use super::output::{Format, Rows, progress};
+use super::policy::by_rules;
 use super::{Context, Exit, Failure, read_object};
 use crate::placement::api::policy::{completed, resolve};
 use crate::placement::api::traffic::TrafficView;
@@ -178,7 +179,16 @@ fn compare(
             progress(&format!("with the change: {}", line(&summary(&after), &name)));
         }
     }
-    Ok(Exit::Done)
+    let asked = summary(if differs { &after } else { &before });
+    if asked.stranded == 0 {
+        return Ok(Exit::Done);
+    }
+    let message = format!(
+        "in {} of {} moments there are groups that no site may have, which are in no mean: add a site, or change the rules",
+        asked.stranded,
+        moments.len()
+    );
+    Err(Failure::new(Exit::Degraded, message))
 }
 
 /// A leader of the state with what is different; nothing if nothing is.
@@ -259,7 +269,8 @@ fn shown(steps: &[Step], name: &impl Fn(flow::SiteId) -> String) -> Vec<Value> {
     let step = |step: &Step| {
         json!({
             "at_s": step.at.0 / 1_000_000, "moves": step.moves, "returns": step.returns,
-            "packets_per_s": step.packets_per_s, "delay_ms": step.delay_ms, "bound_ms": step.bound_ms,
+            "packets_per_s": step.packets_per_s, "delay_ms": step.delay_ms, "rules_ms": step.rules_ms,
+            "bound_ms": step.bound_ms,
             "beyond": step.beyond.iter().map(|site| name(*site)).collect::<Vec<_>>(), "stranded": step.stranded,
         })
     };
@@ -270,7 +281,7 @@ fn told(summary: &Summary, name: &impl Fn(flow::SiteId) -> String) -> Value {
     let price = |(site, ms): &(flow::SiteId, f64)| json!({ "site": name(*site), "price_ms": ms });
     json!({
         "hours": summary.hours, "moves": summary.moves, "returns": summary.returns, "delay_ms": summary.delay_ms,
-        "bound_ms": summary.bound_ms, "beyond": summary.beyond,
+        "rules_ms": summary.rules_ms, "bound_ms": summary.bound_ms, "beyond": summary.beyond, "stranded": summary.stranded,
         "prices": summary.prices.iter().map(price).collect::<Vec<_>>(),
     })
 }
@@ -280,8 +291,9 @@ fn line(summary: &Summary, name: &impl Fn(flow::SiteId) -> String) -> String {
     let build: Vec<String> =
         dearest.map(|(site, price)| format!("{} ({price:.2} ms)", name(*site))).collect();
     format!(
-        "{:.2} ms mean, {:.2} at best, {} moves in {:.1} h ({} in vain), {} moments beyond capacity; more capacity is worth most at {}",
+        "{:.2} ms mean{}, {:.2} at best, {} moves in {:.1} h ({} in vain), {} moments beyond capacity; more capacity is worth most at {}",
         summary.delay_ms,
+        by_rules(summary.rules_ms),
         summary.bound_ms,
         summary.moves,
         summary.hours,

@@ -20,13 +20,17 @@ pub struct Assessment {
     pub groups: usize,
     /// Their packets per second.
     pub packets_per_s: f64,
-    /// Now. It may be below the bound while sites carry more than their room.
+    /// Delay now. With what rules add it may be below the bound while sites carry more than their room.
     pub delay_ms: f64,
-    /// Of the best placement that was found.
+    /// What prices of rules add to it.
+    pub rules_ms: f64,
+    /// Delay in the best placement that was found, which is the one where delay and prices together are least.
     pub best_ms: f64,
-    /// No placement within the capacities has less.
+    /// What prices of rules add to that.
+    pub best_rules_ms: f64,
+    /// No placement within the capacities has less, delay and prices together.
     pub bound_ms: f64,
-    /// Without capacities.
+    /// The same without capacities.
     pub unconstrained_ms: f64,
     /// What light would take straight from where packets come in to where they go out; zero where no coordinates are known.
     pub light_ms: f64,
@@ -51,7 +55,7 @@ pub struct SiteAssessment {
     pub packets_per_s: f64,
     /// What it carries in the best placement.
     pub best_packets_per_s: f64,
-    /// Its capacity less the headroom.
+    /// Its capacity less the headroom; or what it carries now, where that is more and within the capacity.
     pub room_packets_per_s: f64,
     /// Milliseconds of one packet that would be saved per packet of capacity added: where to build next.
     pub price_ms: f64,
@@ -80,6 +84,7 @@ fn answer(mut problem: Problem) -> Assessment {
     // Rounding may end a little above what is there already; then that is the best that is known.
     let stays = fits_already(problem) && problem.present_cost < certificate.cost;
     let best = if stays { problem.present_cost } else { certificate.cost };
+    let best_delay = if stays { problem.present } else { problem.planned() };
     let gap = (best - certificate.bound).max(0.0) / best.max(f64::MIN_POSITIVE);
     let elsewhere = |(group, entry): (usize, &Entry)| solver.site(group) != Some(entry.owner);
     let moves = problem.groups.iter().enumerate().filter(|&entry| !stays && elsewhere(entry)).count();
@@ -96,8 +101,10 @@ fn answer(mut problem: Problem) -> Assessment {
     Assessment {
         groups: groups.len(),
         packets_per_s: problem.weight,
-        delay_ms: problem.mean(problem.present_cost),
-        best_ms: problem.mean(best),
+        delay_ms: problem.mean(problem.present),
+        rules_ms: problem.mean(problem.present_cost - problem.present),
+        best_ms: problem.mean(best_delay),
+        best_rules_ms: problem.mean(best - best_delay),
         bound_ms: problem.mean(certificate.bound),
         unconstrained_ms: problem.mean(certificate.unconstrained),
         light_ms: problem.mean(problem.light),

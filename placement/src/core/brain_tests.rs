@@ -344,6 +344,33 @@ fn an_assessment_says_what_is_best_and_proves_it() {
 }
 
 #[test]
+fn an_assessment_tells_delay_and_prices_of_rules_apart() {
+    let (mut cluster, mut model) = (cluster(), Model::new(None));
+    model.handle_report(&report(0, vec![load(0, 300, 2), load(1, 100, 0)]), Micros(0));
+    let assess = |cluster: &Cluster| super::assess::assess(cluster, &model, Micros(0)).unwrap().unwrap();
+    let free = assess(&cluster);
+    assert_eq!((free.rules_ms, free.best_rules_ms), (0.0, 0.0));
+    // Nothing is within it anywhere, so everything is charged for it.
+    cluster.policy.rules = vec![rule("slo", None, Kind::Slo(Slo { delay_ms: 0.0 }))];
+    cluster.policy.rules[0].price_ms = Some(500.0);
+    let (dear, close) = (assess(&cluster), |a: f64, b: f64| (a - b).abs() < 1e-2);
+    assert!(close(dear.delay_ms, free.delay_ms) && close(dear.best_ms, free.best_ms), "{dear:?} {free:?}");
+    assert!(dear.rules_ms > 100.0 && dear.rules_ms <= 500.0, "{dear:?}");
+    assert!(dear.bound_ms <= dear.best_ms + dear.best_rules_ms + 1e-3, "{dear:?}");
+}
+
+#[test]
+fn what_is_there_now_and_what_is_best_are_compared_within_one_room() {
+    let (mut cluster, mut model) = (cluster(), Model::new(None));
+    cluster.policy.headroom = 0.1;
+    model.handle_report(&report(0, vec![load(0, 475, 0), load(1, 475, 0)]), Micros(0));
+    let found = super::assess::assess(&cluster, &model, Micros(0)).unwrap().unwrap();
+    // 950 of 1,000 are above the headroom and within the capacity: it is the best, and nothing has to leave.
+    assert_eq!((found.moves, found.sites[0].room_packets_per_s), (0, 950.0));
+    assert!(found.best_ms <= found.delay_ms && found.bound_ms <= found.delay_ms + 1e-6, "{found:?}");
+}
+
+#[test]
 fn an_assessment_names_what_does_not_fit_and_leaves_out_closed_sites() {
     let (mut cluster, mut model) = (cluster(), Model::new(None));
     cluster.policy.headroom = 0.0;

@@ -257,7 +257,7 @@ impl Kept {
             return None;
         }
         self.renew(cluster, model, &differences, ready, now);
-        self.problem.set_loads(cluster, differences.load, Purpose::Plan(ready)).ok()?;
+        self.problem.set_loads(cluster, differences.load).ok()?;
         self.problem.sum_up();
         let mut certificate = self.problem.solver.solve(Start::Touched);
         // Where room is kept for a loss, only a round over all finds it anew.

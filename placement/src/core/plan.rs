@@ -569,11 +569,6 @@ fn commands(problem: &Problem, chosen: &[Wish]) -> Vec<Command> {
 
 fn publish(cluster: &Cluster, problem: &Problem, certificate: &Certificate) -> Round {
     let solver = &problem.solver;
-    let placed = |(group, _): (usize, &Entry)| {
-        let (_, delay_ms) = problem.at(group, solver.site(group)?)?;
-        Some(f64::from(problem.instance().weight(group)) * f64::from(delay_ms))
-    };
-    let planned: f64 = problem.groups.iter().enumerate().filter_map(placed).sum();
     let price = |(&site, values): (&SiteId, &PerResource<f64>)| SitePrices {
         site,
         open: cluster.sites.get(&site).is_some_and(super::model::Site::takes_groups),
@@ -589,7 +584,7 @@ fn publish(cluster: &Cluster, problem: &Problem, certificate: &Certificate) -> R
         groups: problem.groups.len() as u64,
         packets_per_s: problem.weight,
         delay_ms: problem.mean(problem.present),
-        planned_ms: problem.mean(planned),
+        planned_ms: problem.mean(problem.planned()),
         objective_ms: problem.mean(certificate.cost),
         bound_ms: problem.mean(certificate.bound),
         priced_ms: Some(problem.mean(certificate.priced)),

@@ -36,7 +36,9 @@ pub struct Step {
     pub packets_per_s: f64,
     /// Mean delay over packets, one way, in milliseconds.
     pub delay_ms: f64,
-    /// No placement within the capacities has less.
+    /// What prices of rules add to it.
+    pub rules_ms: f64,
+    /// No placement within the capacities has less, delay and prices together.
     pub bound_ms: f64,
     /// Sites that carry more packets than their capacity.
     pub beyond: Vec<SiteId>,
@@ -166,6 +168,7 @@ impl Replay {
             returns: 0,
             packets_per_s: found.map_or(0.0, |found| found.packets_per_s),
             delay_ms: found.map_or(0.0, |found| found.delay_ms),
+            rules_ms: found.map_or(0.0, |found| found.rules_ms),
             bound_ms: found.map_or(0.0, |found| found.bound_ms),
             beyond: over.map(|site| site.site).collect(),
             stranded: found.map_or(0, |found| found.stranded),
@@ -185,10 +188,14 @@ pub struct Summary {
     pub returns: usize,
     /// In milliseconds, one way.
     pub delay_ms: f64,
+    /// What prices of rules add to it.
+    pub rules_ms: f64,
     /// The best of hindsight.
     pub bound_ms: f64,
     /// Steps in which a site carried more packets than its capacity.
     pub beyond: usize,
+    /// Steps in which there was a group with traffic that no site may have.
+    pub stranded: usize,
     /// Mean over steps of what one more packet per second of capacity would save, in milliseconds of one packet; the
     /// dearest first: where to build next.
     pub prices: Vec<(SiteId, f64)>,
@@ -214,8 +221,10 @@ pub fn summary(steps: &[Step]) -> Summary {
         moves: steps.iter().map(|step| step.moves).sum(),
         returns: steps.iter().map(|step| step.returns).sum(),
         delay_ms: mean(|step| step.delay_ms),
+        rules_ms: mean(|step| step.rules_ms),
         bound_ms: mean(|step| step.bound_ms),
         beyond: steps.iter().filter(|step| !step.beyond.is_empty()).count(),
+        stranded: steps.iter().filter(|step| step.stranded > 0).count(),
         prices,
     }
 }

@@ -109,6 +109,10 @@ pub struct WhatIf {
     pub before: Delays,
     /// Then.
     pub after: Delays,
+    /// What prices of rules, those of then, add to the mean now.
+    pub before_rules_ms: f64,
+    /// What they add then.
+    pub after_rules_ms: f64,
     /// The mean that no placement can beat then, prices of rules included.
     pub bound_ms: f64,
     /// By how much the placement may be worse than the best, as a share; nothing when capacities are exceeded.
@@ -161,6 +165,8 @@ pub fn what_if(
         groups: problem.groups.len() as u64,
         before: found.delays(|_| true, |at| found.before_ms(at)),
         after: found.delays(|_| true, |at| found.after_ms(at)),
+        before_rules_ms: problem.mean(problem.present_cost - problem.present),
+        after_rules_ms: problem.mean(found.after_rules()),
         bound_ms: problem.mean(certificate.bound),
         gap: Some(certificate.gap()).filter(|gap| gap.is_finite()),
         stranded: problem.stranded.clone(),
@@ -222,6 +228,15 @@ impl Found<'_> {
     fn after_ms(&self, group: usize) -> f64 {
         let at = self.problem.solver.site(group).and_then(|site| self.problem.at(group, site));
         at.map_or_else(|| self.before_ms(group), |(_, delay_ms)| f64::from(delay_ms))
+    }
+
+    /// Weight x ms of what rules add at the sites of then.
+    fn after_rules(&self) -> f64 {
+        let added = |group: usize| {
+            let at = self.problem.solver.site(group).and_then(|site| self.problem.at(group, site));
+            self.weight(group) * at.map_or(0.0, |(cost_ms, delay_ms)| f64::from(cost_ms - delay_ms))
+        };
+        (0..self.problem.groups.len()).map(added).sum()
     }
 
     fn weight(&self, group: usize) -> f64 {

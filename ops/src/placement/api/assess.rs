@@ -23,17 +23,23 @@ pub struct AssessmentView {
     pub groups: usize,
     /// Their packets per second.
     pub packets_per_s: f64,
-    /// Of the present placement. It may be below the bound while sites carry more than their room.
+    /// Delay of the present placement. With `rules_ms` it may be below the bound while sites carry more than their room.
     pub delay_ms: f64,
-    /// Of the best placement that was found.
+    /// What prices of rules add to it.
+    #[serde(default)]
+    pub rules_ms: f64,
+    /// Delay of the best placement that was found, where delay and prices together are least.
     pub best_ms: f64,
-    /// No placement within the capacities has less.
+    /// What prices of rules add to that.
+    #[serde(default)]
+    pub best_rules_ms: f64,
+    /// No placement within the capacities has less, delay and prices together.
     pub bound_ms: f64,
-    /// Each group at its nearest site, without capacities.
+    /// The same with each group at its best site, without capacities.
     pub unconstrained_ms: f64,
     /// What light would take straight from where packets come in to where they go out; 0 without coordinates.
     pub light_ms: f64,
-    /// By how much `best_ms` may be above the best there is, as a share; nothing when it exceeds capacities.
+    /// By how much `best_ms` and `best_rules_ms` together may be above the best there is, as a share; nothing when it exceeds capacities.
     pub gap: Option<f64>,
     /// Groups that are elsewhere in the best placement.
     pub moves: usize,
@@ -54,7 +60,7 @@ pub struct SiteAssessmentView {
     pub packets_per_s: f64,
     /// What it carries in the best placement.
     pub best_packets_per_s: f64,
-    /// Its capacity less the headroom.
+    /// Its capacity less the headroom; or what it carries now, where that is more and within the capacity.
     pub room_packets_per_s: f64,
     /// Milliseconds of one packet that are saved per packet of capacity added here: where to build next.
     pub price_ms: f64,
@@ -86,7 +92,9 @@ impl AssessmentView {
             groups: assessment.groups,
             packets_per_s: assessment.packets_per_s,
             delay_ms: assessment.delay_ms,
+            rules_ms: assessment.rules_ms,
             best_ms: assessment.best_ms,
+            best_rules_ms: assessment.best_rules_ms,
             bound_ms: assessment.bound_ms,
             unconstrained_ms: assessment.unconstrained_ms,
             light_ms: assessment.light_ms,

@@ -19,6 +19,12 @@ pub struct WhatIfView {
     pub before: DelaysView,
     /// Then.
     pub after: DelaysView,
+    /// What prices of rules, those of then, add to the mean now.
+    #[serde(default)]
+    pub before_rules_ms: f64,
+    /// What they add then.
+    #[serde(default)]
+    pub after_rules_ms: f64,
     /// The mean that no placement can beat then, prices of rules and charges of moves included.
     pub bound_ms: f64,
     /// By how much the placement may be worse than the best, as a share; nothing when capacities are exceeded.
@@ -156,6 +162,8 @@ impl WhatIfView {
             groups: found.groups,
             before: found.before.into(),
             after: found.after.into(),
+            before_rules_ms: found.before_rules_ms,
+            after_rules_ms: found.after_rules_ms,
             bound_ms: found.bound_ms,
             gap: found.gap,
             stranded: found.stranded.iter().map(ToString::to_string).collect(),

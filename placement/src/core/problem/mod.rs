@@ -134,8 +134,7 @@ impl Problem {
         }
         let table = Table::new(cluster, model, now);
         let load = loads(cluster, model, &table, purpose);
-        let rooms =
-            table.sites.iter().zip(&load).map(|(site, load)| room(&cluster.policy, site, *load, purpose));
+        let rooms = table.sites.iter().zip(&load).map(|(site, load)| room(&cluster.policy, site, *load));
         let mut instance = Instance::new(&rooms.collect::<Vec<_>>())?;
         let spreads = add_classes(&mut instance, cluster, purpose)?;
         let domains = spread::places(cluster, Place::Domain);
@@ -258,10 +257,9 @@ impl Problem {
         &mut self,
         cluster: &Cluster,
         load: Vec<PerResource<f64>>,
-        purpose: Purpose<'_>,
     ) -> Result<(), InstanceError> {
         for ((site, load), n) in cluster.sites.values().zip(&load).zip(0..=u8::MAX) {
-            self.solver.set_room(n, room(&cluster.policy, site, *load, purpose).capacity)?;
+            self.solver.set_room(n, room(&cluster.policy, site, *load).capacity)?;
         }
         self.load = load;
         Ok(())
@@ -284,6 +282,15 @@ impl Problem {
         let (n, there) =
             self.instance().candidates(group).enumerate().find(|(_, there)| there.site == site)?;
         Some((there.cost_ms, self.delay_ms[self.delay_at[group] as usize + n]))
+    }
+
+    /// Weight x ms of the delays at the sites that the solver chose, without what rules add.
+    pub(in crate::core) fn planned(&self) -> f64 {
+        let placed = |group: usize| {
+            let (_, delay_ms) = self.at(group, self.solver.site(group)?)?;
+            Some(f64::from(self.instance().weight(group)) * f64::from(delay_ms))
+        };
+        (0..self.groups.len()).filter_map(placed).sum()
     }
 
     /// A sum over groups of weight x ms, as a mean.
@@ -367,14 +374,14 @@ impl Loads {
     }
 }
 
-/// What a site may carry. In a plan a site that is above its headroom, but not above its capacity, keeps what it has: groups
-/// are not sent away, and back again, for a load that sways.
-fn room(policy: &Policy, site: &Site, load: PerResource<f64>, purpose: Purpose<'_>) -> solver::Site {
+/// What a site may carry. One that is above its headroom, but not above its capacity, keeps what it has: groups are not sent
+/// away, and back again, for a load that sways. The same for who asks how good the placement is: what is there now and what could be are
+/// compared within one room.
+fn room(policy: &Policy, site: &Site, load: PerResource<f64>) -> solver::Site {
     let (capacity, headroom) = capacity(policy, site);
     let room = std::array::from_fn(|r| {
-        let keeps = matches!(purpose, Purpose::Plan(_)) && load[r] <= capacity[r];
         let free = capacity[r] * (1.0 - headroom);
-        if keeps { free.max(load[r]) } else { free }
+        if load[r] <= capacity[r] { free.max(load[r]) } else { free }
     });
     solver::Site { capacity: room, headroom: 0.0 }
 }
