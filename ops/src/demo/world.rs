@@ -55,7 +55,7 @@ pub struct SiteSpec {
 /// Clients that are in one place and move together.
 #[derive(Clone, Debug)]
 pub struct GroupSpec {
-    /// Their addresses; the first ones are used.
+    /// Their addresses.
     pub prefix: Prefix,
     /// The site where they come in at first.
     pub home: SiteId,
@@ -87,7 +87,7 @@ pub struct WorldSpec {
     pub servers: Vec<ServerSpec>,
     /// Outside addresses that clients may appear with.
     pub pool: Vec<Prefix>,
-    /// Client addresses used of each group.
+    /// Client addresses used of each group, at equal distances.
     pub clients_per_group: u32,
     /// One-way delay between a client and its site.
     pub access_delay: Duration,

@@ -235,11 +235,13 @@ impl PartialEq for OnItsWay {
 impl Eq for OnItsWay {}
 
 /// The first hosts of each prefix, interleaved by group so that neighbours in the list differ in group.
+/// Clients are spread over their group, so that each half of it has some, should it be split.
 fn clients(spec: &WorldSpec) -> Result<Vec<Client>> {
     let mut clients = Vec::new();
     for nth in 0..spec.clients_per_group {
         for (at, group) in spec.groups.iter().enumerate() {
-            let Some(IpAddr::V4(address)) = group.prefix.nth(u128::from(nth)) else {
+            let step = (group.prefix.size() / u128::from(spec.clients_per_group)).max(1);
+            let Some(IpAddr::V4(address)) = group.prefix.nth(u128::from(nth) * step) else {
                 anyhow::bail!("{} has fewer than {} IPv4 addresses", group.prefix, spec.clients_per_group);
             };
             clients.push(Client { address, group: at });
