@@ -767,11 +767,26 @@ pub const CLIENTS: [&str; 2] = ["100.64.0.0/20", "100.64.16.0/21"];
 pub const POOL: &str = "198.51.100.0/26";
 
 impl Cluster {
-    /// Adds the sites, the NAT service and the policy through the config API, as an operator would.
+    /// Adds the sites and the NAT service through the config API, as an operator would.
     ///
     /// # Errors
     /// When the API refuses.
     pub async fn configure(&self, capacity_pps: u64) -> anyhow::Result<()> {
+        self.add_sites(capacity_pps).await?;
+        let service = serde_json::json!({
+            "id": 1,
+            "nat": { "clients": CLIENTS, "pool": [POOL], "ports_per_subscriber": 504, "port_key": 7_654_321 },
+            "group_len": 24,
+        });
+        self.put("/v1/services/cgn", &service, None).await?;
+        Ok(())
+    }
+
+    /// Adds the sites alone, and waits until they can own groups.
+    ///
+    /// # Errors
+    /// When the API refuses.
+    pub async fn add_sites(&self, capacity_pps: u64) -> anyhow::Result<()> {
         for id in self.layout.site_ids() {
             let site = self.layout.site(id);
             let body = serde_json::json!({
@@ -789,14 +804,7 @@ impl Cluster {
             let alive = |site: &serde_json::Value| site["alive"] == true;
             sites["sites"].as_array().is_some_and(|sites| sites.iter().all(alive))
         })
-        .await?;
-        let service = serde_json::json!({
-            "id": 1,
-            "nat": { "clients": CLIENTS, "pool": [POOL], "ports_per_subscriber": 504, "port_key": 7_654_321 },
-            "group_len": 24,
-        });
-        self.put("/v1/services/cgn", &service, None).await?;
-        Ok(())
+        .await
     }
 
     /// Replaces parts of the policy.

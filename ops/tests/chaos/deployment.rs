@@ -13,12 +13,15 @@ use limosa::demo::world::{World, WorldHandle};
 use limosa::demo::{Thresholds, built_in};
 use serde_json::json;
 
+use crate::plan::WORKERS;
+use crate::services::SERVICES;
+
 /// The placement node whose disk may be full.
 pub(crate) const DISK_NODE: u64 = 2;
 /// Room for its database, many times over.
 const DISK_LEN: &str = "size=64m";
 /// With a load of six times the usual of one site agents start workers, and stop them when it is gone.
-const ELASTIC: Thresholds = Thresholds { busy_high: 0.12, busy_low: 0.06, hold_s: 2, pause_s: 5 };
+const ELASTIC: Thresholds = Thresholds { busy_high: 0.03, busy_low: 0.015, hold_s: 2, pause_s: 5 };
 
 /// A file system in memory, for as long as this is there.
 pub(crate) struct Disk {
@@ -88,7 +91,7 @@ impl Deployment {
         let disk = Disk::mount(&path.join(format!("placement-{DISK_NODE}")));
         let layout = Layout {
             sites: built_in(),
-            workers: 2,
+            workers: WORKERS,
             flows: 1 << 14,
             directory: path,
             binary: PathBuf::from(env!("CARGO_BIN_EXE_limosa")),
@@ -96,7 +99,10 @@ impl Deployment {
         };
         let cluster = Cluster::start(layout).await.unwrap();
         cluster.set_policy(json!({ "automatic": false })).await.unwrap();
-        cluster.configure(100_000).await.unwrap();
+        cluster.add_sites(100_000).await.unwrap();
+        for service in &SERVICES {
+            cluster.put(&service.path(), &service.body(), None).await.unwrap();
+        }
         cluster.until_ready().await.unwrap();
         let mut spec = world_spec(&cluster, seed);
         spec.tcp_connections = 48;

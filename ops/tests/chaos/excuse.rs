@@ -15,6 +15,7 @@
 //! | any of these at the target of a move | what was sent since the move began | the same | it may have waited there for all that time |
 //! | worker killed or ended while the agent of an ingress is away | what that ingress sends | lost until that agent is back | it sends to the old owner's worker, which relays no more |
 //! | agent away while a group moves | the group, when that agent is back | order | nobody waited for its ingress, whose direct packets overtake those that are relayed |
+//! | move between sites of a relaxed service | its group | order | that is what the service is for; moves between workers are strict |
 //! | move taken back | its group, until the target's agent has heard of it | order | what the target held comes back behind what is served meanwhile |
 //! | long outage of a path | its groups | connections | TCP gives up after 30 s |
 //!
@@ -152,6 +153,8 @@ fn between(a: SiteId, b: SiteId) -> Duration {
 
 /// Where a group's clients come in.
 pub(crate) type Home = fn(Prefix) -> SiteId;
+/// Whether a group's packets may pass one another in moves between sites, by its service.
+pub(crate) type Relaxed = fn(Prefix) -> bool;
 
 /// Packets that came to harm: whose, and when they were sent.
 #[derive(Clone, Copy, Debug)]
@@ -167,6 +170,7 @@ pub(crate) struct Judge<'a> {
     pub(crate) excuses: &'a [Excuse],
     pub(crate) seen: &'a Seen,
     pub(crate) home: Home,
+    pub(crate) relaxed: Relaxed,
 }
 
 impl Judge<'_> {
@@ -244,10 +248,17 @@ impl Judge<'_> {
         let met = |excuse: &Excuse| moves(until.max(excuse.end())).next().is_some();
         let mut held = self.seen.moves_of(harm.group, harm.from.saturating_sub(HELD), until);
         moves(until).any(|one| one.state == "taken_back")
+            || self.may_pass(harm)
             || self.outran_the_detour(harm)
             || self.was_flipped_late(harm)
             || held.any(|one| one.state == "taken_back" && let_go(one, self.seen) >= harm.from)
             || self.covers(harm, |excuse| excuse.shuffles || excuse.shuffles_moves && met(excuse))
+    }
+
+    /// Whether its packets may pass one another because its service lets them, while it moves between sites.
+    pub(crate) fn may_pass(&self, harm: &Harmed) -> bool {
+        let (from, until) = (harm.from.saturating_sub(BEFORE), harm.until.saturating_add(AFTER));
+        (self.relaxed)(harm.group) && self.seen.moves_of(harm.group, from, until).next().is_some()
     }
 
     /// Whether the machine was late by more than the detour over the new owner is longer than the old one's straight way: whichever it
@@ -347,7 +358,7 @@ mod tests {
     }
 
     fn with_seen<T>(seen: &Seen, excuses: &[Excuse], look: impl FnOnce(&Judge<'_>) -> T) -> T {
-        look(&Judge { excuses, seen, home: |_| AMSTERDAM })
+        look(&Judge { excuses, seen, home: |_| AMSTERDAM, relaxed: |_| false })
     }
 
     #[test]
@@ -408,6 +419,17 @@ mod tests {
         assert!(!may_shuffle(&seen, 1, VIRGINIA, 110), "the move is long over");
         seen.note_late(at(102), Duration::from_millis(120));
         assert!(may_shuffle(&seen, 1, SINGAPORE, 102));
+    }
+
+    #[test]
+    fn a_relaxed_service_promises_order_but_in_moves_between_sites_and_every_packet_always() {
+        let seen = seen();
+        let judge = Judge { excuses: &[], seen: &seen, home: |_| AMSTERDAM, relaxed: |_| true };
+        let harm = harmed(1, SINGAPORE, 102);
+        assert!(judge.may_shuffle(&harm) && !judge.may_lose(&harm) && !judge.may_break(harm.group, at(102)));
+        assert!(!judge.may_shuffle(&harmed(1, SINGAPORE, 95)), "the move has not begun");
+        assert!(!judge.may_shuffle(&harmed(1, SINGAPORE, 108)), "the move is over");
+        assert!(!judge.may_shuffle(&harmed(0, SINGAPORE, 102)), "it does not move");
     }
 
     #[test]

@@ -15,6 +15,8 @@ mod excuse;
 mod faults;
 mod plan;
 mod run;
+mod says;
+mod services;
 mod usage;
 mod verdict;
 mod watch;

@@ -8,9 +8,12 @@ use flow::{SiteId, WorkerId};
 
 /// How long a storm begins new faults.
 pub(crate) const STORM: Duration = Duration::from_secs(26);
-/// Sites, placement nodes and workers of a site.
+/// Sites, placement nodes, and workers that a site has always.
 pub(crate) const SITES: u64 = 3;
-const WORKERS: u64 = 2;
+pub(crate) const WORKERS: u16 = 2;
+
+/// A load for which agents start workers, as a multiple of the usual.
+const HIGH: f64 = 6.0;
 
 /// What an operator asks for. `pick` chooses among what is there by then.
 #[derive(Clone, Debug)]
@@ -32,6 +35,7 @@ pub(crate) enum Operation {
     Merge {
         pick: u64,
     },
+    /// An odd one has groups moved by the solver.
     Policy {
         number: u64,
     },
@@ -48,7 +52,12 @@ pub(crate) enum Who {
     Leader,
     Follower(u64),
     Agent(SiteId),
-    Worker(SiteId, WorkerId),
+    /// One that was started by the load, if that is wanted and there is one.
+    Worker {
+        site: SiteId,
+        worker: WorkerId,
+        by_load: bool,
+    },
     Switch(SiteId),
 }
 
@@ -106,6 +115,10 @@ pub(crate) fn storm(seed: u64, number: u64) -> Storm {
     let mut rng = Seeded::new(seed.wrapping_mul(1_000_003).wrapping_add(number));
     rng.word();
     let mut storm = Storm::default();
+    if rng.below(2) == 0 {
+        // From the start, so that there is time to strike the worker that comes by it.
+        storm.operations.push((Duration::ZERO, Operation::Load(site(&mut rng), HIGH)));
+    }
     let mut at = Duration::ZERO;
     while at < STORM {
         storm.operations.push((at, operation(&mut rng)));
@@ -145,20 +158,20 @@ fn operation(rng: &mut Seeded) -> Operation {
         14 => Operation::Merge { pick },
         15 | 16 => Operation::Policy { number: rng.below(1_000) },
         17 => Operation::WrongPolicy { which: usize::try_from(pick % 4).unwrap_or(0) },
-        18 => Operation::Load(from, 6.0),
+        18 => Operation::Load(from, HIGH),
         _ => Operation::Load(from, 1.0),
     }
 }
 
 fn strike(rng: &mut Seeded, at: Duration) -> Strike {
     let place = site(rng);
-    let worker = WorkerId(u16::try_from(rng.below(WORKERS) + 1).unwrap_or(1));
+    let worker = WorkerId(u16::try_from(rng.below(WORKERS.into()) + 1).unwrap_or(1));
     let blow = [Blow::Kill, Blow::Stop, Blow::Stop, Blow::Term][usize::try_from(rng.below(4)).unwrap_or(0)];
-    let who = match rng.below(6) {
+    let who = match rng.below(7) {
         0 => Who::Leader,
         1 => Who::Follower(rng.below(2)),
         2 | 3 => Who::Agent(place),
-        4 => Who::Worker(place, worker),
+        4 | 5 => Who::Worker { site: place, worker, by_load: rng.below(4) > 0 },
         _ => Who::Switch(place),
     };
     let (a, b) = two_sites(rng);
@@ -173,13 +186,17 @@ fn strike(rng: &mut Seeded, at: Duration) -> Strike {
         17 | 18 => Fault::Slow(way, a, b, extra),
         _ => Fault::Controller(place),
     };
-    // From 0.2 s on, each decade as likely as any other.
+    // From 0.2 s on, each decade as likely as any other, or some seconds.
     let most = match fault {
         Fault::Majority(_) => 40,
         Fault::Cut(Between::Switches, ..) | Fault::Process(Who::Switch(_), _) => 60,
         Fault::Process(..) | Fault::DiskFull | Fault::Cut(..) | Fault::Slow(..) | Fault::Controller(_) => 150,
     };
-    let lasts = Duration::from_millis(200 * rng.log_uniform(most).max(1));
+    let lasts = match rng.below(3) {
+        // Long enough for whoever has to say that it is there.
+        0 => between(rng, 5_000, 8_000),
+        _ => Duration::from_millis(200 * rng.log_uniform(most).max(1)),
+    };
     let aim = Aim { switching: rng.below(2) == 0, at_target: rng.below(2) == 0 };
     Strike { at, fault, lasts, aim: (rng.below(3) > 0).then_some(aim) }
 }

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use flow::{Prefix, SiteId, WorkerId};
-use limosa::demo::cluster::{Cluster, Part};
+use flow::{GroupId, Prefix, SiteId, WorkerId};
+use limosa::demo::cluster::{Cluster, Part, WORKER_PORTS};
 use limosa::demo::world::{PathHarm, WorldHandle};
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
@@ -13,11 +13,13 @@ use tokio::time::sleep;
 use crate::api::{Api, Said};
 use crate::deployment::Deployment;
 use crate::excuse::{BEFORE, Excuse, Harmed, Judge};
-use crate::faults::{Active, Closing};
+use crate::faults::{Active, Closing, Struck};
 use crate::plan::{self, Operation, Strike};
+use crate::says::MARGIN;
+use crate::services::service_of;
 use crate::usage::Usage;
 use crate::verdict::{Promise, Verdict};
-use crate::watch::{Clock, SPILLED_WITHIN, Watch};
+use crate::watch::{Clock, SPILLED_WITHIN, Watch, prefix_of};
 
 const TICK: Duration = Duration::from_millis(40);
 /// How long nothing at all may come to harm between two storms.
@@ -30,6 +32,12 @@ const WHOLE_BOUND: Duration = Duration::from_secs(75);
 const AIM_BOUND: Duration = Duration::from_secs(4);
 /// Requests in hand; more wait for their turn.
 const REQUESTS_MAX: usize = 4;
+
+/// A policy that lets operators alone move groups.
+const MANUAL: u64 = 0;
+/// A placement node that is ready has what was committed before: the leader's last word is as old as an election is long at most, and what
+/// it said is committed has come within the longest wait for a write.
+const FOLLOWS: Duration = Duration::from_secs(2 + 5);
 
 /// What a request was for, and how it ended.
 pub(crate) struct Told {
@@ -61,6 +69,7 @@ pub(crate) struct Run {
     pub(crate) excuses: Vec<Excuse>,
     pub(crate) active: Vec<Active>,
     pub(crate) closing: Vec<Closing>,
+    pub(crate) struck: Vec<Struck>,
     pub(crate) deployment: Deployment,
     pub(crate) disk_freed: Option<Duration>,
     pub(crate) usage: Usage,
@@ -92,6 +101,7 @@ impl Run {
             excuses: Vec::new(),
             active: Vec::new(),
             closing: Vec::new(),
+            struck: Vec::new(),
             deployment,
             disk_freed: None,
             usage: Usage::default(),
@@ -115,6 +125,8 @@ impl Run {
             number += 1;
         }
         self.end().await;
+        self.check_followed();
+        self.count_moves().await;
     }
 
     pub(crate) fn event(&mut self, what: impl AsRef<str>) {
@@ -149,6 +161,7 @@ impl Run {
     /// What goes on by itself: faults that are over, processes that ended, answers to requests.
     pub(crate) fn tick(&mut self) {
         self.reap();
+        self.ask_command_line();
         self.heal_due();
         self.close_excuses();
         while let Ok(told) = self.told.1.try_recv() {
@@ -220,16 +233,7 @@ impl Run {
             Operation::Undrain(site) => self.undrain(site),
             Operation::Split { pick } => self.reshape("split", pick),
             Operation::Merge { pick } => self.reshape("merge", pick),
-            Operation::Policy { number } => {
-                let body = policy(number);
-                self.ask(
-                    format!("policy {number}"),
-                    Wish::Policy(number),
-                    "PUT",
-                    "/v1/policy".into(),
-                    Some(body),
-                );
-            }
+            Operation::Policy { number } => self.set_policy(number),
             Operation::WrongPolicy { which } => {
                 let mut body = policy(0);
                 let (key, value) = [
@@ -251,6 +255,13 @@ impl Run {
         }
     }
 
+    fn set_policy(&mut self, number: u64) {
+        let moves =
+            if is_automatic(number) { "the solver moves groups" } else { "operators alone move groups" };
+        let what = format!("policy {number}, {moves}");
+        self.ask(what, Wish::Policy(number), "PUT", "/v1/policy".into(), Some(policy(number)));
+    }
+
     fn undrain(&mut self, site: SiteId) {
         let path = format!("/v1/sites/{}/undrain", name(site));
         self.ask(format!("undrain {}", name(site)), Wish::Other, "POST", path, None);
@@ -270,7 +281,7 @@ impl Run {
 
     fn reshape(&mut self, verb: &'static str, pick: u64) {
         let all: Vec<String> = (1..=3).flat_map(|site| self.watch.seen().groups_at(SiteId(site))).collect();
-        let halves = all.into_iter().filter(|group| (verb == "split") == group.ends_with("/24"));
+        let halves = all.into_iter().filter(|group| (verb == "split") == is_whole(group));
         if let Some(group) = chosen(&halves.collect::<Vec<_>>(), pick) {
             let body = json!({ "group": group });
             self.ask(
@@ -292,7 +303,8 @@ impl Run {
         }
         let wants = loop {
             self.tick();
-            let wants = self.wants().await;
+            let mut wants = self.wants().await;
+            wants.extend(self.leave_moves_to_operators().await);
             let late = self.clock.now() > healed + self.watch.bound(WHOLE_BOUND, healed);
             if wants.is_empty() || late {
                 break wants;
@@ -319,6 +331,19 @@ impl Run {
         self.calms.push((begun, self.clock.now()));
         self.event("the calm is over");
         self.check_processes().await;
+    }
+
+    /// Has the policy set that lets operators alone move groups, once nobody else may set one any more; what is not so yet.
+    async fn leave_moves_to_operators(&mut self) -> Option<String> {
+        if self.requests > 0 {
+            return Some("requests are in hand".into());
+        }
+        let present = self.api.get("/v1/policy?consistency=linearizable").await.unwrap_or_default();
+        if present["automatic"] == json!(false) {
+            return None;
+        }
+        self.set_policy(MANUAL);
+        Some("the solver moves groups".into())
     }
 
     async fn wait(&mut self, time: Duration) {
@@ -442,6 +467,7 @@ impl Run {
     async fn check_processes(&mut self) {
         self.check_nodes().await;
         self.check_acknowledged().await;
+        self.check_orderings().await;
         self.check_counters().await;
         self.check_logs();
         let now = self.clock.now();
@@ -520,6 +546,19 @@ impl Run {
         }
     }
 
+    /// Each move keeps the order that its service promises.
+    async fn check_orderings(&mut self) {
+        let now = self.clock.now();
+        let page = self.api.get("/v1/moves?limit=5000&consistency=stale").await.unwrap_or_default();
+        for one in page["moves"].as_array().into_iter().flatten() {
+            let Some(group) = prefix_of(&one["group"]) else { continue };
+            let wanted = service_of(group).ordering();
+            self.verdict.look(Promise::Order, one["ordering"] == wanted, now, || {
+                format!("a move of {group} is not {wanted}: {one}")
+            });
+        }
+    }
+
     /// What workers received or made is what they sent, hold, took or dropped.
     async fn check_counters(&mut self) {
         for site in [1, 2, 3].map(SiteId) {
@@ -559,7 +598,7 @@ impl Run {
         let harm = self.world.harm().unwrap();
         let now = self.clock.now();
         let seen = self.watch.seen();
-        let judge = Judge { excuses: &self.excuses, seen: &seen, home };
+        let judge = Judge { excuses: &self.excuses, seen: &seen, home, relaxed };
         let verdict = &mut self.verdict;
         verdict.held(Promise::Packets, traffic.packets.sent);
         verdict.held(Promise::Order, traffic.packets.delivered);
@@ -596,7 +635,8 @@ impl Run {
             // What is sent at its end may meet the storm that follows.
             let calm =
                 |(begun, ended): &(Duration, Duration)| *begun <= until && at <= ended.saturating_sub(BEFORE);
-            let late = if judge.outran_the_detour(&harmed) { 0 } else { packets.reordered };
+            let may_pass = judge.outran_the_detour(&harmed) || judge.may_pass(&harmed);
+            let late = if may_pass { 0 } else { packets.reordered };
             let lost = if packets.lost > 0 && spilled((at, until)) { 0 } else { packets.lost };
             let harmed_in_calm = lost + packets.duplicated + late;
             if harmed_in_calm > 0 && self.calms.iter().any(calm) {
@@ -642,6 +682,32 @@ impl Run {
     }
 }
 
+impl Run {
+    /// Whether placement nodes that said that they were ready had what was committed.
+    fn check_followed(&mut self) {
+        for node in 1..=self.api.nodes.len() as u64 {
+            let (looked, stale) = self.watch.seen().stale(node, FOLLOWS + MARGIN);
+            self.verdict.happened("looks at placement nodes that had been ready for long", looked);
+            self.verdict.look(Promise::Readiness, stale.is_none(), stale.unwrap_or_default(), || {
+                format!("placement node {node} was ready and lacked what had been committed long before")
+            });
+        }
+    }
+
+    /// How many moves there were, by their reason and service, of those that are remembered.
+    async fn count_moves(&mut self) {
+        let page = self.api.get("/v1/moves?limit=5000").await.unwrap_or_default();
+        for one in page["moves"].as_array().into_iter().flatten() {
+            let (reason, state) = (one["reason"].as_str(), one["state"].as_str());
+            let (Some(group), Some(reason), Some(state)) = (prefix_of(&one["group"]), reason, state) else {
+                continue;
+            };
+            let ordering = service_of(group).ordering();
+            self.verdict.happened(&format!("moves {ordering} {reason} {state}"), 1);
+        }
+    }
+}
+
 /// The value of a metric that has one line.
 fn gauge(metrics: &str, name: &str) -> Option<u64> {
     let value = |line: &str| line.strip_prefix(name)?.strip_prefix('{')?.rsplit(' ').next()?.parse().ok();
@@ -653,11 +719,12 @@ fn harmed(path: &PathHarm) -> Harmed {
     Harmed { group: path.group, server: path.server, from, until }
 }
 
-/// All processes that are started here; those that agents start are theirs.
+/// All processes that may be there, also the workers that agents start.
 pub(crate) fn parts() -> impl Iterator<Item = Part> {
     let sites = [1, 2, 3].map(SiteId);
-    let workers =
-        sites.into_iter().flat_map(|site| [1, 2].map(|worker| Part::Worker(site, WorkerId(worker))));
+    let workers = sites
+        .into_iter()
+        .flat_map(|site| (1..=WORKER_PORTS).map(move |worker| Part::Worker(site, WorkerId(worker))));
     (1..=3).map(Part::Placement).chain(sites.map(Part::Agent)).chain(sites.map(Part::Switch)).chain(workers)
 }
 
@@ -665,7 +732,23 @@ pub(crate) fn parts() -> impl Iterator<Item = Part> {
 fn policy(number: u64) -> Value {
     #[expect(clippy::cast_precision_loss, reason = "below a thousand")]
     let gain = 5.0 + number as f64 / 128.0;
-    json!({ "automatic": false, "min_gain_ms": gain, "min_dwell_s": 1, "moves_in_flight_max": 8 })
+    let automatic = is_automatic(number);
+    json!({ "automatic": automatic, "min_gain_ms": gain, "min_dwell_s": 1, "moves_in_flight_max": 12 })
+}
+
+/// Whether the solver moves groups by the policy of this number.
+fn is_automatic(number: u64) -> bool {
+    number % 2 == 1
+}
+
+/// Whether a group is as its service makes it, and no part of one.
+fn is_whole(group: &str) -> bool {
+    let Ok(id) = group.parse::<GroupId>() else { return false };
+    id.prefix.len() == service_of(id.prefix).group_len
+}
+
+fn relaxed(group: Prefix) -> bool {
+    service_of(group).relaxed
 }
 
 fn chosen<T: Clone>(all: &[T], pick: u64) -> Option<T> {

@@ -1,5 +1,6 @@
 //! What was promised, how often it was looked at, and what was found.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs::File;
 use std::io::Write as _;
@@ -39,7 +40,7 @@ const PROMISES: [(Promise, &str); 12] = [
     (Promise::Connections, "TCP connections survive, every byte right"),
     (Promise::Moves, "every move ends; each group has one owner"),
     (Promise::Acknowledged, "what was acknowledged stays, at all nodes"),
-    (Promise::Readiness, "who is dead or stopped is said in time"),
+    (Promise::Readiness, "what is broken is said, by who can, in time"),
     (Promise::Whole, "all is whole again in time once healed"),
     (Promise::Drains, "drained sites become empty"),
     (Promise::Processes, "nobody ends unasked, nobody panics"),
@@ -64,6 +65,10 @@ pub(crate) struct Verdict {
     /// When the first harm was done.
     first: Option<Duration>,
     skipped: Vec<String>,
+    /// How often it was seen that something was said, and what.
+    said: BTreeMap<String, u64>,
+    /// How often something happened that the promises are about.
+    happened: BTreeMap<String, u64>,
 }
 
 impl Verdict {
@@ -114,6 +119,16 @@ impl Verdict {
         }
     }
 
+    /// Something was to be said, and how.
+    pub(crate) fn said(&mut self, what: String) {
+        *self.said.entry(what).or_default() += 1;
+    }
+
+    /// Something that the promises are about happened so often.
+    pub(crate) fn happened(&mut self, what: &str, count: u64) {
+        *self.happened.entry(what.to_owned()).or_default() += count;
+    }
+
     pub(crate) fn skipped(&mut self, what: String) {
         if !self.skipped.contains(&what) {
             self.skipped.push(what);
@@ -129,6 +144,10 @@ impl Verdict {
         for ((_, name), tally) in PROMISES.iter().zip(&self.tallies) {
             let Tally { looked, excused, failed, .. } = tally;
             let _ = writeln!(text, "{name:<48} {looked:>9} {excused:>9} {failed:>7}");
+        }
+        for (title, counts) in [("had to be said", &self.said), ("happened", &self.happened)] {
+            let counts: Vec<_> = counts.iter().map(|(what, count)| format!("{count} {what}")).collect();
+            let _ = writeln!(text, "{title}: {}", counts.join(", "));
         }
         for what in &self.skipped {
             let _ = writeln!(text, "SKIPPED: {what}");

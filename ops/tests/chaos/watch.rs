@@ -12,6 +12,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 
 use crate::api::Api;
+use crate::says::wrong_gauges;
 
 const READY_POLL: Duration = Duration::from_millis(200);
 const MOVES_POLL: Duration = Duration::from_millis(120);
@@ -60,12 +61,25 @@ pub(crate) struct MoveSeen {
     pub(crate) ended: Option<Duration>,
 }
 
+/// What a process said that was not ready.
+struct Complaint {
+    at: Duration,
+    /// Its checks, each in a line.
+    checks: String,
+    /// Metrics that said that something was wrong.
+    gauges: Vec<&'static str>,
+}
+
 #[derive(Default)]
 pub(crate) struct Seen {
     /// When it was asked, and whether it was ready; nothing while nobody answers.
     ready: BTreeMap<Part, Vec<(Duration, bool)>>,
-    /// When a placement node said that a site has a problem.
-    problems: BTreeMap<SiteId, Vec<Duration>>,
+    /// What a process said that was not ready.
+    complaints: BTreeMap<Part, Vec<Complaint>>,
+    /// When a placement node said that a site has a problem, and which.
+    problems: BTreeMap<(SiteId, u64), Vec<(Duration, String)>>,
+    /// What placement nodes said of Raft: when, who leads, and the revision of their state.
+    raft: BTreeMap<u64, Vec<(Duration, Option<u64>, u64)>>,
     pub(crate) moves: BTreeMap<u64, MoveSeen>,
     /// Sites that own a part of a prefix, from a time on.
     owners: BTreeMap<Prefix, Vec<(Duration, BTreeSet<SiteId>)>>,
@@ -92,20 +106,21 @@ pub(crate) fn site_of(name: &Value) -> Option<SiteId> {
 /// The world's group that a group is, or is a part of.
 pub(crate) fn prefix_of(group: &Value) -> Option<Prefix> {
     let id: GroupId = group.as_str()?.parse().ok()?;
-    Prefix::new(id.prefix.nth(0)?, 24).ok()
+    Prefix::containing(id.prefix.nth(0)?, 24).ok()
 }
 
 impl Watch {
     pub(crate) fn start(cluster: &Cluster, api: &Api, clock: Clock) -> Self {
         let seen = Arc::new(Mutex::new(Seen::default()));
         let mut tasks = JoinSet::new();
-        let nodes = (1..).zip(&api.nodes).map(|(id, api)| (Part::Placement(id), format!("{api}/readyz")));
+        let nodes = (1..).zip(&api.nodes).map(|(id, api)| (Part::Placement(id), api.clone()));
         let agents = cluster.metrics().iter();
-        let agents = agents.map(|(site, at)| (Part::Agent(*site), format!("http://{at}/readyz")));
-        for (part, url) in nodes.chain(agents) {
-            tasks.spawn(look_at_readiness(Arc::clone(&seen), api.clone(), clock, part, url));
+        let agents = agents.map(|(site, at)| (Part::Agent(*site), format!("http://{at}")));
+        for (part, page) in nodes.chain(agents) {
+            tasks.spawn(look_at_readiness(Arc::clone(&seen), api.clone(), clock, part, page));
         }
         for node in 0..api.nodes.len() {
+            tasks.spawn(look_at_raft(Arc::clone(&seen), api.clone(), clock, node));
             tasks.spawn(look_at_moves(Arc::clone(&seen), api.clone(), clock, node));
             tasks.spawn(look_at_owners(Arc::clone(&seen), api.clone(), clock, node));
             tasks.spawn(look_at_sites(Arc::clone(&seen), api.clone(), clock, node));
@@ -156,13 +171,6 @@ impl Seen {
         looks[first..].iter().find(|(_, ready)| *ready).map(|(at, _)| *at)
     }
 
-    /// Whether it answered in that time.
-    pub(crate) fn answered(&self, part: Part, from: Duration, until: Duration) -> bool {
-        let looks = self.ready.get(&part).map_or(&[][..], Vec::as_slice);
-        let first = looks.partition_point(|(at, _)| *at < from);
-        looks.get(first).is_some_and(|(at, _)| *at <= until)
-    }
-
     /// Since when it had not answered at that time, if that was for longer than a lease in all.
     pub(crate) fn gone_since(&self, part: Part, at: Duration) -> Option<Duration> {
         let looks = self.ready.get(&part)?;
@@ -181,14 +189,117 @@ impl Seen {
         pairs.find(|(before, after)| after.saturating_sub(*before) >= LEASE)
     }
 
-    /// Whether it said in that time that it is not ready.
-    pub(crate) fn was_not_ready(&self, part: Part, from: Duration, until: Duration) -> bool {
-        let looks = self.ready.get(&part).into_iter().flatten();
-        looks.filter(|(at, _)| *at >= from && *at <= until).any(|(_, ready)| !ready)
+    /// Whether it answered from before that time on to its end, without a gap in which it may have been away.
+    pub(crate) fn answered_all(&self, part: Part, from: Duration, until: Duration) -> bool {
+        let looks = self.ready.get(&part).map_or(&[][..], Vec::as_slice);
+        let first = looks.partition_point(|(at, _)| *at <= from);
+        let last = looks.partition_point(|(at, _)| *at < until);
+        if first == 0 || last == looks.len() {
+            return false;
+        }
+        looks[first - 1..=last].windows(2).all(|pair| pair[1].0.saturating_sub(pair[0].0) < LEASE)
     }
 
-    pub(crate) fn had_problem(&self, site: SiteId, from: Duration, until: Duration) -> bool {
-        self.problems.get(&site).into_iter().flatten().any(|at| *at >= from && *at <= until)
+    pub(crate) fn note_complaint(
+        &mut self,
+        part: Part,
+        at: Duration,
+        checks: &str,
+        gauges: Vec<&'static str>,
+    ) {
+        let checks = checks.to_owned();
+        self.complaints.entry(part).or_default().push(Complaint { at, checks, gauges });
+    }
+
+    fn complaints(&self, part: Part, from: Duration, until: Duration) -> impl Iterator<Item = &Complaint> {
+        let all = self.complaints.get(&part).into_iter().flatten();
+        all.filter(move |complaint| complaint.at >= from && complaint.at <= until)
+    }
+
+    /// Whether it was ready when it was asked last before that time.
+    pub(crate) fn was_ready_just_before(&self, part: Part, at: Duration) -> bool {
+        let looks = self.ready.get(&part).map_or(&[][..], Vec::as_slice);
+        let next = looks.partition_point(|(asked, _)| *asked < at);
+        next.checked_sub(1).is_some_and(|last| looks[last].1)
+    }
+
+    /// Whether it said in that time that one of these checks fails.
+    pub(crate) fn complained(&self, part: Part, checks: &[&str], from: Duration, until: Duration) -> bool {
+        let fails = |line: &str| {
+            line.strip_prefix("[-] ").is_some_and(|line| checks.iter().any(|check| line.starts_with(check)))
+        };
+        self.complaints(part, from, until).any(|complaint| complaint.checks.lines().any(fails))
+    }
+
+    /// Whether one of these metrics said in that time that something is wrong.
+    pub(crate) fn had_gauge(&self, part: Part, gauges: &[&str], from: Duration, until: Duration) -> bool {
+        self.complaints(part, from, until).any(|one| one.gauges.iter().any(|gauge| gauges.contains(gauge)))
+    }
+
+    pub(crate) fn note_problem(&mut self, site: SiteId, node: u64, at: Duration, problem: &str) {
+        self.problems.entry((site, node)).or_default().push((at, problem.to_owned()));
+    }
+
+    /// Whether a placement node said in that time that a site has a problem that is told with one of these words.
+    pub(crate) fn had_problem(
+        &self,
+        site: SiteId,
+        node: u64,
+        words: &[&str],
+        from: Duration,
+        until: Duration,
+    ) -> bool {
+        let said = self.problems.get(&(site, node)).into_iter().flatten();
+        said.filter(|(at, _)| *at >= from && *at <= until)
+            .any(|(_, problem)| words.iter().any(|word| problem.contains(word)))
+    }
+
+    pub(crate) fn note_raft(&mut self, node: u64, at: Duration, leader: Option<u64>, revision: u64) {
+        self.raft.entry(node).or_default().push((at, leader, revision));
+    }
+
+    /// Whom a placement node took for the leader in that time.
+    pub(crate) fn leaders(
+        &self,
+        node: u64,
+        from: Duration,
+        until: Duration,
+    ) -> impl Iterator<Item = Option<u64>> {
+        let all = self.raft.get(&node).into_iter().flatten();
+        all.filter(move |(at, ..)| *at >= from && *at <= until).map(|(_, leader, _)| *leader)
+    }
+
+    /// Looks at a placement node that had been ready for longer than the bound, and of these the first at which it lacked what any node had
+    /// before that time.
+    pub(crate) fn stale(&self, node: u64, bound: Duration) -> (u64, Option<Duration>) {
+        let mut looked = 0;
+        for &(at, _, revision) in self.raft.get(&node).into_iter().flatten() {
+            let lag = self.worst_lag(at.saturating_sub(2 * bound), at);
+            let since = at.saturating_sub(bound + lag * LAG_FACTOR);
+            if !self.was_ready_all(Part::Placement(node), since, at) {
+                continue;
+            }
+            looked += 1;
+            if revision < self.newest_by(since) {
+                return (looked, Some(at));
+            }
+        }
+        (looked, None)
+    }
+
+    fn was_ready_all(&self, part: Part, from: Duration, until: Duration) -> bool {
+        let looks = self.ready.get(&part).into_iter().flatten();
+        let mut within = looks.filter(|(at, _)| *at >= from && *at <= until);
+        self.answered_all(part, from, until.saturating_sub(LEASE)) && within.all(|(_, ready)| *ready)
+    }
+
+    /// The newest revision that any placement node had by then.
+    fn newest_by(&self, at: Duration) -> u64 {
+        let of = |looks: &Vec<(Duration, Option<u64>, u64)>| {
+            let next = looks.partition_point(|(then, ..)| *then <= at);
+            next.checked_sub(1).map(|last| looks[last].2)
+        };
+        self.raft.values().filter_map(of).max().unwrap_or(0)
     }
 
     /// Names of groups that a site owns.
@@ -265,11 +376,27 @@ fn lock(seen: &Mutex<Seen>) -> MutexGuard<'_, Seen> {
     seen.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-async fn look_at_readiness(seen: Arc<Mutex<Seen>>, api: Api, clock: Clock, part: Part, url: String) {
+/// `page` is where a process has its pages.
+async fn look_at_readiness(seen: Arc<Mutex<Seen>>, api: Api, clock: Clock, part: Part, page: String) {
     loop {
         let asked = clock.now();
-        if let Some((status, _)) = api.page(&url).await {
+        let answer = api.page(&format!("{page}/readyz")).await;
+        if let Some((status, checks)) = answer {
             lock(&seen).note_ready(part, asked, status == 200);
+            if status != 200 {
+                let metrics = api.page(&format!("{page}/metrics")).await.unwrap_or_default().1;
+                lock(&seen).note_complaint(part, asked, &checks, wrong_gauges(&metrics));
+            }
+        }
+        sleep(READY_POLL).await;
+    }
+}
+
+async fn look_at_raft(seen: Arc<Mutex<Seen>>, api: Api, clock: Clock, node: usize) {
+    loop {
+        if let Some(status) = api.at(node, "/v1/raft").await {
+            let revision = status["revision"].as_u64().unwrap_or(0);
+            lock(&seen).note_raft(node as u64 + 1, clock.now(), status["leader"].as_u64(), revision);
         }
         sleep(READY_POLL).await;
     }
@@ -299,10 +426,9 @@ async fn look_at_sites(seen: Arc<Mutex<Seen>>, api: Api, clock: Clock, node: usi
         if let Some(page) = api.at(node, "/v1/sites").await {
             let now = clock.now();
             for site in page["sites"].as_array().into_iter().flatten() {
-                if let Some(id) = site_of(&site["name"])
-                    && site["problems"].as_array().is_some_and(|problems| !problems.is_empty())
-                {
-                    lock(&seen).problems.entry(id).or_default().push(now);
+                let Some(id) = site_of(&site["name"]) else { continue };
+                for problem in site["problems"].as_array().into_iter().flatten().filter_map(Value::as_str) {
+                    lock(&seen).note_problem(id, node as u64 + 1, now, problem);
                 }
             }
         }
@@ -353,6 +479,35 @@ fn spilled_in(snmp: &str) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn each_part_of_a_group_belongs_to_the_clients_of_the_world_that_it_has() {
+        let of = |group: &str| prefix_of(&group.into()).map(|prefix| prefix.to_string());
+        for group in ["1:100.64.3.0/24", "1:100.64.3.0/25", "2:100.64.3.128/25", "2:100.64.3.192/26"] {
+            assert_eq!(of(group).as_deref(), Some("100.64.3.0/24"), "{group}");
+        }
+        assert_eq!(of("nonsense"), None);
+    }
+
+    #[test]
+    fn a_node_that_says_that_it_is_ready_has_what_was_committed_before() {
+        let s = Duration::from_secs;
+        let mut seen = Seen::default();
+        for at in 0..40 {
+            seen.note_ready(Part::Placement(2), s(at), true);
+            seen.note_raft(1, s(at), Some(1), 100 + at);
+            seen.note_raft(2, s(at), Some(1), 100 + at.min(20));
+        }
+        assert_eq!(seen.stale(2, s(9)).1, Some(s(30)), "at 30 s it lacks what was there at 21 s");
+        assert_eq!(seen.stale(2, s(30)).1, None);
+        let mut waits = Seen::default();
+        for at in 0..40 {
+            waits.note_ready(Part::Placement(2), s(at), at < 25);
+            waits.note_raft(1, s(at), Some(1), 100 + at);
+            waits.note_raft(2, s(at), Some(1), 100 + at.min(20));
+        }
+        assert_eq!(waits.stale(2, s(9)).1, None, "it said so");
+    }
 
     #[test]
     fn what_the_kernel_let_go_is_read_and_belongs_to_what_was_sent_shortly_before() {
