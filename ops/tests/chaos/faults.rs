@@ -349,7 +349,7 @@ impl Run {
                 .expected
                 .witnesses
                 .iter()
-                .filter(|one| one.says.is_of_site())
+                .filter(|one| one.says.is_of_site() && one.goes_on)
                 .map(|one| one.within)
                 .max();
             let due = |within| now >= active.since + watch.bound(within + MARGIN, active.since);

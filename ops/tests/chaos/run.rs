@@ -135,6 +135,7 @@ impl Run {
 
     async fn storm(&mut self, storm: &plan::Storm) {
         let begun = self.clock.now();
+        self.watch.seen().storm_begins(begun);
         self.event("a storm begins");
         let mut operations = storm.operations.iter().peekable();
         let mut strikes: Vec<Strike> = storm.strikes.clone();
@@ -321,6 +322,7 @@ impl Run {
         self.watch_drains(healed).await;
         self.wait(SETTLE).await;
         let begun = self.clock.now();
+        self.watch.seen().storm_is_over(begun);
         self.event(format!("calm {number} begins"));
         let (from, to) = (
             SiteId(1 + u8::try_from(number % 3).unwrap_or(0)),

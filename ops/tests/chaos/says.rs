@@ -155,10 +155,12 @@ impl Says {
 pub(crate) struct Witness {
     pub(crate) says: Says,
     pub(crate) within: Duration,
+    /// Whether it goes on to say so as long as the fault lasts.
+    pub(crate) goes_on: bool,
 }
 
 fn witness(says: Says, within: Duration) -> Witness {
-    Witness { says, within }
+    Witness { says, within, goes_on: true }
 }
 
 /// Who has to say that processes suffer this. `lacks`: fewer workers than `min` are left of their site; `leader`: who led.
@@ -167,7 +169,11 @@ pub(crate) fn of_blow(parts: &[Part], blow: Blow, lacks: bool, leader: Option<u6
     match (parts, blow) {
         (&[Part::Worker(site, _)], Blow::Stop) => vec![
             witness(Says::Itself(Part::Agent(site), &SILENT_WORKER), SILENCE),
-            witness(Says::OfSite(site, SILENT_WORKER.checks, None), SILENCE + TWO_REPORTS),
+            // Taken for dead, it is not missed where enough are left.
+            Witness {
+                goes_on: lacks,
+                ..witness(Says::OfSite(site, SILENT_WORKER.checks, None), SILENCE + TWO_REPORTS)
+            },
         ],
         (&[Part::Worker(site, _)], Blow::Kill | Blow::Term) if lacks => {
             vec![witness(Says::Itself(Part::Agent(site), &MISSING_WORKER), Duration::ZERO)]

@@ -24,6 +24,8 @@ const UNSEEN: Duration = Duration::from_secs(1);
 const LEASE: Duration = Duration::from_secs(2);
 /// Between two looks at the machine.
 const NAP: Duration = Duration::from_millis(10);
+/// Between two looks at the holds that workers opened.
+const HOLDS_POLL: Duration = Duration::from_millis(500);
 /// Between two looks at what the kernel let go.
 const SPILLS_POLL: Duration = Duration::from_millis(100);
 /// A packet may wait for so long, in queues and on its ways, before the kernel lets it or its echo go; and is counted so much later.
@@ -89,6 +91,10 @@ pub(crate) struct Seen {
     late: Vec<(Duration, Duration)>,
     /// When the kernel let datagrams go at sockets that were full, and how many.
     spills: Vec<(Duration, u64)>,
+    /// At which site workers opened holds before what they waited for had come, and between which looks.
+    opened: Vec<(SiteId, Duration, Duration)>,
+    /// Storms, from when they begin until all is whole again.
+    storms: Vec<(Duration, Option<Duration>)>,
 }
 
 pub(crate) struct Watch {
@@ -125,6 +131,10 @@ impl Watch {
             tasks.spawn(look_at_owners(Arc::clone(&seen), api.clone(), clock, node));
             tasks.spawn(look_at_sites(Arc::clone(&seen), api.clone(), clock, node));
         }
+        for (site, at) in cluster.metrics() {
+            let page = format!("http://{at}");
+            tasks.spawn(look_at_holds(Arc::clone(&seen), api.clone(), clock, *site, page));
+        }
         tasks.spawn(look_at_the_machine(Arc::clone(&seen), clock));
         tasks.spawn(look_at_spills(Arc::clone(&seen), clock));
         Self { seen, clock, _tasks: tasks }
@@ -147,6 +157,30 @@ impl Seen {
 
     pub(crate) fn note_spill(&mut self, at: Duration, datagrams: u64) {
         self.spills.push((at, datagrams));
+    }
+
+    pub(crate) fn storm_begins(&mut self, at: Duration) {
+        self.storms.push((at, None));
+    }
+
+    pub(crate) fn storm_is_over(&mut self, at: Duration) {
+        if let Some((_, until)) = self.storms.last_mut() {
+            *until = Some(at);
+        }
+    }
+
+    pub(crate) fn note_opened(&mut self, site: SiteId, (since, until): (Duration, Duration)) {
+        self.opened.push((site, since, until));
+    }
+
+    /// Whether workers of these sites said, in a storm, that holds were opened before what they waited for had come. Under a load beyond what the
+    /// machine carries queues are longer than any bound; when all is calm nothing is to be opened early.
+    pub(crate) fn opened_early(&self, sites: &BTreeSet<SiteId>, from: Duration, until: Duration) -> bool {
+        let meets = |begin: Duration, end: Duration| begin <= until && from <= end;
+        let in_storm =
+            |(begin, end): &(Duration, Option<Duration>)| meets(*begin, end.unwrap_or(Duration::MAX));
+        self.storms.iter().any(in_storm)
+            && self.opened.iter().any(|(site, since, at)| sites.contains(site) && meets(*since, *at))
     }
 
     /// Datagrams that the kernel let go at full sockets and that may have been sent in that time.
@@ -451,6 +485,33 @@ async fn look_at_the_machine(seen: Arc<Mutex<Seen>>, clock: Clock) {
 
 /// Loopback has no back pressure: a switch that goes on after a stop, or whose neighbour the machine does not run, sends faster than that
 /// one reads, and what its socket cannot hold is let go by the kernel, which counts it.
+/// Counters of holds that were opened early, by worker and cause.
+fn holds_opened(metrics: &str) -> BTreeMap<&str, u64> {
+    let lines = metrics.lines().filter(|line| line.starts_with("limosa_worker_holds_opened"));
+    lines
+        .filter_map(|line| line.rsplit_once(' '))
+        .filter_map(|(name, count)| Some((name, count.parse().ok()?)))
+        .collect()
+}
+
+async fn look_at_holds(seen: Arc<Mutex<Seen>>, api: Api, clock: Clock, site: SiteId, page: String) {
+    let (mut before, mut looked) = (BTreeMap::<String, u64>::new(), Duration::ZERO);
+    loop {
+        sleep(HOLDS_POLL).await;
+        let asked = clock.now();
+        let Some((_, text)) = api.page(&format!("{page}/metrics")).await else { continue };
+        let now = holds_opened(&text);
+        // Who has begun anew counts from nothing.
+        let more =
+            now.iter().any(|(name, count)| *count > 0 && before.get(*name).is_none_or(|old| old != count));
+        if more && looked > Duration::ZERO {
+            lock(&seen).note_opened(site, (looked, clock.now()));
+        }
+        before = now.into_iter().map(|(name, count)| (name.to_owned(), count)).collect();
+        looked = asked;
+    }
+}
+
 async fn look_at_spills(seen: Arc<Mutex<Seen>>, clock: Clock) {
     let mut before = spilled_so_far();
     loop {
@@ -479,6 +540,12 @@ fn spilled_in(snmp: &str) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn holds_that_were_opened_are_read_by_worker_and_cause() {
+        let text = "limosa_worker_holds_opened_early{cause=\"full\",worker=\"1\",site=\"a\"} 3\nlimosa_workers_silent 1\n";
+        assert_eq!(holds_opened(text).into_values().collect::<Vec<_>>(), [3]);
+    }
 
     #[test]
     fn each_part_of_a_group_belongs_to_the_clients_of_the_world_that_it_has() {
