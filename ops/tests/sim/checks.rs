@@ -13,6 +13,7 @@ use crate::invariant_6::Outcomes;
 use crate::invariant_7::Closed;
 use crate::invariant_10::Delays;
 use crate::packet;
+use crate::traffic::{LIVE, Way};
 use crate::world::{Checked, SITES, World};
 
 #[derive(Default)]
@@ -106,6 +107,10 @@ impl World {
         }
         let Some(outside) = outside.filter(|_| seen.quoted.is_none()) else { return Ok(()) };
         let now = self.now;
+        if sending.way == Way::In && now - sending.at >= LIVE {
+            // It waited in a switch that stood still for longer than a flow lives: its port may be of another flow of the same client.
+            return Ok(());
+        }
         self.traffic.talks[number].translated = now;
         if lost {
             self.checks.mappings.forget(seen.protocol, client);
