@@ -694,12 +694,20 @@ async fn a_drain_says_what_its_groups_wait_for() {
     assert_eq!(world.cli(&format!("policy apply {path}")).await, Exit::Done);
     let shown = world.get("/v1/sites/ams").await.body;
     assert!(shown.get("drain").is_none(), "{shown}");
-    assert_eq!(world.cli("site drain ams --wait --deadline 1s").await, Exit::Timeout);
+    // No use to wait: they stay until the policy changes.
+    assert_eq!(world.cli("site drain ams --wait").await, Exit::Conflict);
     let drain = world.get("/v1/sites/ams").await.body["drain"].clone();
     assert_eq!((&drain["left"], &drain["moving"]), (&json!(4), &json!(0)));
     let wait = &drain["waits"][0];
     assert_eq!(wait["groups"], 4);
     assert!(wait["reason"].as_str().unwrap().contains("by \"residency\": change the policy"), "{drain}");
+    assert_eq!(wait["forbidden"], true);
+
+    // A rule with an end may let them go.
+    std::fs::write(&path, "rules: [{ name: residency, allow: [ams], until: 2100-01-31T18:00:00Z }]\n")
+        .unwrap();
+    assert_eq!(world.cli(&format!("policy apply {path}")).await, Exit::Done);
+    assert_eq!(world.cli("site drain ams --wait --deadline 1s").await, Exit::Timeout);
 }
 
 /// What the documentation shows is taken as it stands.
