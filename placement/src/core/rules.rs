@@ -289,9 +289,12 @@ impl<'a> Rules<'a> {
                     reason: "they leave it no site".to_owned(),
                 });
             }
-            if let Some(standbys) = effect.standby {
-                let sort = Sort { covering: covering.clone(), out };
-                self.check_standby(group, &sort, standbys, sites, &domains)?;
+            let may = effect.allowed.and(out.not()).and(sites);
+            if let Some(standbys) = effect.standby
+                && !has_room_beside(may, standbys, &domains)
+                && has_room_beside(sites, standbys, &domains)
+            {
+                return Err(self.no_standby(group, Sort { covering, out }, standbys, sites, &domains));
             }
             let sides = if apart.is_empty() { Vec::new() } else { apart.sides(group) };
             if effect.spread.is_some() || !sides.is_empty() {
@@ -301,35 +304,25 @@ impl<'a> Rules<'a> {
         if cluster.sites.is_empty() { Ok(()) } else { self.check_together(cluster, &apart, &together) }
     }
 
-    /// Whether a group may be at a site and its standby at another, in another failure domain. Where it could not even if it might be at all
-    /// sites, there are too few of them, which is no fault of the rules.
-    fn check_standby(
+    /// The rules that leave the standby of a group no site. With all sites it had one: where there are too few, no rule is at fault.
+    fn no_standby(
         &self,
         group: &GroupId,
-        sort: &Sort,
+        sort: Sort,
         standbys: SiteSet,
         sites: SiteSet,
         domains: &[SiteSet],
-    ) -> Result<(), PolicyError> {
-        let is_possible = |may: SiteSet| {
-            let beside = |domain: &SiteSet| {
-                !may.and(standbys).and(*domain).is_empty() && !may.and(domain.not()).is_empty()
-            };
-            domains.iter().any(beside)
-        };
-        let fails = |kept: &[u16]| !is_possible(self.allowed(sort, kept).and(sites));
-        if !is_possible(sites) || !fails(&sort.covering) {
-            return Ok(());
-        }
-        let mut rules = self.fewest(std::iter::once(sort), &fails).unwrap_or_default();
+    ) -> PolicyError {
+        let fails = |kept: &[u16]| !has_room_beside(self.allowed(&sort, kept).and(sites), standbys, domains);
+        let mut rules = self.fewest(std::iter::once(&sort), &fails).unwrap_or_default();
         let holding = self.holding(&sort.covering);
         let standby = holding.iter().find(|rule| matches!(rule.kind, Kind::Standby(_)));
         rules.extend(standby.map(|rule| rule.name.clone()));
-        Err(PolicyError::Contradiction {
+        PolicyError::Contradiction {
             rules,
             group: group.to_string(),
             reason: "they leave its standby no site in another failure domain than its owner's".to_owned(),
-        })
+        }
     }
 
     /// Whether groups can be spread and kept apart, all of them together.
@@ -466,6 +459,13 @@ impl<'a> Rules<'a> {
         }
         name(&set)
     }
+}
+
+/// Whether a group that may be at these sites can be at one, and its standby at one of `standbys` in another failure domain.
+fn has_room_beside(may: SiteSet, standbys: SiteSet, domains: &[SiteSet]) -> bool {
+    let is_beside =
+        |domain: &SiteSet| !may.and(standbys).and(*domain).is_empty() && !may.and(domain.not()).is_empty();
+    domains.iter().any(is_beside)
 }
 
 /// The first subset of this length that fulfils a condition, in order.
