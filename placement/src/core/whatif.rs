@@ -145,7 +145,7 @@ pub fn what_if(
 ) -> Result<Option<WhatIf>, InstanceError> {
     let mut then = cluster.clone();
     difference.apply(&mut then);
-    let mut scaled = model.clone();
+    let mut scaled = model.apart();
     if let Some(factor) = difference.demand {
         scaled.scale(factor);
     }

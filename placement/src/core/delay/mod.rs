@@ -402,6 +402,11 @@ impl Model {
         self.between.get(&pair(a, b))?.guess(now).map(|(guess, _)| guess.ms)
     }
 
+    /// A copy for what is not so: its estimates are not put beside what sites measure.
+    pub(super) fn apart(&self) -> Self {
+        Self { calibration: Calibration::default(), ..self.clone() }
+    }
+
     /// Takes all traffic times a factor.
     pub(super) fn scale(&mut self, factor: f64) {
         for known in self.groups.values_mut() {
