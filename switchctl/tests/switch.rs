@@ -113,7 +113,12 @@ async fn tunnels_change_while_the_switch_runs_and_what_has_none_is_dropped() {
     running.peer.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
     assert!(running.peer.recv_from(&mut [0; 200]).is_err());
 
+    // Who has its UDP port gives it back after a while.
+    let taken = std::net::UdpSocket::bind(running.tunnel).unwrap();
     running.tunnels.set(&ports);
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    until(false).await;
+    drop(taken);
     until(true).await;
     running.peer.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
     inside.send(&client_frame(3)).unwrap();

@@ -287,6 +287,7 @@ impl Switch {
             self.look_at = now.plus(LOOK_INTERVAL);
             keep(&mut self.control);
             self.datapath.ports.listeners().for_each(keep);
+            self.datapath.ports.open_closed();
         }
         Ok(())
     }

@@ -22,13 +22,16 @@ pub(super) struct Ports {
     list: Vec<Port>,
     places: HashMap<PortNo, usize>,
     queue_max: usize,
+    /// Tunnels that are wanted and could not be opened.
+    closed: Vec<PortConfig>,
     /// Packets that rules sent to ports that are not there.
     nowhere: u64,
 }
 
 impl Ports {
     pub(super) fn open(configs: &[PortConfig], queue_max: usize) -> Result<Self, SwitchError> {
-        let mut ports = Self { list: Vec::new(), places: HashMap::new(), queue_max, nowhere: 0 };
+        let (list, places) = (Vec::new(), HashMap::new());
+        let mut ports = Self { list, places, queue_max, closed: Vec::new(), nowhere: 0 };
         // A UDP port that another process has is refused, so tunnels come before any path is touched.
         let mut configs: Vec<_> = configs.iter().collect();
         configs.sort_by_key(|config| matches!(config.kind, PortKind::Socket { .. }));
@@ -49,7 +52,7 @@ impl Ports {
     }
 
     /// Has these tunnels and no others from now on. Those that are as before stay as they are, with what they have counted; what cannot
-    /// be opened is said and left out.
+    /// be opened is said, and tried again.
     pub(super) fn set_tunnels(&mut self, tunnels: &[PortConfig]) {
         let wanted = |port: &Port| match port.link {
             Link::Socket { .. } => true,
@@ -57,15 +60,26 @@ impl Ports {
         };
         self.list.retain(wanted);
         self.places = self.list.iter().enumerate().map(|(at, port)| (port.number(), at)).collect();
-        for tunnel in tunnels {
-            if self.places.get(&tunnel.number).is_some_and(|&at| self.list[at].is(tunnel)) {
-                continue;
-            }
-            match self.add(tunnel) {
+        let is_there = |tunnel: &&PortConfig| self.places.contains_key(&tunnel.number);
+        self.closed = tunnels.iter().filter(|tunnel| !is_there(tunnel)).cloned().collect();
+        for (tunnel, error) in self.open_closed() {
+            tracing::error!(port = tunnel, %error, "a tunnel cannot be opened, and is tried again");
+        }
+    }
+
+    /// Tries to open the tunnels that could not be opened; those that still cannot be, and why.
+    pub(super) fn open_closed(&mut self) -> Vec<(String, SwitchError)> {
+        let mut failed = Vec::new();
+        for tunnel in std::mem::take(&mut self.closed) {
+            match self.add(&tunnel) {
                 Ok(()) => tracing::info!(port = tunnel.name, "a tunnel is there"),
-                Err(error) => tracing::error!(port = tunnel.name, %error, "a tunnel cannot be opened"),
+                Err(error) => {
+                    failed.push((tunnel.name.clone(), error));
+                    self.closed.push(tunnel);
+                }
             }
         }
+        failed
     }
 
     /// The sockets that peers connect to.
