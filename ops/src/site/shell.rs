@@ -1,7 +1,7 @@
 //! What surrounds the agent's core: sockets to workers, switch, placement and peers, one clock, and the task that carries
 //! inputs in and outputs out.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{BuildHasher, RandomState};
 use std::os::unix::fs::FileTypeExt;
 use std::path::PathBuf;
@@ -151,7 +151,7 @@ fn incarnation() -> u32 {
 
 /// The workers that are heard before anything is done: those of the configuration, and those that came with the load, whose control
 /// sockets are there.
-fn expected(config: &SiteConfig) -> std::collections::BTreeSet<WorkerId> {
+fn expected(config: &SiteConfig) -> BTreeSet<WorkerId> {
     let found = control_paths(&config.workers).into_iter().map(|(worker, _)| worker);
     let found = found.filter(|worker| config.worker_ports.contains(worker));
     config.expected.iter().copied().chain(found).collect()
@@ -196,12 +196,14 @@ impl Shell {
         shell
     }
 
-    /// Takes other peers. The way to one that is as before stays; moves to one that is not have a new stream.
-    fn set_peers(&mut self, specs: &[Peer]) {
+    /// Takes other peers, and gives those that are new, gone, or reached by another way. The way to one that is as before stays.
+    fn set_peers(&mut self, specs: &[Peer]) -> BTreeSet<SiteId> {
         let mut before = std::mem::take(&mut self.peers);
+        let mut others = BTreeSet::new();
         for spec in specs {
             let same = before.remove(&spec.site).filter(|known| known.spec == *spec);
             let peer = same.unwrap_or_else(|| {
+                others.insert(spec.site);
                 let name = NodeName::site(&self.cluster, &spec.name);
                 let link = Arc::new(Link::new(self.endpoint.clone(), spec.address.clone(), name));
                 PeerSite { spec: spec.clone(), link }
@@ -209,21 +211,15 @@ impl Shell {
             self.peers.insert(spec.site, peer);
         }
         self.incoming.set_peers(specs.iter().map(|spec| (spec.site, spec.name.clone())).collect());
+        others.extend(before.into_keys());
+        others
     }
 
-    /// Takes another configuration, of which only the keys of [`LIVE`] are others.
+    /// Takes another configuration, of which only the keys of [`LIVE`] are others. Moves to a peer that is reached by another way have a
+    /// new stream.
     fn reconfigure(&mut self, config: &SiteConfig) {
-        let links = |peers: &BTreeMap<SiteId, PeerSite>| -> BTreeMap<SiteId, Arc<Link>> {
-            peers.iter().map(|(site, peer)| (*site, peer.link.clone())).collect()
-        };
-        let before = links(&self.peers);
-        self.set_peers(&config.peers);
-        let after = links(&self.peers);
-        let is_new = |site: &SiteId| match (before.get(site), after.get(site)) {
-            (Some(before), Some(after)) => !Arc::ptr_eq(before, after),
-            (before, after) => before.is_some() || after.is_some(),
-        };
-        let moves = self.outgoing.iter().filter(|(_, (to, _))| is_new(to));
+        let others = self.set_peers(&config.peers);
+        let moves = self.outgoing.iter().filter(|(_, (to, _))| others.contains(to));
         let moves: Vec<_> = moves.map(|(&id, &(to, _))| (id, to)).collect();
         for (id, to) in moves {
             self.outgoing.remove(&id);
