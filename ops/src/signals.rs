@@ -197,12 +197,14 @@ impl Configuration {
     /// Reads the file again. What is wrong is said and changes nothing.
     fn reload(&self) {
         let file = self.path.display();
+        // Before it is checked: what is written meanwhile is taken once more, and never held for what is in force.
+        let now = table(&self.path).unwrap_or_default();
         let result = (self.check)().and_then(|apply| run_hooks().map(|()| apply));
         RELOAD_FAILED.store(result.is_err(), Ordering::Relaxed);
         match result {
             Ok(apply) => {
                 RELOADED_MS.store(wall_ms(), Ordering::Relaxed);
-                self.take(apply);
+                self.take(apply, now);
             }
             Err(error) => tracing::warn!(%file, error = causes::said(&error),
                 "the configuration is refused, the former one stays"),
@@ -211,9 +213,8 @@ impl Configuration {
 
     /// Brings what has changed into force, all of it or nothing: a part of a file is nobody's configuration. What cannot change while the
     /// process runs is named.
-    fn take(&self, apply: Apply) {
+    fn take(&self, apply: Apply, now: toml::Table) {
         let file = self.path.display();
-        let now = table(&self.path).unwrap_or_default();
         let mut in_force = self.in_force.lock().unwrap_or_else(PoisonError::into_inner);
         let changed = changed_keys(&in_force, &now);
         let (live, fixed): (Vec<&str>, Vec<&str>) =
@@ -229,7 +230,7 @@ impl Configuration {
             (false, true) => {
                 apply();
                 *in_force = now;
-                tracing::info!(%file, keys = live, "the configuration was read again, and what has changed is in force");
+                tracing::info!(%file, keys = live, "the configuration was read again, and what has changed is taken");
             }
         }
     }
