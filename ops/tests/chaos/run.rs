@@ -135,7 +135,6 @@ impl Run {
 
     async fn storm(&mut self, storm: &plan::Storm) {
         let begun = self.clock.now();
-        self.watch.seen().storm_begins(begun);
         self.event("a storm begins");
         let mut operations = storm.operations.iter().peekable();
         let mut strikes: Vec<Strike> = storm.strikes.clone();
@@ -322,7 +321,6 @@ impl Run {
         self.watch_drains(healed).await;
         self.wait(SETTLE).await;
         let begun = self.clock.now();
-        self.watch.seen().storm_is_over(begun);
         self.event(format!("calm {number} begins"));
         let (from, to) = (
             SiteId(1 + u8::try_from(number % 3).unwrap_or(0)),
@@ -655,7 +653,9 @@ impl Run {
             if packets.reordered > 0 && judge.may_shuffle(&harmed) {
                 verdict.excused(Promise::Order, packets.reordered);
             } else if packets.reordered > 0 {
-                verdict.failed(Promise::Order, packets.reordered, at, &what);
+                let opened =
+                    if judge.was_let_go_early(&harmed) { ", holds were opened early there" } else { "" };
+                verdict.failed(Promise::Order, packets.reordered, at, format!("{what}{opened}"));
             }
         }
         for (group, at) in &harm.breaks {

@@ -93,8 +93,6 @@ pub(crate) struct Seen {
     spills: Vec<(Duration, u64)>,
     /// At which site workers opened holds before what they waited for had come, and between which looks.
     opened: Vec<(SiteId, Duration, Duration)>,
-    /// Storms, from when they begin until all is whole again.
-    storms: Vec<(Duration, Option<Duration>)>,
 }
 
 pub(crate) struct Watch {
@@ -159,28 +157,14 @@ impl Seen {
         self.spills.push((at, datagrams));
     }
 
-    pub(crate) fn storm_begins(&mut self, at: Duration) {
-        self.storms.push((at, None));
-    }
-
-    pub(crate) fn storm_is_over(&mut self, at: Duration) {
-        if let Some((_, until)) = self.storms.last_mut() {
-            *until = Some(at);
-        }
-    }
-
     pub(crate) fn note_opened(&mut self, site: SiteId, (since, until): (Duration, Duration)) {
         self.opened.push((site, since, until));
     }
 
-    /// Whether workers of these sites said, in a storm, that holds were opened before what they waited for had come. Under a load beyond what the
-    /// machine carries queues are longer than any bound; when all is calm nothing is to be opened early.
+    /// Whether workers of these sites said that holds were opened before what they waited for had come.
     pub(crate) fn opened_early(&self, sites: &BTreeSet<SiteId>, from: Duration, until: Duration) -> bool {
-        let meets = |begin: Duration, end: Duration| begin <= until && from <= end;
-        let in_storm =
-            |(begin, end): &(Duration, Option<Duration>)| meets(*begin, end.unwrap_or(Duration::MAX));
-        self.storms.iter().any(in_storm)
-            && self.opened.iter().any(|(site, since, at)| sites.contains(site) && meets(*since, *at))
+        let meets = |since: Duration, at: Duration| since <= until && from <= at;
+        self.opened.iter().any(|(site, since, at)| sites.contains(site) && meets(*since, *at))
     }
 
     /// Datagrams that the kernel let go at full sockets and that may have been sent in that time.
