@@ -1,6 +1,6 @@
 //! Faults as they strike and heal, what they excuse, and who has to say that they are there.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::process::{Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
@@ -40,9 +40,18 @@ enum Undo {
     Start(Vec<Part>),
     /// There is room on the disk again.
     Free,
-    Links(Vec<usize>),
+    /// Links carry packets again.
+    Join(Vec<usize>),
+    /// Links are as fast as before.
+    Hasten(Vec<usize>),
     /// It heals by itself.
     Nothing,
+}
+
+/// Links but for those that another fault still holds.
+fn without(links: &[usize], held: impl Iterator<Item = usize>) -> Vec<usize> {
+    let held: BTreeSet<usize> = held.collect();
+    links.iter().copied().filter(|link| !held.contains(link)).collect()
 }
 
 /// A fault while it lasts.
@@ -85,7 +94,7 @@ impl Active {
         match &self.undo {
             Undo::Continue(parts) | Undo::Start(parts) => parts.clone(),
             Undo::Free => vec![Part::Placement(DISK_NODE)],
-            Undo::Links(_) | Undo::Nothing => Vec::new(),
+            Undo::Join(_) | Undo::Hasten(_) | Undo::Nothing => Vec::new(),
         }
     }
 }
@@ -203,7 +212,7 @@ impl Run {
                 self.cluster.wan().set_up(&links, false);
                 let what = format!("{between:?} of {} and {} are cut off{phase}", name(a), name(b));
                 let excuse = self.across(between, a, b, true);
-                self.begin(what, strike.lasts, Undo::Links(links), excuse, expected);
+                self.begin(what, strike.lasts, Undo::Join(links), excuse, expected);
             }
             Fault::Slow(between, a, b, extra) => {
                 let (a, b) = aimed.unwrap_or((a, b));
@@ -213,7 +222,7 @@ impl Run {
                 let what =
                     format!("{between:?} of {} and {} are {extra} ms further{phase}", name(a), name(b));
                 let excuse = self.across(between, a, b, false);
-                self.begin(what, strike.lasts, Undo::Links(links), excuse, Expected::default());
+                self.begin(what, strike.lasts, Undo::Hasten(links), excuse, Expected::default());
             }
             Fault::Controller(site) => {
                 let site = place.unwrap_or(site);
@@ -444,9 +453,18 @@ impl Run {
                     self.cluster.spawn(part).unwrap();
                 }
             }
-            Undo::Links(links) => {
-                self.cluster.wan().set_up(links, true);
-                self.cluster.wan().slow_down(links, Duration::ZERO, Duration::ZERO);
+            Undo::Join(links) => {
+                let cut =
+                    |other: &Active| if let Undo::Join(links) = &other.undo { links.clone() } else { vec![] };
+                let free = without(links, self.active.iter().flat_map(cut));
+                self.cluster.wan().set_up(&free, true);
+            }
+            Undo::Hasten(links) => {
+                let slow = |other: &Active| {
+                    if let Undo::Hasten(links) = &other.undo { links.clone() } else { vec![] }
+                };
+                let free = without(links, self.active.iter().flat_map(slow));
+                self.cluster.wan().slow_down(&free, Duration::ZERO, Duration::ZERO);
             }
             Undo::Nothing => {}
         }
@@ -562,5 +580,16 @@ fn kind(parts: &[Part]) -> &'static str {
         [part] if comes_by_load(*part) => "worker that came by load",
         [Part::Worker(..)] => "worker",
         _ => "majority",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_ends_mends_no_link_that_another_fault_holds() {
+        assert_eq!(without(&[3, 4], [4, 5].into_iter()), [3]);
+        assert_eq!(without(&[3, 4], [].into_iter()), [3, 4]);
     }
 }
