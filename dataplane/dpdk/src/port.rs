@@ -121,6 +121,9 @@ pub struct PortConfig {
     pub tx_descriptors: u16,
 }
 
+/// Frames that are looked through for foreign ones at most: the ring of a packet socket is shorter.
+const FOREIGN_MAX: usize = 65_536;
+
 /// What a look at the device brought.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Received {
@@ -197,11 +200,28 @@ impl Port {
         if interrupts {
             port.wake = port.interrupt();
         }
-        if port.wake.is_none() && port.driver == "net_af_packet" {
-            let fresh = packet_sockets().into_iter().find(|socket| !sockets.contains(socket));
-            port.wake = fresh.and_then(|(fd, _)| readable(fd));
+        if port.driver == "net_af_packet" {
+            if port.wake.is_none() {
+                let fresh = packet_sockets().into_iter().find(|socket| !sockets.contains(socket));
+                port.wake = fresh.and_then(|(fd, _)| readable(fd));
+            }
+            port.drop_foreign();
         }
         Ok(port)
+    }
+
+    /// Drops what the device has at its start. A packet socket gets the frames of all interfaces of its network namespace until it is bound to
+    /// one, and the driver makes its ring before that: a worker would take what belongs to others for its own, and some came twice.
+    fn drop_foreign(&mut self) {
+        let (mut foreign, mut dropped) = (Vec::new(), 0);
+        while dropped < FOREIGN_MAX {
+            let received = self.rx_burst(&mut foreign);
+            if received == Received::default() {
+                break;
+            }
+            dropped += received.packets + received.oversize;
+            foreign.clear();
+        }
     }
 
     fn configure(&self, config: &PortConfig, interrupts: bool) -> Result<(), PortError> {

@@ -1,6 +1,7 @@
 //! Devices that need no hardware, without huge pages.
 
 #![expect(clippy::unwrap_used, reason = "tests")]
+#![allow(clippy::print_stdout, reason = "says what is skipped")]
 
 mod common;
 
@@ -216,6 +217,62 @@ fn a_vhost_server_comes_back_where_a_killed_one_was() {
     let device = format!("net_virtio_user2,path={},server=1", file.display());
     assert!(open(eal, pool, device).is_err());
     assert_eq!(std::fs::read_to_string(&file).unwrap(), "mine");
+}
+
+/// A network namespace of this thread alone, with two pairs of interfaces; nothing where that is not allowed.
+fn namespace() -> Option<()> {
+    nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).ok()?;
+    let commands = [
+        "link add other0 type veth peer name other1",
+        "link add own0 type veth peer name own1",
+        "link set other0 up",
+        "link set other1 up",
+        "link set own0 up",
+        "link set own1 up",
+        "address add 192.0.2.1/24 dev other0",
+        "neighbor add 192.0.2.2 lladdr 02:00:00:00:00:01 nud permanent dev other0",
+    ];
+    for command in commands {
+        let done = std::process::Command::new("ip").args(command.split(' ')).status().unwrap();
+        assert!(done.success(), "ip {command}");
+    }
+    Some(())
+}
+
+/// What comes in elsewhere while the device starts would be taken for its own.
+#[test]
+fn a_packet_socket_never_gives_what_came_in_at_other_interfaces() {
+    let (eal, _turn) = eal();
+    let pool = Pool::new(eal, "foreign", 2048, 1518).unwrap();
+    let apart = std::thread::spawn(move || {
+        if namespace().is_none() {
+            println!("SKIPPED: no network namespace can be made here");
+            return;
+        }
+        let ends = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let socket = std::net::UdpSocket::bind("192.0.2.1:0").unwrap();
+                while !ends.load(std::sync::atomic::Ordering::Relaxed) {
+                    // A full queue is no matter.
+                    let _ = socket.send_to(&[7; 200], "192.0.2.2:9");
+                }
+            });
+            let foreign = |number: u32| {
+                let mut port =
+                    open(eal, pool, format!("net_af_packet{number},iface=own0,framecnt=4096")).unwrap();
+                let mut received = Vec::new();
+                while port.rx_burst(&mut received).packets > 0 {}
+                let foreign = received.iter().filter(|packet| packet.data().ends_with(&[7; 200])).count();
+                Mbuf::free(&mut received);
+                foreign
+            };
+            let all: Vec<usize> = (20..30).map(foreign).collect();
+            ends.store(true, std::sync::atomic::Ordering::Relaxed);
+            assert_eq!(all, [0; 10]);
+        });
+    });
+    apart.join().unwrap();
 }
 
 #[test]
