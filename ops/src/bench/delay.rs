@@ -4,6 +4,7 @@
 //! each. An estimator says how far each place is from every site; its choice is the site that it takes for the nearest. Regret is
 //! what that site has more than the nearest one.
 
+mod leader;
 mod matrix;
 mod vivaldi;
 mod world;
@@ -64,7 +65,8 @@ struct Line {
     sites: u16,
     probes: u8,
     /// `likeness` (all places measured, then all chosen), `likeness, at once` (each chosen when it was measured),
-    /// `likeness, nothing learned`, `vivaldi`, `geography`, `nearest by map, measured`, `best of random probes` or `best possible`.
+    /// `likeness, nothing learned`, `vivaldi`, `geography`, `nearest by map, measured`, `best of random probes`, `best possible` or
+    /// `leader`.
     estimator: &'static str,
     /// Choices that were scored: a place for each draw in which all sites know the distance to it.
     choices: usize,
@@ -104,6 +106,9 @@ pub(super) fn run(options: &Options, format: Format) -> ExitCode {
                 return ExitCode::from(2);
             }
             lines.extend(of_these);
+            if probes > 0 {
+                lines.extend(of_leader(options, &matrices, sites, probes));
+            }
         }
     }
     let unplaced: usize = matrices.iter().map(Matrix::unplaced).sum();
@@ -268,17 +273,30 @@ fn measure(options: &Options, matrices: &[Matrix], sites: u16, probes: u8) -> Ve
         "best possible",
     ];
     let mut scores: [Score; 8] = std::array::from_fn(|_| Score::default());
+    each_draw(options, matrices, sites, probes, |draw, places, random| {
+        score(draw, places, random, &mut scores)
+    });
+    let scored = scores.into_iter().zip(names).filter(|(score, _)| !score.regrets.is_empty());
+    scored.map(|(score, name)| score.line(sites, probes, name)).collect()
+}
+
+/// The same draws for the same options.
+fn each_draw(
+    options: &Options,
+    matrices: &[Matrix],
+    sites: u16,
+    probes: u8,
+    mut take: impl FnMut(&Draw<'_>, &[usize], &mut Seeded),
+) {
     for matrix in matrices {
         for run in 0..u64::from(options.runs) {
             let mut random = Seeded::new(options.seed.wrapping_mul(1_000_003).wrapping_add(run));
             let (chosen, places) = draw(matrix, usize::from(sites), &mut random);
             let at = chosen.iter().map(|&site| matrix.place(site)).collect();
             let draw = Draw { matrix, chosen, at, map: !options.no_map, probes };
-            score(&draw, &places, &mut random, &mut scores);
+            take(&draw, &places, &mut random);
         }
     }
-    let scored = scores.into_iter().zip(names).filter(|(score, _)| !score.regrets.is_empty());
-    scored.map(|(score, name)| score.line(sites, probes, name)).collect()
 }
 
 fn score(draw: &Draw<'_>, places: &[usize], random: &mut Seeded, scores: &mut [Score; 8]) {
@@ -321,6 +339,22 @@ fn score(draw: &Draw<'_>, places: &[usize], random: &mut Seeded, scores: &mut [S
     for (place, seen) in &measured {
         scores[0].add(&draw.truth(*place), &again(&likeness, *place, seen));
     }
+}
+
+/// What a leader makes of it, with as many measurements.
+fn of_leader(options: &Options, matrices: &[Matrix], sites: u16, probes: u8) -> Option<Line> {
+    let mut score = Score::default();
+    each_draw(options, matrices, sites, probes, |draw, places, random| {
+        let first = |place: &usize| {
+            let near = draw.by_distance(*place).first().copied().filter(|_| draw.map);
+            near.unwrap_or_else(|| random.below(draw.chosen.len() as u64) as usize)
+        };
+        let firsts: Vec<usize> = places.iter().map(first).collect();
+        for (place, estimates) in leader::estimates(draw, places, &firsts) {
+            score.add(&draw.truth(place), &estimates);
+        }
+    });
+    (!score.regrets.is_empty()).then(|| score.line(sites, probes, "leader"))
 }
 
 /// Sites, and the places that they all know the distance to.
@@ -427,6 +461,31 @@ mod tests {
         for line in claims {
             assert!(line.within.is_some_and(|within| (0.93..0.995).contains(&within)), "{line:?}");
         }
+    }
+
+    fn leader(options: &Options, probes: u8) -> Line {
+        let worlds: Vec<Matrix> = (0..2).map(|seed| World::new(seed, 120).into()).collect();
+        of_leader(options, &worlds, 20, probes).unwrap()
+    }
+
+    /// What a leader makes of reports, by the probes that it asked for itself.
+    #[test]
+    fn in_made_up_worlds_the_leader_is_at_least_as_good_as_asking_the_nearest_and_says_how_sure_it_is() {
+        let lines = [1, 3, 5].map(|probes| leader(&options(&[probes]), probes));
+        for (line, probes) in lines.iter().zip([1, 3, 5]) {
+            let simple = regret(&of_worlds(true, probes), "nearest by map, measured");
+            assert!(line.regret_mean_ms <= simple, "{simple}: {line:?}");
+            assert!(line.within.is_some_and(|within| (0.93..0.995).contains(&within)), "{line:?}");
+        }
+        let regrets = lines.each_ref().map(|line| line.regret_mean_ms);
+        assert!(regrets[1] < 0.5 * regrets[0] && regrets[2] <= regrets[1], "{regrets:?}");
+    }
+
+    #[test]
+    fn a_map_makes_no_choice_of_a_leader_worse() {
+        let without = Options { no_map: true, ..options(&[3]) };
+        let (with, without) = (leader(&options(&[3]), 3), leader(&without, 3));
+        assert!(with.regret_mean_ms <= without.regret_mean_ms, "{with:?} {without:?}");
     }
 
     #[test]

@@ -256,8 +256,8 @@ fn groups_go_where_their_clients_come_in_if_that_gains_enough() {
     let mut cluster = cluster();
     let groups = || vec![load(0, 10, 1), load(1, 10, 2), load(2, 10, 0)];
     assert_eq!(solved(&cluster, groups()), [moves(MoveReason::Delay, &[(0, 1), (1, 2)])]);
-    // Site 1 is 12.5 ms away, site 2 is 33.
-    cluster.policy.min_gain_ms = 20.0;
+    // Site 1 is 22 ms away, site 2 is 47.
+    cluster.policy.min_gain_ms = 30.0;
     assert_eq!(solved(&cluster, groups()), [moves(MoveReason::Delay, &[(1, 2)])]);
     cluster.policy.automatic = false;
     assert_eq!(solved(&cluster, groups()), []);
@@ -334,8 +334,8 @@ fn an_assessment_says_what_is_best_and_proves_it() {
     let assessment = super::assess::assess(&cluster, &model, Micros(0)).unwrap().unwrap();
     assert_eq!((assessment.groups, assessment.moves, assessment.stranded), (2, 1, 0));
     assert_eq!(assessment.packets_per_s, 400.0);
-    // 4,448 km twice at 133 km/ms, for three packets of four; light needs no time from site 2 to itself.
-    assert!((assessment.delay_ms - 0.75 * 2.0 * 33.44).abs() < 0.5, "{assessment:?}");
+    // 4,448 km twice, for three packets of four; light needs no time from site 2 to itself.
+    assert!((assessment.delay_ms - 0.75 * 2.0 * 47.36).abs() < 0.5, "{assessment:?}");
     assert!(assessment.best_ms < 0.1 && assessment.bound_ms <= assessment.best_ms, "{assessment:?}");
     assert_eq!(assessment.light_ms, 0.0);
     let carried: Vec<_> =
@@ -441,7 +441,7 @@ fn doubtful(brain: &mut Brain, servers: u8, at: Micros) {
     };
     for site in 0..3 {
         let group = GroupReport { outside_ingress: vec![(SiteId(1), 1)], ..load(0, 100, 0) };
-        let mut report = SiteReport { probes_per_s: 1, ..report(site, vec![]) };
+        let mut report = SiteReport { probes_per_s: u16::from(site == 1), ..report(site, vec![]) };
         if site == 0 {
             report.groups = vec![group];
             report.servers = (0..servers).map(seen).collect();
@@ -485,7 +485,7 @@ fn a_server_that_never_answers_does_not_keep_others_from_being_asked_for() {
     let (cluster, mut brain) = (cluster(), brain());
     let round = |brain: &mut Brain, s: u64| {
         for (n, packets_per_s) in [(0, 1000), (1, 10)] {
-            let mut owner = SiteReport { probes_per_s: 1, ..report(0, vec![load(n, packets_per_s, 0)]) };
+            let mut owner = report(0, vec![load(n, packets_per_s, 0)]);
             owner.groups[0].outside_ingress = vec![(SiteId(1), 1)];
             let prefix = format!("203.0.{n}.0/24").parse().unwrap();
             owner.servers = vec![ServerRtt {
@@ -500,7 +500,8 @@ fn a_server_that_never_answers_does_not_keep_others_from_being_asked_for() {
             brain.handle_report(&owner, Micros(s * S));
         }
         for site in 1..3 {
-            brain.handle_report(&SiteReport { probes_per_s: 1, ..report(site, vec![]) }, Micros(s * S));
+            let probes_per_s = u16::from(site == 1);
+            brain.handle_report(&SiteReport { probes_per_s, ..report(site, vec![]) }, Micros(s * S));
         }
         brain.poll(&cluster, Micros(s * S));
         asked(brain, 1, 1, Micros(s * S))

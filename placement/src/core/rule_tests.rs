@@ -179,15 +179,15 @@ fn labels_and_services_are_scopes_and_the_most_specific_holds() {
 
 #[test]
 fn soft_rules_move_groups_only_where_delay_is_worth_less() {
-    // Site 1 is 12.5 ms from where the clients come in, by coordinates, so give or take 6 ms.
+    // Site 1 is 22 ms from where the clients come in, by coordinates, so give or take 7 ms.
     let groups = || vec![load(0, 10, 0), load(1, 10, 0)];
     let prefer = |price| soft(price, rule("prefer", None, Kind::Prefer(sites([1]))));
     assert_eq!(going(&with(vec![prefer(10.0)]), groups()), []);
-    assert_eq!(going(&with(vec![prefer(25.0)]), groups()), [(0, 1), (1, 1)]);
+    assert_eq!(going(&with(vec![prefer(40.0)]), groups()), [(0, 1), (1, 1)]);
     let cost = |price| soft(price, rule("cost", Some("100.64.1.0/24"), Kind::Cost(sites([0]))));
-    assert_eq!(going(&with(vec![cost(25.0)]), groups()), [(1, 1)]);
+    assert_eq!(going(&with(vec![cost(40.0)]), groups()), [(1, 1)]);
     // Prices add up.
-    assert_eq!(going(&with(vec![cost(15.0), prefer(10.0)]), groups()), [(1, 1)]);
+    assert_eq!(going(&with(vec![cost(25.0), prefer(15.0)]), groups()), [(1, 1)]);
 }
 
 #[test]
@@ -251,20 +251,20 @@ fn a_budget_and_the_rate_of_a_drain_hold_over_a_minute() {
 
 #[test]
 fn a_charge_holds_back_groups_with_much_state() {
-    // 12.5 ms nearer at site 1.
+    // 22 ms nearer at site 1.
     let heavy = |n, flows| GroupReport { flows, ..load(n, 10, 1) };
     let charge = rule("charge", None, Kind::Charge(Charge { ms: 1.0, per_kflow_ms: 1.0, life_s: None }));
-    assert_eq!(going(&with(vec![charge]), vec![heavy(0, 5_000), heavy(1, 20_000)]), [(0, 1)]);
+    assert_eq!(going(&with(vec![charge]), vec![heavy(0, 5_000), heavy(1, 25_000)]), [(0, 1)]);
 }
 
 #[test]
 fn a_group_that_has_just_begun_is_charged_more_than_one_that_has_lasted() {
-    let charge = Charge { ms: 2.0, per_kflow_ms: 1.0, life_s: Some(600) };
-    assert_eq!(charge.of(1_000, 600.0), 3.0);
-    assert_eq!(charge.of(1_000, 6_000.0), 3.0);
-    assert_eq!(charge.of(1_000, 200.0), 9.0);
-    assert_eq!(charge.of(1_000, 0.0), 30.0, "ten times at most");
-    // 12.5 ms nearer at site 1: too little at first, enough when it has lasted.
+    let charge = Charge { ms: 3.0, per_kflow_ms: 1.0, life_s: Some(600) };
+    assert_eq!(charge.of(1_000, 600.0), 4.0);
+    assert_eq!(charge.of(1_000, 6_000.0), 4.0);
+    assert_eq!(charge.of(1_000, 200.0), 12.0);
+    assert_eq!(charge.of(1_000, 0.0), 40.0, "ten times at most");
+    // 22 ms nearer at site 1: too little at first, enough when it has lasted.
     let cluster = with(vec![rule("charge", None, Kind::Charge(charge))]);
     let mut model = Model::new(None);
     let started = |model: &Model, now| {

@@ -58,6 +58,8 @@ const LEARNED_WEIGHT: f32 = 0.5;
 const LEARNED_MEASURED_MIN: usize = 2;
 /// A side of a triangle of delays is at least this share of what the other two differ by: few are shorter.
 const TRIANGLE: f32 = 0.7;
+/// What the first measurement of a place gains of which nothing is known, in milliseconds.
+const NOTHING_KNOWN_MS: f32 = 100.0;
 /// Measurements of one place that count; the shortest stay.
 const SEEN_MAX: usize = 12;
 
@@ -173,12 +175,25 @@ impl Likeness {
     /// From which site to measure next, so that the best choice after it is expected to be shortest. `None` when all have.
     #[must_use]
     pub fn next(&self, place: Option<u64>, seen: &[Seen], spot: Option<Spot>) -> Option<usize> {
+        self.next_of(place, seen, spot, |_| true).map(|(site, _)| site)
+    }
+
+    /// The same of those that may measure, with what the measurement is expected to gain, in milliseconds of a round trip.
+    #[must_use]
+    pub fn next_of(
+        &self,
+        place: Option<u64>,
+        seen: &[Seen],
+        spot: Option<Spot>,
+        may: impl Fn(usize) -> bool,
+    ) -> Option<(usize, f32)> {
         let seen = self.usable(seen);
         if seen.is_empty() && spot.is_none_or(|spot| !self.map.knows(&spot)) && self.learned.is_empty() {
-            return Some(self.first).filter(|first| *first < self.sites.len());
+            let first = Some(self.first).filter(|first| *first < self.sites.len() && may(*first));
+            return first.map(|first| (first, NOTHING_KNOWN_MS));
         }
         let mixture = self.believe(place, &seen, spot);
-        next::choose(&mixture, &seen)
+        next::choose(&mixture, &seen, may)
     }
 
     /// Remembers a place, by a number of the caller's, for others that are like it; what was known of the same place is forgotten. One

@@ -24,7 +24,7 @@ struct Now<'a> {
 
 /// Where the best choice after the measurement is expected to be shortest. Where no single measurement is expected to change the choice
 /// much, the expected improvement on it counts.
-pub(super) fn choose(belief: &Belief, seen: &[Seen]) -> Option<usize> {
+pub(super) fn choose(belief: &Belief, seen: &[Seen], may: impl Fn(usize) -> bool) -> Option<(usize, f32)> {
     let is_open = |site: &usize| seen.iter().all(|seen| seen.site != *site);
     let now = Now {
         belief,
@@ -38,8 +38,11 @@ pub(super) fn choose(belief: &Belief, seen: &[Seen]) -> Option<usize> {
     };
     let means: Vec<(usize, f32)> = now.open.iter().map(|&site| (site, mean(site))).collect();
     let best = means.iter().map(|(_, ms)| *ms).fold(now.best_seen, f32::min);
-    let mut hopes: Vec<(f32, f32, usize)> =
-        means.iter().map(|&(site, ms)| (hope(belief, site, best), ms, site)).collect();
+    let mut hopes: Vec<(f32, f32, usize)> = means
+        .iter()
+        .filter(|(site, _)| may(*site))
+        .map(|&(site, ms)| (hope(belief, site, best), ms, site))
+        .collect();
     hopes.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.total_cmp(&b.1)).then(a.2.cmp(&b.2)));
     hopes.truncate(CANDIDATES_MAX);
     let mut room = Room { weights: Vec::new(), after: vec![0.0; belief.sites] };
@@ -49,7 +52,7 @@ pub(super) fn choose(belief: &Belief, seen: &[Seen]) -> Option<usize> {
     let order = |a: &&(f32, f32, usize), b: &&(f32, f32, usize)| {
         a.0.total_cmp(&b.0).then(b.1.total_cmp(&a.1)).then(b.2.cmp(&a.2))
     };
-    valued.iter().max_by(order).map(|(_, _, site)| *site)
+    valued.iter().max_by(order).map(|(gain, _, site)| (*site, *gain))
 }
 
 /// By how much a site may be below the best so far, if it is a standard deviation shorter than thought.

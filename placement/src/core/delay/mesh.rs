@@ -11,7 +11,7 @@ use super::servers::{Server, common_bits};
 use super::thoughts::{Known, Sites};
 use super::{Guess, Leg, Model, Near, Part, Source, Term, Terms, one_way, prior, queue_ms};
 use crate::core::model::Cluster;
-use crate::likeness::{Likeness, Seen, Spot};
+use crate::likeness::{Estimate, Likeness, Seen, Spot};
 
 /// Standard deviation of a server's way to where its packets come in, if it was never measured, in milliseconds. It is the same at all
 /// sites, so what is assumed of a server decides nothing.
@@ -141,16 +141,17 @@ impl<'a> Mesh<'a> {
             heard[number as usize] = new;
         }
         self.heard = heard;
-        let measured =
-            (0..).zip(&self.heard).filter(|(_, heard)| heard.direct >= 2).map(|(number, _)| number);
-        let measured: Vec<u32> = measured.take(ALIKE_MAX).collect();
-        let Some(last) = measured.last() else { return };
+        let asked = self.model.servers.iter().filter(|(number, server)| {
+            !self.heard[*number as usize].ways.is_empty() || spot_of(server).is_some()
+        });
+        let asked: Vec<u32> = asked.map(|(number, _)| number).take(ALIKE_MAX).collect();
+        let Some(last) = asked.last() else { return };
         let row = |a: usize| self.ms_from(a).iter().map(|ms| 2.0 * ms).collect();
         let rows: Vec<Vec<f32>> = (0..self.len()).map(row).collect();
         let places: Vec<_> = self.sites.iter().map(|site| site.coordinates()).collect();
         let learn = |likeness: &mut Likeness| {
             let most = |number: &&u32| self.heard[**number as usize].direct >= LEARNED_DIRECT;
-            for &number in measured.iter().filter(most).take(LEARNED_MAX) {
+            for &number in asked.iter().filter(most).take(LEARNED_MAX) {
                 let spot = self.model.servers.get(number).and_then(spot_of);
                 let estimates = likeness.estimate(None, &seen_of(&self.heard[number as usize]), spot);
                 likeness.learn(number.into(), &estimates, spot);
@@ -246,11 +247,14 @@ impl<'a> Mesh<'a> {
         ways.collect()
     }
 
-    /// One way from every site to a server prefix: of all that speak of it, the surest.
+    /// One way from every site to a server prefix: as measured, else what all that is known of such places says together, or
+    /// what was measured of one that is near, where that is surer.
     fn from_sites(&self, number: u32, home: u8) -> Vec<Leg> {
         let heard = &self.heard[number as usize];
-        let mut legs: Vec<Leg> =
-            (0..=u8::MAX).take(self.len()).map(|site| self.past(heard, home, site)).collect();
+        let past = || (0..=u8::MAX).take(self.len()).map(|site| self.past(heard, home, site)).collect();
+        let alike = self.alike(number);
+        let is_placed = alike.is_some();
+        let mut legs: Vec<Leg> = alike.unwrap_or_else(past);
         let mut offer = |site: u8, guess: Guess, source: Source| {
             let (leg, known) = (Leg::new(guess, source), &mut legs[usize::from(site)]);
             if (leg.sd_ms, source.rank()) < (known.sd_ms, known.source.rank()) {
@@ -261,15 +265,8 @@ impl<'a> Mesh<'a> {
             offer(site, guess, Source::Measured { age });
         }
         if let Some(server) = self.model.servers.get(number) {
-            if let Some(at) = server.place.at {
-                for (place, site) in self.sites.iter().map(|site| site.coordinates()).zip(0..=u8::MAX) {
-                    let line = |place| prior::line(prior::great_circle_km(at, place), server.place.radius_km);
-                    place.into_iter().for_each(|place| offer(site, line(place), Source::Geography));
-                }
-            }
-            self.borrow(server, home, &mut offer);
+            self.borrow(server, home, is_placed, &mut offer);
         }
-        self.alike(number, &mut offer);
         legs
     }
 
@@ -285,28 +282,28 @@ impl<'a> Mesh<'a> {
         Leg::new(Guess { ms: leg.ms + stretch.ms, variance }, Source::Borrowed { from: Near::Ingress, age })
     }
 
-    /// By sites that have the same delays from where it was measured.
-    fn alike(&self, number: u32, offer: &mut impl FnMut(u8, Guess, Source)) {
+    /// By all that is known of such places, from the map and from sites that have the same delays; nothing where neither says anything.
+    fn alike(&self, number: u32) -> Option<Vec<Leg>> {
         let heard = &self.heard[number as usize];
-        if number >= self.alike_below || heard.direct < 2 {
-            return;
-        }
-        let (direct, seen) = (&heard.ways[..heard.direct], seen_of(heard));
-        let age = direct.iter().map(|(_, _, age)| *age).min().unwrap_or_default();
-        let source = Source::Borrowed { from: Near::Likeness, age };
         let spot = self.model.servers.get(number).and_then(spot_of);
-        let Some(thoughts) = &self.thoughts else { return };
-        let estimates = thoughts.of(number, &seen, spot, self.now);
-        for (site, estimate) in estimates.iter().enumerate().filter(|(_, estimate)| !estimate.measured) {
+        if number >= self.alike_below || (heard.ways.is_empty() && spot.is_none()) {
+            return None;
+        }
+        let age = heard.ways.iter().map(|(_, _, age)| *age).min();
+        let source = age.map_or(Source::Geography, |age| Source::Borrowed { from: Near::Likeness, age });
+        let estimates = self.thoughts.as_ref()?.of(number, &seen_of(heard), spot, self.now);
+        let leg = |estimate: &Estimate| {
             let sd = f64::from(estimate.spread * (estimate.ms + crate::likeness::OFFSET_MS)) / 2.0;
             let variance = sd * sd + ALIKE_SD_MS * ALIKE_SD_MS;
-            offer(site as u8, Guess { ms: f64::from(estimate.mean_ms) / 2.0, variance }, source);
-        }
+            Leg::new(Guess { ms: f64::from(estimate.mean_ms) / 2.0, variance }, source)
+        };
+        Some(estimates.iter().map(leg).collect())
     }
 
-    /// What neighbours have more than is thought of them, on top of what is thought of this one.
-    fn borrow(&self, server: &Server, home: u8, offer: &mut impl FnMut(u8, Guess, Source)) {
-        let near = self.neighbours(server);
+    /// What neighbours have more than is thought of them, on top of what is thought of this one. Where likeness knows the place, it has
+    /// looked at others of its network and its town already.
+    fn borrow(&self, server: &Server, home: u8, is_placed: bool, offer: &mut impl FnMut(u8, Guess, Source)) {
+        let near = if is_placed { self.by_prefix(server) } else { self.neighbours(server) };
         if near.is_empty() {
             return;
         }
@@ -353,8 +350,8 @@ impl<'a> Mesh<'a> {
         Some(self.leg(home, site).ms - self.leg(other_home?, site).ms)
     }
 
-    /// Who is near, why, and the variance of what two that are so near differ by: by prefix, else by network, else by distance.
-    pub(super) fn neighbours(&self, server: &Server) -> Vec<(u32, Near, f64)> {
+    /// Who is near by prefix, and the variance of what two that are so near differ by.
+    fn by_prefix(&self, server: &Server) -> Vec<(u32, Near, f64)> {
         let by_prefix = &self.model.servers.by_prefix;
         let before = by_prefix.range(..server.prefix).rev().take(NEIGHBOURS);
         let after = by_prefix.range(server.prefix..).filter(|(prefix, _)| **prefix != server.prefix);
@@ -365,7 +362,12 @@ impl<'a> Mesh<'a> {
             let (_, sd) = NEAR_BITS_SD_MS.iter().find(|(least, _)| bits >= *least)?;
             known(number).then_some((number, Near::Prefix, sd * sd))
         };
-        let mut near: Vec<_> = before.chain(after.take(NEIGHBOURS)).filter_map(near).collect();
+        before.chain(after.take(NEIGHBOURS)).filter_map(near).collect()
+    }
+
+    /// Who is near, why, and the variance of what two that are so near differ by: by prefix, else by network, else by distance.
+    pub(super) fn neighbours(&self, server: &Server) -> Vec<(u32, Near, f64)> {
+        let mut near = self.by_prefix(server);
         if near.is_empty()
             && let Some(peers) = server.place.network.and_then(|network| self.networks.get(&network))
         {
@@ -475,7 +477,7 @@ fn seen_of(heard: &Heard) -> Vec<Seen> {
         ms: 2.0 * guess.ms as f32,
         sd_ms: 2.0 * guess.variance.sqrt() as f32,
     };
-    heard.ways[..heard.direct].iter().map(seen).collect()
+    heard.ways.iter().map(seen).collect()
 }
 
 /// Where the map says that a server is.

@@ -3,6 +3,7 @@
 use flow::Prefix;
 
 use super::Guess;
+use crate::likeness::{Line, OFFSET_MS};
 
 /// Where addresses are. Unknown is `None`, never a guess.
 pub trait Locate: Send + Sync {
@@ -31,16 +32,14 @@ pub struct Place {
 pub(crate) const KM_PER_MS: f64 = 133.0;
 /// Kilometres that light covers in a millisecond; nothing is faster.
 pub const LIGHT_KM_PER_MS: f64 = 299.792_458;
-/// Standard deviation of the line, one way, whatever the distance: in milliseconds.
-const LINE_SD_MS: f64 = 5.0;
-/// And as a share of the delay.
-const LINE_SD_SHARE: f64 = 0.25;
+/// Standard deviation of the logarithm of a delay around the line: of 0.15 for a place, 0.15 for its region and 0.2 for each way.
+const LINE_SD_SHARE: f64 = 0.29;
 
 /// One way over a great circle, between ends that are known to so many kilometres.
 pub(super) fn line(km: f64, radius_km: f64) -> Guess {
-    let ms = km / KM_PER_MS;
-    let (share, radius) = (LINE_SD_SHARE * ms, radius_km / KM_PER_MS);
-    Guess { ms, variance: LINE_SD_MS * LINE_SD_MS + share * share + radius * radius }
+    let ms = f64::from(Line.ms(km as f32)) / 2.0;
+    let (share, radius) = (LINE_SD_SHARE * (ms + f64::from(OFFSET_MS) / 2.0), radius_km / KM_PER_MS);
+    Guess { ms, variance: share * share + radius * radius }
 }
 
 /// Great-circle distance of two points (latitude, longitude in degrees) by the haversine formula.
@@ -70,6 +69,7 @@ mod tests {
     fn the_line_is_less_sure_of_what_is_far_or_badly_known() {
         assert!(line(100.0, 0.0).variance < line(1_000.0, 0.0).variance);
         assert!(line(100.0, 20.0).variance < line(100.0, 400.0).variance);
-        assert_eq!(line(1_330.0, 400.0).ms, 10.0);
+        // 20 ms of a round trip by distance, and 16.5 ms more.
+        assert!((line(1_330.0, 400.0).ms - 18.26).abs() < 0.01);
     }
 }

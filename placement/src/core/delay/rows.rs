@@ -15,7 +15,7 @@ pub(crate) struct Delays {
 }
 
 /// Standard deviations that a site has to promise more if it is less surely known than where the group is.
-const DOUBT: f32 = 0.5;
+const DOUBT: f32 = 0.3;
 
 impl Delays {
     /// What a site has to promise beyond the present one, in milliseconds, by as much as it is less surely known. What both have in
