@@ -30,6 +30,8 @@ impl Sites {
     }
 }
 
+/// An ingress that has not flipped for so long after the join keeps a group from no other worker: its agent is away.
+const AWAITED_MAX: Micros = Micros(10_000_000);
 /// Markers by move, the latest few moves.
 #[derive(Debug, Default)]
 pub struct Markers(VecDeque<Marked>);
@@ -173,6 +175,8 @@ pub struct Hold<B> {
     pub late: Vec<Late<B>>,
     /// Longest wait after the first packet of a late ingress.
     pub late_bound: Micros,
+    /// Since when they are waited for.
+    pub late_since: Micros,
     /// Packets that were held in this move.
     pub total: u64,
     /// How long packets were held, in microseconds: the first [`TIMES_LEN_MAX`] of a move.
@@ -189,6 +193,7 @@ impl<B> Default for Hold<B> {
             parked: VecDeque::new(),
             late: Vec::new(),
             late_bound: Micros(0),
+            late_since: Micros(0),
             total: 0,
             times_us: Vec::new(),
             opened_early: false,
@@ -239,6 +244,7 @@ impl<B> Hold<B> {
     /// Waits for the ingresses that another group waits for, too.
     pub fn wait_as(&mut self, other: &Self) {
         self.late_bound = self.late_bound.max(other.late_bound);
+        self.late_since = self.late_since.max(other.late_since);
         for late in &other.late {
             if self.late.iter().all(|known| known.site != late.site) {
                 self.late.push(Late { site: late.site, deadline: None, queue: VecDeque::new() });
@@ -247,8 +253,8 @@ impl<B> Hold<B> {
     }
 
     /// From the join on, packets of these ingresses wait apart.
-    pub fn set_late(&mut self, sites: &[SiteId], bound: Micros) {
-        self.late_bound = bound;
+    pub fn set_late(&mut self, sites: &[SiteId], bound: Micros, now: Micros) {
+        (self.late_bound, self.late_since) = (bound, now);
         self.late =
             sites.iter().map(|site| Late { site: *site, deadline: None, queue: VecDeque::new() }).collect();
         if self.late.is_empty() {
@@ -259,6 +265,12 @@ impl<B> Hold<B> {
                 self.direct.push_back(held);
             }
         }
+    }
+
+    /// An ingress that has not flipped and may do so at any moment: one whose agent is away for long does not hold up what waits for it.
+    #[must_use]
+    pub fn awaited(&self, now: Micros) -> Option<SiteId> {
+        self.late.first().map(|late| late.site).filter(|_| now < self.late_since.plus(AWAITED_MAX))
     }
 
     /// Queues a direct packet of a late ingress; gives back any other.

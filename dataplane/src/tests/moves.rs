@@ -512,6 +512,7 @@ fn joined_without_a_marker() -> Lab {
 /// A target that waits for the marker of one ingress gives its group to another worker of its site.
 fn next_worker_of_the_site() -> (Lab, Token, Vec<Vec<u8>>) {
     let mut first = joined_without_a_marker();
+    first.after(10 * SECOND);
     let group = group_id();
     let move_id = MoveId::local(1);
     let (session, credit, epoch) = (1, u64::MAX, Epoch(2));
@@ -538,6 +539,29 @@ fn next_worker_of_the_site() -> (Lab, Token, Vec<Vec<u8>>) {
     next.ask(Request::Prepare { group, move_id, epoch, source: THERE, flows: 1, ordering });
     next.ask(Request::Install { group, move_id, sequence: 1, batch, more: false });
     (next, *token, packets)
+}
+
+#[test]
+fn a_group_that_waits_for_an_ingress_goes_to_no_other_worker_before_it_has_flipped_or_stays_away() {
+    let copy = |move_id| Request::CopyStart { group: group_id(), move_id, session: 1, credit: u64::MAX };
+    let is_refused = |lab: &mut Lab, move_id| {
+        let events = lab.ask(copy(move_id));
+        events.iter().any(
+            |event| matches!(event, Event::Refused { reason, .. } if reason.contains("waits for ingress")),
+        )
+    };
+    let mut lab = joined_without_a_marker();
+    assert!(is_refused(&mut lab, MoveId::local(1)));
+    lab.send(marker_frame(HERE, Tag::Marker(HERE)), Tag::Relayed(Side::Inside, HERE));
+    assert!(!is_refused(&mut lab, MoveId::local(2)));
+
+    let mut lab = joined_without_a_marker();
+    lab.after(9 * SECOND);
+    assert!(is_refused(&mut lab, MoveId::local(1)));
+    lab.after(2 * SECOND);
+    assert!(!is_refused(&mut lab, MoveId::local(1)), "its agent is away");
+    // Another site hears its marker.
+    assert!(!is_refused(&mut joined_without_a_marker(), MoveId(77)));
 }
 
 fn join_next(lab: &mut Lab, token: Token, packets: &[Vec<u8>]) {

@@ -43,7 +43,7 @@ impl<B: PacketBuf> Worker<B> {
             }
             Request::Serve { group, epoch } => self.serve_group(group, epoch, now),
             Request::CopyStart { group, move_id, session, credit } => {
-                self.copy_start(group, move_id, Credit::new(session, credit))
+                self.copy_start(group, move_id, Credit::new(session, credit), now)
             }
             Request::CopyRound { group, move_id } => self.copy_round(group, move_id),
             Request::Arm { group, move_id, epoch, target, awaited, bound_us, session, credit, again } => {
@@ -302,7 +302,13 @@ impl<B: PacketBuf> Worker<B> {
         }
     }
 
-    fn copy_start(&mut self, id: GroupId, move_id: MoveId, credit: Credit) -> Result<(), Refusal> {
+    fn copy_start(
+        &mut self,
+        id: GroupId,
+        move_id: MoveId,
+        credit: Credit,
+        now: Micros,
+    ) -> Result<(), Refusal> {
         self.finish_parting(&id);
         let number = self.number(&id)?;
         let group = &mut self.groups[number as usize];
@@ -316,6 +322,12 @@ impl<B: PacketBuf> Worker<B> {
             | State::Open => {
                 return Err(format!("group {id} is {:?}: it cannot be copied", group.phase()));
             }
+        }
+        // The switch of the site would lead what its old owner still relays, and its marker, to the next worker, past what waits here.
+        if let Some(site) = group.hold.awaited(now).filter(|_| move_id.is_local()) {
+            return Err(format!(
+                "group {id} waits for ingress {site} to flip: it goes to no other worker before"
+            ));
         }
         group.move_id = Some(move_id);
         if !matches!(group.state, State::Draining(_)) {

@@ -237,7 +237,7 @@ impl<B: PacketBuf> Worker<B> {
         group.joined = Some(move_id);
         group.report_join = true;
         group.hold.unpark();
-        group.hold.set_late(&late, late_bound);
+        group.hold.set_late(&late, late_bound, now);
         group.refresh_mode();
     }
 
