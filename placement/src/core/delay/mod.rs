@@ -9,9 +9,10 @@
 //! ```
 //!
 //! each weighted by what workers saw: packets per ingress, handshakes per server prefix. Of a server that was never measured the place
-//! of o is assumed, and the middle is then (o to s). Sources, best first: measured (handshakes, probes, QUIC between sites), borrowed
-//! from what is near, geography; each [`Leg`] says which, how old it is, and how sure: of several that speak of one way, the
-//! surest counts. What is not known has a wide variance, which is the same at every site, so that it decides nothing.
+//! of o is assumed, and the middle is then (o to s). Ways that were measured (handshakes, probes, QUIC between sites) are as measured; the
+//! others of a server are what [`crate::likeness`] makes of map, measurements and places that are alike together, or, of what it does not
+//! know, are borrowed from what is near; each [`Leg`] says which, how old it is, and how sure. What is not known has a wide
+//! variance, which is the same at every site, so that it decides nothing.
 //!
 //! `window` holds what was measured of one way, `servers` that of server prefixes, `mesh` makes `rows` of delays by site of
 //! them, so that a group costs a few sums of rows; `prior` knows where things are; `calibration` says how often all this is right.

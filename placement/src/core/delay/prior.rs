@@ -27,8 +27,8 @@ pub struct Place {
     pub network: Option<u32>,
 }
 
-/// Light in fibre covers some 200 km per millisecond; routes are about half as long again as the great circle. The slope of the
-/// line: one way in milliseconds is kilometres by this, and its intercept is 0: what access lines add is a term of its own.
+/// Light in fibre covers some 200 km per millisecond; routes are about half as long again as the great circle: kilometres in
+/// a millisecond of one way. What a way has beside that is in [`Line`].
 pub(crate) const KM_PER_MS: f64 = 133.0;
 /// Kilometres that light covers in a millisecond; nothing is faster.
 pub const LIGHT_KM_PER_MS: f64 = 299.792_458;
