@@ -40,7 +40,7 @@ pub(in super::super) struct Requests {
 #[derive(Debug, Default)]
 struct Counts {
     stop: AtomicBool,
-    reset: Mutex<Vec<u64>>,
+    reset: AtomicU64,
     wrong: AtomicU64,
     late: Mutex<Vec<u64>>,
 }
@@ -48,11 +48,11 @@ struct Counts {
 /// What went wrong with requests.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(in super::super) struct Wrongs {
-    /// When those began whose connection was reset or refused, microseconds since the lab's start.
-    pub(in super::super) reset_at_us: Vec<u64>,
+    /// The connection was reset or refused.
+    pub(in super::super) reset: u64,
     /// The answer was not what the server has.
     pub(in super::super) wrong: u64,
-    /// When those began that had no answer in time, likewise.
+    /// When those began that had no answer in time, microseconds since the lab's start.
     pub(in super::super) late_at_us: Vec<u64>,
 }
 
@@ -80,11 +80,11 @@ impl Requests {
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
-        let times = |times: &Mutex<Vec<u64>>| times.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let count = |count: &AtomicU64| count.load(Ordering::Relaxed);
         Wrongs {
-            reset_at_us: times(&self.counts.reset),
-            wrong: self.counts.wrong.load(Ordering::Relaxed),
-            late_at_us: times(&self.counts.late),
+            reset: count(&self.counts.reset),
+            wrong: count(&self.counts.wrong),
+            late_at_us: self.counts.late.lock().unwrap_or_else(PoisonError::into_inner).clone(),
         }
     }
 }
@@ -115,7 +115,7 @@ async fn ask(plan: Arc<Plan>, clock: Clock, samples: Samples, counts: Arc<Counts
                 Ok(Ok(_)) => drop(counts.wrong.fetch_add(1, Ordering::Relaxed)),
                 Ok(Err(error)) => {
                     tracing::info!(%error, "a request failed");
-                    counts.reset.lock().unwrap_or_else(PoisonError::into_inner).push(at);
+                    counts.reset.fetch_add(1, Ordering::Relaxed);
                 }
                 Err(_) => counts.late.lock().unwrap_or_else(PoisonError::into_inner).push(at),
             }
