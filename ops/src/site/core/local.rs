@@ -332,9 +332,11 @@ impl Agent {
         self.outgoing.iter().filter_map(since).filter(|(_, since)| *since >= SWITCHING_BOUND).collect()
     }
 
-    /// It has a group, or was told to do something with one.
+    /// It has a group, or was told to do something with one, or may have one of a move that another worker went away from.
     fn has_task(&self, id: WorkerId) -> bool {
         self.local.values().chain(self.unserved.values()).any(|worker| *worker == id)
+            || self.doubts.values().any(|(_, source)| *source == id)
+            || self.orphans.values().any(|parts| parts.contains_key(&id))
             || self.outgoing.values().any(|out| out.worker == id)
             || self.incoming.values().any(|incoming| incoming.worker == id)
     }

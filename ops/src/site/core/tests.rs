@@ -1094,3 +1094,23 @@ fn a_worker_that_says_what_cannot_be_true_any_more_is_asked_again() {
     status(&mut agent, WORKERS[0], halves.to_vec());
     assert!(agent.leftovers().is_empty(), "{:?}", agent.leftovers());
 }
+
+/// Else it is stopped, and takes the group and what it holds with it.
+#[test]
+fn a_worker_that_may_have_a_group_of_a_move_whose_other_worker_went_away_is_not_empty() {
+    let (mut agent, _) =
+        settled(vec![group("1:100.64.0.0/27", HERE, 1)], vec![at(whole(), 1, Phase::Serving)]);
+    // What it said of itself is older than its group.
+    feed(&mut agent, Input::Worker(WORKERS[0], Event::Stats(Box::default())));
+    agent.move_locally(whole(), WORKERS[1], NOW);
+    let prepared = requests(&outputs(&mut agent)).into_iter().find_map(|(_, request)| {
+        if let Request::Prepare { move_id, .. } = request { Some(move_id) } else { None }
+    });
+    agent.commit_local(prepared.unwrap(), NOW);
+    feed(&mut agent, Input::WorkerDown(WORKERS[1]));
+    let is_empty = |agent: &Agent| agent.worker_views(NOW).map(|views| views[&WORKERS[0]].is_empty);
+    assert_eq!(is_empty(&agent), None, "it has not said yet what it has");
+    let part = GroupStatus { move_id: prepared, ..at(whole(), 1, Phase::Draining) };
+    status(&mut agent, WORKERS[0], vec![part]);
+    assert_eq!(is_empty(&agent), Some(false), "it has said that it has it");
+}
