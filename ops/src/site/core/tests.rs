@@ -5,7 +5,7 @@ use flow::nat::NatSpec;
 use flow::{Epoch, GroupId, Micros, MoveId, ServiceId, SiteId, WorkerId};
 use placement::core::{Admin, Change, Group, Move, MovePhase, MoveReason, Ordering, Service, Site, Timeouts};
 use switchctl::Ports;
-use transfer::core::{ToSource, ToTarget};
+use transfer::core::{Ending, ToSource, ToTarget};
 
 use super::{Agent, Bounds, Input, Output};
 
@@ -1113,4 +1113,22 @@ fn a_worker_that_may_have_a_group_of_a_move_whose_other_worker_went_away_is_not_
     let part = GroupStatus { move_id: prepared, ..at(whole(), 1, Phase::Draining) };
     status(&mut agent, WORKERS[0], vec![part]);
     assert_eq!(is_empty(&agent), Some(false), "it has said that it has it");
+}
+
+/// A move between workers was given up, and the switch does not answer, so the copy cannot be either; meanwhile the group leaves the site.
+#[test]
+fn nothing_is_delivered_for_a_group_that_left_while_a_copy_waited_to_be_given_up() {
+    let mine = group("1:100.64.0.0/27", HERE, 1);
+    let (mut agent, _) = settled(vec![mine], vec![at(whole(), 1, Phase::Serving)]);
+    agent.move_locally(whole(), WORKERS[1], NOW);
+    let local = *agent.outgoing.keys().next().unwrap();
+    agent.commit_local(local, NOW);
+    agent.end_local(local, Ending::Aborted, NOW);
+    assert!(agent.leftovers().contains(&"moves between workers that were given up"));
+
+    say(&mut agent, false, vec![Change::Group(Group { owner: THERE, epoch: Epoch(2), ..mine })]);
+    let delivers = |agent: &Agent| agent.plan().groups[&whole()].local;
+    assert_eq!(delivers(&agent), Some(WORKERS[0]), "it relays what comes by old paths");
+    feed(&mut agent, Input::Worker(WORKERS[0], Event::Gone { group: whole(), move_id: MoveId(7) }));
+    assert_eq!(delivers(&agent), None);
 }

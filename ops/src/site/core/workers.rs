@@ -158,7 +158,7 @@ impl Agent {
             Event::Mismatch { move_id, .. } => {
                 self.feed_target_of(worker, move_id, TargetInput::Mismatch, now)
             }
-            Event::Gone { group, move_id } => self.gone(worker, group, move_id),
+            Event::Gone { group, .. } => self.gone(worker, group),
             Event::Serving { group, epoch } => {
                 self.note_served(worker, group, epoch);
                 if self.unserved.get(&group) == Some(&worker) {
@@ -200,10 +200,13 @@ impl Agent {
         }
     }
 
-    /// A worker relays no longer: the switch need not deliver to it any more, unless it got a new task.
-    fn gone(&mut self, worker: WorkerId, group: GroupId, _id: MoveId) {
+    /// A worker relays no longer: the switch need not deliver to it any more, unless it got a new task. What another worker is still to
+    /// give up is none.
+    fn gone(&mut self, worker: WorkerId, group: GroupId) {
         let owned = self.groups.get(&group).is_some_and(|g| g.owner == self.site);
-        let coming = self.incoming.values().any(|incoming| incoming.machine.spec().group == group);
+        let is_task =
+            |incoming: &Incoming| incoming.worker == worker && incoming.machine.spec().group == group;
+        let coming = self.incoming.values().any(is_task);
         if !owned && !coming && self.local.get(&group) == Some(&worker) {
             self.set_local(group, None);
         }
