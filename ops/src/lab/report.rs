@@ -5,7 +5,7 @@ use std::ops::RangeInclusive;
 use serde::Serialize;
 
 use super::clients::download::Downloaded;
-use super::clients::http::Wrongs;
+use super::clients::http::{Reset, Wrongs};
 use super::clients::iperf::Measured;
 use super::clients::{Latency, Sample, Second, ms, per_second};
 use super::probes::Probes;
@@ -101,9 +101,11 @@ pub(super) struct Clients {
 pub(super) struct Requests {
     #[serde(flatten)]
     pub(super) latency: Latency,
-    pub(super) reset: u64,
+    pub(super) reset: usize,
     pub(super) wrong: u64,
     pub(super) late: usize,
+    /// Those that were reset.
+    pub(super) resets: Vec<Reset>,
     pub(super) per_second: Vec<Second>,
 }
 
@@ -210,8 +212,13 @@ impl Seen {
                 failures.push(format!("{count} {what}"));
             }
         };
-        zero("requests whose connection was reset", self.wrongs.reset);
         zero("requests with a wrong answer", self.wrongs.wrong);
+        if let Some(first) = self.wrongs.reset.first() {
+            failures.push(format!(
+                "{} requests whose connection was reset; the first {first}",
+                self.wrongs.reset.len()
+            ));
+        }
         if self.http.is_empty() {
             failures.push("no request was made".to_owned());
         }
@@ -277,9 +284,10 @@ impl Report {
         let clients = Clients {
             requests: Requests {
                 latency: Latency::of(seen.http.iter()),
-                reset: seen.wrongs.reset,
+                reset: seen.wrongs.reset.len(),
                 wrong: seen.wrongs.wrong,
                 late: seen.wrongs.late_at_us.len(),
+                resets: seen.wrongs.reset.clone(),
                 per_second: per_second(&seen.http),
             },
             ssh: Typed {
@@ -452,9 +460,20 @@ mod tests {
     #[test]
     fn a_reset_connection_and_a_wrong_checksum_are_failures() {
         let mut bad = seen(0);
-        bad.wrongs.reset = 2;
+        let reset = Reset {
+            at_us: 75_300_000,
+            after_us: 120_000,
+            client: Some(([100, 64, 6, 7], 40_001).into()),
+            server: [192, 0, 2, 1].into(),
+            error: "read: Connection reset by peer".into(),
+        };
+        bad.wrongs.reset = vec![reset.clone(), reset];
         bad.download.checksum_expected = "b".into();
         bad.ssh_failure = Some("gone".into());
-        assert_eq!(failures(Loss::Never, bad).len(), 3);
+        let failures = failures(Loss::Never, bad);
+        assert_eq!(failures.len(), 3);
+        let reset = "2 requests whose connection was reset; the first from 100.64.6.7:40001 to 192.0.2.1 at 75.3 s, \
+                     120 ms after it began: read: Connection reset by peer";
+        assert!(failures.contains(&reset.to_owned()), "{failures:?}");
     }
 }

@@ -717,7 +717,7 @@ impl Clients {
         let mut http: Vec<Sample> = Vec::new();
         for requests in requests.iter_mut().chain(&mut far) {
             let found = requests.stop();
-            wrongs.reset += found.reset;
+            wrongs.reset.extend(found.reset);
             wrongs.wrong += found.wrong;
             wrongs.late_at_us.extend(found.late_at_us);
         }

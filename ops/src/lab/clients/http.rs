@@ -1,5 +1,6 @@
 //! Short HTTP requests, each over a connection of its own, so many per second whatever the answers take.
 
+use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -7,6 +8,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::Context;
+use serde::Serialize;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpSocket;
 
@@ -40,16 +42,40 @@ pub(in super::super) struct Requests {
 #[derive(Debug, Default)]
 struct Counts {
     stop: AtomicBool,
-    reset: AtomicU64,
     wrong: AtomicU64,
+    reset: Mutex<Vec<Reset>>,
     late: Mutex<Vec<u64>>,
+}
+
+/// A request whose connection was reset or refused.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub(in super::super) struct Reset {
+    /// When the request began, microseconds since the lab's start.
+    pub(in super::super) at_us: u64,
+    /// How long after that it failed.
+    pub(in super::super) after_us: u64,
+    pub(in super::super) client: Option<SocketAddr>,
+    pub(in super::super) server: Ipv4Addr,
+    pub(in super::super) error: String,
+}
+
+impl fmt::Display for Reset {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { at_us, after_us, client, server, error } = self;
+        write!(f, "from ")?;
+        match client {
+            Some(client) => write!(f, "{client}")?,
+            None => write!(f, "a socket without an address")?,
+        }
+        let at_s = Duration::from_micros(*at_us).as_secs_f64();
+        write!(f, " to {server} at {at_s:.1} s, {} ms after it began: {error}", after_us / 1_000)
+    }
 }
 
 /// What went wrong with requests.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(in super::super) struct Wrongs {
-    /// The connection was reset or refused.
-    pub(in super::super) reset: u64,
+    pub(in super::super) reset: Vec<Reset>,
     /// The answer was not what the server has.
     pub(in super::super) wrong: u64,
     /// When those began that had no answer in time, microseconds since the lab's start.
@@ -80,10 +106,9 @@ impl Requests {
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
-        let count = |count: &AtomicU64| count.load(Ordering::Relaxed);
         Wrongs {
-            reset: count(&self.counts.reset),
-            wrong: count(&self.counts.wrong),
+            reset: self.counts.reset.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+            wrong: self.counts.wrong.load(Ordering::Relaxed),
             late_at_us: self.counts.late.lock().unwrap_or_else(PoisonError::into_inner).clone(),
         }
     }
@@ -107,15 +132,17 @@ async fn ask(plan: Arc<Plan>, clock: Clock, samples: Samples, counts: Arc<Counts
         let (plan, samples, counts) = (Arc::clone(&plan), samples.clone(), Arc::clone(&counts));
         under_way.spawn_local(async move {
             let at = clock.now().0;
-            let result = tokio::time::timeout(TIMEOUT, one(&plan, host)).await;
+            let mut client = None;
+            let result = tokio::time::timeout(TIMEOUT, one(&plan, host, &mut client)).await;
             let took = clock.now().0 - at;
             let right = matches!(&result, Ok(Ok(answer)) if answer.ends_with(&plan.expected));
             match result {
                 Ok(Ok(_)) if right => {}
                 Ok(Ok(_)) => drop(counts.wrong.fetch_add(1, Ordering::Relaxed)),
                 Ok(Err(error)) => {
-                    tracing::info!(%error, "a request failed");
-                    counts.reset.fetch_add(1, Ordering::Relaxed);
+                    let (server, error) = (plan.server, format!("{error:#}"));
+                    let reset = Reset { at_us: at, after_us: took, client, server, error };
+                    counts.reset.lock().unwrap_or_else(PoisonError::into_inner).push(reset);
                 }
                 Err(_) => counts.late.lock().unwrap_or_else(PoisonError::into_inner).push(at),
             }
@@ -126,11 +153,15 @@ async fn ask(plan: Arc<Plan>, clock: Clock, samples: Samples, counts: Arc<Counts
     while under_way.join_next().await.is_some() {}
 }
 
-async fn one(plan: &Plan, host: u8) -> anyhow::Result<Vec<u8>> {
+async fn one(plan: &Plan, host: u8, client: &mut Option<SocketAddr>) -> anyhow::Result<Vec<u8>> {
     let socket = TcpSocket::new_v4()?;
-    socket.bind(SocketAddr::from((super::super::underlay::client(plan.group, host), 0)))?;
+    socket.bind(SocketAddr::from((super::super::underlay::client(plan.group, host), 0))).context("bind")?;
+    *client = Some(socket.local_addr()?);
     let mut stream = socket.connect(SocketAddr::from((plan.server, 80))).await.context("connect")?;
-    stream.write_all(b"GET /short HTTP/1.1\r\nHost: lab\r\nConnection: close\r\n\r\n").await?;
+    stream
+        .write_all(b"GET /short HTTP/1.1\r\nHost: lab\r\nConnection: close\r\n\r\n")
+        .await
+        .context("write")?;
     let mut answer = Vec::with_capacity(1_500);
     stream.read_to_end(&mut answer).await.context("read")?;
     Ok(answer)
