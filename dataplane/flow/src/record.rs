@@ -143,16 +143,17 @@ pub struct Joinable {
 impl Joinable {
     /// Joins what `other` counted beyond `base` into this: counters by sum, lifetime by maximum, TCP by
     /// what either side saw. `base` is the value that both started from. `ingress` stays: the party that
-    /// serves now knows better.
+    /// serves now knows better. `is_renewed` says that this side has seen a new session begin since `base`
+    /// on the ports of the one before.
     #[must_use]
-    pub fn join(&self, base: &Self, other: &Self) -> Self {
+    pub fn join(&self, base: &Self, other: &Self, is_renewed: bool) -> Self {
         Self {
             packets_out: self.packets_out + other.packets_out.saturating_sub(base.packets_out),
             packets_in: self.packets_in + other.packets_in.saturating_sub(base.packets_in),
             bytes_out: self.bytes_out + other.bytes_out.saturating_sub(base.bytes_out),
             bytes_in: self.bytes_in + other.bytes_in.saturating_sub(base.bytes_in),
             remaining_s: self.remaining_s.max(other.remaining_s),
-            tcp: join_tcp(base, self, other),
+            tcp: if is_renewed { join_renewed(base, self, other) } else { join_tcp(base, self, other) },
             ingress: self.ingress,
         }
     }
@@ -183,6 +184,21 @@ fn join_tcp(base: &Joinable, a: &Joinable, b: &Joinable) -> TcpState {
         (x, y) if x == base.tcp => y,
         (x, y) if y == base.tcp => x,
         (x, y) => x.max(y),
+    }
+}
+
+/// The state of a session that began anew at the one side, which is not told by its state alone: it may be
+/// established by now, as the one before was. What the other side saw end may have been either; the next
+/// packet of either direction shows that the new one lives.
+fn join_renewed(base: &Joinable, new: &Joinable, other: &Joinable) -> TcpState {
+    use TcpState::{BothFin, ClientFin, Established, RemoteFin};
+    match (new.tcp, other.tcp) {
+        (x, y) if x == y => x,
+        (x, _) if !other.has_packets_since(base) => x,
+        // Both ends of the new one, or one end, and of the old one nothing that could be mistaken for the other.
+        (BothFin, _) => BothFin,
+        (x @ (ClientFin | RemoteFin), Established) => x,
+        _ => TcpState::Transitory,
     }
 }
 
@@ -327,7 +343,7 @@ mod tests {
         let base = counted(5, 7440, TcpState::Established);
         let here = counted(6, 7440, TcpState::ClientFin);
         let there = counted(9, 7000, TcpState::RemoteFin);
-        assert_eq!(here.join(&base, &there), counted(10, 7440, TcpState::BothFin));
+        assert_eq!(here.join(&base, &there, false), counted(10, 7440, TcpState::BothFin));
     }
 
     #[test]
@@ -335,7 +351,7 @@ mod tests {
         use TcpState::{BothFin, ClientInit, Established, Transitory};
         let base = counted(5, 4, BothFin);
         let joined = |here: Joinable, there: Joinable| {
-            let (one, other) = (here.join(&base, &there), there.join(&base, &here));
+            let (one, other) = (here.join(&base, &there, false), there.join(&base, &here, false));
             assert_eq!(one.tcp, other.tcp);
             one.tcp
         };
@@ -353,17 +369,34 @@ mod tests {
         // FINs and the other the SYN that followed.
         for old in [BothFin, ClientFin, RemoteFin, Established] {
             let (here, there) = (counted(6, 240, ClientInit), counted(8, 240, old));
-            assert_eq!(here.join(&base, &there).tcp, Transitory, "{old:?}");
-            assert_eq!(there.join(&base, &here).tcp, Transitory, "{old:?}");
+            assert_eq!(here.join(&base, &there, false).tcp, Transitory, "{old:?}");
+            assert_eq!(there.join(&base, &here, false).tcp, Transitory, "{old:?}");
         }
         // Who has seen nothing since knows the old connection only.
-        assert_eq!(counted(6, 240, ClientInit).join(&base, &base).tcp, ClientInit);
+        assert_eq!(counted(6, 240, ClientInit).join(&base, &base, false).tcp, ClientInit);
+    }
+
+    #[test]
+    fn a_session_that_began_anew_here_and_is_established_is_not_closed_by_the_end_of_the_old_one() {
+        use TcpState::{BothFin, ClientFin, ClientInit, Established, RemoteFin, Transitory};
+        let base = counted(5, 7440, Established);
+        let joined = |new, old| counted(8, 7440, new).join(&base, &counted(7, 240, old), true).tcp;
+        for old in [BothFin, ClientFin, RemoteFin, Transitory] {
+            assert_eq!(joined(Established, old), Transitory, "{old:?}");
+            assert_eq!(joined(ClientInit, old), Transitory, "{old:?}");
+        }
+        assert_eq!(joined(ClientInit, Established), Transitory, "its answer may have passed there");
+        assert_eq!(joined(ClientFin, Established), ClientFin);
+        assert_eq!(joined(BothFin, ClientFin), BothFin);
+        // Nothing has passed there since.
+        let silent = Joinable { tcp: BothFin, ..base };
+        assert_eq!(counted(8, 7440, Established).join(&base, &silent, true).tcp, Established);
     }
 
     #[test]
     fn a_syn_on_each_side_is_an_established_connection() {
         let (here, there) = (counted(1, 4, TcpState::ClientInit), counted(1, 4, TcpState::RemoteInit));
-        assert_eq!(here.join(&Joinable::default(), &there).tcp, TcpState::Established);
+        assert_eq!(here.join(&Joinable::default(), &there, false).tcp, TcpState::Established);
     }
 
     #[test]
@@ -394,8 +427,8 @@ mod tests {
             let start = counted(base, 100, TcpState::None);
             let a = counted(base + here, 100, TcpState::None);
             let b = counted(base + there, 100, TcpState::None);
-            prop_assert_eq!(a.join(&start, &b).packets_out, base + here + there);
-            prop_assert_eq!(a.join(&start, &b), b.join(&start, &a));
+            prop_assert_eq!(a.join(&start, &b, false).packets_out, base + here + there);
+            prop_assert_eq!(a.join(&start, &b, false), b.join(&start, &a, false));
         }
 
         #[test]
@@ -405,7 +438,7 @@ mod tests {
             let of = |(packets, tcp): (u64, u8)| counted(packets, 100, TcpState::from_number(tcp).unwrap());
             let start = of(base);
             let (a, b) = (of((base.0 + here.0, here.1)), of((base.0 + there.0, there.1)));
-            prop_assert_eq!(a.join(&start, &b), b.join(&start, &a));
+            prop_assert_eq!(a.join(&start, &b, false), b.join(&start, &a, false));
         }
     }
 }

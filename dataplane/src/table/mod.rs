@@ -39,6 +39,8 @@ pub mod flags {
     pub const HANDSHAKE: u8 = 16;
     /// Some of its counters are in the cold part.
     pub const SPILLED: u8 = 32;
+    /// While another site sees a part of its packets, a new TCP session began here on the ports of one before.
+    pub const RENEWED: u8 = 64;
 }
 
 /// Both directions' key, with outside addresses left out: they follow from the client.

@@ -800,6 +800,31 @@ fn open_target(source: &mut Lab) -> Lab {
     lab
 }
 
+/// The source has seen both ends of a session, the target the beginning of the next one on the same ports.
+#[test]
+fn a_session_that_began_anew_at_a_relaxed_target_is_not_ended_by_the_one_before() {
+    let mut source = source_with_flows(0);
+    let out = source.inside(tcp(client(), remote(), SYN)).unwrap();
+    let from_world = |flags| tcp(remote(), out.source, flags);
+    let outside = |lab: &mut Lab, flags| lab.send(from_world(flags), Tag::Direct(Side::Outside, HERE)).len();
+    assert_eq!(outside(&mut source, SYN | ACK), 1);
+    let mut lab = open_target(&mut source);
+    source.inside(tcp(client(), remote(), FIN | ACK)).unwrap();
+    assert_eq!(outside(&mut source, FIN | ACK), 1);
+
+    lab.inside(tcp(client(), remote(), SYN)).unwrap();
+    assert_eq!(outside(&mut lab, SYN | ACK), 1);
+    let (rest, token, packets) = cut(&mut source);
+    lab.ask(install(rest));
+    lab.send(packets[0].clone(), Tag::Cut(HERE));
+    assert!(matches!(lab.ask(join(token, &[]))[..], [Event::Joined { flows: 1, .. }]));
+    // Longer than any session is kept that is not in use.
+    for _ in 0..130 {
+        lab.seconds(60);
+        assert_eq!(outside(&mut lab, ACK), 1);
+    }
+}
+
 /// RFC 4787, REQ-1 and REQ-3: two sites that gave ports at the same time would give one endpoint two, or one port to two endpoints.
 #[test]
 fn in_a_relaxed_move_only_the_source_gives_ports() {

@@ -229,6 +229,9 @@ impl<B: PacketBuf> Worker<B> {
             Protocol::Tcp => tcp::step(entry.tcp, inside, headers.tcp_flags),
             Protocol::Udp | Protocol::Icmp | Protocol::Icmp6 => (TcpState::None, true),
         };
+        if group.open && tcp == TcpState::ClientInit && entry.tcp >= TcpState::Established {
+            entry.flags |= flags::RENEWED;
+        }
         entry.tcp = tcp;
         let protocol = entry.protocol;
         if refresh && let Some(known) = self.services.iter().find(|known| known.spec.service == service) {

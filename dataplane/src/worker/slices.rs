@@ -610,7 +610,8 @@ fn install_record<B>(
     };
     let joined = if group.open && (!known || table.flow(flow).flags & flags::TOUCHED != 0) {
         let base = arrival.bases.insert(flow, record.joined).unwrap_or_default();
-        table.joined(flow, clock).join(&base, &record.joined)
+        let is_renewed = table.flow(flow).flags & flags::RENEWED != 0;
+        table.joined(flow, clock).join(&base, &record.joined, is_renewed)
     } else {
         record.joined
     };
