@@ -18,7 +18,7 @@ use transfer::name::NodeName;
 use super::api::{AGENT, Api, PLACEMENT};
 use super::ovs::{Datapath, Ovs};
 use super::processes::Processes;
-use super::underlay::{self, CLIENTS, Far, POOL, Underlay, far_servers, worker_device, worker_port};
+use super::underlay::{self, Far, Underlay, far_servers, worker_device, worker_port};
 use super::wan::WanStats;
 use crate::certs;
 use crate::config::control_path;
@@ -421,10 +421,7 @@ impl Deployment {
             sites["sites"].as_array().is_some_and(|all| all.iter().all(|site| site["alive"] == true))
         })
         .await?;
-        let service = json!({
-            "id": 1, "group_len": 24,
-            "nat": { "clients": [CLIENTS], "pool": [POOL], "ports_per_subscriber": 504, "port_key": 7_654_321 },
-        });
+        let service = json!({ "id": 1, "group_len": 24, "nat": underlay::nat()? });
         self.put("/v1/services/cgn", &service, None).await?;
         self.until_ready().await
     }

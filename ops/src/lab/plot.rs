@@ -56,7 +56,7 @@ fn happenings(svg: &mut String, report: &Report, time: &Axis, top: f64, bottom: 
     let mut free = [f64::MIN; 3];
     for happening in &report.happenings {
         let (x, end) = (time.place(happening.start_s), time.place(happening.start_s + happening.seconds));
-        let colour = if happening.loss == Loss::Allowed { ORANGE } else { GREY };
+        let colour = if happening.loss == Loss::Never { GREY } else { ORANGE };
         let width = (end - x).max(1.5);
         let _ = writeln!(
             svg,

@@ -187,7 +187,7 @@ impl Stage {
             failures: Vec::new(),
         };
         // What was moved to bring the groups home is no part of the play.
-        let begun = stage.begin("", Loss::Allowed).await;
+        let begun = stage.begin("", Loss::Packets).await;
         stage.end(begun).await?;
         stage.happenings.clear();
         Ok(stage)
@@ -373,7 +373,7 @@ impl Stage {
     async fn kill_worker(&mut self, site: u8) -> anyhow::Result<()> {
         let name = self.deployment.name(site);
         say(&format!("Worker 1 of {name} is killed; its flows are made anew by what clients send next."));
-        let begun = self.begin("kill worker", Loss::Allowed).await;
+        let begun = self.begin("kill worker", Loss::Flows).await;
         self.deployment.processes.kill(&worker(site, 1))?;
         sleep(Duration::from_millis(300)).await;
         self.deployment.start_worker(site, 1)?;
@@ -388,7 +388,7 @@ impl Stage {
 
     async fn restart_ovs(&mut self, site: u8) -> anyhow::Result<()> {
         say(&format!("ovs-vswitchd of {} is killed and started again.", self.deployment.name(site)));
-        let begun = self.begin("restart OVS", Loss::Allowed).await;
+        let begun = self.begin("restart OVS", Loss::Packets).await;
         self.deployment.restart_ovs(site)?;
         self.deployment.until_ready().await?;
         self.end(begun).await

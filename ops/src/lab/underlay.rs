@@ -5,6 +5,8 @@ use std::fmt::Write as _;
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
+use flow::nat::{NatSpec, first_port_default};
+
 use super::namespaces::{End, MTU, Namespace, UNDERLAY_MTU, cable};
 use super::ovs::UNDERLAY_PORT;
 use super::wan::{Network, Wire, WireEnd};
@@ -33,9 +35,23 @@ const JITTER_US: u64 = 2_000;
 const RATE_BYTES_PER_S: u64 = 25_000_000;
 
 /// All subscribers: eight groups of 256.
-pub(super) const CLIENTS: &str = "100.64.0.0/21";
+const CLIENTS: &str = "100.64.0.0/21";
 /// Their outside addresses.
-pub(super) const POOL: &str = "198.51.100.0/28";
+const POOL: &str = "198.51.100.0/28";
+
+/// The service's addresses and ports.
+///
+/// # Errors
+/// None for these constants.
+pub(super) fn nat() -> anyhow::Result<NatSpec> {
+    Ok(NatSpec {
+        clients: vec![CLIENTS.parse()?],
+        pool: vec![POOL.parse()?],
+        ports_per_subscriber: 504,
+        first_port: first_port_default(),
+        port_key: 7_654_321,
+    })
+}
 
 /// Where a site's tunnels begin and end.
 pub(super) fn tunnel_address(site: u8) -> Ipv4Addr {
