@@ -478,6 +478,32 @@ async fn the_command_line_shows_a_deployment_and_changes_it() {
     assert!(status != 0 && error.contains("10.0.0.0/33"), "{status}: {error}");
 }
 
+/// Two of three go on, and one more loss would end that: it is said at once, by whom ever one asks.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_placement_node_that_is_gone_is_said_until_it_is_back() {
+    let mut deployment = Deployment::start().await;
+    let leader = deployment.cluster.leader().await.unwrap();
+    let gone = (1..=3).find(|id| *id != leader).unwrap();
+    let status_is = async |deployment: &Deployment, expected: i32, words: &str| {
+        let ends = tokio::time::Instant::now() + MOVES_BOUND;
+        loop {
+            let (status, output, error) = limosa(deployment, &["raft", "status"]);
+            if status == expected && format!("{output}{error}").contains(words) {
+                return;
+            }
+            assert!(tokio::time::Instant::now() < ends, "{status}: {output}{error}");
+            sleep(Duration::from_millis(200)).await;
+        }
+    };
+    status_is(&deployment, 0, "leader").await;
+    deployment.kill(Part::Placement(gone));
+    status_is(&deployment, 6, &format!("have not answered the leader for more than 2.0 s: {gone};")).await;
+    let (_, output, _) = limosa(&deployment, &["raft", "status"]);
+    assert!(output.contains("voter (silent)"), "{output}");
+    deployment.restart_gone();
+    status_is(&deployment, 0, "leader").await;
+}
+
 /// Halves are groups like others: one moves to another site and back under traffic, by the command line, and both are one again.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_group_splits_and_its_half_moves_and_both_merge_and_nothing_is_lost() {

@@ -352,6 +352,10 @@ pub struct RaftStatus {
     /// Nodes in whose name two processes spoke to this one lately.
     #[serde(default)]
     pub twice: Vec<NodeId>,
+    /// Members that have not answered the leader for [`RaftStatus::quorum_age_max_ms`]: one more, and there may be no quorum. Nothing where
+    /// no quorum is known.
+    #[serde(default)]
+    pub silent: Vec<NodeId>,
     /// The node takes part: enough others have said that it has all that it promised to them.
     #[serde(default)]
     pub proven: bool,
@@ -531,7 +535,7 @@ struct Inner {
     /// Beyond this a quorum's answer is old.
     quorum_age_max: Duration,
     /// What the leader said of its quorum last: when, in whose name, and how long before a quorum had answered it.
-    led: Mutex<Option<(Micros, NodeId, u64)>>,
+    led: Mutex<Option<Led>>,
     lag: Mutex<Lag>,
     behind_max: Duration,
     /// Enough others have said that this node has all that it promised.
@@ -555,6 +559,15 @@ struct Inner {
     incoming: Mutex<Option<(Option<u64>, BytesMut)>>,
     notices: Notices,
     counters: Counters,
+}
+
+/// What a leader said of the group.
+struct Led {
+    at: Micros,
+    by: NodeId,
+    /// Time since a quorum had answered it, in milliseconds.
+    quorum_ack_ms: u64,
+    silent: Vec<NodeId>,
 }
 
 /// A report, with whose it is: by the time that it is made use of its site may be no more, and the number another's.
@@ -609,7 +622,7 @@ impl Node {
         let machine = StateMachine::open(store.clone())
             .map_err(|source| StartError::State { id: config.id, source })?;
         let shared = machine.shared();
-        let ledger = Arc::new(Ledger::new(store.clone()));
+        let ledger = Arc::new(Ledger::new(store.clone(), config.raft.election_max));
         let (clock, twins) = (Clock::start(), Arc::new(Twins::new(NODE_TWICE)));
         let transport = Arc::new(Speaking::new(transport, twins.clone(), clock));
         let network =
@@ -952,6 +965,7 @@ impl Node {
             write_ms: self.inner.ledger.store.writing().map_or(0, |age| age.0 / 1_000),
             write_max_ms: millis(self.inner.behind_max),
             twice: self.inner.twins.twice(self.inner.clock.now()),
+            silent: if quorum { self.silent() } else { Vec::new() },
             proven: *self.inner.proven.borrow(),
             revision: self.cluster().revision,
             members: membership.nodes().map(member).collect(),
@@ -965,11 +979,19 @@ impl Node {
         if let Some(age) = self.inner.ledger.quorum_ack() {
             return Some(age);
         }
-        let (at, from, age_ms) = (*lock(&self.inner.led))?;
-        (self.leader() == Some(from)).then(|| {
-            let since = self.inner.clock.now().since(at);
-            Duration::from_micros(since.0).saturating_add(Duration::from_millis(age_ms))
-        })
+        let led = lock(&self.inner.led);
+        let led = led.as_ref().filter(|led| self.leader() == Some(led.by))?;
+        let since = self.inner.clock.now().since(led.at);
+        Some(Duration::from_micros(since.0).saturating_add(Duration::from_millis(led.quorum_ack_ms)))
+    }
+
+    /// Members that do not answer the leader. A follower knows what the leader said of it.
+    fn silent(&self) -> Vec<NodeId> {
+        let said = || {
+            let led = lock(&self.inner.led);
+            led.as_ref().filter(|led| self.leader() == Some(led.by)).map(|led| led.silent.clone())
+        };
+        self.inner.ledger.silent().or_else(said).unwrap_or_default()
     }
 
     /// Whether a quorum answered the leader lately, as far as this node knows. Without one what it has may be old.
@@ -1338,8 +1360,9 @@ impl Node {
             Ok(note) => {
                 self.learn(&note.claims);
                 let now = self.inner.clock.now();
-                if let Some(age) = note.quorum_ack_ms {
-                    *lock(&self.inner.led) = Some((now, from, age));
+                if let Some(quorum_ack_ms) = note.quorum_ack_ms {
+                    let silent = note.silent;
+                    *lock(&self.inner.led) = Some(Led { at: now, by: from, quorum_ack_ms, silent });
                 }
                 if let Some(committed) = note.committed {
                     let applied = self.inner.raft.metrics().borrow_watched().last_applied.map(|id| id.index);
@@ -1758,6 +1781,8 @@ struct HealthWord {
     missed: bool,
     behind: bool,
     stuck: bool,
+    /// Members that do not answer this node, if it leads.
+    silent: Vec<NodeId>,
     /// When there was one last, or when this began to look.
     seen: Option<Micros>,
 }
@@ -1777,6 +1802,7 @@ impl HealthWord {
                 tracing::info!(leader, applied, "this node has again what is committed");
             }
         }
+        self.look_at_members(status);
         if status.is_stuck() != self.stuck {
             self.stuck = status.is_stuck();
             if self.stuck {
@@ -1803,6 +1829,20 @@ impl HealthWord {
                 "no quorum: nothing is decided until a majority of the members reach each other"
             );
         }
+    }
+
+    /// The leader speaks for all.
+    fn look_at_members(&mut self, status: &RaftStatus) {
+        let silent: &[NodeId] = if status.role == Role::Leader { &status.silent } else { &[] };
+        for node in silent.iter().filter(|id| !self.silent.contains(id)) {
+            tracing::warn!(node, "a placement node does not answer: the group has one less to lose");
+        }
+        if status.role == Role::Leader {
+            for node in self.silent.iter().filter(|id| !silent.contains(id)) {
+                tracing::info!(node, "the placement node answers again, or was removed");
+            }
+        }
+        self.silent = silent.to_vec();
     }
 }
 

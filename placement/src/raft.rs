@@ -5,7 +5,7 @@ use std::fmt;
 use std::future::Future;
 use std::io;
 use std::ops::Bound;
-use std::sync::{Arc, OnceLock, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -460,6 +460,9 @@ pub(crate) struct Note {
     /// All up to this index is committed. Those of earlier releases do not say it.
     #[serde(default)]
     pub(crate) committed: Option<u64>,
+    /// Members that have not answered the leader for longer than an election takes. Those of earlier releases do not say it.
+    #[serde(default)]
+    pub(crate) silent: Vec<NodeId>,
 }
 
 /// What connections of this node have in common.
@@ -470,11 +473,41 @@ pub(crate) struct Ledger {
     pub(crate) metrics: OnceLock<WatchReceiverOf<TypeConfig, RaftMetrics<TypeConfig>>>,
     /// Who said first that this node was removed from the group. Numbers are never used again, so it is for good.
     pub(crate) removed_by: OnceLock<NodeId>,
+    /// A member that has not answered for longer is silent.
+    silence_max: Duration,
+    /// Since when this node leads without an answer of members that never gave one.
+    unheard: Mutex<BTreeMap<NodeId, tokio::time::Instant>>,
 }
 
 impl Ledger {
-    pub(crate) fn new(store: Store) -> Self {
-        Self { witness: store.witness(), store, metrics: OnceLock::new(), removed_by: OnceLock::new() }
+    pub(crate) fn new(store: Store, silence_max: Duration) -> Self {
+        Self {
+            witness: store.witness(),
+            store,
+            metrics: OnceLock::new(),
+            removed_by: OnceLock::new(),
+            silence_max,
+            unheard: Mutex::default(),
+        }
+    }
+
+    /// Members that do not answer this leader; `None` where this node does not lead.
+    pub(crate) fn silent(&self) -> Option<Vec<NodeId>> {
+        let metrics = self.metrics.get()?.borrow_watched();
+        let mut unheard = self.unheard.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(heard) = metrics.heartbeat.as_ref().filter(|_| metrics.state == ServerState::Leader) else {
+            unheard.clear();
+            return None;
+        };
+        let mut silence = |id: NodeId| {
+            if let Some(at) = heard.get(&id).copied().flatten() {
+                unheard.remove(&id);
+                return at.elapsed();
+            }
+            unheard.entry(id).or_insert_with(tokio::time::Instant::now).elapsed()
+        };
+        let members = metrics.membership_config.membership().nodes().map(|(id, _)| *id);
+        Some(members.filter(|id| *id != metrics.id && silence(*id) > self.silence_max).collect())
     }
 
     /// Time since a quorum answered this node as the leader.
@@ -493,7 +526,8 @@ impl Ledger {
             metrics.borrow_watched().last_applied.map(|id| id.index)
         };
         let committed = self.metrics.get().and_then(applied);
-        Note { claims: self.witness.told(&self.store.promised()), quorum_ack_ms, committed }
+        let silent = self.silent().unwrap_or_default();
+        Note { claims: self.witness.told(&self.store.promised()), quorum_ack_ms, committed, silent }
     }
 }
 

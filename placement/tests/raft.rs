@@ -112,6 +112,25 @@ async fn a_node_that_hears_its_leader_and_lacks_what_is_committed_says_that_it_i
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_that_does_not_answer_is_named_by_all_others_and_by_the_next_leader_too() {
+    let group = Group::of_three().await;
+    let first = group.leader().await;
+    let [silent, other] = [1, 2].map(|step| (first + step - 1) % 3 + 1);
+    let silent_at = |id: u64| group.node(id).status().silent;
+    assert!([first, silent, other].into_iter().all(|id| silent_at(id).is_empty()), "all answer");
+    group.stop(silent).await;
+    eventually("both name it", || [first, other].into_iter().all(|id| silent_at(id) == [silent])).await;
+    assert!(group.node(other).status().quorum);
+    // A leader that it never answered.
+    group.node(first).transfer(other).await.unwrap();
+    eventually("the other leads", || group.node(first).leader() == Some(other)).await;
+    eventually("both name it", || [first, other].into_iter().all(|id| silent_at(id) == [silent])).await;
+    group.start(silent).await;
+    eventually("it answers again", || [first, silent, other].into_iter().all(|id| silent_at(id).is_empty()))
+        .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_new_node_gets_a_snapshot_then_a_vote_and_an_old_one_leaves() {
     let mut group = Group::new();
     group.snapshot_every = 20;

@@ -133,8 +133,18 @@ fn status(context: &Context, answer: &Answer) -> Result<Exit, Failure> {
         );
         return Err(Failure::new(Exit::Degraded, message));
     }
+    let list = |nodes: &[u64]| nodes.iter().map(u64::to_string).collect::<Vec<_>>().join(", ");
+    if !status.silent.is_empty() {
+        let message = format!(
+            "these members have not answered the leader for more than {:.1} s: {}; see that they run and that the leader reaches them, or \
+             remove them for good (`limosa raft remove`)",
+            status.quorum_age_max_ms as f64 / 1e3,
+            list(&status.silent)
+        );
+        return Err(Failure::new(Exit::Degraded, message));
+    }
     if !status.twice.is_empty() {
-        let twice = status.twice.iter().map(u64::to_string).collect::<Vec<_>>().join(", ");
+        let twice = list(&status.twice);
         let message = format!(
             "two processes run with the number of a placement node: {twice}; stop the one that was started with a copy of the directory"
         );
@@ -145,17 +155,16 @@ fn status(context: &Context, answer: &Answer) -> Result<Exit, Failure> {
 
 fn print(context: &Context, answer: &Answer, status: &RaftStatus) {
     let row = |member: &Member| {
-        let part = if Some(member.id) == status.leader {
-            "leader"
-        } else if member.voter {
-            "voter"
-        } else {
-            "learner"
+        let part = match () {
+            () if Some(member.id) == status.leader => "leader",
+            () if member.voter => "voter",
+            () => "learner",
         };
+        let silent = if status.silent.contains(&member.id) { " (silent)" } else { "" };
         let own = member.id == status.id;
         vec![
             member.id.to_string(),
-            part.to_owned(),
+            format!("{part}{silent}"),
             member.address.clone(),
             or_dash(member.matched.or(status.last_log.filter(|_| own))),
             or_dash(status.applied.filter(|_| own)),

@@ -36,6 +36,11 @@ pub fn text(node: &Node, others: &Registry) -> prometheus::Result<String> {
         status.twice.len() as u64,
     )?;
     gauge(
+        "limosa_raft_members_silent",
+        "Members that do not answer the leader, as far as this node knows",
+        status.silent.len() as u64,
+    )?;
+    gauge(
         "limosa_placement_sites_twice",
         "Sites in whose name two processes spoke to this node within the last minute",
         node.sites_twice().len() as u64,

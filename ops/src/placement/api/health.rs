@@ -58,6 +58,12 @@ fn checks(api: &Api) -> Vec<(String, bool)> {
         (format!("log: {}", log(&status)), !status.is_behind()),
         (format!("disk: {}", disk(&status)), !status.is_stuck()),
     ];
+    for node in &status.silent {
+        checks.push((
+            format!("members: node {node} does not answer the leader; this node is as ready as before"),
+            true,
+        ));
+    }
     for node in &status.twice {
         let what = format!(
             "numbers: two processes run as node {node}: stop the one that was started with a copy of its directory"
