@@ -38,6 +38,12 @@ const BUSY_LOOK: Duration = Duration::from_millis(500);
 const PHASE_LOOK: Duration = Duration::from_millis(5);
 /// Longest wait for a worker to be started or stopped again: thresholds, moves, and ten seconds for which it relays take half a minute.
 const SCALE_BOUND: Duration = Duration::from_secs(150);
+/// What a site may carry of what it carries, in the act with a limit.
+const LIMIT: f64 = 0.7;
+/// How long the load is steady at the limit.
+const STEADY: Duration = Duration::from_secs(20);
+/// Moves that are not too many in that time: a load sways, and one group may have to follow.
+const STEADY_MOVES_MAX: usize = 1;
 /// How long nothing moves after users have roamed, so that there is something to measure.
 const BEFORE: Duration = Duration::from_secs(2);
 /// How long an act goes on after its moves, so that there is something to measure.
@@ -200,6 +206,7 @@ impl Stage {
         self.drain().await?;
         self.faults().await?;
         self.back().await?;
+        self.limit().await?;
         Ok(())
     }
 
@@ -387,6 +394,54 @@ impl Stage {
         self.cluster.set_policy(serde_json::json!({ "automatic": true })).await?;
         self.until_moves_end(GROUPS_PER_SITE).await?;
         self.end("6 back", start, &[]).await
+    }
+
+    /// Who plans from one report to the next moves groups to and fro at a limit: reports sway.
+    async fn limit(&mut self) -> anyhow::Result<()> {
+        const ACT: &str = "7 limit";
+        let name = self.name(3);
+        let carries = self.carried(&name).await?;
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "some thousands")]
+        let most = (carries * LIMIT) as u64;
+        say(&format!(
+            "\nAct 7: limit. {name} carries {carries:.0} packets/s; a rule allows {most}. Some groups make way, and then nobody moves."
+        ));
+        self.world.begin_act(ACT)?;
+        let start = self.start().await;
+        let rule = serde_json::json!({ "name": "limit", "capacity": { "site": name, "packets_per_s": most, "headroom": 0.1 } });
+        self.cluster.set_policy(serde_json::json!({ "rules": [rule] })).await?;
+        self.until_moves_end(1).await?;
+        let known = self.known_moves().await?;
+        sleep(STEADY).await;
+        let later = self.known_moves().await?.difference(&known).count();
+        say(&format!("  In {} s at the limit {later} groups began to move.", STEADY.as_secs()));
+        if later > STEADY_MOVES_MAX {
+            self.report.failures.push(format!(
+                "{ACT}: {later} moves began in {} s of steady load, {STEADY_MOVES_MAX} is allowed",
+                STEADY.as_secs()
+            ));
+        }
+        let left = self.carried(&name).await?;
+        self.cluster.set_policy(serde_json::json!({ "rules": [] })).await?;
+        say(&format!(
+            "  {name} carries {left:.0} packets/s. The rule is taken back, and who made way returns."
+        ));
+        let ended = known.difference(&self.seen).count();
+        self.until_moves_end(ended + 1).await?;
+        self.end(ACT, start, &[]).await
+    }
+
+    /// What a site carries, in packets per second, by the leader's knowledge.
+    async fn carried(&self, site: &str) -> anyhow::Result<f64> {
+        let view = self.cluster.get("/v1/placement").await?;
+        let found = view["sites"].as_array().and_then(|all| all.iter().find(|known| known["site"] == site));
+        found
+            .and_then(|found| found["packets_per_s"].as_f64())
+            .with_context(|| format!("no load of {site} is known"))
+    }
+
+    async fn known_moves(&self) -> anyhow::Result<BTreeSet<u64>> {
+        Ok(self.moves().await?.into_iter().map(|view| view.id).collect())
     }
 
     /// Starts moves of groups to a site, and gives their numbers.
