@@ -155,10 +155,12 @@ fn status(context: &Context, answer: &Answer) -> Result<Exit, Failure> {
 
 fn print(context: &Context, answer: &Answer, status: &RaftStatus) {
     let row = |member: &Member| {
-        let part = match () {
-            () if Some(member.id) == status.leader => "leader",
-            () if member.voter => "voter",
-            () => "learner",
+        let part = if Some(member.id) == status.leader {
+            "leader"
+        } else if member.voter {
+            "voter"
+        } else {
+            "learner"
         };
         let silent = if status.silent.contains(&member.id) { " (silent)" } else { "" };
         let own = member.id == status.id;

@@ -426,7 +426,7 @@ impl Stage {
         say(&format!(
             "  {name} carries {left:.0} packets/s. The rule is taken back, and who made way returns."
         ));
-        let ended = known.difference(&self.seen).count();
+        let ended = self.moves().await?.iter().filter(|view| self.is_new(view)).count();
         self.until_moves_end(ended + 1).await?;
         self.end(ACT, start, &[]).await
     }
@@ -438,6 +438,11 @@ impl Stage {
         found
             .and_then(|found| found["packets_per_s"].as_f64())
             .with_context(|| format!("no load of {site} is known"))
+    }
+
+    /// Whether the move is done, and belongs to this act.
+    fn is_new(&self, view: &MoveView) -> bool {
+        view.state == "done" && !self.seen.contains(&view.id)
     }
 
     async fn known_moves(&self) -> anyhow::Result<BTreeSet<u64>> {
@@ -553,7 +558,7 @@ impl Stage {
             sleep(Duration::from_millis(100)).await;
             let Ok(moves) = self.moves().await else { continue };
             let in_hand = moves.iter().filter(|m| is_in_hand(m)).count();
-            let ended = moves.iter().filter(|m| m.state == "done" && !self.seen.contains(&m.id)).count();
+            let ended = moves.iter().filter(|m| self.is_new(m)).count();
             if ended > told {
                 self.first_moved.get_or_insert(self.world.mark());
                 told = ended;

@@ -1,6 +1,6 @@
 //! Short HTTP requests, each over a connection of its own, so many per second whatever the answers take.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -9,6 +9,9 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::Context;
+use dataplane::nat::range;
+use dataplane::table::index::Hasher;
+use dataplane::table::mapping::Mappings;
 use flow::Protocol;
 use flow::nat::NatSlices;
 use serde::Serialize;
@@ -55,23 +58,19 @@ impl Ports {
         }
     }
 
-    /// Whether the connection was given another outside port than the first choice, if no worker died before it: each port of the
-    /// subscriber takes the first that is free from its first choice on.
+    /// Whether a worker that did not die before gave the connection another outside port than the first choice.
     fn was_displaced(&self, nat: &NatSlices, client: SocketAddrV4) -> bool {
-        let Some(subscriber) = nat.subscriber(*client.ip()) else { return false };
-        let count = nat.spec().ports_per_subscriber;
-        let mut taken = BTreeSet::new();
-        let mut displaced = false;
-        for port in self.0.get(client.ip()).into_iter().flatten() {
-            let first = nat.preferred_offset(subscriber, Protocol::Tcp, *port);
-            let given = (0..count).map(|step| (first + step) % count).find(|offset| !taken.contains(offset));
-            taken.extend(given);
-            displaced = given != Some(first);
+        let used = self.0.get(client.ip()).map_or(&[][..], Vec::as_slice);
+        let address = u32::from(*client.ip());
+        let mut mappings = Mappings::new(used.len(), Hasher::new([0; 2]));
+        for port in used {
+            let Some((_, range)) = range(nat, Protocol::Tcp, address, *port) else { return false };
+            let Ok(given) = mappings.bind(Protocol::Tcp, address, *port, range) else { return false };
             if *port == client.port() {
-                break;
+                return mappings.get(given).outside_port != range.first + range.preferred;
             }
         }
-        displaced
+        false
     }
 }
 
@@ -228,7 +227,6 @@ async fn one(
 mod tests {
     use super::*;
 
-    /// As the worker gives ports (`dataplane::table::Mappings::bind`).
     #[test]
     fn a_port_is_displaced_when_an_older_one_of_the_subscriber_has_its_first_choice() {
         let nat = NatSlices::new(underlay::nat().unwrap()).unwrap();
