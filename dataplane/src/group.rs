@@ -273,6 +273,12 @@ impl<B> Hold<B> {
         self.late.first().map(|late| late.site).filter(|_| now < self.late_since.plus(AWAITED_MAX))
     }
 
+    /// Whether direct packets of the ingress wait for its marker.
+    #[must_use]
+    pub fn is_late(&self, site: SiteId) -> bool {
+        self.late.iter().any(|late| late.site == site)
+    }
+
     /// Queues a direct packet of a late ingress; gives back any other.
     ///
     /// # Errors
@@ -528,6 +534,16 @@ impl<B> Group<B> {
     #[must_use]
     pub fn serves(&self) -> bool {
         matches!(self.state, State::Serving | State::Copying | State::Draining(_) | State::Open)
+    }
+
+    /// To whom packets go on that come here.
+    #[must_use]
+    pub fn relays_to(&self) -> Option<SiteId> {
+        match &self.state {
+            State::Relaying(given) => Some(given.target),
+            State::Tombstone { to, .. } => Some(*to),
+            State::Serving | State::Copying | State::Draining(_) | State::Shadow | State::Open => None,
+        }
     }
 
     /// The state as the agent knows it.

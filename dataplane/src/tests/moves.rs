@@ -14,8 +14,12 @@ fn remote() -> (u32, u16) {
 }
 
 fn marker_frame(from: SiteId, tag: Tag) -> Vec<u8> {
+    marker_of(MOVE, Epoch(2), from, tag)
+}
+
+fn marker_of(move_id: MoveId, epoch: Epoch, from: SiteId, tag: Tag) -> Vec<u8> {
     let id = group_id();
-    let body = MarkerBody { move_id: MOVE, epoch: Epoch(2), service: id.service, prefix_len: 24, from };
+    let body = MarkerBody { move_id, epoch, service: id.service, prefix_len: 24, from };
     packet::build_ip(tag, MARKER_PROTOCOL, address("100.64.0.0"), address("100.64.0.0"), &body.encode())
 }
 
@@ -507,6 +511,73 @@ fn joined_without_a_marker() -> Lab {
     lab.send(packets[0].clone(), Tag::Cut(HERE));
     lab.ask(join(token, &[HERE]));
     lab
+}
+
+/// The move by which a target that waits for the marker of one ingress gives its group to a third site.
+const NEXT: MoveId = MoveId(10);
+const THIRD: SiteId = SiteId(3);
+
+/// A target that waits for the marker of one ingress is told to give its group to a third site.
+fn goes_on_to_the_third(bound_us: u64) -> Lab {
+    let mut lab = joined_without_a_marker();
+    let (group, move_id, session, credit) = (group_id(), NEXT, 1, u64::MAX);
+    lab.ask(Request::CopyStart { group, move_id, session, credit });
+    let (epoch, target, awaited) = (Epoch(3), THIRD, vec![HERE]);
+    lab.worker.handle(
+        Request::Arm { group, move_id, epoch, target, awaited, bound_us, session, credit, again: false },
+        lab.now,
+    );
+    lab.settle();
+    lab
+}
+
+/// The tag and payload of packets, and the move of markers.
+fn told(frames: &[Vec<u8>]) -> Vec<(Tag, Result<Vec<u8>, MoveId>)> {
+    let told = |frame: &Vec<u8>| {
+        let parsed = packet::parse(frame).unwrap();
+        match parsed.content {
+            packet::Content::Marker(body, _) => (parsed.tag, Err(body.move_id)),
+            packet::Content::Flow(_) | packet::Content::Error(_) => (parsed.tag, Ok(see(frame).payload)),
+        }
+    };
+    frames.iter().map(told).collect()
+}
+
+#[test]
+fn the_marker_of_the_next_move_comes_behind_what_its_ingress_sent_by_the_path_of_two_moves_before() {
+    let mut lab = goes_on_to_the_third(0);
+    assert_eq!(lab.phase(), Some(Phase::Relaying));
+    let (direct, relayed) = (Tag::Direct(Side::Inside, HERE), Tag::Relayed(Side::Inside, HERE));
+    let on = Tag::Relay(Side::Inside, THIRD);
+    assert_eq!(told(&lab.send(marker_of(NEXT, Epoch(3), HERE, direct), direct)), []);
+    let sent = lab.send(udp(client(), remote(), b"1"), relayed);
+    assert_eq!(told(&sent), [(on, Ok(b"1".to_vec()))]);
+    let mut sent = lab.send(marker_frame(HERE, relayed), relayed);
+    sent.extend(lab.settle().1);
+    assert_eq!(told(&sent), [(on, Err(NEXT))]);
+}
+
+#[test]
+fn a_source_does_not_cut_on_a_marker_that_overtook_an_older_path() {
+    let mut lab = goes_on_to_the_third(SECOND);
+    let (direct, relayed) = (Tag::Direct(Side::Inside, HERE), Tag::Relayed(Side::Inside, HERE));
+    lab.send(marker_of(NEXT, Epoch(3), HERE, direct), direct);
+    lab.settle();
+    assert_eq!(lab.phase(), Some(Phase::Draining));
+    lab.send(marker_frame(HERE, relayed), relayed);
+    let (events, _) = lab.settle();
+    let Some(Event::Cut { missing, .. }) = events.last() else { panic!("{events:?}") };
+    assert_eq!(missing, &[]);
+}
+
+#[test]
+fn a_marker_goes_on_by_each_site_that_the_group_went_to_from_the_path_that_ends() {
+    let mut lab = goes_on_to_the_third(0);
+    let relayed = Tag::Relayed(Side::Inside, HERE);
+    lab.send(marker_frame(HERE, relayed), relayed);
+    let sent = lab.send(marker_of(NEXT, Epoch(3), HERE, relayed), relayed);
+    assert_eq!(told(&sent), [(Tag::Relay(Side::Inside, THIRD), Err(NEXT))]);
+    assert_eq!(lab.worker.counters().unaccounted(), 0);
 }
 
 /// A target that waits for the marker of one ingress gives its group to another worker of its site.

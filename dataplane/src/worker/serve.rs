@@ -5,7 +5,7 @@ use flow::{GroupId, Micros, Prefix, Protocol, SiteId, TcpState};
 
 use super::{BURST_LEN, ICMP_PER_SECOND, Look, NIL, Output, Worker, tick};
 use crate::control::Ordering;
-use crate::group::{Held, Mode, State};
+use crate::group::{Held, State};
 use crate::io::PacketBuf;
 use crate::nat::{self, tcp};
 use crate::packet::{self, Content, End, Headers, IcmpError, by_port};
@@ -499,7 +499,7 @@ impl<B: PacketBuf> Worker<B> {
             self.open_queue(number, now, out);
         }
         let hold = &self.groups[number as usize].hold;
-        let is_late = direct && hold.late.iter().any(|late| late.site == site);
+        let is_late = direct && hold.is_late(site);
         let waits = if direct { hold.has_backlog() } else { !hold.relayed.is_empty() };
         if !is_late && !waits {
             return self.settle(packet, number, look, now, out);
@@ -565,6 +565,10 @@ impl<B: PacketBuf> Worker<B> {
                 out.free.push(held.packet);
                 continue;
             };
+            if let Content::Marker(body, _) = look.parsed.content {
+                self.note_marker(held.packet, number, look.parsed.tag, body, out);
+                continue;
+            }
             self.settle(held.packet, number, &look, now, out);
         }
         served
@@ -598,6 +602,28 @@ impl<B: PacketBuf> Worker<B> {
             self.counters.markers += 1;
             return out.free.push(packet);
         }
+        if self.is_marker_early(number, body) && !self.is_hold_full() {
+            let held = self.keep(packet, body.from, now, out);
+            let hold = &mut self.groups[number as usize].hold;
+            if let Err(held) = hold.push_late(held, true) {
+                hold.direct.push_back(held);
+            }
+            return;
+        }
+        self.note_marker(packet, number, tag, body, out);
+    }
+
+    /// Whether a marker has to wait for what its ingress sent before it: that waits here for the marker of an earlier move, or to be
+    /// relayed.
+    fn is_marker_early(&self, number: u32, body: MarkerBody) -> bool {
+        let group = &self.groups[number as usize];
+        let is_later = !body.move_id.is_local() && body.epoch > group.epoch;
+        is_later && (group.hold.is_late(body.from) || group.relays_to().is_some() && group.hold.has_backlog())
+    }
+
+    /// Nothing that the ingress sent before its marker waits here any more.
+    fn note_marker(&mut self, packet: B, number: u32, tag: Tag, body: MarkerBody, out: &mut Output<B>) {
+        let group = &mut self.groups[number as usize];
         group.markers.note(body.move_id, body.epoch, body.from);
         // Since then the group may have gone from worker to worker, under the same epoch.
         let led_here = !body.move_id.is_local() && body.epoch == group.epoch;
@@ -605,12 +631,14 @@ impl<B: PacketBuf> Worker<B> {
             group.hold.release(body.from);
             group.refresh_mode();
         }
-        // The target must see which ingress has flipped now.
-        if let (Mode::Relay(site), Tag::Marker(_) | Tag::Direct(..)) = (group.mode, tag) {
-            self.relay(packet, Side::Inside, site, out);
-        } else {
-            self.counters.markers += 1;
-            out.free.push(packet);
+        // The target must see which ingress has flipped now. Nothing circles: each has the group from one with a smaller epoch.
+        let goes_on = body.epoch > group.epoch || !matches!(tag, Tag::Relayed(..));
+        match group.relays_to().filter(|_| goes_on) {
+            Some(site) => self.relay(packet, Side::Inside, site, out),
+            None => {
+                self.counters.markers += 1;
+                out.free.push(packet);
+            }
         }
     }
 

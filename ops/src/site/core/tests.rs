@@ -705,6 +705,50 @@ fn heard(agent: &mut Agent, input: Input, now: Micros) -> (Vec<Output>, usize) {
     (did, sets)
 }
 
+/// Sites that the group of [`goes_on_unflipped`] goes to one after another.
+const ON: [SiteId; 3] = [THERE, SiteId(3), SiteId(4)];
+
+/// What this ingress sends when its switch, which did not answer while the group went from site to site, follows the rules.
+fn goes_on_unflipped(resets: bool) -> (Agent, Vec<Output>) {
+    let mut agent = settled(vec![group("1:100.64.0.0/27", ON[0], 1)], Vec::new()).0;
+    agent.set_ports(Ports::conventional(ON, WORKERS));
+    agent.settle(NOW);
+    outputs(&mut agent);
+    let tag = agent.tag;
+    feed(&mut agent, Input::InForce(tag));
+    for (nth, pair) in ON.windows(2).enumerate() {
+        let (id, epoch) = (MoveId(7 + nth as u64), Epoch(2 + nth as u64));
+        let flipped =
+            Move { id, epoch, from: pair[0], to: pair[1], phase: MovePhase::Switching, ..leaving(whole()) };
+        say(&mut agent, false, vec![Change::Move(flipped)]);
+        let there = Change::Group(group("1:100.64.0.0/27", pair[1], epoch.0));
+        let outcome = placement::core::MoveOutcome::Done;
+        let ended = Change::MoveEnded { id, group: whole(), outcome };
+        say(&mut agent, false, vec![there, ended]);
+        if resets {
+            say(&mut agent, true, world(vec![group("1:100.64.0.0/27", pair[1], epoch.0)]));
+        }
+    }
+    let tag = agent.tag;
+    let did = feed(&mut agent, Input::InForce(tag));
+    (agent, did)
+}
+
+#[test]
+fn markers_of_all_flips_that_come_into_force_together_go_down_the_path_that_was_in_force() {
+    for resets in [false, true] {
+        let (agent, did) = goes_on_unflipped(resets);
+        let sent = did
+            .into_iter()
+            .filter_map(|output| if let Output::PacketOut(packet) = output { Some(packet) } else { None });
+        let marker = |id, epoch| {
+            let old = switchctl::OldPath::Remote(ON[0]);
+            switchctl::marker_out(&agent.plan(), old, &whole(), MoveId(id), Epoch(epoch)).unwrap()
+        };
+        assert_eq!(sent.collect::<Vec<_>>(), [marker(7, 2), marker(8, 3)], "a snapshot between: {resets}");
+    }
+}
+
 #[test]
 fn an_agent_that_wakes_makes_no_rules_of_what_it_was_told_before_it_was_stopped() {
     let (mut agent, first, rest) = flipped_and_back();
