@@ -16,6 +16,8 @@ use crate::world::{Happening, IDLE, Mode, SITES, World};
 /// For how long processes are slow.
 const SLOW_MIN: u64 = 200_000;
 const SLOW_MAX: u64 = 3_000_000;
+/// A path between agent and switch is cut for so long: a group may go on from site to site meanwhile.
+const AWAY_LONG: u64 = 6_000_000;
 
 /// How far a move is, as nobody in the system can see it at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -336,7 +338,8 @@ impl World {
             }
             Kind::Switch(role) => {
                 let site = self.site_of(&fault, role);
-                lasts = self.between(0, AWAY_MAX);
+                lasts = if self.one_in(2) { AWAY_LONG } else { AWAY_MAX };
+                lasts = self.between(0, lasts);
                 let until = self.now + lasts;
                 if let Some(state) = self.sites.get_mut(&site) {
                     state.unreachable_until = until;

@@ -443,7 +443,14 @@ impl World {
                 Command::MergeGroups { group: flow::GroupId { prefix, ..half } }
             }
             _ => {
-                let (group, to) = (self.pick(&groups), self.pick(&SITES));
+                // Often one that came to its site a moment ago: not all may have heard of that.
+                let came = self.log.cluster.finished.back().map(|ended| ended.last.group);
+                let came = came.filter(|id| self.log.cluster.groups.contains_key(id));
+                let group = match came {
+                    Some(group) if self.one_in(2) => group,
+                    _ => self.pick(&groups),
+                };
+                let to = self.pick(&SITES);
                 Command::StartMoves { moves: vec![(group, to)], reason: MoveReason::Operator }
             }
         };

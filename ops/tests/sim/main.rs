@@ -1,5 +1,5 @@
 //! The seeded simulation: the real agents, move machines, workers, rule compiler, OpenFlow driver, switch pipelines,
-//! replicated state machine and leader of three sites in one schedule, with faults at every step of a move.
+//! replicated state machine and leader of four sites in one schedule, with faults at every step of a move.
 //!
 //! `SIM_SEEDS=n` runs so many seeds (2000 by default), `SIM_FROM=m` from that one on; `SIM_SEED=n` runs one and prints what happens.
 

@@ -33,7 +33,8 @@ const DELAYS_INTERVAL: u64 = 50_000;
 /// Silence after which a stream breaks.
 pub(crate) const IDLE: u64 = 800_000;
 
-pub(crate) const SITES: [SiteId; 3] = [SiteId(1), SiteId(2), SiteId(3)];
+/// A group can go from one to another and on to a third while a fourth, which has no part in that, has not flipped.
+pub(crate) const SITES: [SiteId; 4] = [SiteId(1), SiteId(2), SiteId(3), SiteId(4)];
 
 /// What happens.
 #[derive(Debug)]
