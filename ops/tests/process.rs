@@ -479,29 +479,56 @@ async fn the_command_line_shows_a_deployment_and_changes_it() {
 }
 
 /// Two of three go on, and one more loss would end that: it is said at once, by whom ever one asks.
+/// Waits until a command ends so, and says all of that.
+async fn until_said(deployment: &Deployment, command: &[&str], expected: i32, words: &[&str]) {
+    let ends = tokio::time::Instant::now() + MOVES_BOUND;
+    loop {
+        let (status, output, error) = limosa(deployment, command);
+        let said = format!("{output}{error}");
+        if status == expected && words.iter().all(|words| said.contains(words)) {
+            return;
+        }
+        assert!(tokio::time::Instant::now() < ends, "{status}: {said}");
+        sleep(Duration::from_millis(200)).await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_placement_node_that_is_gone_is_said_until_it_is_back() {
     let mut deployment = Deployment::start().await;
     let leader = deployment.cluster.leader().await.unwrap();
     let gone = (1..=3).find(|id| *id != leader).unwrap();
-    let status_is = async |deployment: &Deployment, expected: i32, words: &str| {
-        let ends = tokio::time::Instant::now() + MOVES_BOUND;
-        loop {
-            let (status, output, error) = limosa(deployment, &["raft", "status"]);
-            if status == expected && format!("{output}{error}").contains(words) {
-                return;
-            }
-            assert!(tokio::time::Instant::now() < ends, "{status}: {output}{error}");
-            sleep(Duration::from_millis(200)).await;
-        }
-    };
-    status_is(&deployment, 0, "leader").await;
+    let status = ["raft", "status"];
+    until_said(&deployment, &status, 0, &["leader"]).await;
     deployment.kill(Part::Placement(gone));
-    status_is(&deployment, 6, &format!("have not answered the leader for more than 2.0 s: {gone};")).await;
-    let (_, output, _) = limosa(&deployment, &["raft", "status"]);
+    let silent = format!("have not answered the leader for more than 2.0 s: {gone};");
+    until_said(&deployment, &status, 6, &[&silent]).await;
+    let (_, output, _) = limosa(&deployment, &status);
     assert!(output.contains("voter (silent)"), "{output}");
     deployment.restart_gone();
-    status_is(&deployment, 0, "leader").await;
+    until_said(&deployment, &status, 0, &["leader"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_path_between_two_agents_that_is_cut_is_said_of_both_until_it_is_mended() {
+    let deployment = Deployment::start().await;
+    let list = ["site", "list"];
+    until_said(&deployment, &list, 0, &["amsterdam"]).await;
+    let links = deployment.cluster.links(Part::Agent(SiteId(1)), Part::Agent(SiteId(2)));
+    deployment.cluster.wan().set_up(&links, false);
+    let of = |site: &str, peer: &str| format!("{site}: no connection to the agent of {peer} at ");
+    let both = [of("amsterdam", "virginia"), of("virginia", "amsterdam")];
+    until_said(&deployment, &list, 6, &both.each_ref().map(String::as_str)).await;
+    until_page(&deployment, "/readyz", "[+] peers: no connection to the agent of virginia", true).await;
+    until_page(&deployment, "/readyz", "[-]", false).await;
+    until_page(&deployment, "/metrics", "limosa_peers_unreached{site=\"amsterdam\"} 1", true).await;
+    let moves = deployment.start_moves(1, "amsterdam", "singapore").await;
+    deployment.until_done(&moves).await;
+
+    deployment.cluster.wan().set_up(&links, true);
+    until_said(&deployment, &list, 0, &["amsterdam"]).await;
+    until_page(&deployment, "/metrics", "limosa_peers_unreached{site=\"amsterdam\"} 0", true).await;
+    deployment.assert_unharmed().await;
 }
 
 /// Halves are groups like others: one moves to another site and back under traffic, by the command line, and both are one again.

@@ -87,7 +87,8 @@ fn ready(metrics: &SiteMetrics) -> (StatusCode, String) {
     let line = |(what, holds): &(&str, bool)| {
         if *holds { format!("[+] {what}\n") } else { format!("[-] {}\n", metrics.describe(what)) }
     };
-    let text = checks.iter().map(line).collect();
+    let remark = |remark: String| format!("[+] peers: {remark}; this site is as ready as before\n");
+    let text = checks.iter().map(line).chain(metrics.remarks().into_iter().map(remark)).collect();
     let all = checks.iter().all(|(_, holds)| *holds);
     (if all { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, text)
 }

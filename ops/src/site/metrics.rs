@@ -1,6 +1,7 @@
 //! What the agent counts and reports: metrics for Prometheus, loads and delays for placement.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
@@ -64,6 +65,7 @@ pub struct SiteMetrics {
     longest_wait: Gauge,
     overdue_moves: IntGauge,
     silent_workers: IntGauge,
+    unreached_peers: IntGauge,
     unlinked_workers: IntGauge,
     missing_workers: IntGauge,
     placement_silence: Gauge,
@@ -131,6 +133,7 @@ struct State {
     failing: Vec<&'static str>,
     told: Vec<&'static str>,
     silent: Vec<WorkerId>,
+    unreached: Vec<UnreachedPeer>,
     unlinked: Vec<WorkerId>,
     missing: Vec<WorkerId>,
     waiting: Vec<MoveId>,
@@ -277,6 +280,10 @@ impl SiteMetrics {
             silent_workers: single(
                 "limosa_workers_silent",
                 "Workers whose connection is there and that do not answer",
+            )?,
+            unreached_peers: single(
+                "limosa_peers_unreached",
+                "Peer sites that are alive and that this agent has had no connection to for ten seconds",
             )?,
             packets: gauge(
                 "limosa_worker_packets",
@@ -535,7 +542,7 @@ impl SiteMetrics {
         report
     }
 
-    /// The checks that fail, as placement is told of them.
+    /// The checks that fail and what else is wrong, as placement is told of them.
     fn problems(&self) -> Vec<String> {
         let told = |check: &(&str, bool)| !check.1 && check.0 != REPORTS_TAKEN;
         let failing: Vec<_> = self.checks().into_iter().filter(told).map(|(check, _)| check).collect();
@@ -545,7 +552,8 @@ impl SiteMetrics {
             state.told = lasting(failing, &before, &state.told);
             state.told.clone()
         };
-        told.iter().map(|check| format!("not ready: {}", self.describe(check))).collect()
+        let failing = told.iter().map(|check| format!("not ready: {}", self.describe(check)));
+        failing.chain(self.remarks()).collect()
     }
 
     fn update(&self, agent: &Agent, rtts: &[(SiteId, u32)]) {
@@ -655,6 +663,26 @@ impl SiteMetrics {
         state.waiting = moves.iter().map(|(id, _)| *id).collect();
     }
 
+    /// The peers that are alive and not reached, as of now; what is new is logged.
+    pub fn unreached(&self, peers: Vec<UnreachedPeer>) {
+        self.unreached_peers.set(i64::try_from(peers.len()).unwrap_or(i64::MAX));
+        let mut state = self.state();
+        let is_among = |peers: &[UnreachedPeer], name: &str| peers.iter().any(|peer| peer.name == name);
+        for peer in peers.iter().filter(|peer| !is_among(&state.unreached, &peer.name)) {
+            tracing::warn!(peer = %peer.name, address = %peer.address, "a peer that is alive is not reached");
+        }
+        for peer in state.unreached.iter().filter(|peer| !is_among(&peers, &peer.name)) {
+            tracing::info!(peer = %peer.name, "the peer is reached again, or is not alive");
+        }
+        state.unreached = peers;
+    }
+
+    /// What is wrong and makes the site no less ready.
+    #[must_use]
+    pub fn remarks(&self) -> Vec<String> {
+        self.state().unreached.iter().map(ToString::to_string).collect()
+    }
+
     /// The moves that have been switching for too long, as of now; what is new is logged.
     pub fn overdue(&self, moves: &[(MoveId, Micros)]) {
         self.overdue_moves.set(i64::try_from(moves.len()).unwrap_or(i64::MAX));
@@ -747,6 +775,28 @@ fn lasting(failing: Vec<&'static str>, before: &[&'static str], told: &[&'static
 }
 
 /// Logs of which workers a fault is told now that was not before, and of which it is told no more.
+/// A peer that is alive, as placement hears of it, and that this agent has no connection to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UnreachedPeer {
+    /// The site's name.
+    pub name: String,
+    /// Where its agent is connected to.
+    pub address: String,
+    /// For how long.
+    pub span: Micros,
+}
+
+impl fmt::Display for UnreachedPeer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { name, address, span } = self;
+        let seconds = span.0 / 1_000_000;
+        write!(
+            f,
+            "no connection to the agent of {name} at {address} for {seconds} s, though placement hears it: no flow moves between the two"
+        )
+    }
+}
+
 fn tell_changed(before: &mut Vec<WorkerId>, now: &[WorkerId], [begins, ends]: [&str; 2]) {
     for worker in now.iter().filter(|worker| !before.contains(worker)) {
         tracing::warn!(%worker, "{begins}");
@@ -890,6 +940,26 @@ mod tests {
         assert!(!text.contains(r#"worker="2""#), "{text}");
         let state = metrics.state();
         assert_eq!(state.busy, [(WorkerId(1), 0.25)].into());
+    }
+
+    #[test]
+    fn a_peer_that_is_not_reached_is_a_problem_and_makes_the_site_no_less_ready() {
+        let metrics = SiteMetrics::new("ams").unwrap();
+        let before = metrics.checks();
+        let (name, address, span) = ("vir".to_owned(), "192.0.2.1:7401".to_owned(), Micros(12_300_000));
+        metrics.unreached(vec![UnreachedPeer { name, address, span }]);
+        let remarks = metrics.remarks();
+        assert!(
+            remarks[0].starts_with("no connection to the agent of vir at 192.0.2.1:7401 for 12 s"),
+            "{remarks:?}"
+        );
+        assert!(metrics.problems().ends_with(&remarks));
+        assert_eq!(metrics.checks(), before);
+        assert!(metrics.text().contains("limosa_peers_unreached{site=\"ams\"} 1"));
+        metrics.unreached(Vec::new());
+        assert!(
+            metrics.remarks().is_empty() && metrics.text().contains("limosa_peers_unreached{site=\"ams\"} 0")
+        );
     }
 
     #[test]

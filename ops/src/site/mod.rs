@@ -11,4 +11,5 @@ pub mod prober;
 pub mod reports;
 pub mod shell;
 pub mod switch;
+mod unreached;
 pub mod workers;

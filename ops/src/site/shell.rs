@@ -24,10 +24,11 @@ use transfer::quic::{Endpoint, Limits};
 use super::core::{Agent, Input, Output};
 use super::elastic::HookEnd;
 use super::fleet::Fleet;
-use super::metrics::SiteMetrics;
+use super::metrics::{SiteMetrics, UnreachedPeer};
 use super::prober::Prober;
 use super::reports::Reporter;
 use super::switch::Switch;
+use super::unreached::Unreached;
 use super::{moves, workers};
 use crate::clock::{Clock, wall_ms};
 use crate::config::{Peer, SiteConfig};
@@ -63,6 +64,7 @@ pub struct Shell {
     endpoint: Endpoint,
     cluster: String,
     peers: BTreeMap<SiteId, PeerSite>,
+    unreached: Unreached,
     /// Moves from here that are to have a stream, and where to. A site that is no peer has none.
     outgoing: BTreeMap<MoveId, (SiteId, Option<moves::Stream>)>,
     incoming: moves::Incoming,
@@ -179,6 +181,7 @@ impl Shell {
             endpoint: endpoint.clone(),
             cluster: config.tls.cluster.clone(),
             peers: BTreeMap::new(),
+            unreached: Unreached::default(),
             outgoing: BTreeMap::new(),
             incoming: moves::Incoming::default(),
             asking: None,
@@ -451,10 +454,27 @@ impl Shell {
         self.expected.iter().copied().filter(|worker| !there.contains(worker)).collect()
     }
 
+    /// A peer whose site is not alive is said to be silent by placement.
+    fn look_for_peers(&mut self, now: Micros) {
+        let is_alive = |peer: &PeerSite| {
+            let site = self.agent.sites().get(&peer.spec.site);
+            site.is_some_and(|site| site.name == peer.spec.name && site.alive)
+        };
+        let away = |peer: &&PeerSite| is_alive(peer) && peer.link.connection().is_none();
+        let away = self.peers.values().filter(away).map(|peer| peer.spec.site).collect();
+        let unreached = self.unreached.look(&away, now);
+        let named = |(site, span): (SiteId, Micros)| {
+            let peer = self.peers.get(&site)?;
+            Some(UnreachedPeer { name: peer.spec.name.clone(), address: peer.spec.address.to_string(), span })
+        };
+        self.metrics.unreached(unreached.into_iter().filter_map(named).collect());
+    }
+
     /// Asks the workers for statistics, and tells placement of the last ones. Nothing here waits for anybody.
     fn report(&mut self) {
         self.workers.broadcast(&Request::Stats);
         let now = self.clock.now();
+        self.look_for_peers(now);
         let agent = &self.agent;
         let (silent, unlinked) = (agent.silent_workers(now), agent.unlinked_workers());
         self.metrics.silence(&silent, &unlinked, &agent.waiting_moves(now));

@@ -207,7 +207,8 @@ impl Run {
                 let expected = self.expect(match between {
                     Between::Nodes => says::of_nodes_apart(a, b),
                     Between::AgentAndNode => says::of_agent_and_node(a, b),
-                    Between::Agents | Between::Switches => Vec::new(),
+                    Between::Agents => says::of_agents_apart(a, b),
+                    Between::Switches => Vec::new(),
                 });
                 self.cluster.wan().set_up(&links, false);
                 let what = format!("{between:?} of {} and {} are cut off{phase}", name(a), name(b));

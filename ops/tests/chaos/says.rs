@@ -14,13 +14,14 @@
 //! | majority killed or stopped | the node that is left; agents: nobody takes their reports | 2 s; 1.5 s |
 //! | path of the leader to another node cut | that node | 2 s |
 //! | path of an agent to a node cut | that node, of the site, unless it leads: others pass reports on | 1.5 s |
+//! | path between two agents cut | placement nodes, of both sites | 14 s: the connection's idle time and ten seconds |
 //!
 //! Agents and nodes say it by their readiness, a metric and a line of the log; what is said of a site is in the list of sites, and then
 //! `limosa site list` ends with 6. A node that says that it is ready has all that was
 //! committed some seconds before, whatever was the matter: so is judged a node whose disk is full.
 //!
-//! Nobody has to say that a placement node is gone whose group goes on without it, that a path between two agents or two switches is
-//! cut, or that one is slow: the docs do not promise it.
+//! Nobody has to say that a placement node is gone whose group goes on without it, that a path between two switches is cut, or that
+//! one is slow: the docs do not promise it.
 
 use std::time::Duration;
 
@@ -38,6 +39,8 @@ const TWO_REPORTS: Duration = Duration::from_secs(1);
 const SILENCE: Duration = Duration::from_millis(1_500);
 /// The longest election.
 const ELECTION: Duration = Duration::from_secs(2);
+/// A connection that brings nothing ends, and is missed for ten seconds.
+const UNREACHED: Duration = Duration::from_secs(14);
 /// For so long an agent that was told to end goes on with its moves.
 const LAST_MOVES: Duration = Duration::from_secs(10);
 
@@ -89,6 +92,7 @@ const NO_QUORUM: Words = Words {
     log: &["no quorum: nothing is decided"],
 };
 const NODE_ENDS: Words = Words { checks: &["stop:"], gauges: &[], log: &[] };
+const NOT_REACHED: &[&str] = &["no connection to the agent of"];
 const NO_REPORT: &[&str] = &["no report for", "no report since"];
 
 /// A metric that says that something is wrong above a value, or below it.
@@ -128,6 +132,8 @@ pub(crate) enum Says {
     Bereft { node: u64, lost: u64 },
     /// Two nodes that do not reach one another: if one leads and so keeps the lead, the other one is not ready.
     Apart(u64, u64),
+    /// Two agents that do not reach one another: of both that is said.
+    Parted(SiteId, SiteId),
     /// A node that an agent does not reach says so of its site, unless it leads.
     Unreported(SiteId, u64),
 }
@@ -145,6 +151,7 @@ impl Says {
             Self::OfSite(_, words, _) => words[0],
             Self::Bereft { .. } => "leader lost",
             Self::Apart(..) => "leader cut off",
+            Self::Parted(..) => "agents cut off",
             Self::Unreported(..) => "agent cut off",
         }
     }
@@ -221,6 +228,10 @@ pub(crate) fn of_nodes_apart(a: SiteId, b: SiteId) -> Vec<Witness> {
     vec![witness(Says::Apart(a.0.into(), b.0.into()), ELECTION)]
 }
 
+pub(crate) fn of_agents_apart(a: SiteId, b: SiteId) -> Vec<Witness> {
+    vec![witness(Says::Parted(a, b), UNREACHED + TWO_REPORTS)]
+}
+
 pub(crate) fn of_agent_and_node(agent: SiteId, node: SiteId) -> Vec<Witness> {
     vec![witness(Says::Unreported(agent, node.0.into()), SILENCE)]
 }
@@ -233,6 +244,7 @@ pub(crate) fn log_of(says: Says) -> Option<(Part, &'static [&'static str])> {
         | Says::OfSite(..)
         | Says::Bereft { .. }
         | Says::Apart(..)
+        | Says::Parted(..)
         | Says::Unreported(..) => None,
     }
 }
@@ -273,6 +285,16 @@ pub(crate) fn found(
             vec![("readiness", other || seen.complained(node(id), NO_QUORUM.checks, since, until))]
         }
         Says::Apart(a, b) => apart(seen, (a, b), (since, until), is_able),
+        Says::Parted(a, b) => {
+            let nodes = [1, 2, 3].map(node);
+            let all = nodes.into_iter().chain([Part::Agent(a), Part::Agent(b)]);
+            // Reports are heard, and both are alive, all the time.
+            if !all.into_iter().all(is_able) {
+                return Vec::new();
+            }
+            let said = |site| (1..=3).any(|id| seen.had_problem(site, id, NOT_REACHED, since, until));
+            vec![("list of sites", said(a) && said(b))]
+        }
         Says::Unreported(site, id) if is_able(node(id)) && is_able(Part::Agent(site)) => {
             // What passes reports on to the leader, it hears.
             if seen.leaders(id, since.saturating_sub(ELECTION), until).any(|leader| leader == Some(id)) {
@@ -364,6 +386,20 @@ mod tests {
         seen.note_problem(AMSTERDAM, 2, s(12), "no report for 2.0 s");
         assert_eq!(found_of(says(2), &seen), [true]);
         assert!(found_of(says(3), &seen).is_empty(), "it does not answer");
+    }
+
+    #[test]
+    fn of_two_agents_apart_it_has_to_be_said_of_both() {
+        let says = Says::Parted(AMSTERDAM, SiteId(2));
+        let mut seen = Seen::default();
+        let parts = [1, 2, 3].map(Part::Placement).into_iter().chain([AGENT, Part::Agent(SiteId(2))]);
+        parts.for_each(|part| (0..20).for_each(|at| seen.note_ready(part, s(at), true)));
+        let problem = "no connection to the agent of virginia at x:1 for 10 s";
+        seen.note_problem(AMSTERDAM, 1, s(12), problem);
+        assert_eq!(found_of(says, &seen), [false], "the other does not say it");
+        seen.note_problem(SiteId(2), 3, s(12), problem);
+        assert_eq!(found_of(says, &seen), [true]);
+        assert!(found(says, &seen, (s(10), s(14)), |part| part != Part::Placement(3)).is_empty());
     }
 
     #[test]
