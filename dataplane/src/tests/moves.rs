@@ -545,16 +545,36 @@ fn told(frames: &[Vec<u8>]) -> Vec<(Tag, Result<Vec<u8>, MoveId>)> {
 
 #[test]
 fn the_marker_of_the_next_move_comes_behind_what_its_ingress_sent_by_the_path_of_two_moves_before() {
+    for forgets in [false, true] {
+        let mut lab = goes_on_to_the_third(0);
+        if forgets {
+            let (group, move_id, epoch, target) = (group_id(), NEXT, Epoch(3), THIRD);
+            lab.ask(Request::Forget { group, move_id, epoch, target, relay_us: SECOND });
+        }
+        assert_eq!(lab.phase(), Some(if forgets { Phase::Tombstone } else { Phase::Relaying }));
+        let (direct, relayed) = (Tag::Direct(Side::Inside, HERE), Tag::Relayed(Side::Inside, HERE));
+        let on = Tag::Relay(Side::Inside, THIRD);
+        assert_eq!(told(&lab.send(udp(client(), remote(), b"2"), direct)), []);
+        assert_eq!(told(&lab.send(marker_of(NEXT, Epoch(3), HERE, direct), direct)), []);
+        let sent = lab.send(udp(client(), remote(), b"1"), relayed);
+        assert_eq!(told(&sent), [(on, Ok(b"1".to_vec()))]);
+        let mut sent = lab.send(marker_frame(HERE, relayed), relayed);
+        sent.extend(lab.settle().1);
+        assert_eq!(told(&sent), [(on, Ok(b"2".to_vec())), (on, Err(NEXT))]);
+        assert_eq!(lab.worker.counters().unaccounted(), 0);
+    }
+}
+
+#[test]
+fn a_worker_that_waits_for_an_ingress_and_gave_the_group_away_forgets_it_in_time() {
     let mut lab = goes_on_to_the_third(0);
-    assert_eq!(lab.phase(), Some(Phase::Relaying));
-    let (direct, relayed) = (Tag::Direct(Side::Inside, HERE), Tag::Relayed(Side::Inside, HERE));
-    let on = Tag::Relay(Side::Inside, THIRD);
-    assert_eq!(told(&lab.send(marker_of(NEXT, Epoch(3), HERE, direct), direct)), []);
-    let sent = lab.send(udp(client(), remote(), b"1"), relayed);
-    assert_eq!(told(&sent), [(on, Ok(b"1".to_vec()))]);
-    let mut sent = lab.send(marker_frame(HERE, relayed), relayed);
-    sent.extend(lab.settle().1);
-    assert_eq!(told(&sent), [(on, Err(NEXT))]);
+    let (group, move_id, epoch, target) = (group_id(), NEXT, Epoch(3), THIRD);
+    lab.ask(Request::Forget { group, move_id, epoch, target, relay_us: SECOND });
+    let direct = Tag::Direct(Side::Inside, HERE);
+    assert_eq!(told(&lab.send(udp(client(), remote(), b"1"), direct)), []);
+    let (events, sent) = lab.after(30 * SECOND);
+    assert_eq!(told(&sent), [(Tag::Relay(Side::Inside, THIRD), Ok(b"1".to_vec()))]);
+    assert_eq!(events, [Event::Gone { group, move_id }]);
 }
 
 #[test]

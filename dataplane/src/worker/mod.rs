@@ -472,7 +472,10 @@ impl<B: PacketBuf> Worker<B> {
                 self.relay(packet, look.side, site, out);
             }
             Mode::Hold => self.hold(packet, number, look, now, out),
-            Mode::Queue => self.queue(packet, number, look, now, out),
+            Mode::Queue => {
+                self.keep_relaying(number, look, now);
+                self.queue(packet, number, look, now, out);
+            }
         }
     }
 

@@ -494,7 +494,6 @@ impl<B: PacketBuf> Worker<B> {
         group.stop_export();
         group.move_id = Some(move_id);
         group.hold.unpark();
-        group.hold.late.drain(..).for_each(|late| group.hold.direct.extend(late.queue));
         group.report_join = false;
         group.state = State::Tombstone { to, until, behind };
         group.purging = true;

@@ -434,9 +434,10 @@ impl<B: PacketBuf> Worker<B> {
         let group = &self.groups[number as usize];
         let exporting = group.export.as_ref().is_some_and(|export| export.running);
         let waits = group.hold.has_backlog() || !group.hold.late.is_empty();
+        let relayed_all = group.hold.is_empty();
         let joining = group.arrival.as_ref().is_some_and(|arrival| arrival.joining.is_some());
         match group.state {
-            State::Tombstone { until, .. } if until <= now && !group.purging && !waits => {
+            State::Tombstone { until, .. } if until <= now && !group.purging && relayed_all => {
                 self.drop_group(number);
                 false
             }

@@ -154,25 +154,17 @@ impl Agent {
 
     /// The ingress part: steer to the target, then send a marker down the old path.
     pub(super) fn flip(&mut self, mv: &Move) {
-        let old = self.led_before(&mv.group).or_else(|| {
-            let here = || self.local.get(&mv.group).map(|&worker| OldPath::Local(worker));
-            if mv.from == self.site { here() } else { Some(OldPath::Remote(mv.from)) }
-        });
+        let old = if mv.from == self.site {
+            self.local.get(&mv.group).map(|&worker| OldPath::Local(worker))
+        } else {
+            Some(OldPath::Remote(mv.from))
+        };
         self.set_steer(mv.group, mv.to);
         self.plan_dirty = true;
         if let Some(old) = old {
             let marker = Marker { group: mv.group, epoch: mv.epoch, old, tag: self.tag + 1, at: None };
             self.markers.insert(mv.id, marker);
         }
-    }
-
-    /// Where the switch still sends a group's packets, when a flip of before is not in force yet: its last ones by the old path are
-    /// there, and the marker of a later flip has to come behind them.
-    fn led_before(&self, group: &GroupId) -> Option<OldPath> {
-        let overlaps =
-            |other: &GroupId| other.service == group.service && other.prefix.overlaps(&group.prefix);
-        let owed = |marker: &&Marker| marker.at.is_none() && overlaps(&marker.group);
-        self.markers.values().find(owed).map(|marker| marker.old)
     }
 
     /// The source's and the target's part.

@@ -735,17 +735,21 @@ fn goes_on_unflipped(resets: bool) -> (Agent, Vec<Output>) {
 }
 
 #[test]
-fn markers_of_all_flips_that_come_into_force_together_go_down_the_path_that_was_in_force() {
+fn flips_that_come_into_force_together_send_each_its_marker_also_after_a_snapshot() {
     for resets in [false, true] {
         let (agent, did) = goes_on_unflipped(resets);
         let sent = did
             .into_iter()
             .filter_map(|output| if let Output::PacketOut(packet) = output { Some(packet) } else { None });
-        let marker = |id, epoch| {
-            let old = switchctl::OldPath::Remote(ON[0]);
+        let marker = |id, epoch, from| {
+            let old = switchctl::OldPath::Remote(from);
             switchctl::marker_out(&agent.plan(), old, &whole(), MoveId(id), Epoch(epoch)).unwrap()
         };
-        assert_eq!(sent.collect::<Vec<_>>(), [marker(7, 2), marker(8, 3)], "a snapshot between: {resets}");
+        assert_eq!(
+            sent.collect::<Vec<_>>(),
+            [marker(7, 2, ON[0]), marker(8, 3, ON[1])],
+            "a snapshot between: {resets}"
+        );
     }
 }
 
