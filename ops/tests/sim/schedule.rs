@@ -13,23 +13,34 @@ pub(crate) struct Schedule<E> {
     events: Vec<Option<E>>,
     free: Vec<usize>,
     number: u64,
+    /// Of the event that happens now.
+    present: u64,
 }
 
 impl<E> Default for Schedule<E> {
     fn default() -> Self {
-        Self { heap: BinaryHeap::new(), events: Vec::new(), free: Vec::new(), number: 0 }
+        Self { heap: BinaryHeap::new(), events: Vec::new(), free: Vec::new(), number: 0, present: 0 }
     }
 }
 
 impl<E> Schedule<E> {
     pub(crate) fn at(&mut self, at: u64, event: E) {
         self.number += 1;
+        self.put(at, self.number, event);
+    }
+
+    /// Puts the event that happens now off until then: before all that was asked for after it, also what is to happen just then.
+    pub(crate) fn put_off(&mut self, until: u64, event: E) {
+        self.put(until, self.present, event);
+    }
+
+    fn put(&mut self, at: u64, number: u64, event: E) {
         let place = self.free.pop().unwrap_or_else(|| {
             self.events.push(None);
             self.events.len() - 1
         });
         self.events[place] = Some(event);
-        self.heap.push(Reverse((at, self.number, place)));
+        self.heap.push(Reverse((at, number, place)));
     }
 
     /// When the next event is.
@@ -38,8 +49,26 @@ impl<E> Schedule<E> {
     }
 
     pub(crate) fn pop(&mut self) -> Option<(u64, E)> {
-        let Reverse((at, _, place)) = self.heap.pop()?;
+        let Reverse((at, number, place)) = self.heap.pop()?;
+        self.present = number;
         self.free.push(place);
         Some((at, self.events[place].take()?))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_put_off_stays_before_what_was_asked_for_later() {
+        let mut schedule = Schedule::default();
+        schedule.at(1, "first");
+        schedule.at(5, "second");
+        assert_eq!(schedule.pop(), Some((1, "first")));
+        schedule.at(5, "third");
+        schedule.put_off(5, "first");
+        let rest: Vec<_> = std::iter::from_fn(|| schedule.pop()).collect();
+        assert_eq!(rest, [(5, "first"), (5, "second"), (5, "third")]);
     }
 }

@@ -231,7 +231,7 @@ impl World {
     pub(crate) fn to_switch(&mut self, site: SiteId, connection: u64, xid: u32, message: Message) -> Checked {
         let now = self.now;
         if let Some(until) = self.switch_stopped(site) {
-            self.schedule.at(until, Happening::ToSwitch(site, connection, xid, message));
+            self.schedule.put_off(until, Happening::ToSwitch(site, connection, xid, message));
             return Ok(());
         }
         let lag = if self.one_in(8) { self.between(0, 150_000) } else { self.between(0, 10_000) };
@@ -258,7 +258,7 @@ impl World {
 
     pub(crate) fn from_switch(&mut self, site: SiteId, connection: u64, xid: u32, message: Message) {
         if let Some(until) = self.stopped(site) {
-            return self.schedule.at(until, Happening::FromSwitch(site, connection, xid, message));
+            return self.schedule.put_off(until, Happening::FromSwitch(site, connection, xid, message));
         }
         let now = self.micros();
         let Some(state) = self.sites.get_mut(&site) else { return };

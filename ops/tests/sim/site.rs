@@ -538,7 +538,7 @@ impl World {
         };
         if place.stopped_until > now.0 {
             let until = place.stopped_until;
-            self.schedule.at(until, Happening::Asked(site, worker, connection, request));
+            self.schedule.put_off(until, Happening::Asked(site, worker, connection, request));
             return Ok(());
         }
         let Some(process) = place.process.as_mut().filter(|_| place.connection == connection) else {
@@ -564,7 +564,7 @@ impl World {
             return Ok(());
         }
         if let Some(until) = place.map(|place| place.stopped_until).filter(|until| *until > self.now) {
-            self.schedule.at(until, Happening::ToWorker(site, worker, boot, frame));
+            self.schedule.put_off(until, Happening::ToWorker(site, worker, boot, frame));
             return Ok(());
         }
         if let Some(seen) = packet::read(&frame) {
