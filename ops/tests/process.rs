@@ -531,6 +531,49 @@ async fn a_path_between_two_agents_that_is_cut_is_said_of_both_until_it_is_mende
     deployment.assert_unharmed().await;
 }
 
+/// Virginia is given the position of Singapore, as if its lines had been copied, and its own again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_site_with_a_wrong_position_is_named_until_it_is_mended() {
+    let deployment = Deployment::start().await;
+    let status = ["placement", "status"];
+    let is_named = "virginia seems not to be where the latitude and longitude say";
+    until_said(&deployment, &status, 0, &["mean delay"]).await;
+    let said = limosa(&deployment, &status);
+    assert!(!said.2.contains("seems not to be"), "{said:?}");
+    let (_, site, _) = limosa(&deployment, &["site", "get", "virginia", "-o", "json"]);
+    let site: Value = serde_json::from_str(&site).unwrap();
+    let place = |latitude: &str, longitude: &str| {
+        let of = |key: &str| site[key].to_string().trim_matches('"').to_owned();
+        let (id, endpoint, capacity) = (of("id"), of("endpoint"), of("capacity_pps"));
+        let set = [
+            "site",
+            "add",
+            "virginia",
+            "--id",
+            &id,
+            "--endpoint",
+            &endpoint,
+            "--capacity-pps",
+            &capacity,
+            "--latitude",
+            latitude,
+            "--longitude",
+            longitude,
+        ];
+        let (status, output, error) = limosa(&deployment, &set);
+        assert_eq!(status, 0, "{output}{error}");
+    };
+    place("1.3", "103.8");
+    until_said(&deployment, &status, 0, &[is_named, "between virginia and singapore"]).await;
+    place(&site["latitude"].to_string(), &site["longitude"].to_string());
+    let ends = tokio::time::Instant::now() + MOVES_BOUND;
+    while limosa(&deployment, &status).2.contains("seems not to be") {
+        assert!(tokio::time::Instant::now() < ends, "it is where it says now");
+        sleep(Duration::from_millis(200)).await;
+    }
+    deployment.assert_unharmed().await;
+}
+
 /// Halves are groups like others: one moves to another site and back under traffic, by the command line, and both are one again.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_group_splits_and_its_half_moves_and_both_merge_and_nothing_is_lost() {

@@ -21,7 +21,7 @@ use tokio::sync::watch;
 use crate::claims::Claims;
 use crate::clock::{Clock, wall_ms};
 use crate::core::assess::{self, Assessment};
-use crate::core::delay::{BASES, DEMAND_AGE_MAX, Locate, Model, Tested};
+use crate::core::delay::{BASES, DEMAND_AGE_MAX, Locate, Misplaced, Model, Tested};
 use crate::core::explain::Explanation;
 use crate::core::leader::{Brain, BrainTimings, ROUND_SHARE};
 use crate::core::whatif::{self, Difference, WhatIf};
@@ -544,6 +544,8 @@ struct Inner {
     condemned: watch::Sender<Option<String>>,
     clock: Clock,
     mind: Mutex<Mind>,
+    /// Sites whose positions the log has complained about.
+    misplaced: Mutex<BTreeSet<SiteId>>,
     /// The last report of each site, and when it came.
     heard: Mutex<BTreeMap<SiteId, Said>>,
     /// Reports that came in while the mind was busy, oldest first.
@@ -653,6 +655,7 @@ impl Node {
             condemned: watch::Sender::new(None),
             clock,
             mind: Mutex::new(Mind::follows(Model::new(places), Micros(0))),
+            misplaced: Mutex::default(),
             finding: Mutex::new(None),
             check_at: AtomicU64::new(0),
             heard: Mutex::new(BTreeMap::new()),
@@ -1005,6 +1008,22 @@ impl Node {
     #[must_use]
     pub fn tested(&self) -> [Tested; BASES.len()] {
         lock(&self.inner.mind).model().tested()
+    }
+
+    /// Sites that are not where their configuration says, by what this node heard of the ways between them.
+    #[must_use]
+    pub fn misplaced(&self, cluster: &Cluster) -> Vec<Misplaced> {
+        let now = self.inner.clock.now();
+        lock(&self.inner.mind).model().misplaced(&cluster.sites, now)
+    }
+
+    /// A line for each site that was not misplaced before.
+    fn tell_misplaced(&self, cluster: &Cluster, found: &[Misplaced]) {
+        let mut told = lock(&self.inner.misplaced);
+        for one in found.iter().filter(|one| !told.contains(&one.site)) {
+            tracing::warn!("{}", one.describe(&cluster.sites));
+        }
+        *told = found.iter().map(|one| one.site).collect();
     }
 
     /// Counts since the start of the process.
@@ -1720,6 +1739,7 @@ impl Node {
         for wish in &mut wishes {
             if let Command::Publish(round) = wish {
                 (round.solve_us, round.at_ms) = (took.0, wall_ms());
+                self.tell_misplaced(&cluster, &brain.model().misplaced(&cluster.sites, now));
                 counters.moves_planned.fetch_add(round.started, Ordering::Relaxed);
             }
         }

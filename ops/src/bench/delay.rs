@@ -6,6 +6,8 @@
 
 mod leader;
 mod matrix;
+#[cfg(test)]
+mod positions;
 mod vivaldi;
 mod world;
 

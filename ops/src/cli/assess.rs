@@ -196,6 +196,7 @@ async fn status(context: &Context) -> Result<Exit, Failure> {
     context.output.print(&answer.body, &Rows { heads, rows: view.sites.iter().map(row).collect() });
     if context.output.format == Format::Table {
         progress(&summary(&view));
+        view.misplaced.iter().for_each(|one| progress(&format!("limosa: {}", one.what)));
     }
     if view.stranded > 0 {
         let message = format!(

@@ -1,6 +1,6 @@
 //! Metrics of a placement node, made from its state at each scrape.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use placement::core::delay::BASES;
 use placement::core::{Cluster, Round};
@@ -118,15 +118,25 @@ pub fn text(node: &Node, others: &Registry) -> prometheus::Result<String> {
     let owned = IntGaugeVec::new(Opts::new("limosa_site_groups", "Groups by owner"), &["site"])?;
     let alive =
         IntGaugeVec::new(Opts::new("limosa_site_alive", "1 while the site holds its lease"), &["site"])?;
+    let misplaced = IntGaugeVec::new(
+        Opts::new(
+            "limosa_site_misplaced",
+            "1 while what is measured contradicts the site's latitude and longitude",
+        ),
+        &["site"],
+    )?;
+    let wrong: BTreeSet<_> = node.misplaced(&cluster).iter().map(|one| one.site).collect();
     let mut counts: BTreeMap<_, usize> = BTreeMap::new();
     cluster.groups.values().for_each(|group| *counts.entry(group.owner).or_default() += 1);
     for site in cluster.sites.values() {
         let count = counts.get(&site.id).copied().unwrap_or_default();
+        misplaced.with_label_values(&[&site.name]).set(wrong.contains(&site.id).into());
         owned.with_label_values(&[&site.name]).set(i64::try_from(count).unwrap_or(i64::MAX));
         alive.with_label_values(&[&site.name]).set(site.alive.into());
     }
     registry.register(Box::new(owned))?;
     registry.register(Box::new(alive))?;
+    registry.register(Box::new(misplaced))?;
     let build = IntGaugeVec::new(Opts::new("limosa_build_info", "Version of this process"), &["version"])?;
     build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
     registry.register(Box::new(build))?;

@@ -8,7 +8,7 @@
 
 use flow::{GroupId, Micros, SiteId};
 
-use super::delay::Model;
+use super::delay::{Misplaced, Model};
 use super::model::Cluster;
 use super::problem::{Entry, Problem, Purpose, Stand};
 use crate::solver::{Certificate, Conflict, InstanceError, PerResource, Resource, Solver, Start};
@@ -44,6 +44,8 @@ pub struct Assessment {
     pub sites: Vec<SiteAssessment>,
     /// Proofs that demand does not fit, one per set of sites.
     pub shortages: Vec<Shortage>,
+    /// Sites that are not where their configuration says, as what was measured between them has it.
+    pub misplaced: Vec<Misplaced>,
 }
 
 /// A site in an [`Assessment`].
@@ -75,10 +77,11 @@ pub struct Shortage {
 /// # Errors
 /// When a number cannot be used, such as a demand that is not finite; the message names it.
 pub fn assess(cluster: &Cluster, model: &Model, now: Micros) -> Result<Option<Assessment>, InstanceError> {
-    Ok(Problem::new(cluster, model, Purpose::Assess, now)?.map(answer))
+    let problem = Problem::new(cluster, model, Purpose::Assess, now)?;
+    Ok(problem.map(|problem| answer(problem, model.misplaced(&cluster.sites, now))))
 }
 
-fn answer(mut problem: Problem) -> Assessment {
+fn answer(mut problem: Problem, misplaced: Vec<Misplaced>) -> Assessment {
     let certificate = problem.solver.solve(Start::Cold);
     let (problem, solver) = (&problem, &problem.solver);
     // Rounding may end a little above what is there already; then that is the best that is known.
@@ -113,6 +116,7 @@ fn answer(mut problem: Problem) -> Assessment {
         stranded: problem.stranded.len(),
         sites: problem.sites.iter().zip(&problem.load).zip(0..=u8::MAX).map(site).collect(),
         shortages: shortages(solver, &certificate, &problem.sites, &groups),
+        misplaced,
     }
 }
 

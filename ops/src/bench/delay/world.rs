@@ -118,6 +118,9 @@ pub(super) struct World {
     pub(super) ms: Vec<f32>,
     /// Latitude and longitude; nothing where the map has nothing.
     pub(super) places: Vec<Option<(f64, f64)>>,
+    /// Where they are.
+    #[cfg(test)]
+    pub(super) truth: Vec<(f64, f64)>,
 }
 
 struct Network {
@@ -150,7 +153,12 @@ impl World {
             }
         }
         let places = hosts.iter().map(|host| mapped(host, &networks, random)).collect();
-        Self { ms, places }
+        Self {
+            ms,
+            places,
+            #[cfg(test)]
+            truth: hosts.iter().map(|host| host.at).collect(),
+        }
     }
 }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use axum::extract::State;
 use axum::http::StatusCode;
 use placement::core::assess::{Assessment, Shortage, SiteAssessment};
+use placement::core::delay::Misplaced;
 use placement::core::witness::Finding;
 use placement::core::{Cluster, Round, SitePrices};
 use placement::node::AssessError;
@@ -49,6 +50,28 @@ pub struct AssessmentView {
     pub sites: Vec<SiteAssessmentView>,
     /// Proofs that demand does not fit.
     pub shortages: Vec<ShortageView>,
+    /// Sites that seem not to be where their configuration says.
+    #[serde(default)]
+    pub misplaced: Vec<MisplacedView>,
+}
+
+/// A site that seems not to be where its latitude and longitude say. Round trips, in milliseconds.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct MisplacedView {
+    /// Its name.
+    pub site: String,
+    /// The other end of the way that contradicts most.
+    pub peer: String,
+    /// Whether it may as well be the peer whose position is wrong.
+    pub or_peer: bool,
+    /// Measured between the two.
+    pub measured_ms: f64,
+    /// Usual for their distance.
+    pub usual_ms: f64,
+    /// What light needs for it.
+    pub least_ms: f64,
+    /// The same in words.
+    pub what: String,
 }
 
 /// One site now and in the best placement.
@@ -103,7 +126,17 @@ impl AssessmentView {
             stranded: assessment.stranded,
             sites: assessment.sites.iter().map(site).collect(),
             shortages: assessment.shortages.iter().map(shortage).collect(),
+            misplaced: assessment.misplaced.iter().map(|one| MisplacedView::of(cluster, one)).collect(),
         }
+    }
+}
+
+impl MisplacedView {
+    fn of(cluster: &Cluster, misplaced: &Misplaced) -> Self {
+        let Misplaced { site, peer, measured_ms, usual_ms, least_ms, or_peer } = *misplaced;
+        let (site, peer) = (site_name(cluster, site), site_name(cluster, peer));
+        let what = misplaced.describe(&cluster.sites);
+        Self { site, peer, or_peer, measured_ms, usual_ms, least_ms, what }
     }
 }
 

@@ -15,10 +15,12 @@
 //! variance, which is the same at every site, so that it decides nothing.
 //!
 //! `window` holds what was measured of one way, `servers` that of server prefixes, `mesh` makes `rows` of delays by site of
-//! them, so that a group costs a few sums of rows; `prior` knows where things are; `calibration` says how often all this is right.
+//! them, so that a group costs a few sums of rows; `prior` knows where things are, `positions` which sites are not where their
+//! configuration says; `calibration` says how often all this is right.
 
 mod calibration;
 mod mesh;
+mod positions;
 mod prior;
 pub(super) mod probes;
 mod rows;
@@ -43,6 +45,7 @@ use crate::solver::softmin::exp;
 use calibration::Calibration;
 pub use calibration::{BASES, Tested};
 pub(crate) use mesh::Mesh;
+pub use positions::Misplaced;
 pub(crate) use prior::KM_PER_MS;
 pub use prior::{LIGHT_KM_PER_MS, Locate, Place, great_circle_km};
 pub(crate) use rows::{Delays, Rows};

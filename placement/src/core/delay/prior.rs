@@ -33,7 +33,7 @@ pub(crate) const KM_PER_MS: f64 = 133.0;
 /// Kilometres that light covers in a millisecond; nothing is faster.
 pub const LIGHT_KM_PER_MS: f64 = 299.792_458;
 /// Standard deviation of the logarithm of a delay around the line: of 0.15 for a place, 0.15 for its region and 0.2 for each way.
-const LINE_SD_SHARE: f64 = 0.29;
+pub(super) const LINE_SD_SHARE: f64 = 0.29;
 
 /// One way over a great circle, between ends that are known to so many kilometres.
 pub(super) fn line(km: f64, radius_km: f64) -> Guess {
