@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use placement::core::delay::BASES;
+use placement::core::delay::{BASES, Misplaced};
 use placement::core::{Cluster, Round};
 use placement::node::{Node, Role};
 use prometheus::{
@@ -125,7 +125,8 @@ pub fn text(node: &Node, others: &Registry) -> prometheus::Result<String> {
         ),
         &["site"],
     )?;
-    let wrong: BTreeSet<_> = node.misplaced(&cluster).iter().map(|one| one.site).collect();
+    // Where either of two may be wrong, both are said.
+    let wrong: BTreeSet<_> = node.misplaced(&cluster).iter().flat_map(Misplaced::suspects).collect();
     let mut counts: BTreeMap<_, usize> = BTreeMap::new();
     cluster.groups.values().for_each(|group| *counts.entry(group.owner).or_default() += 1);
     for site in cluster.sites.values() {

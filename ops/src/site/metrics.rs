@@ -774,7 +774,6 @@ fn lasting(failing: Vec<&'static str>, before: &[&'static str], told: &[&'static
     if lasting.is_empty() && !told.is_empty() { failing } else { lasting }
 }
 
-/// Logs of which workers a fault is told now that was not before, and of which it is told no more.
 /// A peer that is alive, as placement hears of it, and that this agent has no connection to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UnreachedPeer {
@@ -797,6 +796,7 @@ impl fmt::Display for UnreachedPeer {
     }
 }
 
+/// Logs of which workers a fault is told now that was not before, and of which it is told no more.
 fn tell_changed(before: &mut Vec<WorkerId>, now: &[WorkerId], [begins, ends]: [&str; 2]) {
     for worker in now.iter().filter(|worker| !before.contains(worker)) {
         tracing::warn!(%worker, "{begins}");

@@ -15,8 +15,7 @@ use crate::core::model::Site;
 use crate::likeness::{Line, OFFSET_MS};
 
 /// Mean of the squares of a site's deviations from the line, in variances, above which its position is not believed; the more ways it has, the
-/// less of it may be chance. By chance alone it is 1; of a site that is connected badly all ways are long, and at 3.5 they are 1.7 times as
-/// long as usual.
+/// less of it may be chance. By chance alone it is 1; at 3.5 ways are 1.7 times as long as usual or as short.
 const ODD_MEAN: f64 = 3.5;
 const ODD_MEAN_BY_WAYS: f64 = 3.0;
 /// Ways that say so, at least; one alone says so only if it cannot be.
@@ -44,6 +43,11 @@ pub struct Misplaced {
 }
 
 impl Misplaced {
+    /// Whose position may be wrong.
+    pub fn suspects(&self) -> impl Iterator<Item = SiteId> + use<> {
+        std::iter::once(self.site).chain(self.or_peer.then_some(self.peer))
+    }
+
     /// What contradicts what, for people.
     #[must_use]
     pub fn describe(&self, sites: &BTreeMap<SiteId, Site>) -> String {
@@ -129,36 +133,47 @@ fn longer(ways: &[Way]) -> BTreeMap<SiteId, f64> {
     excess.into_iter().map(|(site, all)| (site, median(all))).collect()
 }
 
+/// Of each site the sum over its ways of how odd they are, and how many they are.
+type Sums = BTreeMap<SiteId, (f64, usize)>;
+
 /// The site with the oddest ways, then that of the rest, until the others agree.
 fn contradicted(mut ways: Vec<Way>) -> Vec<Misplaced> {
-    let mut found = Vec::new();
-    while let Some((site, alone)) = oddest(&ways) {
+    let (mut found, mut sums) = (Vec::new(), Sums::new());
+    for way in &ways {
+        for end in [way.ends.0, way.ends.1] {
+            let (sum, count) = sums.get(&end).copied().unwrap_or_default();
+            sums.insert(end, (sum + way.odd, count + 1));
+        }
+    }
+    while let Some((site, alone)) = oddest(&sums) {
         let of_site = ways.iter().filter_map(|way| Some((way, way.other(site)?)));
-        let Some((worst, peer)) = of_site.max_by(|(a, _), (b, _)| a.odd.total_cmp(&b.odd)) else { break };
+        let Some((worst, peer)) = of_site.clone().max_by(|(a, _), (b, _)| a.odd.total_cmp(&b.odd)) else {
+            break;
+        };
         let Way { measured_ms, usual_ms, least_ms, .. } = *worst;
         found.push(Misplaced { site, peer, measured_ms, usual_ms, least_ms, or_peer: alone });
+        for (way, peer) in of_site {
+            if let Some(sum) = sums.get_mut(&peer) {
+                *sum = (sum.0 - way.odd, sum.1 - 1);
+            }
+        }
+        sums.retain(|id, (_, count)| *id != site && *count > 0);
         ways.retain(|way| way.other(site).is_none());
     }
     found
 }
 
 /// The site whose ways are oddest, if they are too odd, and whether it has only one.
-fn oddest(ways: &[Way]) -> Option<(SiteId, bool)> {
-    let mut sums: BTreeMap<SiteId, (f64, usize)> = BTreeMap::new();
-    for way in ways {
-        for end in [way.ends.0, way.ends.1] {
-            let sum = sums.entry(end).or_default();
-            *sum = (sum.0 + way.odd, sum.1 + 1);
-        }
-    }
+fn oddest(sums: &Sums) -> Option<(SiteId, bool)> {
     let is_odd = |(sum, count): (f64, usize)| {
         sum > ODD_MEAN * count as f64 + ODD_MEAN_BY_WAYS && (count >= ODD_WAYS || sum >= IMPOSSIBLE)
     };
-    let odd = sums.into_iter().filter(|(_, sum)| is_odd(*sum));
-    let first =
-        |(a, one): &(SiteId, _), (b, other): &(SiteId, _)| mean(*one).total_cmp(&mean(*other)).then(b.cmp(a));
+    let odd = sums.iter().filter(|(_, sum)| is_odd(**sum));
+    let first = |(a, one): &(&SiteId, &(f64, usize)), (b, other): &(&SiteId, &(f64, usize))| {
+        mean(**one).total_cmp(&mean(**other)).then(b.cmp(a))
+    };
     let (site, (_, count)) = odd.max_by(first)?;
-    Some((site, count < ODD_WAYS))
+    Some((*site, *count < ODD_WAYS))
 }
 
 fn mean((sum, count): (f64, usize)) -> f64 {
