@@ -3,8 +3,8 @@
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
-/// When, in which order of asking, and at which place the event lies.
-type Entry = (u64, u64, usize);
+/// When, in which order of asking, in which order of putting here, and at which place the event lies.
+type Entry = (u64, u64, u64, usize);
 
 /// A queue of events by time.
 pub(crate) struct Schedule<E> {
@@ -13,13 +13,14 @@ pub(crate) struct Schedule<E> {
     events: Vec<Option<E>>,
     free: Vec<usize>,
     number: u64,
+    puts: u64,
     /// Of the event that happens now.
     present: u64,
 }
 
 impl<E> Default for Schedule<E> {
     fn default() -> Self {
-        Self { heap: BinaryHeap::new(), events: Vec::new(), free: Vec::new(), number: 0, present: 0 }
+        Self { heap: BinaryHeap::new(), events: Vec::new(), free: Vec::new(), number: 0, puts: 0, present: 0 }
     }
 }
 
@@ -29,7 +30,8 @@ impl<E> Schedule<E> {
         self.put(at, self.number, event);
     }
 
-    /// Puts the event that happens now off until then: before all that was asked for after it, also what is to happen just then.
+    /// Puts the event that happens now, or a part of what comes of it, off until then: before all that was asked for after it, also
+    /// what is to happen just then.
     pub(crate) fn put_off(&mut self, until: u64, event: E) {
         self.put(until, self.present, event);
     }
@@ -40,7 +42,8 @@ impl<E> Schedule<E> {
             self.events.len() - 1
         });
         self.events[place] = Some(event);
-        self.heap.push(Reverse((at, number, place)));
+        self.puts += 1;
+        self.heap.push(Reverse((at, number, self.puts, place)));
     }
 
     /// When the next event is.
@@ -49,7 +52,7 @@ impl<E> Schedule<E> {
     }
 
     pub(crate) fn pop(&mut self) -> Option<(u64, E)> {
-        let Reverse((at, number, place)) = self.heap.pop()?;
+        let Reverse((at, number, _, place)) = self.heap.pop()?;
         self.present = number;
         self.free.push(place);
         Some((at, self.events[place].take()?))
@@ -68,7 +71,8 @@ mod tests {
         assert_eq!(schedule.pop(), Some((1, "first")));
         schedule.at(5, "third");
         schedule.put_off(5, "first");
+        schedule.put_off(5, "and what else comes of it");
         let rest: Vec<_> = std::iter::from_fn(|| schedule.pop()).collect();
-        assert_eq!(rest, [(5, "first"), (5, "second"), (5, "third")]);
+        assert_eq!(rest, [(5, "first"), (5, "and what else comes of it"), (5, "second"), (5, "third")]);
     }
 }

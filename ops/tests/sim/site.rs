@@ -108,7 +108,7 @@ impl World {
     pub(crate) fn agent_input(&mut self, site: SiteId, number: u32, input: Input) {
         if let Some(until) = self.stopped(site) {
             // In the order of asking, also behind what had to wait before.
-            return self.schedule.at(until, Happening::AgentInput(site, number, input));
+            return self.schedule.put_off(until, Happening::AgentInput(site, number, input));
         }
         let now = self.micros();
         self.trace(|| format!("agent {site} < {}", short(&format!("{input:?}"))));
