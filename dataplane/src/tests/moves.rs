@@ -288,6 +288,32 @@ fn a_move_between_workers_of_a_site_keeps_the_epoch() {
     assert_eq!(token_of(&lab.settle().0).epoch, Epoch(1));
 }
 
+/// The site's switch may have no rule yet for what one worker relays to the other.
+#[test]
+fn a_worker_that_gives_a_group_to_another_of_its_site_relays_nothing_before_the_cut() {
+    let reset = tcp(client(), remote(), RST);
+    let sent = |target: SiteId, move_id: MoveId, epoch: Epoch| {
+        let mut lab = source_with_flows(0);
+        lab.worker.handle(
+            Request::Arm {
+                group: group_id(),
+                move_id,
+                epoch,
+                target,
+                awaited: vec![HERE],
+                bound_us: SECOND,
+                session: 0,
+                credit: u64::MAX,
+                again: false,
+            },
+            lab.now,
+        );
+        lab.send(reset.clone(), Tag::Direct(Side::Inside, HERE))
+    };
+    assert_eq!(sent(THERE, MOVE, Epoch(2)), [with_tag(reset.clone(), Tag::Relay(Side::Inside, THERE))]);
+    assert_eq!(sent(HERE, MoveId::local(7), Epoch(1)), Vec::<Vec<u8>>::new());
+}
+
 #[test]
 fn a_disarmed_move_never_cuts_and_a_cut_one_says_so() {
     let mut lab = source_with_flows(1);

@@ -33,9 +33,11 @@ impl<B: PacketBuf> Worker<B> {
             return self.ask_source(packet, number, look, now, out);
         }
         if let State::Draining(armed) = &self.groups[number as usize].state
+            && armed.target != self.settings.site
             && self.is_unmapped(about)
         {
-            // A relaxed target may have opened the flow already; a strict one holds the packet and decides later.
+            // A relaxed target may have opened the flow already; a strict one holds the packet and decides later. Another worker of this
+            // site has opened none, and until the markers are in, no rule of the switch need lead there.
             let target = armed.target;
             return self.relay(packet, look.side, target, out);
         }
@@ -650,7 +652,7 @@ impl<B: PacketBuf> Worker<B> {
 }
 
 /// Whether a packet came directly, and from which site.
-fn origin(tag: Tag) -> Option<(bool, SiteId)> {
+pub(super) fn origin(tag: Tag) -> Option<(bool, SiteId)> {
     if let Tag::Direct(_, site) = tag {
         return Some((true, site));
     }
