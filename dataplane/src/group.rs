@@ -93,9 +93,11 @@ pub enum State {
         to: SiteId,
         /// Until when.
         until: Micros,
-        /// Ingresses whose marker had not come at the cut: what they still send here is older than what they send by
-        /// the new path.
+        /// Ingresses whose marker had not come at the cut, or that have sent here since: what they still send here is older than
+        /// what they send by the new path.
         behind: Vec<SiteId>,
+        /// Owners of before that have relayed to here since, for an ingress that is behind even further.
+        relaying: Vec<SiteId>,
     },
     /// The source does; packets are held.
     Shadow,

@@ -397,6 +397,39 @@ fn a_group_does_not_come_back_while_an_ingress_still_sends_by_the_old_path() {
     assert_eq!(lab.ask(back), [Event::Prepared { group, move_id: next }]);
 }
 
+/// Its agent is away, so that nobody waited for its marker.
+#[test]
+fn a_group_does_not_come_back_while_an_ingress_that_nobody_waits_for_sends_by_the_old_path() {
+    let (group, next, ordering) = (group_id(), MoveId(10), Ordering::Strict);
+    let away = SiteId(7);
+    let given_away = || {
+        let mut lab = source_with_flows(1);
+        cut(&mut lab);
+        let (epoch, target, relay_us) = (Epoch(2), THERE, SECOND);
+        lab.ask(Request::Forget { group, move_id: MOVE, epoch, target, relay_us });
+        lab
+    };
+    let back = Request::Prepare { group, move_id: next, epoch: Epoch(3), source: THERE, flows: 1, ordering };
+    let prepared = [Event::Prepared { group, move_id: next }];
+    assert_eq!(given_away().ask(back.clone()), prepared, "nobody sends here");
+    for (tag, said) in [
+        (Tag::Direct(Side::Inside, away), format!("ingress {away} still sends")),
+        (Tag::Relayed(Side::Inside, away), format!("site {away} still relays")),
+    ] {
+        let mut lab = given_away();
+        let frame = udp(client(), remote(), b"");
+        assert_eq!(lab.send(frame.clone(), tag), [with_tag(frame, Tag::Relay(Side::Inside, THERE))]);
+        let [Event::Refused { reason, .. }] = &lab.ask(back.clone())[..] else { panic!("not refused") };
+        assert!(reason.contains(&said), "{reason}");
+        lab.after(6 * SECOND);
+        assert_eq!(lab.ask(back.clone()), prepared, "it sends no more");
+    }
+    let mut lab = given_away();
+    lab.send(udp(client(), remote(), b""), Tag::Direct(Side::Inside, away));
+    lab.send(marker_frame(away, Tag::Marker(away)), Tag::Marker(away));
+    assert_eq!(lab.ask(back), prepared, "it has flipped");
+}
+
 #[test]
 fn a_target_holds_until_token_and_cut_and_serves_relayed_packets_first() {
     let mut source = source_with_flows(1);

@@ -494,13 +494,23 @@ impl<B: PacketBuf> Worker<B> {
     /// An ingress that still sends here has not flipped: its agent may be gone for long. So may that of one whose packets another old owner
     /// relays to here, which had the group before. Nothing circles: each has it from one with a smaller epoch; only what comes from the
     /// very site that it goes to, or from this one, may be on its way back.
+    ///
+    /// Both are remembered: the group does not come back to here meanwhile. A target would hold what has to be relayed, for as long as the
+    /// copy takes.
     fn keep_relaying(&mut self, number: u32, look: &Look, now: Micros) {
         let own = self.settings.site;
-        let State::Tombstone { to, until, .. } = &mut self.groups[number as usize].state else { return };
-        let tag = look.parsed.tag;
-        let is_older = |from: SiteId| from != *to && from != own;
-        if matches!(tag, Tag::Direct(..)) || matches!(tag, Tag::Relayed(_, from) if is_older(from)) {
-            *until = (*until).max(now.plus(STRAGGLERS));
+        let State::Tombstone { to, until, behind, relaying } = &mut self.groups[number as usize].state else {
+            return;
+        };
+        let (known, from) = match serve::origin(look.parsed.tag) {
+            Some((true, from)) => (behind, from),
+            Some((false, from)) if from != *to && from != own => (relaying, from),
+            Some((false, _)) | None => return,
+        };
+        *until = (*until).max(now.plus(STRAGGLERS));
+        // A worker that yields relays to another of its site: no path ends here.
+        if *to != own && !known.contains(&from) {
+            known.push(from);
         }
     }
 

@@ -495,7 +495,7 @@ impl<B: PacketBuf> Worker<B> {
         group.move_id = Some(move_id);
         group.hold.unpark();
         group.report_join = false;
-        group.state = State::Tombstone { to, until, behind };
+        group.state = State::Tombstone { to, until, behind, relaying: Vec::new() };
         group.purging = true;
         group.refresh_mode();
         self.activate(number);
@@ -528,6 +528,11 @@ impl<B: PacketBuf> Worker<B> {
             // Their packets are to be relayed, but those of the new move held; by look they are the same.
             if let Some(site) = group.behind().first() {
                 return Err(format!("ingress {site} still sends packets of {id} by an old path to here"));
+            }
+            if let State::Tombstone { relaying, .. } = &group.state
+                && let Some(site) = relaying.first()
+            {
+                return Err(format!("site {site} still relays packets of {id} to here by an old path"));
             }
         }
         let of_this = self.number(&id).map_or(0, |number| {
