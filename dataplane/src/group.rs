@@ -46,7 +46,9 @@ struct Marked {
 impl Markers {
     /// Notes the marker of an ingress.
     pub fn note(&mut self, move_id: MoveId, epoch: Epoch, site: SiteId) {
-        if let Some(marked) = self.0.iter_mut().find(|marked| marked.move_id == move_id) {
+        if let Some(marked) =
+            self.0.iter_mut().find(|marked| (marked.move_id, marked.epoch) == (move_id, epoch))
+        {
             marked.sites.insert(site);
             return;
         }
@@ -71,8 +73,8 @@ impl Markers {
     }
 
     fn but(&self, wanted: &[SiteId], is_of: impl Fn(&Marked) -> bool) -> Vec<SiteId> {
-        let sites = self.0.iter().find(|marked| is_of(marked)).map(|marked| marked.sites).unwrap_or_default();
-        wanted.iter().copied().filter(|site| !sites.contains(*site)).collect()
+        let has = |site: &SiteId| self.0.iter().any(|marked| is_of(marked) && marked.sites.contains(*site));
+        wanted.iter().copied().filter(|site| !has(site)).collect()
     }
 }
 

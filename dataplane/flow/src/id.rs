@@ -52,6 +52,10 @@ impl Epoch {
 impl MoveId {
     const LOCAL: u64 = 1 << 63;
 
+    /// Of a marker for a move whose number its ingress never heard, because the move was over when the agent woke. Its epoch says which
+    /// it was; no log gives this number.
+    pub const UNHEARD: Self = Self(0);
+
     /// A move inside one site, which no log knows.
     #[must_use]
     pub fn local(sequence: u64) -> Self {

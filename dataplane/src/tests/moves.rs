@@ -560,6 +560,34 @@ fn packets_of_a_late_ingress_wait_for_its_marker() {
     assert!(lab.inside(udp(client(), remote(), b"4")).is_some());
 }
 
+/// The agent of an ingress that heard nothing while the group moved does not know the number of the move.
+#[test]
+fn a_marker_of_a_move_that_its_ingress_never_heard_of_counts_by_its_epoch() {
+    let mut source = source_with_flows(1);
+    let all = copied(&mut source);
+    let (_, token, packets) = cut(&mut source);
+    let unheard = |epoch| marker_of(MoveId::UNHEARD, epoch, HERE, Tag::Marker(HERE));
+    let late = |lab: &mut Lab| {
+        lab.send(packets[0].clone(), Tag::Cut(HERE));
+        lab.ask(join(token, &[HERE]));
+        lab.send(udp(client(), remote(), b"1"), Tag::Direct(Side::Inside, HERE)).is_empty()
+    };
+    let shadow = || {
+        let mut lab = target();
+        lab.ask(install(all.clone()));
+        lab
+    };
+    let mut before = shadow();
+    before.send(unheard(Epoch(2)), Tag::Relayed(Side::Inside, HERE));
+    assert!(!late(&mut before), "it came before the join");
+    let mut after = shadow();
+    // That of a later move says nothing of this one.
+    after.send(unheard(Epoch(3)), Tag::Relayed(Side::Inside, HERE));
+    assert!(late(&mut after));
+    after.send(unheard(Epoch(2)), Tag::Relayed(Side::Inside, HERE));
+    assert_eq!(after.settle().1.len(), 1);
+}
+
 /// A target that serves and waits for the marker of one ingress.
 fn joined_without_a_marker() -> Lab {
     let mut source = source_with_flows(1);

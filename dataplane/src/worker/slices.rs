@@ -221,11 +221,9 @@ impl<B: PacketBuf> Worker<B> {
     fn join(&mut self, number: u32, missing: &[flow::SiteId], late_bound: Micros, now: Micros) {
         let group = &mut self.groups[number as usize];
         let Some(move_id) = group.move_id.take() else { return };
-        let mut late = if move_id.is_local() {
-            group.markers.missing_of_epoch(group.epoch, missing)
-        } else {
-            group.markers.missing(move_id, missing)
-        };
+        // By epoch: after a move between workers it is that of the move between the sites, and an ingress whose agent heard of the move
+        // only when it was over does not know its number.
+        let mut late = group.markers.missing_of_epoch(group.epoch, missing);
         if let Some(arrival) = group.arrival.take() {
             self.reserved -= arrival.reserved;
             if arrival.ordering == Ordering::Relaxed {

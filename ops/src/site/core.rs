@@ -288,6 +288,8 @@ pub struct Agent {
     /// Moves that are switched, with the time of their flip here.
     flips: BTreeMap<MoveId, Micros>,
     markers: BTreeMap<MoveId, Marker>,
+    /// Of moves that were over when this agent heard of them: each is sent once.
+    unheard: Vec<(MoveId, Marker)>,
     /// Moves between workers that were given up after their flip: the target relays from when this tag is in force.
     withdrawn: BTreeMap<MoveId, u64>,
     /// Moves that were proposed to be taken back as their token never left, and whose worker, which knew that, may be gone.
@@ -359,6 +361,7 @@ impl Agent {
             incoming: BTreeMap::new(),
             flips: BTreeMap::new(),
             markers: BTreeMap::new(),
+            unheard: Vec::new(),
             withdrawn: BTreeMap::new(),
             voided: BTreeSet::new(),
             stopping: false,
@@ -575,7 +578,7 @@ impl Agent {
             ("moves to here", !self.incoming.is_empty()),
             ("moves of the log", !self.moves.is_empty()),
             ("flips", !self.flips.is_empty()),
-            ("markers", !self.markers.is_empty()),
+            ("markers", !self.markers.is_empty() || !self.unheard.is_empty()),
             ("moves between workers that were given up", !self.withdrawn.is_empty()),
             ("moves whose token was withdrawn", !self.voided.is_empty()),
             ("moves that were found half done", !self.orphans.is_empty()),

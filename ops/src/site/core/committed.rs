@@ -11,8 +11,21 @@ use transfer::core::{Ending, Found, Source, SourceInput, Target, TargetInput, To
 
 use super::{Agent, Incoming, Marker, Outgoing, Output, service_spec, spec_of};
 
+/// Moves of a group that its ingress did not hear of, for which markers are sent: the latest ones.
+const UNHEARD_MAX: u64 = 4;
+
+/// Where the rules lead a group, under which epoch, and the move that leads it away from there and has not flipped.
+#[derive(Clone, Copy, Debug)]
+struct Way {
+    group: GroupId,
+    to: SiteId,
+    epoch: Epoch,
+    unflipped: Option<MoveId>,
+}
+
 impl Agent {
     pub(super) fn placement(&mut self, reset: bool, changes: Vec<Change>, now: Micros) {
+        let ways = if reset { self.ways() } else { Vec::new() };
         if reset {
             self.forget_placement(&changes);
         }
@@ -38,9 +51,44 @@ impl Agent {
             self.drop_gone(&gone);
             self.forget_gone();
             self.end_missing(now);
+            self.owe_unheard(&ways);
             self.resync(now);
         }
         self.reshape(now);
+    }
+
+    /// By which ways the rules lead, or will once those that were made are in force.
+    fn ways(&self) -> Vec<Way> {
+        let flipped = |mv: &&Move| mv.phase == MovePhase::Switching && !self.flips.contains_key(&mv.id);
+        let way = |(id, group): (&GroupId, &Group)| {
+            let steer = *self.steer.get(id)?;
+            let moving = group.move_id.and_then(|id| self.moves.get(&id));
+            let flipped = moving.filter(flipped);
+            let unflipped = moving.filter(|mv| flipped.is_none() && mv.from == steer).map(|mv| mv.id);
+            Some(Way { group: *id, to: steer, epoch: flipped.map_or(group.epoch, |mv| mv.epoch), unflipped })
+        };
+        self.groups.iter().filter_map(way).collect()
+    }
+
+    /// A snapshot says where groups are, not by which moves they went there while this agent heard nothing. Whoever took them over waits
+    /// for its marker: one for each of these moves goes down the way that the rules led until now, from owner to owner.
+    fn owe_unheard(&mut self, ways: &[Way]) {
+        for way in ways {
+            let Some(group) = self.groups.get(&way.group) else { continue };
+            // To this site no group comes without this agent, and what began here, a worker here ends.
+            if way.to == self.site || self.steer.get(&way.group) == Some(&way.to) {
+                continue;
+            }
+            let last = group.epoch.0;
+            let first = (way.epoch.0 + 1).max(last.saturating_sub(UNHEARD_MAX - 1));
+            for epoch in first..=last {
+                let heard = way.unflipped.filter(|_| epoch == way.epoch.0 + 1);
+                let (epoch, old) = (Epoch(epoch), OldPath::Remote(way.to));
+                let marker = Marker { group: way.group, epoch, old, tag: self.tag + 1, at: None };
+                self.unheard.push((heard.unwrap_or(MoveId::UNHEARD), marker));
+            }
+            self.plan_dirty = true;
+        }
     }
 
     /// Ends the machines of moves that a snapshot no longer has, as the owner and the epoch of the group say. That is not

@@ -112,17 +112,21 @@ impl Agent {
     }
 
     fn send_markers(&mut self, now: Micros) {
-        let due = |m: &Marker| m.tag <= self.in_force && m.at.is_none_or(|at| at <= now);
-        let due: Vec<_> = self.markers.iter().filter(|(_, m)| due(m)).map(|(id, m)| (*id, *m)).collect();
-        if due.is_empty() {
+        let in_force = self.in_force;
+        let due = |m: &Marker| m.tag <= in_force && m.at.is_none_or(|at| at <= now);
+        let again: Vec<_> = self.markers.iter().filter(|(_, m)| due(m)).map(|(id, m)| (*id, *m)).collect();
+        let once: Vec<_> = self.unheard.extract_if(.., |(_, marker)| marker.tag <= in_force).collect();
+        if again.is_empty() && once.is_empty() {
             return;
         }
         let plan = self.ports_plan();
-        for (id, marker) in due {
-            match marker_out(&plan, marker.old, &marker.group, id, marker.epoch) {
+        for (id, marker) in again.iter().chain(&once) {
+            match marker_out(&plan, marker.old, &marker.group, *id, marker.epoch) {
                 Ok(packet) => self.outputs.push_back(Output::PacketOut(packet)),
                 Err(error) => tracing::warn!(%error, group = %marker.group, "no marker can be sent"),
             }
+        }
+        for (id, _) in again {
             // The move may be over by now (its end can be heard before the flip is in force): then once is enough.
             if self.moves.contains_key(&id) || id.is_local() {
                 if let Some(marker) = self.markers.get_mut(&id) {

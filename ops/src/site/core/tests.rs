@@ -753,6 +753,41 @@ fn flips_that_come_into_force_together_send_each_its_marker_also_after_a_snapsho
     }
 }
 
+/// It was stopped, or could not reach the log, and a snapshot is all that it hears. Of the first move it had heard that it began.
+#[test]
+fn an_ingress_sends_a_marker_for_each_move_that_it_hears_of_only_when_it_is_over() {
+    let (first, last) = (ON[0], ON[2]);
+    for (heard, id) in [(true, MoveId(7)), (false, MoveId::UNHEARD)] {
+        let mut agent = settled(vec![group("1:100.64.0.0/27", first, 1)], Vec::new()).0;
+        agent.set_ports(Ports::conventional(ON, WORKERS));
+        agent.settle(NOW);
+        outputs(&mut agent);
+        let tag = agent.tag;
+        feed(&mut agent, Input::InForce(tag));
+        if heard {
+            let moving = Group { move_id: Some(MoveId(7)), ..group("1:100.64.0.0/27", first, 1) };
+            let preparing = Move { from: first, to: ON[1], ..leaving(whole()) };
+            say(&mut agent, false, vec![Change::Move(preparing), Change::Group(moving)]);
+        }
+        let markers = |agent: &mut Agent, epoch| {
+            say(agent, true, world(vec![group("1:100.64.0.0/27", last, epoch)]));
+            let tag = agent.tag;
+            let sent = feed(agent, Input::InForce(tag)).into_iter().filter_map(|output| {
+                if let Output::PacketOut(packet) = output { Some(packet) } else { None }
+            });
+            sent.collect::<Vec<_>>()
+        };
+        let marker = |agent: &Agent, id, epoch| {
+            let old = switchctl::OldPath::Remote(first);
+            switchctl::marker_out(&agent.plan(), old, &whole(), id, Epoch(epoch)).unwrap()
+        };
+        let sent = markers(&mut agent, 3);
+        assert_eq!(sent, [marker(&agent, id, 2), marker(&agent, MoveId::UNHEARD, 3)], "heard: {heard}");
+        assert_eq!(markers(&mut agent, 3), [], "each is sent once");
+        assert_eq!(agent.leftovers(), Vec::<&str>::new());
+    }
+}
+
 #[test]
 fn an_agent_that_wakes_makes_no_rules_of_what_it_was_told_before_it_was_stopped() {
     let (mut agent, first, rest) = flipped_and_back();
