@@ -56,12 +56,23 @@ impl Agent {
         let mv = group.move_id.and_then(|id| self.moves.get(&id)).cloned();
         let serves = matches!(status.phase, Phase::Serving | Phase::Copying | Phase::Draining);
         match mv {
-            Some(mv) if mv.from == self.site && serves => self.resume(worker, &status, &mv, now),
+            Some(mv) if mv.from == self.site && serves => {
+                self.disarm_earlier(worker, &status);
+                self.resume(worker, &status, &mv, now);
+            }
             Some(mv) if mv.to == self.site && serves && status.epoch == mv.epoch => {
                 self.resume(worker, &status, &mv, now);
             }
             // What is left of an earlier move ends first, or the worker would refuse its part of this one.
             _ => self.align(worker, status, group),
+        }
+    }
+
+    /// What the worker still does for a move that is over ends, also if the present one does before anything of it has begun.
+    fn disarm_earlier(&mut self, worker: WorkerId, status: &GroupStatus) {
+        if let (Some(move_id), Phase::Copying | Phase::Draining) = (status.move_id, status.phase) {
+            let request = Request::Disarm { group: status.group, move_id, withdraw: false };
+            self.outputs.push_back(Output::Worker(worker, request));
         }
     }
 

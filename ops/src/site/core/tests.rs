@@ -685,6 +685,27 @@ fn what_an_agent_missed_while_it_was_stopped_is_one_set_of_rules_without_what_wa
     assert_eq!(agent.plan().groups[&whole()].steer, THERE);
 }
 
+/// The agent was away while the first of two moves from here was given up.
+#[test]
+fn a_worker_that_still_copies_for_a_move_that_is_over_is_told_so_before_the_next_one_begins() {
+    for phase in [Phase::Copying, Phase::Draining] {
+        let mut agent = agent(&WORKERS);
+        let mine = Group { move_id: Some(MoveId(7)), ..group("1:100.64.0.0/27", HERE, 1) };
+        let move_of_log = Change::Move(leaving(whole()));
+        let mut did = say(&mut agent, true, world(vec![mine]).into_iter().chain([move_of_log]).collect());
+        for worker in WORKERS {
+            did.extend(feed(&mut agent, Input::WorkerUp { worker, boot: 1 }));
+        }
+        for _ in 0..2 {
+            did.extend(status(&mut agent, WORKERS[0], vec![at(whole(), 1, phase)]));
+            did.extend(status(&mut agent, WORKERS[1], Vec::new()));
+        }
+        let disarm = Request::Disarm { group: whole(), move_id: MoveId(9), withdraw: false };
+        assert!(requests(&did).contains(&(WORKERS[0], disarm)), "{did:?}");
+        assert!(did.iter().any(|output| matches!(output, Output::Connect(MoveId(7), _))), "{did:?}");
+    }
+}
+
 /// A group of another site, and what is said of a move that flipped and was taken back.
 fn flipped_and_back() -> (Agent, Vec<Change>, Vec<Change>) {
     let theirs = group("1:100.64.0.0/27", THERE, 1);
