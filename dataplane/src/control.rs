@@ -15,7 +15,7 @@ use flow::{Batch, Epoch, GroupId, HoldTimes, MoveId, Prefix, ServiceId, SiteId, 
 use serde::{Deserialize, Serialize};
 
 /// Version of this vocabulary.
-pub const VERSION: u32 = 7;
+pub const VERSION: u32 = 8;
 
 /// Longest message, in bytes. A longer one ends the connection.
 pub const MESSAGE_LEN_MAX: usize = 4 << 20;
@@ -152,7 +152,8 @@ pub enum Request {
         /// The token has not left, and must not any more: what was cut is not exported again for this move.
         withdraw: bool,
     },
-    /// Source: the target serves. Frees the flows and relays for `relay_us` more, then forgets the group.
+    /// Source: the target serves. Frees the flows and relays for `relay_us` more, then forgets the group; later, if an ingress has
+    /// not flipped by then.
     Forget {
         /// The group.
         group: GroupId,
@@ -164,6 +165,10 @@ pub enum Request {
         target: SiteId,
         /// How long, in microseconds.
         relay_us: u64,
+        /// All ingresses there are, also those whose agents are away.
+        ingresses: Vec<SiteId>,
+        /// How long after the last packet by the old path as long as the marker of one of them has not come, in microseconds.
+        relay_late_us: u64,
     },
     /// Target: reserves room and holds packets of the group from now on (relaxed: see
     /// [`Request::Open`]). Answered by [`Event::Prepared`] or [`Event::Refused`]. Sent again for the same

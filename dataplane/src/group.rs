@@ -23,10 +23,25 @@ impl Sites {
         self.0[usize::from(site.0 >> 6)] |= 1 << (site.0 & 63);
     }
 
+    /// Takes out those that another set has.
+    fn remove_all(&mut self, others: &Self) {
+        for (own, other) in self.0.iter_mut().zip(others.0) {
+            *own &= !other;
+        }
+    }
+
     /// Whether it is in.
     #[must_use]
     pub fn contains(&self, site: SiteId) -> bool {
         self.0[usize::from(site.0 >> 6)] & 1 << (site.0 & 63) != 0
+    }
+}
+
+impl FromIterator<SiteId> for Sites {
+    fn from_iter<I: IntoIterator<Item = SiteId>>(sites: I) -> Self {
+        let mut set = Self::default();
+        sites.into_iter().for_each(|site| set.insert(site));
+        set
     }
 }
 
@@ -72,6 +87,14 @@ impl Markers {
         self.but(wanted, |marked| marked.epoch == epoch && !marked.move_id.is_local())
     }
 
+    /// Whether each of these sites has sent a marker of a move between sites to a greater epoch: it sends nothing any more by the
+    /// path of this one.
+    fn have_all_since(&self, epoch: Epoch, mut sites: Sites) -> bool {
+        let later = self.0.iter().filter(|marked| marked.epoch > epoch && !marked.move_id.is_local());
+        later.for_each(|marked| sites.remove_all(&marked.sites));
+        sites == Sites::default()
+    }
+
     fn but(&self, wanted: &[SiteId], is_of: impl Fn(&Marked) -> bool) -> Vec<SiteId> {
         let has = |site: &SiteId| self.0.iter().any(|marked| is_of(marked) && marked.sites.contains(*site));
         wanted.iter().copied().filter(|site| !has(site)).collect()
@@ -100,11 +123,24 @@ pub enum State {
         behind: Vec<SiteId>,
         /// Owners of before that have relayed to here since, for an ingress that is behind even further.
         relaying: Vec<SiteId>,
+        /// For how long it stays if not all have flipped.
+        stay: Stay,
     },
     /// The source does; packets are held.
     Shadow,
     /// We do, relaxed, while the source's last changes come.
     Open,
+}
+
+/// The relay of a group that was given away goes on for ingresses that have not flipped.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stay {
+    /// All that there are.
+    pub ingresses: Sites,
+    /// For so long after the last packet that came by the old path.
+    pub span: Micros,
+    /// Until when.
+    pub until: Micros,
 }
 
 /// What ends the serving.
@@ -595,6 +631,13 @@ impl<B> Group<B> {
             }
         };
         self.move_id.map_or_else(Vec::new, |move_id| self.markers.missing(move_id, behind))
+    }
+
+    /// Whether what was given away is still relayed for an ingress that has not flipped.
+    #[must_use]
+    pub fn stays(&self, now: Micros) -> bool {
+        let State::Tombstone { stay, .. } = &self.state else { return false };
+        stay.until > now && !self.markers.have_all_since(self.epoch, stay.ingresses)
     }
 
     /// Stops the clock, if it runs.

@@ -317,6 +317,14 @@ fn flows_move_from_one_worker_to_another() {
         assert_eq!(b.pass(&from_client(port))[18..], frame[18..], "the mapping is the same");
     }
     assert_eq!(tag(&a.pass(&from_client(3))), Tag::Relay(Side::Inside, SITE));
-    let forget = Request::Forget { group, move_id, epoch, target: SITE, relay_us: 1_000 };
+    let forget = Request::Forget {
+        group,
+        move_id,
+        epoch,
+        target: SITE,
+        relay_us: 1_000,
+        ingresses: vec![],
+        relay_late_us: 0,
+    };
     assert_eq!(source.ask(&forget), Event::Gone { group, move_id });
 }

@@ -379,6 +379,7 @@ struct RawMoves {
     cut_ms: Option<u64>,
     late_ms: Option<u64>,
     relay_ms: Option<u64>,
+    relay_late_ms: Option<u64>,
     rate_mbit_per_s: Option<u64>,
 }
 
@@ -481,12 +482,15 @@ impl RawMoves {
         let bound = |key: &str, ms: Option<u64>, default_us: u64, max_ms: u64| {
             file.bounded(key, ms.unwrap_or(default_us / 1_000), 1, max_ms).map(|ms| ms * 1_000)
         };
+        let relay_us = bound("moves.relay_ms", self.relay_ms, default.relay_us, 600_000)?;
+        let late_us = default.relay_late_us.max(relay_us);
         let bounds = Bounds {
             take_back_us: self.take_back_us(file, default.take_back_us)?,
             marker_us: bound("moves.marker_ms", self.marker_ms, default.marker_us, 60_000)?,
             cut_us: bound("moves.cut_ms", self.cut_ms, default.cut_us, 60_000)?,
             late_us: bound("moves.late_ms", self.late_ms, default.late_us, 60_000)?,
-            relay_us: bound("moves.relay_ms", self.relay_ms, default.relay_us, 600_000)?,
+            relay_us,
+            relay_late_us: bound("moves.relay_late_ms", self.relay_late_ms, late_us, 3_600_000)?,
             pace: default.pace,
         };
         self.check_order(file, &bounds)?;
@@ -511,6 +515,10 @@ impl RawMoves {
                 ms(longest)
             );
             return Err(file.error("moves.relay_ms", ms(bounds.relay_us), &right));
+        }
+        if bounds.relay_late_us < bounds.relay_us {
+            let right = format!("at least relay_ms, {} ms: it takes its place", ms(bounds.relay_us));
+            return Err(file.error("moves.relay_late_ms", ms(bounds.relay_late_us), &right));
         }
         if bounds.cut_us > bounds.marker_us {
             let right = format!(
@@ -954,11 +962,17 @@ mod tests {
             assert!(error.contains("moves.relay_ms") && error.contains("2999"), "{error}");
             assert!(error.contains("at least 3000 ms"), "{error}");
         }
+        let error = with("moves = { relay_ms = 20000, relay_late_ms = 19999 }");
+        assert!(
+            error.contains("moves.relay_late_ms") && error.contains("at least relay_ms, 20000 ms"),
+            "{error}"
+        );
         let error = with("moves = { marker_ms = 600, cut_ms = 601 }");
         assert!(error.contains("moves.cut_ms") && error.contains("at most marker_ms, 600 ms"), "{error}");
         for right in [
             "moves = { marker_ms = 3000, late_ms = 3000, cut_ms = 3000, relay_ms = 3000 }",
             "moves = { marker_ms = 500 }",
+            "moves = { relay_ms = 600000 }",
         ] {
             let (_directory, path) = written(&SITE.replace("site = 1", &format!("site = 1\n{right}")));
             SiteConfig::read(&path).unwrap();

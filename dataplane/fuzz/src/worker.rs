@@ -313,6 +313,8 @@ impl Script<'_> {
                 epoch: Epoch(self.word()?),
                 target: SiteId(self.byte()? % 4),
                 relay_us: self.word()?,
+                ingresses: self.sites()?,
+                relay_late_us: self.word()?,
             },
             9 | 10 => Request::Prepare {
                 group,

@@ -345,7 +345,15 @@ fn a_forgotten_group_relays_for_a_while_and_is_gone() {
     let mut lab = source_with_flows(100);
     cut(&mut lab);
     let (epoch, target) = (Epoch(2), THERE);
-    lab.ask(Request::Forget { group: group_id(), move_id: MOVE, epoch, target, relay_us: SECOND });
+    lab.ask(Request::Forget {
+        group: group_id(),
+        move_id: MOVE,
+        epoch,
+        target,
+        relay_us: SECOND,
+        ingresses: vec![],
+        relay_late_us: 0,
+    });
     assert_eq!(lab.worker.counters().flows, 0);
     assert_eq!(lab.inside(udp(client(), remote(), b"")).unwrap().tag, Tag::Relay(Side::Inside, THERE));
     // That packet came from an ingress that has not flipped, so there may be more.
@@ -361,7 +369,15 @@ fn an_old_owner_relays_on_what_an_older_one_relays_to_it() {
     let mut lab = source_with_flows(1);
     cut(&mut lab);
     let (epoch, target) = (Epoch(2), THERE);
-    lab.ask(Request::Forget { group: group_id(), move_id: MOVE, epoch, target, relay_us: 5 * SECOND });
+    lab.ask(Request::Forget {
+        group: group_id(),
+        move_id: MOVE,
+        epoch,
+        target,
+        relay_us: 5 * SECOND,
+        ingresses: vec![],
+        relay_late_us: 0,
+    });
     let older = SiteId(7);
     let relayed = |from| (udp(client(), remote(), b""), Tag::Relayed(Side::Inside, from));
     // The agent of an ingress may be away for as long as this, and its packets come by way of the owner that it knows.
@@ -387,7 +403,15 @@ fn a_group_does_not_come_back_while_an_ingress_still_sends_by_the_old_path() {
     lab.after(1_001);
     let (group, next) = (group_id(), MoveId(10));
     let (epoch, target, relay_us) = (Epoch(2), THERE, SECOND);
-    lab.ask(Request::Forget { group, move_id: MOVE, epoch, target, relay_us });
+    lab.ask(Request::Forget {
+        group,
+        move_id: MOVE,
+        epoch,
+        target,
+        relay_us,
+        ingresses: vec![],
+        relay_late_us: 0,
+    });
     let (epoch, ordering) = (Epoch(3), Ordering::Strict);
     let back = Request::Prepare { group, move_id: next, epoch, source: THERE, flows: 1, ordering };
     let [Event::Refused { reason, .. }] = &lab.ask(back.clone())[..] else { panic!("not refused") };
@@ -406,7 +430,15 @@ fn a_group_does_not_come_back_while_an_ingress_that_nobody_waits_for_sends_by_th
         let mut lab = source_with_flows(1);
         cut(&mut lab);
         let (epoch, target, relay_us) = (Epoch(2), THERE, SECOND);
-        lab.ask(Request::Forget { group, move_id: MOVE, epoch, target, relay_us });
+        lab.ask(Request::Forget {
+            group,
+            move_id: MOVE,
+            epoch,
+            target,
+            relay_us,
+            ingresses: vec![],
+            relay_late_us: 0,
+        });
         lab
     };
     let back = Request::Prepare { group, move_id: next, epoch: Epoch(3), source: THERE, flows: 1, ordering };
@@ -428,6 +460,115 @@ fn a_group_does_not_come_back_while_an_ingress_that_nobody_waits_for_sends_by_th
     lab.send(udp(client(), remote(), b""), Tag::Direct(Side::Inside, away));
     lab.send(marker_frame(away, Tag::Marker(away)), Tag::Marker(away));
     assert_eq!(lab.ask(back), prepared, "it has flipped");
+}
+
+/// What was given away, and stays for half a minute after the last packet while one of these ingresses has not flipped.
+fn forget_staying(group: &str, ingresses: &[SiteId]) -> Request {
+    Request::Forget {
+        group: group.parse().unwrap(),
+        move_id: MOVE,
+        epoch: Epoch(2),
+        target: THERE,
+        relay_us: SECOND,
+        ingresses: ingresses.to_vec(),
+        relay_late_us: 30 * SECOND,
+    }
+}
+
+/// The agent of that ingress is away, or does not reach its switch. A client behind it may send nothing for long, and then find no relay
+/// left at the old owner, where its ingress still leads.
+#[test]
+fn an_old_owner_relays_as_long_as_an_ingress_has_not_flipped() {
+    let away = SiteId(7);
+    let frame = udp(client(), remote(), b"");
+    let relayed = || [with_tag(udp(client(), remote(), b""), Tag::Relay(Side::Inside, THERE))];
+    let gone = [Event::Gone { group: group_id(), move_id: MOVE }];
+    let mut lab = source_with_flows(1);
+    cut(&mut lab);
+    lab.ask(forget_staying("1:100.64.0.0/24", &[HERE, away]));
+    lab.send(marker_frame(HERE, Tag::Marker(HERE)), Tag::Marker(HERE));
+    // Silent for far longer than stragglers are waited for, and again after each packet.
+    for _ in 0..3 {
+        lab.seconds(29);
+        assert_eq!(lab.send(frame.clone(), Tag::Direct(Side::Inside, away)), relayed());
+    }
+    lab.seconds(29);
+    assert_eq!(lab.phase(), Some(Phase::Tombstone));
+    lab.send(marker_frame(away, Tag::Marker(away)), Tag::Marker(away));
+    assert_eq!(lab.after(SECOND).0, gone, "all have flipped");
+
+    let mut lab = source_with_flows(1);
+    cut(&mut lab);
+    lab.ask(forget_staying("1:100.64.0.0/24", &[HERE, away]));
+    lab.seconds(29);
+    assert_eq!(lab.phase(), Some(Phase::Tombstone));
+    assert_eq!(lab.after(2 * SECOND).0, gone, "its bound is over");
+}
+
+#[test]
+fn an_ingress_that_flips_by_a_later_move_is_not_waited_for() {
+    let away = SiteId(7);
+    let mut lab = source_with_flows(1);
+    cut(&mut lab);
+    lab.ask(forget_staying("1:100.64.0.0/24", &[away]));
+    lab.seconds(10);
+    // Of a move that it had not heard of when it flipped.
+    let marker = marker_of(MoveId(11), Epoch(3), away, Tag::Marker(away));
+    lab.send(marker, Tag::Marker(away));
+    assert_eq!(lab.after(SECOND).0, [Event::Gone { group: group_id(), move_id: MOVE }]);
+}
+
+/// It is for packets that would be lost otherwise, and must keep nothing that comes back from doing so.
+#[test]
+fn what_stays_for_an_ingress_that_has_not_flipped_keeps_nothing_from_coming_back() {
+    let (next, ordering, away) = (MoveId(10), Ordering::Strict, SiteId(7));
+    let staying = |groups: &[&str]| {
+        let mut lab = source_with_flows(1);
+        groups.iter().filter(|group| **group != "1:100.64.0.0/24").for_each(|group| {
+            lab.ask(serve(group));
+        });
+        for group in groups {
+            lab.ask(forget_staying(group, &[away]));
+        }
+        lab.seconds(10);
+        lab
+    };
+    let prepare = |group: &str| {
+        let (group, epoch) = (group.parse().unwrap(), Epoch(3));
+        Request::Prepare { group, move_id: next, epoch, source: THERE, flows: 1, ordering }
+    };
+    let serve = |group: &str| Request::Serve { group: group.parse().unwrap(), epoch: Epoch(3) };
+    let (whole, halves) = ("1:100.64.0.0/24", ["1:100.64.0.0/25", "1:100.64.0.128/25"]);
+    for (was, comes) in [(&[whole][..], whole), (&halves[..], whole), (&[whole][..], halves[0])] {
+        let mut lab = staying(was);
+        let group = comes.parse().unwrap();
+        let prepared = Event::Prepared { group, move_id: next };
+        assert!(lab.ask(prepare(comes)).contains(&prepared), "{was:?}, {comes}");
+        assert!(lab.inside(udp(client(), remote(), b"")).is_none(), "{was:?}, {comes}: held");
+        let mut lab = staying(was);
+        assert!(
+            lab.ask(serve(comes)).contains(&Event::Serving { group, epoch: Epoch(3) }),
+            "{was:?}, {comes}"
+        );
+        lab.seconds(40);
+        assert!(lab.inside(udp(client(), remote(), b"")).is_some(), "{was:?}, {comes}: served");
+        assert_eq!(counts(&mut lab), [(comes.to_owned(), 1)]);
+    }
+}
+
+/// A site that gave everything away while one agent is away.
+#[test]
+fn more_stay_than_are_looked_at_in_a_tick_and_all_end() {
+    let mut lab = source_with_flows(0);
+    let groups: Vec<String> = (0..256).map(|n| format!("1:100.64.0.{n}/32")).collect();
+    for group in &groups {
+        lab.ask(serve(group));
+        lab.ask(forget_staying(group, &[SiteId(7)]));
+    }
+    lab.seconds(10);
+    assert_eq!(counts(&mut lab).len(), groups.len());
+    lab.seconds(25);
+    assert_eq!(counts(&mut lab), []);
 }
 
 #[test]
@@ -636,7 +777,15 @@ fn the_marker_of_the_next_move_comes_behind_what_its_ingress_sent_by_the_path_of
         let mut lab = goes_on_to_the_third(0);
         if forgets {
             let (group, move_id, epoch, target) = (group_id(), NEXT, Epoch(3), THIRD);
-            lab.ask(Request::Forget { group, move_id, epoch, target, relay_us: SECOND });
+            lab.ask(Request::Forget {
+                group,
+                move_id,
+                epoch,
+                target,
+                relay_us: SECOND,
+                ingresses: vec![],
+                relay_late_us: 0,
+            });
         }
         assert_eq!(lab.phase(), Some(if forgets { Phase::Tombstone } else { Phase::Relaying }));
         let (direct, relayed) = (Tag::Direct(Side::Inside, HERE), Tag::Relayed(Side::Inside, HERE));
@@ -656,7 +805,15 @@ fn the_marker_of_the_next_move_comes_behind_what_its_ingress_sent_by_the_path_of
 fn a_worker_that_waits_for_an_ingress_and_gave_the_group_away_forgets_it_in_time() {
     let mut lab = goes_on_to_the_third(0);
     let (group, move_id, epoch, target) = (group_id(), NEXT, Epoch(3), THIRD);
-    lab.ask(Request::Forget { group, move_id, epoch, target, relay_us: SECOND });
+    lab.ask(Request::Forget {
+        group,
+        move_id,
+        epoch,
+        target,
+        relay_us: SECOND,
+        ingresses: vec![],
+        relay_late_us: 0,
+    });
     let direct = Tag::Direct(Side::Inside, HERE);
     assert_eq!(told(&lab.send(udp(client(), remote(), b"1"), direct)), []);
     let (events, sent) = lab.after(30 * SECOND);
@@ -1188,7 +1345,15 @@ impl Net {
             Event::Joined { .. } => {
                 self.joined = true;
                 let (epoch, target) = (Epoch(2), THERE);
-                let forget = Request::Forget { group, move_id: MOVE, epoch, target, relay_us: 1 << 40 };
+                let forget = Request::Forget {
+                    group,
+                    move_id: MOVE,
+                    epoch,
+                    target,
+                    relay_us: 1 << 40,
+                    ingresses: vec![],
+                    relay_late_us: 0,
+                };
                 self.requests[0].push_back(forget);
             }
             other => assert!(matches!(other, Event::Installed { .. }), "{other:?}"),
@@ -1387,6 +1552,8 @@ fn a_half_that_only_relays_is_no_obstacle_to_the_whole_nor_the_whole_to_a_half()
         epoch: Epoch(2),
         target: THERE,
         relay_us: 10 * SECOND,
+        ingresses: vec![],
+        relay_late_us: 0,
     };
     let again = |text: &str| Request::Serve { group: text.parse().unwrap(), epoch: Epoch(3) };
     let mut lab = source_with_flows(40);
@@ -1401,6 +1568,8 @@ fn a_half_that_only_relays_is_no_obstacle_to_the_whole_nor_the_whole_to_a_half()
         epoch: Epoch(4),
         target: THERE,
         relay_us: 10 * SECOND,
+        ingresses: vec![],
+        relay_late_us: 0,
     });
     let half = Request::Serve { group: "1:100.64.0.0/25".parse().unwrap(), epoch: Epoch(5) };
     assert!(lab.ask(half).iter().any(|event| matches!(event, Event::Serving { .. })));
@@ -1419,6 +1588,8 @@ fn halves_merge_also_where_the_whole_was_given_away_before_and_still_relays() {
         epoch: Epoch(2),
         target: THERE,
         relay_us: 10 * SECOND,
+        ingresses: vec![],
+        relay_late_us: 0,
     };
     lab.ask(forget);
     let serve = |text: &str| Request::Serve { group: text.parse().unwrap(), epoch: Epoch(3) };

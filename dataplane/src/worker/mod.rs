@@ -11,7 +11,7 @@ mod slices;
 
 pub(crate) use serve::RELAYED_HOLD_FACTOR;
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
 use flow::steer::{Side, Tag};
 use flow::{Batch, Epoch, GroupId, Micros, MoveId, Protocol, SiteId, WorkerId};
@@ -150,6 +150,10 @@ pub struct Worker<B> {
     by_prefix: [Option<HashMap<u32, u32>>; 33],
     fences: HashMap<GroupId, Fence>,
     active: Vec<u32>,
+    /// Tombstones that are over but for ingresses that have not flipped: not looked at in each slice.
+    staying: BTreeSet<u32>,
+    /// The first of them that is looked at next.
+    stay_next: u32,
     installs: VecDeque<Install>,
     events: VecDeque<Event>,
     counters: Counters,
@@ -204,6 +208,8 @@ impl<B: PacketBuf> Worker<B> {
             by_prefix: [const { None }; 33],
             fences: HashMap::new(),
             active: Vec::new(),
+            staying: BTreeSet::new(),
+            stay_next: 0,
             installs: VecDeque::new(),
             events: VecDeque::new(),
             counters: Counters::default(),
@@ -499,7 +505,8 @@ impl<B: PacketBuf> Worker<B> {
     /// copy takes.
     fn keep_relaying(&mut self, number: u32, look: &Look, now: Micros) {
         let own = self.settings.site;
-        let State::Tombstone { to, until, behind, relaying } = &mut self.groups[number as usize].state else {
+        let State::Tombstone { to, until, behind, relaying, stay } = &mut self.groups[number as usize].state
+        else {
             return;
         };
         let (known, from) = match serve::origin(look.parsed.tag) {
@@ -508,9 +515,13 @@ impl<B: PacketBuf> Worker<B> {
             Some((false, _)) | None => return,
         };
         *until = (*until).max(now.plus(STRAGGLERS));
+        stay.until = stay.until.max(now.plus(stay.span));
         // A worker that yields relays to another of its site: no path ends here.
         if *to != own && !known.contains(&from) {
             known.push(from);
+        }
+        if self.staying.remove(&number) {
+            self.activate(number);
         }
     }
 

@@ -7,7 +7,7 @@ use super::{Install, OLD_REQUESTS, Worker, mask, tick};
 use crate::control::{
     BATCH_LEN_MAX, Event, Function, GroupLoad, GroupStatus, Ordering, Request, ServiceSpec, Stats, VERSION,
 };
-use crate::group::{Armed, Arrival, Credit, Group, Joining, State};
+use crate::group::{Armed, Arrival, Credit, Group, Joining, State, Stay};
 use crate::io::PacketBuf;
 use crate::nat::{Service, check_record};
 use crate::table::{NIL, flags};
@@ -59,8 +59,11 @@ impl<B: PacketBuf> Worker<B> {
                 self.disarm(group, move_id, withdraw);
                 Ok(())
             }
-            Request::Forget { group, move_id, epoch, target, relay_us } => {
-                self.forget(group, move_id, epoch, target, now.plus(Micros(relay_us)))
+            Request::Forget { group, move_id, epoch, target, relay_us, ingresses, relay_late_us } => {
+                let span = Micros(relay_late_us);
+                let stay = Stay { ingresses: ingresses.into_iter().collect(), span, until: now.plus(span) };
+                let burial = Burial { move_id, to: target, until: now.plus(Micros(relay_us)), stay };
+                self.forget(group, epoch, burial)
             }
             Request::Prepare { group, move_id, epoch, source, flows, ordering } => {
                 self.prepare(group, move_id, epoch, Reservation { source, flows, ordering }, now)
@@ -207,11 +210,22 @@ impl<B: PacketBuf> Worker<B> {
     /// The group's number; made as a served one when it is not here.
     fn make_group(&mut self, id: GroupId, epoch: Epoch) -> Result<u32, Refusal> {
         if let Some(&number) = self.by_id.get(&id) {
+            self.staying.remove(&number);
             return Ok(number);
         }
         self.check_prefix(&id)?;
-        if let Some(known) = self.by_id.keys().find(|known| known.prefix.overlaps(&id.prefix)) {
+        let overlaps = |(known, _): &(&GroupId, &u32)| known.prefix.overlaps(&id.prefix);
+        let overlapping = self.by_id.iter().filter(overlaps);
+        let (staying, others): (Vec<_>, Vec<_>) =
+            overlapping.partition(|(_, number)| self.staying.contains(number));
+        if let Some((known, _)) = others.first() {
             return Err(format!("group {id} overlaps {known}, which is on this worker"));
+        }
+        // A whole that still relays does so for the other half.
+        let parts = staying.into_iter().filter(|(known, _)| id.prefix.covers(&known.prefix));
+        for number in parts.map(|(_, number)| *number).collect::<Vec<_>>() {
+            self.active.retain(|other| *other != number);
+            self.drop_group(number);
         }
         self.add_group(id, epoch)
     }
@@ -449,14 +463,8 @@ impl<B: PacketBuf> Worker<B> {
         self.events.push_back(Event::Disarmed { group: id, move_id, cut, withdrawn });
     }
 
-    fn forget(
-        &mut self,
-        id: GroupId,
-        move_id: MoveId,
-        epoch: Epoch,
-        target: SiteId,
-        until: Micros,
-    ) -> Result<(), Refusal> {
+    fn forget(&mut self, id: GroupId, epoch: Epoch, burial: Burial) -> Result<(), Refusal> {
+        let move_id = burial.move_id;
         let Ok(number) = self.number(&id) else {
             self.events.push_back(Event::Gone { group: id, move_id });
             return Ok(());
@@ -470,7 +478,7 @@ impl<B: PacketBuf> Worker<B> {
         }
         self.raise_epoch(id, epoch);
         self.finish_parting(&id);
-        self.bury(number, move_id, target, until);
+        self.bury(number, burial);
         Ok(())
     }
 
@@ -483,19 +491,22 @@ impl<B: PacketBuf> Worker<B> {
         }
         self.finish_parting(&id);
         let site = self.settings.site;
-        self.bury(number, MoveId::default(), site, until);
+        let stay = Stay::default();
+        self.bury(number, Burial { move_id: MoveId::default(), to: site, until, stay });
     }
 
     /// Relays for a while, and forgets the flows meanwhile.
-    fn bury(&mut self, number: u32, move_id: MoveId, to: SiteId, until: Micros) {
+    fn bury(&mut self, number: u32, burial: Burial) {
+        let Burial { move_id, to, until, stay } = burial;
         self.drop_arrival(number);
+        self.staying.remove(&number);
         let group = &mut self.groups[number as usize];
         let behind = if group.move_id == Some(move_id) { group.behind() } else { Vec::new() };
         group.stop_export();
         group.move_id = Some(move_id);
         group.hold.unpark();
         group.report_join = false;
-        group.state = State::Tombstone { to, until, behind, relaying: Vec::new() };
+        group.state = State::Tombstone { to, until, behind, relaying: Vec::new(), stay };
         group.purging = true;
         group.refresh_mode();
         self.activate(number);
@@ -525,14 +536,8 @@ impl<B: PacketBuf> Worker<B> {
             if group.serves() || matches!(group.state, State::Relaying(_)) {
                 return Err(format!("group {id} is {:?} here: it cannot be a target", group.phase()));
             }
-            // Their packets are to be relayed, but those of the new move held; by look they are the same.
-            if let Some(site) = group.behind().first() {
-                return Err(format!("ingress {site} still sends packets of {id} by an old path to here"));
-            }
-            if let State::Tombstone { relaying, .. } = &group.state
-                && let Some(site) = relaying.first()
-            {
-                return Err(format!("site {site} still relays packets of {id} to here by an old path"));
+            if !self.staying.contains(&number) {
+                check_return(group)?;
             }
         }
         let of_this = self.number(&id).map_or(0, |number| {
@@ -698,7 +703,7 @@ impl<B: PacketBuf> Worker<B> {
         if !joined && let Ok(number) = self.arriving(&id, move_id) {
             let group = &self.groups[number as usize];
             let source = group.arrival.as_ref().map_or(self.settings.site, |arrival| arrival.source);
-            self.bury(number, move_id, source, until);
+            self.bury(number, Burial { move_id, to: source, until, stay: Stay::default() });
         }
         self.events.push_back(Event::Abandoned { group: id, move_id, joined });
         if self.number(&id).is_err() {
@@ -714,6 +719,29 @@ impl<B: PacketBuf> Worker<B> {
 struct Wanted {
     credit: Credit,
     again: bool,
+}
+
+/// How a group is given away: to whom, by which move, and for how long it is relayed.
+#[derive(Clone, Copy, Debug)]
+struct Burial {
+    move_id: MoveId,
+    to: SiteId,
+    until: Micros,
+    stay: Stay,
+}
+
+/// Whether a group that was given away may come back: what is relayed for it and what a new move would hold look the same.
+fn check_return<B>(group: &Group<B>) -> Result<(), Refusal> {
+    let id = group.id;
+    if let Some(site) = group.behind().first() {
+        return Err(format!("ingress {site} still sends packets of {id} by an old path to here"));
+    }
+    if let State::Tombstone { relaying, .. } = &group.state
+        && let Some(site) = relaying.first()
+    {
+        return Err(format!("site {site} still relays packets of {id} to here by an old path"));
+    }
+    Ok(())
 }
 
 /// What a target makes room for.

@@ -23,11 +23,17 @@ const FROZEN_TICKS: u32 = 50;
 /// later by this is in order (RFC 4787, REQ-5 and RFC 5382, REQ-5 give least times).
 const KEPT_TICKS: u32 = 300;
 
+/// Tombstones that stay for late ingresses are looked at in turn, so many in a tick: a site that gave everything away has thousands.
+const STAYS_PER_TICK: usize = 128;
+
 impl<B: PacketBuf> Worker<B> {
     /// Does some of the work that waits, at most [`SLICE_LEN`] steps of each kind. When no call came for ten
     /// seconds the process was stopped: that time does not count against flows.
     pub fn slice(&mut self, now: Micros, out: &mut Output<B>) {
-        self.skip_stall(now);
+        let ticked = self.skip_stall(now);
+        if ticked {
+            self.end_stays(now);
+        }
         self.expire(now);
         self.install_some(now);
         let mut budget = SLICE_LEN;
@@ -45,11 +51,27 @@ impl<B: PacketBuf> Worker<B> {
         }
     }
 
-    fn skip_stall(&mut self, now: Micros) {
+    /// Says whether a tick began.
+    fn skip_stall(&mut self, now: Micros) -> bool {
         let passed = tick(now).saturating_sub(std::mem::replace(&mut self.tick, tick(now)));
         if passed > STALL_TICKS {
             for group in self.groups.iter_mut().filter(|group| group.frozen.is_none()) {
                 group.offset += passed;
+            }
+        }
+        passed > 0
+    }
+
+    /// Looks at some of the tombstones that are over but for ingresses that have not flipped, each in turn.
+    fn end_stays(&mut self, now: Micros) {
+        let behind = self.staying.range(self.stay_next..);
+        let some: Vec<u32> = behind.take(STAYS_PER_TICK).copied().collect();
+        self.stay_next = some.last().filter(|_| some.len() == STAYS_PER_TICK).map_or(0, |last| last + 1);
+        for number in some {
+            let group = &self.groups[number as usize];
+            // One with work is looked at when that is done.
+            if !group.active && !group.stays(now) {
+                self.drop_group(number);
             }
         }
     }
@@ -436,7 +458,11 @@ impl<B: PacketBuf> Worker<B> {
         let joining = group.arrival.as_ref().is_some_and(|arrival| arrival.joining.is_some());
         match group.state {
             State::Tombstone { until, .. } if until <= now && !group.purging && relayed_all => {
-                self.drop_group(number);
+                if group.stays(now) {
+                    self.staying.insert(number);
+                } else {
+                    self.drop_group(number);
+                }
                 false
             }
             State::Tombstone { .. } | State::Draining(_) => true,
@@ -454,6 +480,7 @@ impl<B: PacketBuf> Worker<B> {
         if let Some(move_id) = group.move_id {
             self.events.push_back(Event::Gone { group: group.id, move_id });
         }
+        self.staying.remove(&number);
         self.unlink_group(number);
     }
 

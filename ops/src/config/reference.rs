@@ -293,8 +293,17 @@ const SITES: &[Key] = &[
         "ms",
         "10000",
         Range(1, 600_000),
-        "How long a former owner relays stragglers: longer than any packet is on its way, than any agent is \
-         away, and at least as long as `moves.marker_ms`, `moves.cut_ms` and `moves.late_ms`.",
+        "How long a former owner relays stragglers: longer than any packet is on its way, and at least as long \
+         as `moves.marker_ms`, `moves.cut_ms` and `moves.late_ms`.",
+    ),
+    key(
+        "moves.relay_late_ms",
+        "ms",
+        "300000, or `moves.relay_ms` if that is more",
+        Range(1, 3_600_000),
+        "How long a former owner relays, after the last packet that came by the old path, as long as some \
+         ingress has not flipped, since its agent is away or does not reach its switch. A UDP mapping that \
+         nobody uses for five minutes is over (RFC 4787, REQ-5). At least `moves.relay_ms`.",
     ),
     key(
         "moves.rate_mbit_per_s",

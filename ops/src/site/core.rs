@@ -51,6 +51,8 @@ pub struct Bounds {
     pub late_us: u64,
     /// How long an old owner relays.
     pub relay_us: u64,
+    /// How long it relays after the last packet by the old path as long as an ingress has not flipped.
+    pub relay_late_us: u64,
     /// How copies are cut up; no operator sets it.
     pub pace: Pace,
 }
@@ -74,6 +76,7 @@ impl Default for Bounds {
             cut_us: 500_000,
             late_us: 2_000_000,
             relay_us: 10_000_000,
+            relay_late_us: 300_000_000,
             pace: Pace::default(),
         }
     }

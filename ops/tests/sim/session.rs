@@ -135,7 +135,7 @@ impl World {
         let Some(state) = self.sites.get_mut(&site).filter(|state| state.switch.stopped_until <= now) else {
             return Ok(());
         };
-        state.outdated |= state.switch.stopped_for() > BOUNDS.relay_us;
+        state.outdated |= state.switch.stopped_for() > BOUNDS.relay_late_us;
         self.trace(|| format!("switch {site} wakes"));
         self.takes_turn(site, Part::Switch);
         let next = |world: &mut Self| world.sites.get_mut(&site)?.switch.read_waiting();
@@ -150,7 +150,7 @@ impl World {
     pub(crate) fn look_at_stopped_switches(&mut self) {
         let now = self.now;
         for state in self.sites.values_mut() {
-            state.outdated |= state.muted_at.is_some_and(|since| since + BOUNDS.relay_us < now);
+            state.outdated |= state.muted_at.is_some_and(|since| since + BOUNDS.relay_late_us < now);
             state.outdated &= !state.life.as_ref().is_some_and(|life| life.agent.is_in_force());
         }
         let long =

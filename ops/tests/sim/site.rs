@@ -24,14 +24,15 @@ use crate::world::{Checked, Happening, IDLE, Life, Open, Place, Process, Queue, 
 /// The worker that comes and goes with the load.
 pub(crate) const EXTRA: WorkerId = WorkerId(3);
 
-/// Short, so that a seed takes a few virtual seconds, and above three times the longest delay. Old owners relay for longer than any agent is
-/// away.
+/// Short, so that a seed takes a few virtual seconds, and above three times the longest delay. Old owners relay for longer than any agent or
+/// switch is away.
 pub(crate) const BOUNDS: Bounds = Bounds {
     marker_us: 400_000,
     take_back_us: 1_200_000,
     cut_us: 300_000,
     late_us: 600_000,
     relay_us: 4_000_000,
+    relay_late_us: 7_000_000,
     pace: PACE,
 };
 

@@ -139,7 +139,10 @@ impl Agent {
         epoch: Epoch,
         target: SiteId,
     ) -> Request {
-        Request::Forget { group, move_id, epoch, target, relay_us: self.bounds.relay_us }
+        let Bounds { relay_us, relay_late_us, .. } = self.bounds;
+        // To another worker of this site no old path leads.
+        let ingresses = if target == self.site { Vec::new() } else { self.sites.keys().copied().collect() };
+        Request::Forget { group, move_id, epoch, target, relay_us, ingresses, relay_late_us }
     }
 
     fn send_to_target(&mut self, id: MoveId, message: ToTarget, now: Micros) {

@@ -91,13 +91,9 @@ impl Agent {
             (false, Phase::Shadow | Phase::Open) => {
                 Request::Abandon { group: group.id, move_id, relay_us: self.bounds.relay_us }
             }
-            (false, Phase::Serving | Phase::Copying | Phase::Draining | Phase::Relaying) => Request::Forget {
-                group: group.id,
-                move_id,
-                epoch: group.epoch,
-                target: group.owner,
-                relay_us: self.bounds.relay_us,
-            },
+            (false, Phase::Serving | Phase::Copying | Phase::Draining | Phase::Relaying) => {
+                self.forget_request(group.id, move_id, group.epoch, group.owner)
+            }
         };
         self.outputs.push_back(Output::Worker(worker, request));
     }

@@ -210,6 +210,22 @@ fn what_was_served_in_vain_is_forgotten_when_the_group_was_taken_back() {
     assert!(requests(&did).iter().any(forgets), "{did:?}");
 }
 
+/// Nobody waited for the marker of an ingress whose agent is away, and it leads to here until that is back.
+#[test]
+fn who_forgets_a_group_is_told_all_ingresses_also_those_whose_agents_are_away() {
+    let away = SiteId(3);
+    let (mut agent, _) = settled(vec![group("1:100.64.0.0/27", THERE, 3)], Vec::new());
+    let Change::Site(known) = site(away) else { panic!("a site") };
+    say(&mut agent, false, vec![Change::Site(Site { alive: false, ..known })]);
+    let abandoned = Event::Abandoned { group: whole(), move_id: MoveId(9), joined: true };
+    let did = feed(&mut agent, Input::Worker(WORKERS[0], abandoned));
+    let told = requests(&did).into_iter().find_map(|(_, request)| {
+        let Request::Forget { ingresses, relay_late_us, .. } = request else { return None };
+        Some((ingresses, relay_late_us))
+    });
+    assert_eq!(told, Some((vec![HERE, THERE, away], Bounds::default().relay_late_us)), "{did:?}");
+}
+
 #[test]
 fn a_worker_that_keeps_its_connection_and_does_not_answer_is_said_to_be_silent() {
     let (mut agent, _) = settled(vec![group("1:100.64.0.0/27", THERE, 2)], Vec::new());
