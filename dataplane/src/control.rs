@@ -250,6 +250,9 @@ pub enum Request {
         move_id: MoveId,
         /// How long to relay on, in microseconds.
         relay_us: u64,
+        /// How long after the last packet that comes, in microseconds, if ingresses may have led here: those that lead to the source
+        /// again send no marker.
+        relay_late_us: u64,
     },
     /// Source: so many records may be exported for this copy in all; the most that was said counts. What is beyond waits in the
     /// table. Not answered; without effect when another copy is in hand, or none.

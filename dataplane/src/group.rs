@@ -18,6 +18,9 @@ const TIMES_LEN_MAX: usize = 65_536;
 pub struct Sites([u64; 4]);
 
 impl Sites {
+    /// All that there can be.
+    pub(crate) const ALL: Self = Self([u64::MAX; 4]);
+
     /// Adds one.
     pub fn insert(&mut self, site: SiteId) {
         self.0[usize::from(site.0 >> 6)] |= 1 << (site.0 & 63);
@@ -135,12 +138,19 @@ pub enum State {
 /// The relay of a group that was given away goes on for ingresses that have not flipped.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Stay {
-    /// All that there are.
+    /// All that there are; those that lead to the source of a move again, which was taken back, send no marker.
     pub ingresses: Sites,
     /// For so long after the last packet that came by the old path.
     pub span: Micros,
     /// Until when.
     pub until: Micros,
+}
+
+impl Stay {
+    /// From now on.
+    pub(crate) fn new(ingresses: Sites, span: Micros, now: Micros) -> Self {
+        Self { ingresses, span, until: now.plus(span) }
+    }
 }
 
 /// What ends the serving.

@@ -48,6 +48,7 @@ async fn start(directory: PathBuf) -> Cluster {
         directory,
         binary: PathBuf::from(env!("CARGO_BIN_EXE_limosa")),
         elastic: None,
+        relay_late: None,
     };
     let cluster = Cluster::start(layout).await.unwrap();
     cluster.set_policy(json!({ "automatic": false })).await.unwrap();

@@ -65,6 +65,7 @@ impl Deployment {
             directory: path,
             binary: PathBuf::from(env!("CARGO_BIN_EXE_limosa")),
             elastic,
+            relay_late: None,
         };
         let cluster = Cluster::start(layout).await.unwrap();
         cluster.set_policy(json!({ "automatic": false })).await.unwrap();

@@ -44,6 +44,7 @@ impl Deployment {
             directory: directory.path().to_owned(),
             binary: PathBuf::from(env!("CARGO_BIN_EXE_limosa")),
             elastic: None,
+            relay_late: None,
         };
         let cluster = Cluster::start(layout).await.unwrap();
         cluster.set_policy(json!({ "automatic": false })).await.unwrap();

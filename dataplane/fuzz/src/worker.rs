@@ -342,7 +342,7 @@ impl Script<'_> {
             },
             14 if kind & 0x80 != 0 => Request::Credit { group, move_id, session: 0, credit: self.word()? },
             14 => Request::TakeOver { group, move_id },
-            _ => Request::Abandon { group, move_id, relay_us: self.word()? },
+            _ => Request::Abandon { group, move_id, relay_us: self.word()?, relay_late_us: self.word()? },
         })
     }
 

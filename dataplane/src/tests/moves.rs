@@ -1016,12 +1016,32 @@ fn an_abandoned_target_gives_back_what_it_held() {
     for payload in [b"1", b"2"] {
         lab.inside(udp(client(), remote(), payload));
     }
-    lab.worker.handle(Request::Abandon { group: group_id(), move_id: MOVE, relay_us: 5_000 }, lab.now);
+    lab.worker.handle(
+        Request::Abandon { group: group_id(), move_id: MOVE, relay_us: 5_000, relay_late_us: 0 },
+        lab.now,
+    );
     let (events, sent) = lab.settle();
     assert_eq!(events, [Event::Abandoned { group: group_id(), move_id: MOVE, joined: false }]);
     let seen: Vec<_> = sent.iter().map(|frame| (see(frame).tag, see(frame).payload)).collect();
     assert_eq!(seen, [b"1", b"2"].map(|payload| (Tag::Relay(Side::Inside, HERE), payload.to_vec())));
     assert_eq!(lab.after(5_001).0, [Event::Gone { group: group_id(), move_id: MOVE }]);
+}
+
+/// An ingress led here before the move was taken back, and its agent is away since: it may be silent for a while.
+#[test]
+fn an_abandoned_target_relays_as_long_as_an_ingress_may_lead_here() {
+    let gone = [Event::Gone { group: group_id(), move_id: MOVE }];
+    let mut lab = target();
+    let (group, move_id) = (group_id(), MOVE);
+    lab.ask(Request::Abandon { group, move_id, relay_us: SECOND, relay_late_us: 30 * SECOND });
+    for _ in 0..3 {
+        lab.seconds(29);
+        let relayed = lab.inside(udp(client(), remote(), b"")).map(|seen| seen.tag);
+        assert_eq!(relayed, Some(Tag::Relay(Side::Inside, HERE)));
+    }
+    lab.seconds(29);
+    assert_eq!(lab.phase(), Some(Phase::Tombstone));
+    assert_eq!(lab.after(2 * SECOND).0, gone);
 }
 
 #[test]

@@ -7,7 +7,7 @@ use super::{Install, OLD_REQUESTS, Worker, mask, tick};
 use crate::control::{
     BATCH_LEN_MAX, Event, Function, GroupLoad, GroupStatus, Ordering, Request, ServiceSpec, Stats, VERSION,
 };
-use crate::group::{Armed, Arrival, Credit, Group, Joining, State, Stay};
+use crate::group::{Armed, Arrival, Credit, Group, Joining, Sites, State, Stay};
 use crate::io::PacketBuf;
 use crate::nat::{Service, check_record};
 use crate::table::{NIL, flags};
@@ -60,8 +60,7 @@ impl<B: PacketBuf> Worker<B> {
                 Ok(())
             }
             Request::Forget { group, move_id, epoch, target, relay_us, ingresses, relay_late_us } => {
-                let span = Micros(relay_late_us);
-                let stay = Stay { ingresses: ingresses.into_iter().collect(), span, until: now.plus(span) };
+                let stay = Stay::new(ingresses.into_iter().collect(), Micros(relay_late_us), now);
                 let burial = Burial { move_id, to: target, until: now.plus(Micros(relay_us)), stay };
                 self.forget(group, epoch, burial)
             }
@@ -83,8 +82,9 @@ impl<B: PacketBuf> Worker<B> {
                     Joining { token: None, missing: Vec::new(), late_bound: Micros(0), cut_deadline: now };
                 self.ask_join(group, move_id, joining, now)
             }
-            Request::Abandon { group, move_id, relay_us } => {
-                self.abandon(group, move_id, now.plus(Micros(relay_us)))
+            Request::Abandon { group, move_id, relay_us, relay_late_us } => {
+                let stay = Stay::new(Sites::ALL, Micros(relay_late_us), now);
+                self.abandon(group, move_id, now.plus(Micros(relay_us)), stay)
             }
             Request::Yield { group, relay_us } => {
                 self.yield_group(group, now.plus(Micros(relay_us)));
@@ -697,13 +697,13 @@ impl<B: PacketBuf> Worker<B> {
         Ok(())
     }
 
-    fn abandon(&mut self, id: GroupId, move_id: MoveId, until: Micros) -> Result<(), Refusal> {
+    fn abandon(&mut self, id: GroupId, move_id: MoveId, until: Micros, stay: Stay) -> Result<(), Refusal> {
         let joined =
             self.number(&id).is_ok_and(|number| self.groups[number as usize].joined == Some(move_id));
         if !joined && let Ok(number) = self.arriving(&id, move_id) {
             let group = &self.groups[number as usize];
             let source = group.arrival.as_ref().map_or(self.settings.site, |arrival| arrival.source);
-            self.bury(number, Burial { move_id, to: source, until, stay: Stay::default() });
+            self.bury(number, Burial { move_id, to: source, until, stay });
         }
         self.events.push_back(Event::Abandoned { group: id, move_id, joined });
         if self.number(&id).is_err() {

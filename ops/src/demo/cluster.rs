@@ -81,6 +81,8 @@ pub struct Layout {
     pub binary: PathBuf,
     /// When agents start and stop workers beyond those, if they are to.
     pub elastic: Option<Thresholds>,
+    /// How long old owners relay for an ingress that has not flipped (`moves.relay_late_ms`), if not as by default.
+    pub relay_late: Option<Duration>,
 }
 
 /// The running deployment. Dropping it ends every child.
@@ -672,6 +674,9 @@ impl Layout {
         );
         if let Some(thresholds) = &self.elastic {
             text += &thresholds.table(&self.directory, self.workers, WORKER_PORTS);
+        }
+        if let Some(span) = self.relay_late {
+            writeln!(text, "moves.relay_late_ms = {}", span.as_millis())?;
         }
         text += &self.tls(&NodeName::site(CLUSTER, name));
         // The node at this site first: it answers watches without crossing the WAN.

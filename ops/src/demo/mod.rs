@@ -83,6 +83,7 @@ async fn play(options: &Options, sites: Vec<DemoSite>, directory: &Path) -> anyh
         binary: std::env::current_exe()?,
         // The surge finds out what is much on this machine.
         elastic: Some(Thresholds::NEVER),
+        relay_late: None,
     };
     let cluster = Cluster::start(layout).await?;
     cluster

@@ -547,6 +547,15 @@ impl Agent {
         &self.local
     }
 
+    /// How many groups of this site have a worker, and for how many that are not the site's, and do not come to it, one still relays.
+    #[must_use]
+    pub fn count_local(&self) -> (usize, usize) {
+        let is_own = |id: &&GroupId| self.groups.get(*id).is_some_and(|group| group.owner == self.site);
+        let (own, others): (Vec<_>, Vec<_>) = self.local.keys().partition(is_own);
+        let coming: BTreeSet<_> = self.incoming.values().map(|part| part.machine.spec().group).collect();
+        (own.len(), others.into_iter().filter(|id| !coming.contains(id)).count())
+    }
+
     /// Group loads of the last report of each worker.
     #[must_use]
     pub fn loads(&self) -> &BTreeMap<GroupId, GroupLoad> {

@@ -81,6 +81,7 @@ pub struct SiteMetrics {
     table_packets: IntGaugeVec,
     port_packets: IntGaugeVec,
     groups: IntGauge,
+    groups_relayed: IntGauge,
     revision: IntGauge,
 }
 
@@ -342,7 +343,11 @@ impl SiteMetrics {
                 "Packets of a port of the switch by fate, as the switch counts them",
                 &["port", "fate"],
             )?,
-            groups: single("limosa_groups", "Groups that have a worker at this site")?,
+            groups: single("limosa_groups", "Groups of this site that have a worker")?,
+            groups_relayed: single(
+                "limosa_groups_relayed",
+                "Groups that this site has given away and still relays for ingresses that lead here",
+            )?,
             revision: single("limosa_config_revision", "Revision of placement that the agent follows")?,
             hold_max,
             switch_silent,
@@ -585,7 +590,9 @@ impl SiteMetrics {
         }
         #[expect(clippy::cast_precision_loss, reason = "microseconds of one move")]
         self.hold_max.set(counts.hold_us_max as f64 / 1e6);
-        self.groups.set(i64::try_from(agent.local().len()).unwrap_or(i64::MAX));
+        let (own, relayed) = agent.count_local();
+        self.groups.set(i64::try_from(own).unwrap_or(i64::MAX));
+        self.groups_relayed.set(i64::try_from(relayed).unwrap_or(i64::MAX));
         self.forget_workers(&agent.connected_workers());
         self.compare_ports(&wanted_ports(agent));
         let mut state = self.state();

@@ -20,6 +20,9 @@ use crate::services::SERVICES;
 pub(crate) const DISK_NODE: u64 = 2;
 /// Room for its database, many times over.
 const DISK_LEN: &str = "size=64m";
+/// Storms end agents, and a new one sends no markers of what the last one missed: old owners that waited for them for minutes would have
+/// something left whenever it is looked whether all is whole again.
+const RELAY_LATE: Duration = Duration::from_secs(20);
 /// With a load of six times the usual of one site agents start workers, and stop them when it is gone.
 const ELASTIC: Thresholds = Thresholds { busy_high: 0.03, busy_low: 0.015, hold_s: 2, pause_s: 5 };
 
@@ -96,6 +99,7 @@ impl Deployment {
             directory: path,
             binary: PathBuf::from(env!("CARGO_BIN_EXE_limosa")),
             elastic: Some(ELASTIC),
+            relay_late: Some(RELAY_LATE),
         };
         let cluster = Cluster::start(layout).await.unwrap();
         cluster.set_policy(json!({ "automatic": false })).await.unwrap();

@@ -392,7 +392,8 @@ impl Run {
             if followed.is_none_or(|followed| followed < newest) {
                 wants.push(format!("agent of {} follows {followed:?} of {newest}", name(site)));
             }
-            served.insert(site.0, gauge(&text, "limosa_groups"));
+            let counts = ["limosa_groups", "limosa_groups_relayed"].map(|name| gauge(&text, name));
+            served.insert(site.0, counts);
         }
         wants.extend(self.misplaced(&served).await);
         let moves = self.api.get("/v1/moves?limit=200&consistency=linearizable").await;
@@ -417,14 +418,15 @@ impl Run {
         wants
     }
 
-    /// Sites whose workers serve other groups, by number, than those that the log says are theirs.
-    async fn misplaced(&self, served: &BTreeMap<u8, Option<u64>>) -> Vec<String> {
+    /// Sites whose workers serve other groups, by number, than those that the log says are theirs, or relay for others.
+    async fn misplaced(&self, served: &BTreeMap<u8, [Option<u64>; 2]>) -> Vec<String> {
         let page = self.api.get("/v1/sites?consistency=linearizable").await.unwrap_or_default();
         let site = |site: &Value| {
             let (id, owned) = (u8::try_from(site["id"].as_u64()?).ok()?, site["groups"].as_u64()?);
-            let serves = served.get(&id).copied().flatten();
-            (serves != Some(owned))
-                .then(|| format!("owner: site {id} owns {owned} groups and serves {serves:?}"))
+            let [serves, relays] = served.get(&id).copied().unwrap_or_default();
+            (serves != Some(owned) || relays != Some(0)).then(|| {
+                format!("owner: site {id} owns {owned} groups, serves {serves:?} and relays for {relays:?}")
+            })
         };
         page["sites"].as_array().into_iter().flatten().filter_map(site).collect()
     }

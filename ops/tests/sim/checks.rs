@@ -28,7 +28,7 @@ pub(crate) struct Checks {
     pub(crate) delays: Delays,
 }
 
-fn serves(phase: Phase) -> bool {
+pub(crate) fn serves(phase: Phase) -> bool {
     matches!(phase, Phase::Serving | Phase::Copying | Phase::Draining)
 }
 
@@ -44,6 +44,13 @@ impl World {
             }
         }
         all
+    }
+
+    /// How many workers serve whatever has clients in common with the group.
+    fn count_served_by(&self, group: &GroupId) -> usize {
+        let has = |known: &GroupId| known.service == group.service && known.prefix.overlaps(&group.prefix);
+        let places = self.sites.values().flat_map(|state| state.workers.values());
+        places.filter(|place| place.process.iter().any(|process| process.serving.iter().any(has))).count()
     }
 
     /// The same of whatever has clients in common with the group; a worker that divides one counts once.
@@ -69,7 +76,8 @@ impl World {
         let Some(process) = place.and_then(|place| place.process.as_ref()) else { return Ok(()) };
         for status in process.status.values().filter(|status| serves(status.phase)) {
             self.checks.outcomes.serves(status.group, status.epoch)?;
-            if !self.excuses.may_lose(&status.group) {
+            // The list is for who reads of it.
+            if self.count_served_by(&status.group) > 1 && !self.excuses.may_lose(&status.group) {
                 OneDecider::serving(status.group, &self.any_served_by(&status.group))?;
             }
         }

@@ -13,6 +13,7 @@ use switchctl::core::driver::Driver;
 use switchctl::ofp::Message;
 use transfer::core::{Pace, ToSource, ToTarget};
 
+use crate::checks::serves;
 use crate::links::State;
 use crate::log::{BLOCK_LEN, FIRST_PORT};
 use crate::mutation::Mutation;
@@ -422,7 +423,8 @@ impl World {
         };
         let status = std::collections::BTreeMap::new();
         let (core, socket) = (Worker::new(settings, now), Vec::new());
-        place.process = Some(Process { worker: core, boot, socket, turn_at: u64::MAX, status });
+        let serving = Vec::new();
+        place.process = Some(Process { worker: core, boot, socket, turn_at: u64::MAX, status, serving });
         self.wake_worker(site, worker, 100_000);
     }
 
@@ -617,14 +619,19 @@ impl World {
         }
         while process.worker.poll_event().is_some_and(|_| mutation.is_some()) {}
         process.worker.handle(Request::Status, now);
-        if let Some(Event::Status { groups, .. }) = process.worker.poll_event() {
+        if let Some(Event::Status { groups, .. }) = process.worker.poll_event()
+            && !groups.iter().eq(process.status.values())
+        {
+            let serving = groups.iter().filter(|status| serves(status.phase));
+            process.serving = serving.map(|status| status.group).collect();
             process.status = groups.into_iter().map(|status| (status.group, status)).collect();
         }
         let mut after = process.worker.counters();
         if mutation == Some(Mutation::Miscounted) {
             after.sent = after.sent.saturating_sub(1);
         }
-        let open: Vec<_> = process.status.keys().copied().collect();
+        let opened_early = after.hold_opened_early > before.hold_opened_early;
+        let open: Vec<_> = process.status.keys().filter(|_| opened_early).copied().collect();
         let wait = match process.worker.wait() {
             Wait::Now => 20,
             Wait::Soon => 500,
@@ -642,10 +649,8 @@ impl World {
                 self.traffic.excuse(number);
             }
         }
-        if after.hold_opened_early > before.hold_opened_early {
-            // What was opened early goes past what waits.
-            open.into_iter().for_each(|group| self.excuses.shuffle(group));
-        }
+        // What was opened early goes past what waits.
+        open.into_iter().for_each(|group| self.excuses.shuffle(group));
         crate::invariant_9::check(site, worker, &after, self.mode.hold_max().1)?;
         self.check_states(site, worker)?;
         for frame in out.tx {

@@ -116,6 +116,8 @@ pub(crate) struct Process {
     pub(crate) socket: Vec<Vec<u8>>,
     pub(crate) turn_at: u64,
     pub(crate) status: BTreeMap<GroupId, GroupStatus>,
+    /// Of these, what it serves.
+    pub(crate) serving: Vec<GroupId>,
 }
 
 /// A worker's place: the process, if it runs, and the agent's connection to it (0: none).

@@ -145,6 +145,16 @@ impl Agent {
         Request::Forget { group, move_id, epoch, target, relay_us, ingresses, relay_late_us }
     }
 
+    /// For a target that was to serve under this epoch.
+    pub(super) fn abandon_request(&self, group: GroupId, move_id: MoveId, epoch: Epoch) -> Request {
+        let Bounds { relay_us, relay_late_us, .. } = self.bounds;
+        // A move that was taken back leaves a greater epoch. Before its flip was committed no ingress has led here.
+        let led_here =
+            !move_id.is_local() && self.groups.get(&group).is_none_or(|known| known.epoch >= epoch);
+        let relay_late_us = if led_here { relay_late_us } else { 0 };
+        Request::Abandon { group, move_id, relay_us, relay_late_us }
+    }
+
     fn send_to_target(&mut self, id: MoveId, message: ToTarget, now: Micros) {
         if id.is_local() {
             if !self.is_deaf(id, &message, now) {
@@ -203,7 +213,7 @@ impl Agent {
             }
             TargetAction::TakeOver => Request::TakeOver { group, move_id: id },
             TargetAction::Serve => return self.serve(worker, group, spec.epoch),
-            TargetAction::Abandon => Request::Abandon { group, move_id: id, relay_us: self.bounds.relay_us },
+            TargetAction::Abandon => self.abandon_request(group, id, spec.epoch),
         };
         self.outputs.push_back(Output::Worker(worker, request));
     }

@@ -88,9 +88,7 @@ impl Agent {
             }
             (true, _) => Request::Serve { group: group.id, epoch: group.epoch },
             (false, Phase::Tombstone) => return,
-            (false, Phase::Shadow | Phase::Open) => {
-                Request::Abandon { group: group.id, move_id, relay_us: self.bounds.relay_us }
-            }
+            (false, Phase::Shadow | Phase::Open) => self.abandon_request(group.id, move_id, status.epoch),
             (false, Phase::Serving | Phase::Copying | Phase::Draining | Phase::Relaying) => {
                 self.forget_request(group.id, move_id, group.epoch, group.owner)
             }
@@ -191,8 +189,7 @@ impl Agent {
             }
             // The source has not heard of it, or is away for a moment.
             (None, None, Some((to, status))) if self.is_elsewhere(&status.group, to, true) => {
-                let relay_us = self.bounds.relay_us;
-                let abandon = Request::Abandon { group: status.group, move_id: id, relay_us };
+                let abandon = self.abandon_request(status.group, id, status.epoch);
                 self.outputs.push_back(Output::Worker(to, abandon));
             }
             (None, None, Some((to, status))) if self.is_elsewhere(&status.group, to, false) => {

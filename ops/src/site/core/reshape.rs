@@ -261,10 +261,10 @@ impl Agent {
 
     /// Another site has the group by now, under another name: what a worker has of it is of no use any more.
     fn give_to(&mut self, other: Group, worker: WorkerId, status: &GroupStatus) {
-        let (group, relay_us) = (status.group, self.bounds.relay_us);
+        let group = status.group;
         let move_id = status.move_id.unwrap_or_default();
         let request = match status.phase {
-            Phase::Shadow | Phase::Open => Request::Abandon { group, move_id, relay_us },
+            Phase::Shadow | Phase::Open => self.abandon_request(group, move_id, status.epoch),
             Phase::Serving | Phase::Copying | Phase::Draining | Phase::Relaying => {
                 self.forget_request(group, move_id, other.epoch, other.owner)
             }
@@ -290,8 +290,7 @@ impl Agent {
     fn abandon_gone(&mut self, worker: WorkerId, status: &GroupStatus) {
         let over = status.move_id.filter(|id| !self.moves.contains_key(id));
         if let (Some(move_id), Phase::Shadow | Phase::Open) = (over, status.phase) {
-            let relay_us = self.bounds.relay_us;
-            let abandon = Request::Abandon { group: status.group, move_id, relay_us };
+            let abandon = self.abandon_request(status.group, move_id, status.epoch);
             self.outputs.push_back(Output::Worker(worker, abandon));
         }
     }

@@ -3,7 +3,9 @@
 use dataplane::control::{Event, GroupStatus, Phase, Request};
 use flow::nat::NatSpec;
 use flow::{Epoch, GroupId, Micros, MoveId, ServiceId, SiteId, WorkerId};
-use placement::core::{Admin, Change, Group, Move, MovePhase, MoveReason, Ordering, Service, Site, Timeouts};
+use placement::core::{
+    Admin, Change, Group, Move, MoveOutcome, MovePhase, MoveReason, Ordering, Service, Site, Timeouts,
+};
 use switchctl::Ports;
 use transfer::core::{Ending, ToSource, ToTarget};
 
@@ -145,8 +147,10 @@ fn a_site_that_relays_for_a_group_still_does_when_the_group_is_split() {
     let split = [Change::GroupGone(whole())].into_iter().chain(halves.map(Change::Group)).collect();
     say(&mut agent, false, split);
     assert_eq!(agent.plan().relayed.get(&whole()), Some(&WORKERS[0]));
+    assert_eq!(agent.count_local(), (0, 1));
     feed(&mut agent, Input::Worker(WORKERS[0], Event::Gone { group: whole(), move_id: MoveId(9) }));
     assert!(agent.plan().relayed.is_empty() && agent.leftovers().is_empty(), "{:?}", agent.leftovers());
+    assert_eq!(agent.count_local(), (0, 0));
 }
 
 #[test]
@@ -224,6 +228,29 @@ fn who_forgets_a_group_is_told_all_ingresses_also_those_whose_agents_are_away() 
         Some((ingresses, relay_late_us))
     });
     assert_eq!(told, Some((vec![HERE, THERE, away], Bounds::default().relay_late_us)), "{did:?}");
+}
+
+/// Before the flip is committed no ingress leads to a target; after it one may whose agent then does not hear that the move was taken back.
+#[test]
+fn who_gives_a_copy_up_relays_for_late_ingresses_only_if_some_may_have_led_there() {
+    let late = Bounds::default().relay_late_us;
+    for (outcome, epoch, relays) in
+        [(MoveOutcome::Aborted { reason: String::new() }, 1, 0), (MoveOutcome::TakenBack, 3, late)]
+    {
+        let (mut agent, _) = settled(vec![group("1:100.64.0.0/27", THERE, 1)], Vec::new());
+        let coming = Move { from: THERE, to: HERE, ..leaving(whole()) };
+        say(&mut agent, false, vec![Change::Move(coming.clone())]);
+        let offer = ToTarget::Offer { session: 1, flows: 0 };
+        feed(&mut agent, Input::FromSource { move_id: coming.id, from: THERE, message: offer, wire_len: 1 });
+        let back = Change::Group(group("1:100.64.0.0/27", THERE, epoch));
+        let ended = Change::MoveEnded { id: coming.id, group: whole(), outcome };
+        let did = say(&mut agent, false, vec![back, ended]);
+        let told = requests(&did).into_iter().find_map(|(_, request)| {
+            let Request::Abandon { relay_late_us, .. } = request else { return None };
+            Some(relay_late_us)
+        });
+        assert_eq!(told, Some(relays), "{did:?}");
+    }
 }
 
 #[test]
@@ -689,7 +716,7 @@ fn what_an_agent_missed_while_it_was_stopped_is_one_set_of_rules_without_what_wa
     let theirs = group("1:100.64.0.0/27", THERE, 1);
     let (mut agent, _) = settled(vec![theirs], Vec::new());
     let flipped = Move { from: THERE, to: SiteId(3), phase: MovePhase::Switching, ..leaving(whole()) };
-    let outcome = placement::core::MoveOutcome::TakenBack;
+    let outcome = MoveOutcome::TakenBack;
     let ended = Change::MoveEnded { id: flipped.id, group: whole(), outcome };
     let back = Change::Group(Group { epoch: Epoch(3), ..theirs });
     for changes in [vec![Change::Move(flipped)], vec![back, ended]] {
@@ -727,7 +754,7 @@ fn flipped_and_back() -> (Agent, Vec<Change>, Vec<Change>) {
     let theirs = group("1:100.64.0.0/27", THERE, 1);
     let (agent, _) = settled(vec![theirs], Vec::new());
     let flipped = Move { from: THERE, to: SiteId(3), phase: MovePhase::Switching, ..leaving(whole()) };
-    let outcome = placement::core::MoveOutcome::TakenBack;
+    let outcome = MoveOutcome::TakenBack;
     let ended = Change::MoveEnded { id: flipped.id, group: whole(), outcome };
     let back = Change::Group(Group { epoch: Epoch(3), ..theirs });
     (agent, vec![Change::Move(flipped)], vec![back, ended])
@@ -759,7 +786,7 @@ fn goes_on_unflipped(resets: bool) -> (Agent, Vec<Output>) {
             Move { id, epoch, from: pair[0], to: pair[1], phase: MovePhase::Switching, ..leaving(whole()) };
         say(&mut agent, false, vec![Change::Move(flipped)]);
         let there = Change::Group(group("1:100.64.0.0/27", pair[1], epoch.0));
-        let outcome = placement::core::MoveOutcome::Done;
+        let outcome = MoveOutcome::Done;
         let ended = Change::MoveEnded { id, group: whole(), outcome };
         say(&mut agent, false, vec![there, ended]);
         if resets {
@@ -910,7 +937,7 @@ fn a_token_that_was_withdrawn_by_a_worker_that_died_is_not_given_anew_by_another
     assert!(!did.iter().any(|output| matches!(output, Output::Connect(..))), "{did:?}");
 
     // The log has decided: another worker serves.
-    let outcome = placement::core::MoveOutcome::TakenBack;
+    let outcome = MoveOutcome::TakenBack;
     let ended = Change::MoveEnded { id: MoveId(7), group: whole(), outcome };
     let did = say(&mut agent, false, vec![Change::Group(Group { epoch: Epoch(3), ..mine }), ended]);
     let serves =

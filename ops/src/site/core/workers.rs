@@ -322,7 +322,7 @@ impl Agent {
         let move_id = status.move_id.unwrap_or_default();
         let request = match status.phase {
             Phase::Serving | Phase::Copying | Phase::Draining => Request::Yield { group, relay_us },
-            Phase::Shadow | Phase::Open => Request::Abandon { group, move_id, relay_us },
+            Phase::Shadow | Phase::Open => self.abandon_request(group, move_id, status.epoch),
             Phase::Relaying => self.forget_request(group, move_id, status.epoch, self.site),
             Phase::Tombstone => return,
         };
@@ -431,7 +431,7 @@ impl Agent {
         if !is_elsewhere {
             return false;
         }
-        let abandon = Request::Abandon { group: status.group, move_id, relay_us: self.bounds.relay_us };
+        let abandon = self.abandon_request(status.group, move_id, status.epoch);
         self.outputs.push_back(Output::Worker(worker, abandon));
         true
     }
