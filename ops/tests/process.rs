@@ -24,6 +24,9 @@ const MOVES_BOUND: Duration = Duration::from_secs(40);
 /// Phases of a move that the API tells of.
 const PHASES: [&str; 2] = ["preparing", "switching"];
 
+/// Enough for each group to have some.
+const TCP_CONNECTIONS: usize = 48;
+
 /// How often moves are started until one is seen in its phase.
 const TRIES: usize = 10;
 
@@ -33,6 +36,7 @@ struct Deployment {
     gone: Vec<Part>,
     /// The groups that were at Amsterdam at first.
     home: Vec<Value>,
+    tcp_connections: usize,
     world: WorldHandle,
     _directory: Option<tempfile::TempDir>,
 }
@@ -40,11 +44,11 @@ struct Deployment {
 impl Deployment {
     /// Three sites at their real distances; little traffic, but of every group.
     async fn start() -> Self {
-        Self::start_with(None).await
+        Self::start_with(None, TCP_CONNECTIONS).await
     }
 
     /// The same; agents start and stop workers if they are told when.
-    async fn start_with(elastic: Option<Thresholds>) -> Self {
+    async fn start_with(elastic: Option<Thresholds>, tcp_connections: usize) -> Self {
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         // In LIMOSA_TEST_DIRECTORY logs and state can be looked at afterwards.
         let (directory, path) = match std::env::var_os("LIMOSA_TEST_DIRECTORY") {
@@ -72,7 +76,7 @@ impl Deployment {
         cluster.configure(100_000).await.unwrap();
         cluster.until_ready().await.unwrap();
         let mut spec = world_spec(&cluster, 7);
-        spec.tcp_connections = 48;
+        spec.tcp_connections = tcp_connections;
         spec.udp_flows = 1_200;
         spec.udp_fast_flows = 120;
         spec.udp_interval = (Duration::from_secs(1), Duration::from_secs(2));
@@ -80,8 +84,14 @@ impl Deployment {
         let world = World::start(spec).unwrap();
         world.begin_act("test").unwrap();
         sleep(Duration::from_secs(2)).await;
-        let mut deployment =
-            Self { cluster, gone: Vec::new(), home: Vec::new(), world, _directory: directory };
+        let mut deployment = Self {
+            cluster,
+            gone: Vec::new(),
+            home: Vec::new(),
+            tcp_connections,
+            world,
+            _directory: directory,
+        };
         deployment.home = deployment.groups_at("amsterdam").await;
         deployment
     }
@@ -162,7 +172,7 @@ impl Deployment {
         let harm = format!("{p:?} {:?}\nmissing: {:#?}\ndrops: {drops:#?}", traffic.checks, traffic.missing);
         assert_eq!((p.lost, p.duplicated, p.reordered), (0, 0, 0), "{harm}");
         assert_eq!((t.reset, t.corrupt), (0, 0), "{t:?}");
-        assert_eq!(t.connections, 48);
+        assert_eq!(t.connections, self.tcp_connections as u64);
         assert_eq!(traffic.checks, Default::default());
     }
 
@@ -315,6 +325,35 @@ async fn the_agent_of_an_ingress_killed_in_each_phase_loses_nothing() {
     deployment.assert_unharmed().await;
 }
 
+/// Its switch goes on by the rules that it has, whatever moves. Without TCP, which is never silent.
+#[tokio::test(flavor = "multi_thread")]
+async fn clients_behind_an_ingress_without_its_agent_may_be_silent_and_find_what_moved_meanwhile() {
+    let mut deployment = Deployment::start_with(None, 0).await;
+    let groups = deployment.home[..4].to_vec();
+    deployment.until_done(&deployment.move_groups(&groups, "singapore").await).await;
+    deployment.kill(Part::Agent(SiteId(1)));
+    let ends = tokio::time::Instant::now() + MOVES_BOUND;
+    let is_alive = |site: &Value| site["id"] == 1 && site["alive"] == true;
+    while deployment.cluster.get("/v1/sites").await.unwrap()["sites"].as_array().unwrap().iter().any(is_alive)
+    {
+        assert!(tokio::time::Instant::now() < ends, "it still has its lease");
+        sleep(Duration::from_millis(100)).await;
+    }
+    deployment.until_done(&deployment.move_groups(&groups, "virginia").await).await;
+    let set_rate = |factor: f64| {
+        for group in &groups {
+            let (_, prefix) = group.as_str().unwrap().split_once(':').unwrap();
+            assert_eq!(deployment.world.set_rate(prefix.parse().unwrap(), factor).unwrap(), 1);
+        }
+    };
+    set_rate(1e-6);
+    // Longer than an old owner relays (`moves.relay_ms`) and waits for stragglers.
+    sleep(Duration::from_secs(17)).await;
+    set_rate(1.0);
+    sleep(Duration::from_secs(3)).await;
+    deployment.assert_unharmed().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_leader_killed_in_each_phase_loses_nothing() {
     let mut deployment = Deployment::start().await;
@@ -379,7 +418,7 @@ async fn a_worker_killed_in_each_phase_loses_its_own_flows_only_and_its_groups_a
 async fn load_starts_a_worker_and_its_end_stops_it_and_nothing_is_lost() {
     let site = SiteId(1);
     let thresholds = Thresholds { busy_high: 0.02, busy_low: 0.012, hold_s: 1, pause_s: 3 };
-    let deployment = Deployment::start_with(Some(thresholds)).await;
+    let deployment = Deployment::start_with(Some(thresholds), TCP_CONNECTIONS).await;
     let until = async |bound_s: u64, wanted: usize| {
         let ends = tokio::time::Instant::now() + Duration::from_secs(bound_s);
         while deployment.cluster.worker_count(site).await != wanted {
