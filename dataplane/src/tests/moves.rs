@@ -344,16 +344,7 @@ fn no_smaller_epoch_is_ever_accepted() {
 fn a_forgotten_group_relays_for_a_while_and_is_gone() {
     let mut lab = source_with_flows(100);
     cut(&mut lab);
-    let (epoch, target) = (Epoch(2), THERE);
-    lab.ask(Request::Forget {
-        group: group_id(),
-        move_id: MOVE,
-        epoch,
-        target,
-        relay_us: SECOND,
-        ingresses: vec![],
-        relay_late_us: 0,
-    });
+    lab.ask(forget(SECOND));
     assert_eq!(lab.worker.counters().flows, 0);
     assert_eq!(lab.inside(udp(client(), remote(), b"")).unwrap().tag, Tag::Relay(Side::Inside, THERE));
     // That packet came from an ingress that has not flipped, so there may be more.
@@ -368,16 +359,7 @@ fn a_forgotten_group_relays_for_a_while_and_is_gone() {
 fn an_old_owner_relays_on_what_an_older_one_relays_to_it() {
     let mut lab = source_with_flows(1);
     cut(&mut lab);
-    let (epoch, target) = (Epoch(2), THERE);
-    lab.ask(Request::Forget {
-        group: group_id(),
-        move_id: MOVE,
-        epoch,
-        target,
-        relay_us: 5 * SECOND,
-        ingresses: vec![],
-        relay_late_us: 0,
-    });
+    lab.ask(forget(5 * SECOND));
     let older = SiteId(7);
     let relayed = |from| (udp(client(), remote(), b""), Tag::Relayed(Side::Inside, from));
     // The agent of an ingress may be away for as long as this, and its packets come by way of the owner that it knows.
@@ -402,16 +384,7 @@ fn a_group_does_not_come_back_while_an_ingress_still_sends_by_the_old_path() {
     lab.send(marker_frame(HERE, Tag::Marker(HERE)), Tag::Marker(HERE));
     lab.after(1_001);
     let (group, next) = (group_id(), MoveId(10));
-    let (epoch, target, relay_us) = (Epoch(2), THERE, SECOND);
-    lab.ask(Request::Forget {
-        group,
-        move_id: MOVE,
-        epoch,
-        target,
-        relay_us,
-        ingresses: vec![],
-        relay_late_us: 0,
-    });
+    lab.ask(forget(SECOND));
     let (epoch, ordering) = (Epoch(3), Ordering::Strict);
     let back = Request::Prepare { group, move_id: next, epoch, source: THERE, flows: 1, ordering };
     let [Event::Refused { reason, .. }] = &lab.ask(back.clone())[..] else { panic!("not refused") };
@@ -429,16 +402,7 @@ fn a_group_does_not_come_back_while_an_ingress_that_nobody_waits_for_sends_by_th
     let given_away = || {
         let mut lab = source_with_flows(1);
         cut(&mut lab);
-        let (epoch, target, relay_us) = (Epoch(2), THERE, SECOND);
-        lab.ask(Request::Forget {
-            group,
-            move_id: MOVE,
-            epoch,
-            target,
-            relay_us,
-            ingresses: vec![],
-            relay_late_us: 0,
-        });
+        lab.ask(forget(SECOND));
         lab
     };
     let back = Request::Prepare { group, move_id: next, epoch: Epoch(3), source: THERE, flows: 1, ordering };
@@ -460,6 +424,16 @@ fn a_group_does_not_come_back_while_an_ingress_that_nobody_waits_for_sends_by_th
     lab.send(udp(client(), remote(), b""), Tag::Direct(Side::Inside, away));
     lab.send(marker_frame(away, Tag::Marker(away)), Tag::Marker(away));
     assert_eq!(lab.ask(back), prepared, "it has flipped");
+}
+
+/// The target serves, and every ingress has flipped.
+fn forget(relay_us: u64) -> Request {
+    forget_to((MOVE, Epoch(2), THERE), relay_us)
+}
+
+fn forget_to((move_id, epoch, target): (MoveId, Epoch, SiteId), relay_us: u64) -> Request {
+    let ingresses = vec![];
+    Request::Forget { group: group_id(), move_id, epoch, target, relay_us, ingresses, relay_late_us: 0 }
 }
 
 /// What was given away, and stays for half a minute after the last packet while one of these ingresses has not flipped.
@@ -776,16 +750,7 @@ fn the_marker_of_the_next_move_comes_behind_what_its_ingress_sent_by_the_path_of
     for forgets in [false, true] {
         let mut lab = goes_on_to_the_third(0);
         if forgets {
-            let (group, move_id, epoch, target) = (group_id(), NEXT, Epoch(3), THIRD);
-            lab.ask(Request::Forget {
-                group,
-                move_id,
-                epoch,
-                target,
-                relay_us: SECOND,
-                ingresses: vec![],
-                relay_late_us: 0,
-            });
+            lab.ask(forget_to((NEXT, Epoch(3), THIRD), SECOND));
         }
         assert_eq!(lab.phase(), Some(if forgets { Phase::Tombstone } else { Phase::Relaying }));
         let (direct, relayed) = (Tag::Direct(Side::Inside, HERE), Tag::Relayed(Side::Inside, HERE));
@@ -805,15 +770,7 @@ fn the_marker_of_the_next_move_comes_behind_what_its_ingress_sent_by_the_path_of
 fn a_worker_that_waits_for_an_ingress_and_gave_the_group_away_forgets_it_in_time() {
     let mut lab = goes_on_to_the_third(0);
     let (group, move_id, epoch, target) = (group_id(), NEXT, Epoch(3), THIRD);
-    lab.ask(Request::Forget {
-        group,
-        move_id,
-        epoch,
-        target,
-        relay_us: SECOND,
-        ingresses: vec![],
-        relay_late_us: 0,
-    });
+    lab.ask(forget_to((move_id, epoch, target), SECOND));
     let direct = Tag::Direct(Side::Inside, HERE);
     assert_eq!(told(&lab.send(udp(client(), remote(), b"1"), direct)), []);
     let (events, sent) = lab.after(30 * SECOND);
@@ -1364,17 +1321,7 @@ impl Net {
             }),
             Event::Joined { .. } => {
                 self.joined = true;
-                let (epoch, target) = (Epoch(2), THERE);
-                let forget = Request::Forget {
-                    group,
-                    move_id: MOVE,
-                    epoch,
-                    target,
-                    relay_us: 1 << 40,
-                    ingresses: vec![],
-                    relay_late_us: 0,
-                };
-                self.requests[0].push_back(forget);
+                self.requests[0].push_back(forget(1 << 40));
             }
             other => assert!(matches!(other, Event::Installed { .. }), "{other:?}"),
         }
@@ -1602,15 +1549,7 @@ fn a_half_that_only_relays_is_no_obstacle_to_the_whole_nor_the_whole_to_a_half()
 #[test]
 fn halves_merge_also_where_the_whole_was_given_away_before_and_still_relays() {
     let mut lab = source_with_flows(0);
-    let forget = Request::Forget {
-        group: group_id(),
-        move_id: MOVE,
-        epoch: Epoch(2),
-        target: THERE,
-        relay_us: 10 * SECOND,
-        ingresses: vec![],
-        relay_late_us: 0,
-    };
+    let forget = forget(10 * SECOND);
     lab.ask(forget);
     let serve = |text: &str| Request::Serve { group: text.parse().unwrap(), epoch: Epoch(3) };
     lab.ask(serve("1:100.64.0.0/25"));

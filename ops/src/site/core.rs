@@ -550,10 +550,14 @@ impl Agent {
     /// How many groups of this site have a worker, and for how many that are not the site's, and do not come to it, one still relays.
     #[must_use]
     pub fn count_local(&self) -> (usize, usize) {
-        let is_own = |id: &&GroupId| self.groups.get(*id).is_some_and(|group| group.owner == self.site);
-        let (own, others): (Vec<_>, Vec<_>) = self.local.keys().partition(is_own);
         let coming: BTreeSet<_> = self.incoming.values().map(|part| part.machine.spec().group).collect();
-        (own.len(), others.into_iter().filter(|id| !coming.contains(id)).count())
+        self.local.keys().fold((0, 0), |(own, relayed), id| {
+            if self.groups.get(id).is_some_and(|group| group.owner == self.site) {
+                (own + 1, relayed)
+            } else {
+                (own, relayed + usize::from(!coming.contains(id)))
+            }
+        })
     }
 
     /// Group loads of the last report of each worker.
